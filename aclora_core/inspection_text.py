@@ -1,0 +1,136 @@
+"""An inspection, or a cut, as text: a table for people and screen readers, JSON, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from .cutting import LayerCut, total_energy_kept
+from .inspection import FileFacts, Inspection, LayerFacts
+from .report import text_table, trajectory_table
+
+_HEADER = (
+    "layer", "type", "shape", "rank", "signal", "alpha", "scale", "norm", "sigma 1", "sigma k", "ratio", "stable rank",
+    "effective rank", "for 90 %", "for 95 %", "for 99 %", "dead",
+)  # fmt: skip
+_LEGEND = """\
+norm: how much the layer changes its weight. sigma 1, sigma k: sizes of its largest and its smallest component.
+stable rank, effective rank: how many components carry the weight. for 90 %: components for 90 % of the energy.
+dead: components that do nothing. signal: components that the training found to be signal."""
+
+
+def inspection_table(inspection: Inspection) -> str:
+    """The facts of the file, then a line for each layer, then the restarts of the training, if they are known."""
+    parts = [file_table(inspection.file)]
+    if inspection.layers:
+        rows = [_row(layer) for layer in inspection.layers]
+        known = any(layer.signal is not None for layer in inspection.layers)
+        keep = [place for place, title in enumerate(_HEADER) if known or title != "signal"]
+        table = text_table([_HEADER[i] for i in keep], [[row[i] for i in keep] for row in rows])
+        parts.append(f"{table}\n\n{_LEGEND if known else _LEGEND.partition(' signal:')[0]}")
+    if inspection.report is not None:
+        parts.append(f"Restarts, mean over the layers (smallest to largest):\n{trajectory_table(inspection.report)}")
+    return "\n\n".join(parts)
+
+
+def file_table(facts: FileFacts) -> str:
+    """One line for each fact of a LoRA file."""
+    rows = [
+        ("name", facts.name),
+        ("size", f"{facts.size / 1e6:.2f} MB, {facts.parameters:,} numbers"),
+        ("layers", f"{sum(facts.ranks.values())} plain LoRA layers in {facts.blocks} blocks"),
+        ("keys", _listed(facts.key_formats)),
+        ("prefixes", _listed(facts.prefixes)),
+        ("parts", _listed(facts.parts)),
+        ("types", _listed(facts.kinds)),
+        ("ranks", ", ".join(f"{rank} ({count} layers)" for rank, count in facts.ranks.items()) or "none"),
+        ("numbers", _listed(facts.dtypes)),
+        ("norm", f"{facts.norm:.4g} over all layers, effective rank {facts.effective_rank:.1f} (mean by energy)"),
+        *((f"no plain LoRA: {kind}", _named(names)) for kind, names in _by_kind(facts.other).items()),
+        *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
+    ]
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+
+
+def inspection_json(inspection: Inspection) -> str:
+    """Everything, with the spectra, as strict JSON: an infinite ratio is null."""
+    report = inspection.report
+    data = {
+        "file": {**asdict(inspection.file), "ranks": {str(k): v for k, v in inspection.file.ranks.items()}},
+        "layers": [_plain(layer) for layer in inspection.layers],
+        "training": json.loads(report.compact_json()) if report is not None else None,
+    }
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def inspection_csv(inspection: Inspection) -> str:
+    """A line for each layer, as a spreadsheet reads it; without the spectra."""
+    names = [field.name for field in fields(LayerFacts) if field.name != "spectrum"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for layer in inspection.layers:
+        writer.writerow({**_plain(layer), "shape": "x".join(map(str, layer.shape))})
+    return text.getvalue()
+
+
+def cut_table(cuts: Mapping[str, LayerCut]) -> str:
+    """What a cut did: a line for the whole, then a line for each layer."""
+    if not cuts:
+        return "There is no plain LoRA layer to cut."
+    before, after = (sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after"))
+    kept = total_energy_kept(cuts)
+    dropped = sum(cut.rank_after == 0 for cut in cuts.values())
+    ranks = " -> ".join(f"{sum(getattr(c, f'rank_{w}') for c in cuts.values()):,}" for w in ("before", "after"))
+    lines = [
+        f"Layers: {len(cuts)}, dropped: {dropped}. Sum of ranks: {ranks}.",
+        f"Size of the layers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({after / before:.0%}).",
+        f"Kept of all layers' energy: {kept:.2%}. Error of the whole change: {math.sqrt(1.0 - kept):.1%} of its norm.",
+    ]
+    header = ["layer", "rank before", "after", "energy kept", "norm kept", "sum kept", "kB before", "after"]
+    rows = [
+        [
+            name, str(cut.rank_before), str(cut.rank_after) if cut.rank_after else "dropped", f"{cut.energy_kept:.2%}",
+            f"{math.sqrt(cut.energy_kept):.2%}", f"{cut.sum_kept:.2%}",
+            f"{cut.bytes_before / 1e3:.1f}", f"{cut.bytes_after / 1e3:.1f}",
+        ]
+        for name, cut in cuts.items()
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n\n" + text_table(header, rows)
+
+
+def _row(layer: LayerFacts) -> list[str]:
+    return [
+        layer.name, layer.kind, " x ".join(map(str, layer.shape[:2])), str(layer.rank),
+        "?" if layer.signal is None else str(layer.signal), f"{layer.alpha:.4g}", f"{layer.scale:.4g}",
+        f"{layer.norm:.4g}", f"{layer.sigma_first:.3g}", f"{layer.sigma_last:.3g}",
+        f"{layer.ratio:.3g}" if math.isfinite(layer.ratio) else "infinite", f"{layer.stable_rank:.1f}",
+        f"{layer.effective_rank:.1f}", str(layer.rank_90), str(layer.rank_95), str(layer.rank_99), str(layer.dead),
+    ]  # fmt: skip
+
+
+def _plain(layer: LayerFacts) -> dict[str, Any]:
+    values = asdict(layer)
+    return {**values, "ratio": layer.ratio if math.isfinite(layer.ratio) else None}
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "none"
+
+
+def _by_kind(other: Mapping[str, str]) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for name, kind in other.items():
+        kinds.setdefault(kind, []).append(name)
+    return kinds
+
+
+def _named(names: list[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{', '.join(names[:shown])}{more}"

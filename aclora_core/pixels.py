@@ -1,0 +1,94 @@
+"""One picture file, of any kind that Pillow reads, becomes upright RGB on white. Errors name the file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # never EPS and the like, which start programs
+MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for an attack
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
+
+
+def upright_size(path: Path, name: str) -> tuple[int, int]:
+    """Width and height after EXIF rotation, from the header alone. Raises ValueError that calls the file `name`."""
+    with _opened(path, name) as image:
+        # The PNG reader's own getexif decodes the whole picture to look behind it; the header is enough here.
+        # Of TIFF files Pillow gives the upright size already.
+        turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        width, height = image.size
+    return (height, width) if turned else (width, height)
+
+
+def read_rgb(path: Path, name: str, bucket: tuple[int, int]) -> Image.Image:
+    """The picture as RGB, upright, on white, scaled with Lanczos to cover bucket = (width, height), cropped evenly.
+
+    Raises ValueError that calls the file `name` when its content is broken.
+    """
+    with _opened(path, name) as image:
+        # JPEG can be decoded at 1/2, 1/4 or 1/8 for next to nothing; twice the bucket keeps the detail Lanczos needs.
+        image.draft(None, (2 * max(bucket), 2 * max(bucket)))
+        return ImageOps.fit(_on_white(ImageOps.exif_transpose(image)), bucket, Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong with it inside the block becomes a ValueError that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and odd EXIF, which are dealt with here
+            with Image.open(path, formats=_formats()) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} was left out: it has more than {MAX_PIXELS // 1_000_000} megapixels. Make it smaller."
+        ) from error
+    except Exception as error:  # Pillow raises nearly every kind on a damaged file
+        raise ValueError(f"{name} was left out: it cannot be read as a picture ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, without the full path of a private file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is none of " + ", ".join(_formats())
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB; what is transparent becomes white."""
+    if image.mode.startswith(("I", "F")):
+        image = _deep_to_grey(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _deep_to_grey(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float grey -> 8 bits; Pillow's own conversion would clip instead of scale."""
+    values = np.asarray(image).astype(np.float32)
+    top = float(np.nanmax(values))
+    # The file does not say its white point; the smallest usual one that holds the values is taken.
+    white = 65535.0 if image.mode.startswith("I;16") else next((v for v in (1.0, 255.0, 65535.0) if top <= v), top)
+    if image.mode == "I":
+        white = max(white, 65535.0)
+    scaled = np.nan_to_num(values / white).clip(0.0, 1.0) * 255.0
+    return Image.fromarray(scaled.round().astype(np.uint8))

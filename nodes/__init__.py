@@ -1,0 +1,14 @@
+"""The nodes that ComfyUI shows under "AC-LoRA"."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .adapter import ACLoRALoad, ACLoRASave
+from .dataset import ACLoRADataset
+
+
+class ACLoRAExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes, in the order in which a workflow uses them."""
+        return [ACLoRADataset, ACLoRASave, ACLoRALoad]

@@ -1,0 +1,65 @@
+"""Names and places in models/loras."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ..aclora_core.tensor_file import SUFFIXES
+
+LORAS = "loras"  # ComfyUI's name of the folder
+LONGEST = 200  # bytes of a part of a name; drives allow 255, and a number and an ending are added
+
+
+def names() -> list[str]:
+    """The files that a loader offers."""
+    return [name for name in folder_paths.get_filename_list(LORAS) if name.lower().endswith(SUFFIXES)]
+
+
+def exists(name: str) -> bool:
+    return folder_paths.get_full_path(LORAS, name) is not None
+
+
+def path_of(name: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise(LORAS, name))
+
+
+def forget_list() -> None:
+    """Makes the host read the folder again; it goes by the folder's time, which some drives keep to two seconds."""
+    folder_paths.filename_list_cache.pop(LORAS, None)
+
+
+def target(filename: str) -> tuple[Path, Path]:
+    """The first loras folder and the file in it, without a number; ValueError with a sentence for a bad name."""
+    folder = Path(folder_paths.get_folder_paths(LORAS)[0])
+    name = re.sub(r"\.(safetensors|sft)$", "", filename.strip().replace("\\", "/"), flags=re.IGNORECASE)
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
+        raise ValueError(f"'{filename}' leads outside models/loras. Give a name inside it, such as 'styles/ink'.")
+    if re.search(r'[<>:"|?*\x00-\x1f]', name) or not all(map(_is_portable, parts)):
+        raise ValueError(
+            f"'{filename}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
+            " folders, such as 'styles/ink'."
+        )
+    path = folder / f"{name}.safetensors"
+    if not folder_paths.is_within_directory(str(folder), str(path)):
+        raise ValueError(f"'{filename}' leads outside models/loras through a link. Choose another folder.")
+    existing = next(parent for parent in path.parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"'{filename}' cannot be saved: {existing.name} is no folder that can be written to.")
+    return folder, path
+
+
+def numbered(path: Path) -> Path:
+    """NAME_00001.safetensors, or the next number that no file of this name has."""
+    pattern = re.compile(rf"{re.escape(path.stem)}_(\d+){re.escape(path.suffix)}", re.IGNORECASE)
+    matches = [pattern.fullmatch(file.name) for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    number = max((int(match[1]) for match in matches if match), default=0) + 1
+    return path.with_name(f"{path.stem}_{number:05}{path.suffix}")
+
+
+def _is_portable(part: str) -> bool:
+    return part != "" and part == part.strip(". ") and len(part.encode()) <= LONGEST

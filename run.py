@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Try AC-LoRA with one command.
+
+    python3 run.py quickstart        learn a style from sixteen pictures and draw with it
+    python3 run.py serve             start ComfyUI with the pack in it and print the address
+    python3 run.py test [OPTIONS]    run every check and test; the options go to pytest
+
+The first start sets up what is missing, in the folder .runtime of this checkout; later starts take seconds.
+
+Which ComfyUI is used: the folder in COMFYUI_PATH; the one whose custom_nodes this checkout lies in; else one of its own
+in .runtime. A ComfyUI that was there before runs with the Python in ACLORA_PYTHON, else with its own environment (venv,
+.venv, python_embeded), else with the Python that runs this file; its torch is never touched.
+
+Needs Python 3.11 or newer and nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit(f"AC-LoRA's run.py needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: python3.11 run.py")
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tools.runtime.console import Step, StepFailed, clock, say
+from tools.runtime.environment import LOGS, ROOT, RUNTIME, has_cuda
+from tools.runtime.host import Host, link_pack, prepare
+from tools.runtime.server import Server
+
+CHECKOUT = Path(__file__).absolute().parent  # not resolved: a link in custom_nodes tells which ComfyUI is meant
+PROMPT = ROOT / "tests" / "host" / "prompts" / "quickstart.json"
+OUTPUT = RUNTIME / "output"
+
+
+def main() -> int:
+    """Run the command; 0 when everything went well."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="quickstart | serve | test")
+    commands.add_parser("quickstart", help="learn a style from sixteen pictures and draw with it")
+    serving = commands.add_parser("serve", help="start ComfyUI with the pack in it")
+    serving.add_argument("--port", type=int, default=8188, help="wanted port; another is taken when it is in use")
+    commands.add_parser("test", help="run every check and test", add_help=False)
+    options, rest = parser.parse_known_args()
+    if rest and options.command != "test":
+        parser.error(f"{options.command} does not know {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped then, too
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    try:
+        if options.command == "quickstart":
+            return quickstart()
+        return serve(options.port) if options.command == "serve" else test(rest)
+    except StepFailed as failure:
+        say(f"\nFailed: {failure.step}\n\n{failure.reason}\n\nWhat to do: {failure.cure}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        return 130
+
+
+def device(host: Host) -> list[str]:
+    """The option that says what to compute on."""
+    with Step("Looking for a GPU"):
+        return [] if has_cuda(host.python) else ["--cpu"]
+
+
+def own_folders() -> list[str]:
+    """Options that put pictures, previews, settings and the database into .runtime."""
+    folders = {"output": OUTPUT, "temp": RUNTIME / "temp", "user": RUNTIME / "user"}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    words = [word for name, folder in folders.items() for word in (f"--{name}-directory", str(folder))]
+    return [*words, "--database-url", f"sqlite:///{(RUNTIME / 'user' / 'comfyui.db').as_posix()}"]
+
+
+def quickstart() -> int:
+    """Train a style on the pictures that come with the pack, draw before and after, and say where everything is."""
+    if not PROMPT.is_file():
+        raise StepFailed("Reading the workflow", f"{PROMPT} is missing.", "Get it back with: git checkout -- tests")
+    host = prepare(CHECKOUT)
+    options = [*device(host), *own_folders(), "--disable-api-nodes"]
+    # Alone in there: another pack that is broken or slow must not spoil the first try.
+    options += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", link_pack(host.folder / "custom_nodes")]
+    log, result = LOGS / "quickstart-server.log", LOGS / "quickstart-result.json"
+    server = Server(host.folder, host.python, options, log)
+    began, wall = time.monotonic(), time.time()
+    try:
+        with Step("Starting ComfyUI" + (" on the CPU" if "--cpu" in options else "")):
+            server.start()
+        say(f"Running workflows/quickstart.json at {server.address} (Ctrl-C stops it)")
+        outputs = follow(host, server, result)
+    finally:
+        server.stop()
+    say(f"\nDone in {clock(time.monotonic() - began)}.\n")
+    report(outputs, new_adapters(host, wall))
+    return 0
+
+
+def follow(host: Host, server: Server, result: Path) -> dict:
+    """Run the quickstart through the client, which shows the progress, and give the nodes' outputs."""
+    result.unlink(missing_ok=True)
+    client = ROOT / "tools" / "runtime" / "client.py"
+    command = [str(host.python), str(client), server.address, str(PROMPT), str(result)]
+    code = subprocess.run(command, env={**os.environ, "PYTHONUTF8": "1"}).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    answer = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    if code or "outputs" not in answer:
+        error = answer.get("error", {"step": "the client that follows the workflow", "reason": f"exit code {code}"})
+        raise StepFailed(
+            f"Running the quickstart, in {error['step']}", error["reason"],
+            f"The server's log tells more: {server.log}\n"
+            "If files are missing from the checkout, get them back with: git checkout -- .\n"
+            "Else please report it, with that log.",
+        )
+    return answer["outputs"]
+
+
+def new_adapters(host: Host, since: float) -> list[Path]:
+    """The adapters written since then."""
+    folders = (host.folder / "models" / "loras", OUTPUT / "loras")
+    files = (file for folder in folders if folder.is_dir() for file in folder.rglob("*.safetensors"))
+    return sorted(file for file in files if file.stat().st_mtime >= since - 2)  # some disks keep two-second times
+
+
+def report(outputs: dict, adapters: list[Path]) -> None:
+    """Say where the pictures and the adapter are."""
+    images = [image for node in outputs.values() for image in node.get("images", ()) if image.get("type") == "output"]
+    say("Pictures:")
+    for image in images:
+        say(f"  {OUTPUT / image.get('subfolder', '') / image['filename']}")
+    say("Adapter:")
+    for adapter in adapters:
+        say(f"  {adapter}")
+    if not adapters:
+        say("  none was written to models/loras")
+    say("\nTo change things yourself: python3 run.py serve, open the address, then Templates > aclora.")
+
+
+def serve(port: int) -> int:
+    """Start ComfyUI with the pack in it and keep it running until Ctrl-C."""
+    host = prepare(CHECKOUT)
+    link_pack(host.folder / "custom_nodes")
+    options = [*device(host), *(own_folders() if host.own else [])]  # another's ComfyUI starts with its own folders
+    with Server(host.folder, host.python, options, log=None, port=port) as server:
+        say(f"\nComfyUI with AC-LoRA is ready: {server.address}\nCtrl-C stops it.\n")
+        assert server.process is not None
+        return server.process.wait()
+
+
+def test(pytest_options: list[str]) -> int:
+    """Run ruff, mypy and pytest, all of them, and sum up."""
+    host = prepare(CHECKOUT, tests=True)
+    env = {**os.environ, "COMFYUI_PATH": str(host.folder), "PYTHONUTF8": "1"}
+    checks = {
+        "ruff (style)": ["ruff", "check", "."],
+        "mypy (types of aclora_core)": ["mypy"],
+        "pytest (tests; skipped ones are listed above)": ["pytest", *pytest_options],
+    }
+    codes = {}
+    for name, words in checks.items():
+        say(f"\n== {name}")
+        codes[name] = subprocess.run([str(host.python), "-m", *words], cwd=ROOT, env=env).returncode
+    say("\n== Summary")
+    for name, code in codes.items():
+        say(f"  {'passed' if code == 0 else 'FAILED'}  {name}")
+    return 1 if any(codes.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Fixtures for tests that run in the real ComfyUI: `pack` in this process, `server` in another.
+
+The host is the folder in COMFYUI_PATH, else .runtime/ComfyUI; without one these tests are skipped and say so.
+`python3 run.py test` makes one first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+from tools.runtime.environment import ROOT
+from tools.runtime.host import OWN, given_folder, is_comfyui, link_pack
+from tools.runtime.server import Server
+
+PACK_NAME = "aclora_pack"
+HOST_TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A warning of the host's is no failure of ours."""
+    for item in items:
+        if HOST_TESTS in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session")
+def host() -> Path:
+    """The folder of ComfyUI."""
+    folder = given_folder(ROOT) or OWN
+    if not is_comfyui(folder):
+        pytest.skip("no ComfyUI: set COMFYUI_PATH, or run `python3 run.py test`, which makes one")
+    if importlib.util.find_spec("aiohttp") is None:
+        pytest.skip("this Python has not ComfyUI's packages: run `python3 run.py test`, which installs them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pack(host: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The pack, loaded as ComfyUI loads it, in this process and on the CPU; its modules are pack.nodes.train and so on.
+
+    ComfyUI's folders are temporary ones. Its modules (folder_paths, comfy, ...) can be imported after this fixture.
+    """
+    sys.path.insert(0, str(host))  # first: a ComfyUI module must not be taken from the pack, which has a `nodes` too
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    comfy.cli_args.args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
+    init = ROOT / "__init__.py"
+    spec = importlib.util.spec_from_file_location(PACK_NAME, init, submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK_NAME] = module
+    spec.loader.exec_module(module)
+    asyncio.run(module.comfy_entrypoint())
+    return module
+
+
+@dataclass(frozen=True)
+class HostServer:
+    """A running ComfyUI with the pack in it, and the folders that it writes to."""
+
+    server: Server
+    base: Path  # its models, input, output, user and custom_nodes
+    pack_folder: str  # the pack's name in custom_nodes
+    log: Path  # everything it says
+    start_warnings: set[str]  # the warnings and errors that it began with
+
+    def get(self, path: str) -> bytes:
+        """The body of a page."""
+        return self.server.get(path)
+
+    def get_json(self, path: str) -> Any:
+        """A page that is JSON."""
+        return self.server.get_json(path)
+
+    def post_json(self, path: str, data: object) -> Any:
+        """Send JSON and read JSON."""
+        return self.server.post_json(path, data)
+
+    def submit(self, prompt: dict[str, Any]) -> str:
+        """Queue a prompt and give its id; AssertionError with the server's words when it refuses."""
+        try:
+            return str(self.post_json("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"])
+        except HTTPError as error:
+            raise AssertionError(f"the server refused the prompt: {error.read().decode()}") from error
+
+    def wait(self, prompt_id: str, timeout: float = 120) -> dict[str, Any]:
+        """The history of a prompt once it has ended, well or not; it is cancelled when that takes too long."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            history = self.get_json(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return dict(history[prompt_id])
+            time.sleep(0.2)
+        self.post_json("/interrupt", {"prompt_id": prompt_id})
+        raise AssertionError(f"the prompt did not end within {timeout:.0f} seconds; the server's log: {self.log}")
+
+    def run(self, prompt: dict[str, Any], timeout: float = 120) -> dict[str, Any]:
+        """Run a prompt to its end and give its history; AssertionError when a node fails."""
+        history = self.wait(self.submit(prompt), timeout)
+        assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
+        return history
+
+    def pictures(self, history: dict[str, Any]) -> list[Path]:
+        """The files that a prompt's output nodes saved."""
+        images = [image for node in history["outputs"].values() for image in node.get("images", ())]
+        saved = [image for image in images if image["type"] == "output"]
+        return [self.base / "output" / image["subfolder"] / image["filename"] for image in saved]
+
+
+def messages(log: Path) -> set[str]:
+    """The lines of a log without their times."""
+    return {re.sub(r"^\[\d[^]]*\] ", "", line) for line in log.read_text(encoding="utf-8").splitlines()}
+
+
+def server_options(base: Path, warnings: Path) -> list[str]:
+    """A server that touches nothing outside its base folder, nor the network."""
+    return [
+        "--cpu", "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
+        "--verbose", "WARNING", str(warnings), "--verbose", "INFO",
+    ]
+
+
+@pytest.fixture(scope="session")
+def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+    """The real server on a free port, on the CPU, with the pack in its custom_nodes and temporary folders."""
+    base = tmp_path_factory.mktemp("server")
+    for name in ("input", "output", "user", "models/loras"):
+        (base / name).mkdir(parents=True)
+    folder = link_pack(base / "custom_nodes")
+    log, warnings = base / "server.log", base / "warnings.log"
+    with Server(host, Path(sys.executable), server_options(base, warnings), log) as running:
+        yield HostServer(running, base, folder, log, messages(warnings))

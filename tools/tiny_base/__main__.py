@@ -1,0 +1,231 @@
+"""Makes the tiny base model from nothing: pictures, autoencoder, vocabulary, denoiser, verdict, model card.
+
+    python -m tools.tiny_base --host path/to/ComfyUI        # one CUDA GPU, under half an hour on an H100
+
+Everything in between is kept in --work, so that a run that was stopped goes on where it was. With --seconds the run
+stops by itself, says so and exits with code 3; the same command then goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import autoencoder, card, denoiser, icons, judge, text
+
+log = logging.getLogger("aclora.tiny_base")
+WORDINGS = ("{caption}", "{caption}", "{concept}, {style} style", "{style} style {concept}", "{plain}", "{style} style")
+GRID_CONCEPTS = ["rocket", "guitar", "house", "dog face", "bicycle", "cactus", "castle", "octopus"]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny_base", description=__doc__.split("\n")[0])
+    parser.add_argument("--host", type=Path, required=True, help="folder of ComfyUI, whose modules are trained")
+    parser.add_argument("--out", type=Path, default=Path("assets/tiny_base"))
+    parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="what is kept in between")
+    parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder of the icon packages")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the denoiser after so long")
+    parser.add_argument("--autoencoder-steps", type=int, default=6000)
+    parser.add_argument("--denoiser-steps", type=int, default=24000)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--judge-prompts", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--concepts", type=int, help="learn this many concepts only, to try the script out")
+    parser.add_argument("--no-compile", action="store_true")
+    return parser.parse_args()
+
+
+def open_host(folder: Path) -> None:
+    """Makes the host's modules importable; without a GPU the host must be told so before it looks for one."""
+    sys.path.insert(0, str(folder.resolve()))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+
+
+def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (n, h, w, 3) → float16 (n, 3, h, w) in 0..1."""
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).half().div_(255)
+
+
+def make_autoencoder(pictures: Tensor, args: argparse.Namespace) -> torch.nn.Module:
+    path = args.work / "autoencoder.safetensors"
+    if path.is_file():
+        model = autoencoder.build().to(pictures.device)
+        model.load_state_dict(load_file(path))
+        return model.eval().requires_grad_(False)
+    batch = min(128, len(pictures))
+    model = autoencoder.train(pictures, args.autoencoder_steps, batch, args.seed, progress("autoencoder"))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    return model
+
+
+def progress(name: str):
+    started = time.monotonic()
+
+    def show(step: int, loss: float) -> None:
+        if step % 500 == 0:
+            log.info("%s: step %d, loss %.4f, %.0f s", name, step, loss, time.monotonic() - started)
+
+    return show
+
+
+def jittered(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """A little smaller and moved by a few pixels, each by itself; white comes in at the edges."""
+    n = len(pictures)
+    zoom = 0.9 + 0.1 * torch.rand(n, generator=generator)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
+    theta[:, :, 2] = 0.08 * (torch.rand(n, 2, generator=generator) - 0.5)
+    grid = torch.nn.functional.affine_grid(theta.to(pictures.device), list(pictures.shape), align_corners=False)
+    return 1 - torch.nn.functional.grid_sample(1 - pictures.float(), grid, align_corners=False)
+
+
+def all_latents(model: torch.nn.Module, pictures: Tensor, seed: int, variants: int = 4) -> Tensor:
+    """(variants, n, 16, h/8, w/8): the pictures as they are, and jittered."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for variant in range(variants):
+        chosen = [part if variant == 0 else jittered(part, generator) for part in pictures.split(512)]
+        parts.append(torch.cat([autoencoder.encode(model, part) for part in chosen]).half())
+    return torch.stack(parts)
+
+
+def all_wordings(concepts: list[str], styles: list[str]) -> list[list[str]]:
+    """For each way of putting it, the caption of every picture."""
+    rows = []
+    for wording in WORDINGS:
+        row = []
+        for concept, style in zip(concepts, styles, strict=True):
+            full = icons.caption(concept, style)
+            row.append(wording.format(caption=full, plain=full.rsplit(",", 1)[0], concept=concept, style=style))
+        rows.append(row)
+    return rows
+
+
+def write_weights(pair: denoiser.Pair, vae: torch.nn.Module, config: dict, out: Path) -> None:
+    """The three halves in float16, in the names that the host's loaders read."""
+
+    def half(module: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:
+        return {prefix + name: value.half().cpu().contiguous() for name, value in module.state_dict().items()}
+
+    save_file(half(pair.denoiser), out / "denoiser.safetensors", {"format": "pt"})
+    save_file(half(pair.text), out / "text_encoder.safetensors", {"format": "pt"})
+    save_file(half(vae), out / "autoencoder.safetensors", {"format": "pt"})
+    (out / "config.json").write_text(json.dumps({"text": config, "length": text.LENGTH}, indent=2) + "\n")
+
+
+def read_weights(pair: denoiser.Pair, vae: torch.nn.Module, out: Path) -> None:
+    """Puts the written weights back, so that the verdict is on what ships."""
+    for module, name in ((pair.denoiser, "denoiser"), (pair.text, "text_encoder"), (vae, "autoencoder")):
+        module.load_state_dict({key: value.float() for key, value in load_file(out / f"{name}.safetensors").items()})
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    args = arguments()
+    open_host(args.host)
+    started = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    icons.fetch(args.icons, icons.BASE_STYLES)
+    raw, concepts, styles = icons.base_pictures(args.icons)
+    if args.concepts:
+        kept = set(random.Random(args.seed).sample(sorted(set(concepts)), args.concepts))
+        chosen = [number for number, concept in enumerate(concepts) if concept in kept]
+        raw, concepts, styles = raw[chosen], [concepts[i] for i in chosen], [styles[i] for i in chosen]
+    pictures = to_tensor(raw, device)
+    log.info("pictures: %d drawn, %.0f s", len(pictures), time.monotonic() - started)
+    vae = make_autoencoder(pictures, args)
+    quality = autoencoder.psnr(vae, pictures[:: max(1, len(pictures) // 1000)])
+    log.info("autoencoder: %.1f dB on the base pictures, %.0f s", quality, time.monotonic() - started)
+
+    rows = all_wordings(concepts, styles)
+    folder = args.out / "tokenizer"
+    text.learn_vocabulary(sorted({caption for row in rows for caption in row}), 3000, folder)
+    tokenizer = text.load_tokenizer(folder)
+    config = text.text_config(len(tokenizer))
+    tokens = torch.stack([text.tokenize(tokenizer, row) for row in rows]).to(device)
+    empty = text.tokenize(tokenizer, [""])[0].to(device)
+    schedule = denoiser.Schedule(args.denoiser_steps, args.batch)
+    left = args.seconds - (time.monotonic() - started)
+    pair = denoiser.train(
+        all_latents(vae, pictures, args.seed), tokens, empty, config, schedule, args.seed,
+        args.work / "denoiser.pt", left, not args.no_compile, progress("denoiser"),
+    )  # fmt: skip
+    if pair is None:
+        log.info("stopped after %.0f s; run the same command again to go on", time.monotonic() - started)
+        return 3
+    write_weights(pair, vae, config, args.out)
+    read_weights(pair, vae, args.out)
+    log.info("weights written, %.0f s", time.monotonic() - started)
+    report = verdict(pair, vae, tokenizer, pictures, concepts, styles, args)
+    report |= {"autoencoder_psnr": quality, "pictures": len(pictures), "concepts": len(set(concepts))}
+    report |= {"arguments": {key: getattr(args, key) for key in ("autoencoder_steps", "denoiser_steps", "batch", "seed")}}
+    (args.out / "verdict.json").write_text(json.dumps(report, indent=2) + "\n")
+    card.write(args.out, report)
+    log.info("%s\n%.0f s", json.dumps(report, indent=2), time.monotonic() - started)
+    return 0
+
+
+def verdict(pair, vae, tokenizer, pictures: Tensor, concepts: list[str], styles: list[str], args) -> dict:
+    """Draws prompts of base concepts, judges them, and draws the card's grid."""
+    device = pictures.device
+    words, kinds = sorted(set(concepts)), sorted(set(styles))
+    concept_class = torch.tensor([words.index(c) for c in concepts], device=device)
+    style_class = torch.tensor([kinds.index(s) for s in styles], device=device)
+    classifier = judge.train(pictures, concept_class, style_class, args.judge_steps, args.seed)
+    known = {kind: {c for c, s in zip(concepts, styles, strict=True) if s == kind} for kind in kinds}
+    everywhere = sorted(set.intersection(*known.values()))
+    chosen = random.Random(args.seed).sample(everywhere, min(args.judge_prompts, len(everywhere)))
+    asked = [(concept, kinds[number % len(kinds)]) for number, concept in enumerate(chosen)]
+    empty = text.tokenize(tokenizer, [""])[0].to(device)
+
+    def draw(prompts: list[tuple[str, str]]) -> Tensor:
+        tokens = text.tokenize(tokenizer, [icons.caption(*prompt) for prompt in prompts]).to(device)
+        parts = []
+        for number, part in enumerate(tokens.split(50)):
+            latents = denoiser.sample(pair, part, empty, (autoencoder.CHANNELS, 16, 16), args.seed + number)
+            parts.append(autoencoder.decode(vae, latents))
+        return torch.cat(parts)
+
+    wanted = [torch.tensor([names.index(a[k]) for a in asked], device=device) for k, names in ((0, words), (1, kinds))]
+    real = torch.cat([pictures[(concept_class == c) & (style_class == s)][:1] for c, s in zip(*wanted, strict=True)])
+    grid = [(concept, style) for style in kinds for concept in GRID_CONCEPTS]
+    card.save_grid(draw(grid), len(GRID_CONCEPTS), args.out / "grid.png")
+    return {
+        "prompts": len(asked),
+        "generated": asdict(judge.judge(classifier, draw(asked), *wanted)),
+        "real": asdict(judge.judge(classifier, real, *wanted)),
+        "held_out_psnr": held_out_psnr(vae, args.icons, device),
+    }
+
+
+def held_out_psnr(vae: torch.nn.Module, cache: Path, device: torch.device) -> dict[str, float]:
+    """The autoencoder on styles that it never saw, for those whose package is in the folder."""
+    result = {}
+    for key, style in icons.HELD_OUT_STYLES.items():
+        if (cache / style.archive).is_file():
+            pictures, _ = icons.held_out_pictures(cache, key)
+            result[key] = round(autoencoder.psnr(vae, to_tensor(pictures[:200], device)), 1)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

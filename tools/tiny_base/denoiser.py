@@ -1,0 +1,192 @@
+"""The denoiser of the tiny base: the host's SD3-type MMDiT, small, trained with rectified flow on the icons' latents.
+
+x_t = (1 - t) x_0 + t ε, and the model predicts ε - x_0 at timestep 1000 t, as the host's flow sampling expects.
+Training can stop at any step and go on from its checkpoint with the same numbers drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import text
+
+DEPTH = 5  # the host reads depth from the width: width = 64 · depth
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast; times in steps."""
+
+    steps: int
+    batch: int = 1024
+    learning_rate: float = 1e-3
+    warm_up: int = 400
+    cool_down: float = 0.3  # share of the steps over which the rate falls to zero
+    ema_decay: float = 0.9995
+
+    def rate(self, step: int) -> float:
+        """Warm-up, a plateau, and a fall along 1 - sqrt, which keeps most of the plateau's progress."""
+        start = self.steps * (1 - self.cool_down)
+        fall = 1 - math.sqrt(max(0.0, (step - start) / (self.steps - start)))
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * fall
+
+
+def build(channels: int, text_width: int) -> torch.nn.Module:
+    """The host's MMDiT with fresh weights: plain Xavier, modulation and output at zero."""
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
+    model = OpenAISignatureMMDITWrapper(
+        input_size=None,
+        patch_size=2,
+        in_channels=channels,
+        depth=DEPTH,
+        adm_in_channels=text_width,
+        context_embedder_config={
+            "target": "torch.nn.Linear",
+            "params": {"in_features": text_width, "out_features": 64 * DEPTH},
+        },
+        qk_norm="rms",
+        dtype=torch.float32,
+        device="cpu",
+        operations=torch.nn,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+        if name.endswith((".ln_q", ".ln_k")):
+            torch.nn.init.ones_(module.weight)
+        if name.endswith("adaLN_modulation.1") or name == "final_layer.linear":
+            torch.nn.init.zeros_(module.weight)
+    return model
+
+
+class Pair(torch.nn.Module):
+    """Denoiser and text encoder as one thing to train, compile and average."""
+
+    def __init__(self, channels: int, config: dict) -> None:
+        super().__init__()
+        self.denoiser = build(channels, config["hidden_size"])
+        self.text = text.build(config)
+
+    def forward(self, noisy: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        context, pooled = text.encode(self.text, tokens)
+        return self.denoiser(noisy, t * 1000, context=context, y=pooled)
+
+
+def flow_loss(model: Callable[..., Tensor], latents: Tensor, tokens: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the predicted velocity; latents and noise (n, c, h, w), t (n,), tokens (n, length)."""
+    share = t[:, None, None, None]
+    predicted = model((1 - share) * latents + share * noise, t, tokens)
+    return torch.nn.functional.mse_loss(predicted.float(), noise - latents)
+
+
+def training_step(model, latents: Tensor, tokens: Tensor, empty: Tensor, batch: int, generator) -> Tensor:
+    """One batch: latents (variants, n, c, h, w), tokens (wordings, n, length); logit-normal times; 10 % without words."""
+    device = latents.device
+    pick = torch.randint(latents.shape[1], (batch,), generator=generator, device=device)
+    variant = torch.randint(latents.shape[0], (batch,), generator=generator, device=device)
+    wording = torch.randint(tokens.shape[0], (batch,), generator=generator, device=device)
+    words = tokens[wording, pick]
+    silent = torch.rand(batch, generator=generator, device=device) < 0.1
+    words = torch.where(silent[:, None], empty, words)
+    clean = latents[variant, pick].float()
+    t = torch.sigmoid(torch.randn(batch, generator=generator, device=device))
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return flow_loss(model, clean, words, t, noise)
+
+
+def train(
+    latents: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    config: dict,
+    schedule: Schedule,
+    seed: int,
+    checkpoint: Path,
+    seconds: float = math.inf,
+    compiled: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Pair | None:
+    """Trains up to schedule.steps, or until seconds have passed: then it writes the checkpoint and returns None.
+
+    latents: (variants, n, c, h, w); tokens: (wordings, n, length); empty: (length,). Returns the averaged weights.
+    """
+    device = latents.device
+    torch.manual_seed(seed)
+    model = Pair(latents.shape[2], config).to(device)
+    average = Pair(latents.shape[2], config).to(device)
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=device.type == "cuda"
+    )
+    first = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    run = torch.compile(model) if compiled else model
+    started = time.monotonic()
+    parameters, averages = list(model.parameters()), list(average.parameters())
+    for step in range(first, schedule.steps):
+        # A generator of its own for each step: a resumed run draws what an unbroken one would have drawn.
+        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss = training_step(run, latents, tokens, empty, schedule.batch, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(schedule.ema_decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+        if on_step and step % 100 == 0:
+            on_step(step, loss.item())
+        if step % 50 == 0 and time.monotonic() - started > seconds:
+            _write_checkpoint(checkpoint, step + 1, model, average, optimizer)
+            return None
+    _write_checkpoint(checkpoint, schedule.steps, model, average, optimizer)
+    return average.eval().requires_grad_(False)
+
+
+def _write_checkpoint(path: Path, step: int, model: Pair, average: Pair, optimizer: torch.optim.Optimizer) -> None:
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def sample(
+    model: Pair, tokens: Tensor, empty: Tensor, shape: tuple[int, ...], seed: int,
+    steps: int = 20, guidance: float = 4.0, shift: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Euler steps from noise with classifier-free guidance: tokens (n, length) → latents (n, *shape)."""
+    device = tokens.device
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x = torch.randn(len(tokens), *shape, generator=generator).to(device)
+    times = torch.linspace(1, 0, steps + 1)
+    times = shift * times / (1 + (shift - 1) * times)
+    words = torch.cat([tokens, empty.expand_as(tokens)])
+    with torch.no_grad():
+        for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+            t = torch.full((2 * len(x),), now, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                worded, silent = model(torch.cat([x, x]), t, words).float().chunk(2)
+            x = x + (after - now) * (silent + guidance * (worded - silent))
+    return x
