@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from .chart_paper import Paper, new_paper
+from .chart_paper import HEADING, Paper, new_paper, text_width
 from .report import RankReport, Restart
 
 if TYPE_CHECKING:
@@ -86,6 +87,19 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
         axes.set_xlim(max(0, first - pad), last + pad)
     lower.set_xlabel("step", labelpad=1)
     paper.heading(lower, "What decided on them")
+    return paper.draw()
+
+
+def note_chart(text: str, size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
+    """A sentence instead of a chart."""
+    paper = new_paper(size, dark)
+    axes = paper.axes(_LEFT, 32, _LEFT, 22)
+    axes.set_axis_off()
+    lines = textwrap.fill(text, int((paper.width - 2 * _LEFT) / text_width("x", HEADING)))
+    axes.text(
+        0.5, 0.5, lines, transform=axes.transAxes, ha="center", va="center", fontsize=HEADING, color=paper.theme.ink,
+        parse_math=False,
+    )  # fmt: skip
     return paper.draw()
 
 

@@ -101,7 +101,10 @@ def inspect_lora(
     Raises:
         ValueError: it is no LoRA, or damaged (the key is named), or the report is from another training.
     """
-    adapter = from_state_dict(state_dict, metadata)
+    try:
+        adapter = from_state_dict(state_dict, metadata)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if report is not None:
         check_report(adapter, report)
     else:

@@ -4,6 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapter import ACLoRALoad, ACLoRASave
 from .dataset import ACLoRADataset
+from .inspection import ACLoRAInspect
+from .tiny_base import ACLoRATinyBase
+from .train import ACLoRATrain
 
 
 class ACLoRAExtension(ComfyExtension):
@@ -11,4 +14,4 @@ class ACLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order in which a workflow uses them."""
-        return [ACLoRADataset, ACLoRASave, ACLoRALoad]
+        return [ACLoRATinyBase, ACLoRADataset, ACLoRATrain, ACLoRASave, ACLoRALoad, ACLoRAInspect]

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..aclora_core import adapter_file, adapter_metadata
-from . import lora_folder
+from . import host, lora_folder
 from .lora_apply import applied
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -108,7 +107,7 @@ class ACLoRASave(io.ComfyNode):
         lora_folder.forget_list()
         name = str(path.relative_to(folder))
         text = f"Saved {name} in {folder}\n{path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}"
-        _show(cls.hidden, text)
+        host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
 
 
@@ -195,15 +194,7 @@ class ACLoRALoad(io.ComfyNode):
         if (model is not None and strength_model != 0) or (clip is not None and strength_clip != 0):
             model, clip = applied(lora_name, lora_model, adapter.metadata, model, clip, strength_model, strength_clip)
         if model is None:
-            model = ExecutionBlocker("Load AC-LoRA gives a model only where one is connected to its model input.")
+            model = host.blocked("Load AC-LoRA gives a model only where one is connected to its model input.")
         if clip is None:
-            clip = ExecutionBlocker("Load AC-LoRA gives a clip only where one is connected to its clip input.")
+            clip = host.blocked("Load AC-LoRA gives a clip only where one is connected to its clip input.")
         return io.NodeOutput(model, clip, lora_model, table)
-
-
-def _show(hidden: Any, text: str) -> None:
-    """Writes text on the node that runs; there is none when a script calls the class."""
-    if hidden is not None and hidden.unique_id is not None:
-        from server import PromptServer  # the web server, which scripts do not start
-
-        PromptServer.instance.send_progress_text(text, hidden.unique_id)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import comfy.model_management
-import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
 from ..aclora_core import images
 from ..aclora_core.contact_sheet import contact_sheet
+from . import host
 from .folders import dataset_folders, first_example, resolve_folder
 
 if TYPE_CHECKING:
@@ -103,10 +102,10 @@ class ACLoRADataset(io.ComfyNode):
         _require(vae, clip)
         scan = images.scan(resolve_folder(folder), trigger_word)
         captions = dict.fromkeys(picture.caption for picture in scan.pictures)
-        bar = comfy.utils.ProgressBar(len(scan.pictures) + len(captions))
+        bar = host.Bar(len(scan.pictures) + len(captions))
         with torch.no_grad():
-            encoded = _encode_pictures(vae, scan, resolution, bar.update)
-            conditionings = _encode_captions(clip, list(captions), bar.update)
+            encoded = _encode_pictures(vae, scan, resolution, bar.advance)
+            conditionings = _encode_captions(clip, list(captions), bar.advance)
         latents, conditioning = [], []
         for picture, latent in encoded.latents.items():
             latents += [{"samples": latent}] * picture.repeats
@@ -158,7 +157,7 @@ def _encode_pictures(vae: VAE, scan: images.Scan, resolution: int, advance: Call
     buckets = {p: images.bucket_for(p.width, p.height, resolution, step) for p in scan.pictures}
     latents: dict[images.Picture, torch.Tensor] = {}
     for chunk in _chunks(buckets, batch):
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        host.raise_if_cancelled()
         loaded: dict[images.Picture, torch.Tensor] = {}
         for picture in chunk:
             try:
@@ -189,7 +188,7 @@ def _chunks(buckets: dict[images.Picture, tuple[int, int]], size: int) -> list[l
 def _encode_captions(clip: CLIP, captions: list[str], advance: Callable[[int], None]) -> dict[str, list]:
     conditionings = {}
     for caption in captions:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        host.raise_if_cancelled()
         conditionings[caption] = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
         advance(1)
     return conditionings

@@ -177,7 +177,8 @@ def main() -> int:
     log.info("weights written, %.0f s", time.monotonic() - started)
     report = verdict(pair, vae, tokenizer, pictures, concepts, styles, args)
     report |= {"autoencoder_psnr": quality, "pictures": len(pictures), "concepts": len(set(concepts))}
-    report |= {"arguments": {key: getattr(args, key) for key in ("autoencoder_steps", "denoiser_steps", "batch", "seed")}}
+    kept = ("autoencoder_steps", "denoiser_steps", "batch", "seed")
+    report |= {"arguments": {key: getattr(args, key) for key in kept}}
     (args.out / "verdict.json").write_text(json.dumps(report, indent=2) + "\n")
     card.write(args.out, report)
     log.info("%s\n%.0f s", json.dumps(report, indent=2), time.monotonic() - started)

@@ -1,8 +1,8 @@
 """The picture half of the tiny base: a TAESD-shaped autoencoder, trained from nothing on the icons.
 
-The host's own modules are trained, so the weights load into its VAE loader as they are. Latents are kept close to mean 0
-and variance 1 while training; what is left is folded into TAESD's `vae_scale` and `vae_shift`, so that the host's SD3
-latent format sees unit variance.
+The host's own modules are trained, so the weights load into its VAE loader as they are. Latents are kept close to
+mean 0 and variance 1 while training; what is left is folded into TAESD's `vae_scale` and `vae_shift`, so that the
+host's SD3 latent format sees unit variance.
 """
 
 from __future__ import annotations

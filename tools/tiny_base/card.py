@@ -14,14 +14,17 @@ from . import icons
 
 CARD = """# Model card: the tiny base of AC-LoRA
 
-A text-to-image model of {megabytes:.1f} MB that draws icons at 128 × 128. It ships with the pack so that the quickstart, the tests
-and the measurements run anywhere with nothing to download. It knows {concepts} concepts in four styles and nothing else.
+A text-to-image model of {megabytes:.1f} MB that draws icons at 128 × 128. It ships with the pack so that the \
+quickstart, the tests
+and the measurements run anywhere with nothing to download. \
+It knows {concepts} concepts in four styles and nothing else.
 
 ![Eight concepts in the base styles, one style a row: {rows}](grid.png)
 
 ## How to use it
 
-The node "Load Tiny Base" (ACLoRATinyBase) gives MODEL, CLIP and VAE. A prompt is a concept and a style, as in "a rocket, noto style".
+The node "Load Tiny Base" (ACLoRATinyBase) gives MODEL, CLIP and VAE. A prompt is a concept and a style, \
+as in "a rocket, noto style".
 The style words are {rows}. 128 × 128 pixels, 20 steps, Euler, guidance 4, and an empty negative prompt suit it.
 
 ## What it is made of
@@ -30,7 +33,8 @@ The style words are {rows}. 128 × 128 pixels, 20 steps, Euler, guidance 4, and 
 | --- | --- | --- | --- |
 {parts}
 
-All parts are the host's own modules, stored in float16: an SD3-type MMDiT (rectified flow, patch 2, 16 latent channels), a CLIP-type
+All parts are the host's own modules, stored in float16: an SD3-type MMDiT \
+(rectified flow, patch 2, 16 latent channels), a CLIP-type
 text encoder with a vocabulary of its own (tokenizer/), and a TAESD-shaped autoencoder.
 
 ## What it has seen
@@ -45,7 +49,8 @@ Eight more sets stay out of it for good, so that they can be learned as new styl
 
 ## How good it is
 
-A classifier trained on the real pictures, asked about {prompts} pictures drawn for base concepts (`python -m tools.tiny_base` makes
+A classifier trained on the real pictures, asked about {prompts} pictures drawn for base concepts \
+(`python -m tools.tiny_base` makes
 and measures all of this; verdict.json holds the numbers):
 
 | pictures | concept first | concept in the first five | style |
@@ -55,11 +60,13 @@ and measures all of this; verdict.json holds the numbers):
 
 The autoencoder gives back base pictures at {psnr:.1f} dB. On the styles that it never saw, in dB: {held_out_psnr}.
 
-Training: {autoencoder_steps} steps of the autoencoder, {denoiser_steps} steps of {batch} of the denoiser and text encoder, seed {seed}.
+Training: {autoencoder_steps} steps of the autoencoder, {denoiser_steps} steps of {batch} \
+of the denoiser and text encoder, seed {seed}.
 
 ## Licence
 
-The weights are under the pack's licence, Apache-2.0. The pictures that they were trained on keep theirs; see the table above and the
+The weights are under the pack's licence, Apache-2.0. The pictures that they were trained on keep theirs; \
+see the table above and the
 file NOTICE.
 """
 

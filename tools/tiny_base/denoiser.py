@@ -89,7 +89,7 @@ def flow_loss(model: Callable[..., Tensor], latents: Tensor, tokens: Tensor, t: 
 
 
 def training_step(model, latents: Tensor, tokens: Tensor, empty: Tensor, batch: int, generator) -> Tensor:
-    """One batch: latents (variants, n, c, h, w), tokens (wordings, n, length); logit-normal times; 10 % without words."""
+    """One batch: latents (variants, n, c, h, w), tokens (wordings, n, length); logit-normal times; 10 % wordless."""
     device = latents.device
     pick = torch.randint(latents.shape[1], (batch,), generator=generator, device=device)
     variant = torch.randint(latents.shape[0], (batch,), generator=generator, device=device)

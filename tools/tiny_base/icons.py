@@ -3,7 +3,9 @@
     python -m tools.tiny_base.icons CACHE      # fetches all sets into the folder CACHE and prints a table
 
 Each set is an npm package @iconify-json/<set> with one icons.json: icons {name: {body, width, height}}, aliases
-{name: {parent, hFlip, ...}} and a size for the whole set. How names become concepts is told in icon_names.py.
+{name: {parent, hFlip, ...}} and a size for the whole set. Which sets: icon_sets.py. How names become concepts:
+icon_names.py. From 64 pictures on, drawing starts processes: a script that does it needs the guard
+`if __name__ == "__main__"`.
 """
 
 import argparse
@@ -18,7 +20,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,71 +27,9 @@ import numpy as np
 from PIL import Image
 
 from .icon_names import concept, is_junk, renamed, vocabulary
+from .icon_sets import ALL_STYLES, BASE_STYLES, HELD_OUT_STYLES, REFERENCE, Style, known_style
 
-
-@dataclass(frozen=True)
-class Style:
-    """One icon set: its npm package at a fixed version, who drew it, and the word that captions use for it."""
-
-    word: str
-    package: str
-    version: str
-    sha256: str
-    licence: str
-    author: str
-    url: str
-
-    @property
-    def archive(self) -> str:
-        return f"{self.package.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
-
-
-def _style(word: str, name: str, version: str, licence: str, author: str, repository: str, sha256: str) -> Style:
-    return Style(word, f"@iconify-json/{name}", version, sha256, licence, author, f"https://github.com/{repository}")
-
-
-REFERENCE = "noto"
-BASE_STYLES = {
-    "noto": _style("noto", "noto", "1.2.9", "Apache-2.0", "Google Inc", "googlefonts/noto-emoji",
-                   "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
-    "twemoji": _style("twemoji", "twemoji", "1.2.5", "CC-BY-4.0", "Twitter, Inc and others", "jdecked/twemoji",
-                      "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
-    "emojione": _style("emojione", "emojione", "1.2.3", "CC-BY-4.0", "Emoji One", "EmojiTwo/emojitwo",
-                       "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
-    "fluent": _style("fluent", "fluent-emoji-flat", "1.2.6", "MIT", "Microsoft Corporation",
-                     "microsoft/fluentui-emoji",
-                     "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
-}
-HELD_OUT_STYLES = {
-    "openmoji": _style("openmoji", "openmoji", "1.2.29", "CC-BY-SA-4.0", "OpenMoji", "hfg-gmuend/openmoji",
-                       "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"),
-    "fluent-emoji": _style("glossy", "fluent-emoji", "1.2.7", "MIT", "Microsoft Corporation",
-                           "microsoft/fluentui-emoji",
-                           "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b"),
-    "noto-v1": _style("blob", "noto-v1", "1.2.5", "Apache-2.0", "Google Inc", "googlefonts/noto-emoji",
-                      "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
-    "emojione-v1": _style("emojiclassic", "emojione-v1", "1.2.3", "CC-BY-SA-4.0", "Emoji One",
-                          "joypixels/emojione-legacy",
-                          "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3"),
-    "fxemoji": _style("fxemoji", "fxemoji", "1.2.2", "Apache-2.0", "Mozilla", "mozilla/fxemoji",
-                      "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
-    "streamline-emojis": _style("streamline", "streamline-emojis", "1.2.4", "CC-BY-4.0", "Streamline",
-                                "webalys-hq/streamline-vectors",
-                                "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc"),
-    "fluent-emoji-high-contrast": _style("highcontrast", "fluent-emoji-high-contrast", "1.2.6", "MIT",
-                                         "Microsoft Corporation", "microsoft/fluentui-emoji",
-                                         "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0"),
-    "emojione-monotone": _style("monotone", "emojione-monotone", "1.2.1", "CC-BY-4.0", "Emoji One",
-                                "EmojiTwo/emojitwo",
-                                "40b90004bafb406b59266155ef9b7e1dd67bf2947fc8db8d07388776f4d0d04e"),
-}
-ALL_STYLES = {**BASE_STYLES, **HELD_OUT_STYLES}
-
-
-def _known_style(style: str) -> Style:
-    if style not in ALL_STYLES:
-        raise KeyError(f"no icon style is called {style!r}; there are: {', '.join(ALL_STYLES)}")
-    return ALL_STYLES[style]
+_TURNS = ("hFlip", "vFlip", "rotate")  # what an alias can do to the picture of its parent
 
 
 def fetch(cache: Path, styles: Iterable[str] | None = None) -> list[Path]:
@@ -100,12 +39,21 @@ def fetch(cache: Path, styles: Iterable[str] | None = None) -> list[Path]:
     """
     cache.mkdir(parents=True, exist_ok=True)
     paths = []
-    for style in map(_known_style, ALL_STYLES if styles is None else styles):
+    for style in map(known_style, ALL_STYLES if styles is None else styles):
         path = cache / style.archive
-        if not path.is_file():
+        if path.is_file():
+            _check(style, path)
+        else:
             _npm_pack(style, path)
         paths.append(path)
     return paths
+
+
+def _check(style: Style, path: Path) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != style.sha256:
+        wanted = f"{style.package}@{style.version} with {style.sha256}"
+        raise RuntimeError(f"{path} has SHA-256 {found} and is not {wanted}: delete it, then fetch again")
 
 
 def _npm_pack(style: Style, path: Path) -> None:
@@ -118,17 +66,15 @@ def _npm_pack(style: Style, path: Path) -> None:
         packed = Path(folder) / path.name
         if done.returncode != 0 or not packed.is_file():
             raise RuntimeError(f"`npm pack {wanted}` failed ({done.returncode}): {done.stderr.strip()[-500:]}")
-        found = hashlib.sha256(packed.read_bytes()).hexdigest()
-        if found != style.sha256:
-            raise RuntimeError(f"{wanted} has SHA-256 {found}, expected {style.sha256}: it is not the known package")
+        _check(style, packed)
         packed.replace(path)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _icons_json(cache: Path, style: str) -> dict[str, Any]:
-    path = cache / _known_style(style).archive
+    path = cache / known_style(style).archive
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: fetch the icon sets with `python -m tools.tiny_base.icons {cache}`")
+        raise FileNotFoundError(f"{path} is missing: fetch it with `python -m tools.tiny_base.icons {cache}`")
     with tarfile.open(path) as archive:
         member = archive.extractfile("package/icons.json")
         assert member is not None  # extractfile gives None for folders and links only
@@ -143,7 +89,7 @@ def _split_aliases(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dic
         parent = entry["parent"]
         if entry.get("hidden") or parent not in icons:
             continue
-        if any(entry.get(turn) for turn in ("hFlip", "vFlip", "rotate")):
+        if any(entry.get(turn) for turn in _TURNS):
             icons[alias] = {**icons[parent], **entry}
         else:
             plain[alias] = parent
@@ -155,9 +101,10 @@ def compose_svg(icon: dict[str, Any], width: float, height: float) -> str:
     width, height = icon.get("width", width), icon.get("height", height)
     left, top = icon.get("left", 0), icon.get("top", 0)
     middle_x, middle_y, side = left + width / 2, top + height / 2, max(width, height)
-    turn = f"rotate({90 * icon.get('rotate', 0)}) scale({-1 if icon.get('hFlip') else 1} {-1 if icon.get('vFlip') else 1})"
     body = icon["body"]
-    if turn != "rotate(0) scale(1 1)":
+    if any(icon.get(turn) for turn in _TURNS):
+        mirror = f"{-1 if icon.get('hFlip') else 1} {-1 if icon.get('vFlip') else 1}"
+        turn = f"rotate({90 * icon.get('rotate', 0)}) scale({mirror})"
         body = f'<g transform="translate({middle_x} {middle_y}) {turn} translate({-middle_x} {-middle_y})">{body}</g>'
     box = f"{middle_x - side / 2:g} {middle_y - side / 2:g} {side:g} {side:g}"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -179,7 +126,7 @@ def load_set(cache: Path, style: str) -> dict[str, str]:
     for name in order:
         words = concept(style, name, second_names.get(name, ()), known)
         own = renamed(style, name)
-        if words in found or is_junk(own, names, known) or is_junk(words.replace(" ", "-"), names, known):
+        if not words or words in found or is_junk(own, names, known) or is_junk(words.replace(" ", "-"), names, known):
             continue
         found[words] = compose_svg(icons[name], data.get("width", 16), data.get("height", 16))
     return dict(sorted(found.items()))
@@ -194,7 +141,7 @@ def render(svg: str, size: int = 128) -> np.ndarray:
 
 
 def render_many(svgs: list[str], size: int = 128) -> np.ndarray:
-    """The SVGs as uint8 (len(svgs), size, size, 3), drawn by all cores."""
+    """The SVGs as uint8 (len(svgs), size, size, 3), drawn by all cores: resvg holds the GIL, so by processes."""
     if len(svgs) < 64:  # starting processes takes longer than drawing these
         pictures = [render(svg, size) for svg in svgs]
     else:

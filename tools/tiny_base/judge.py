@@ -79,7 +79,8 @@ def train(pictures: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: 
         index = torch.randint(len(small), (batch,), generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             concept, style = model(_disturb(small[index], generator))
-            loss = F.cross_entropy(concept, concepts[index], label_smoothing=0.1) + F.cross_entropy(style, styles[index])
+            loss = F.cross_entropy(concept, concepts[index], label_smoothing=0.1)
+            loss = loss + F.cross_entropy(style, styles[index])
         loss.backward()
         optimizer.step()
         schedule.step()

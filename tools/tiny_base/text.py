@@ -1,7 +1,7 @@
 """The word half of the tiny base: a small CLIP vocabulary and a small CLIP text encoder, trained with the denoiser.
 
-The vocabulary is written in the files that CLIP tokenizers read (vocab.json, merges.txt): byte-pair merges learned on the
-captions, so that a word that the captions use often is one token, and any other word falls back to its parts.
+The vocabulary is written in the files that CLIP tokenizers read (vocab.json, merges.txt): byte-pair merges learned on
+the captions, so that a word that the captions use often is one token, and any other word falls back to its parts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def load_tokenizer(folder: Path):
 
 
 def tokenize(tokenizer, captions: list[str]) -> Tensor:
-    """captions → token numbers (n, LENGTH), int64: start, words, end, and the end token as padding, as the host does."""
+    """captions → token numbers (n, LENGTH), int64: start, words, end, and the end token as padding, as the host's."""
     end = tokenizer.convert_tokens_to_ids(END)
     rows = tokenizer(captions)["input_ids"]
     return torch.tensor([(row[: LENGTH - 1] + [end] * LENGTH)[:LENGTH] if row[-1] == end else row for row in rows])
@@ -111,7 +111,7 @@ def build(config: dict) -> torch.nn.Module:
 
 
 def encode(model: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """tokens (n, LENGTH) → hidden states (n, LENGTH, width) and the pooled, projected state (n, width), as the host's."""
+    """tokens (n, LENGTH) → hidden states (n, LENGTH, width) and pooled, projected state (n, width), as the host's."""
     config_end = model.text_model.eos_token_id
     embeds = model.get_input_embeddings()(tokens)
     position = model.text_model.embeddings.position_embedding.weight

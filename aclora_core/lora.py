@@ -1,0 +1,153 @@
+"""LoRA branches beside the model's own layers: which layers, their start, attaching and taking off again.
+
+A branch works on what goes into and comes out of a layer, y + scale · up(down(x)), and never reads the layer's weight.
+So every weight format that the model runs in can be trained, quantised ones included.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapter_file import Layer
+
+log = logging.getLogger("aclora")
+
+Preset = Literal["attention", "attention and feed-forward", "all"]
+_ATTENTION = re.compile(r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$")
+_FEED_FORWARD = re.compile(r"(^|[._])(ff|ff_context|ffn|mlp|img_mlp|txt_mlp|feed_forward)([._]|$)|(^|\.)linear[12]$")
+_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One layer's adapter while it trains. lora_down and lora_up are leaves in float32."""
+
+    lora_down: Tensor  # (rank, in) or (rank, in, kernel...)
+    lora_up: Tensor  # (out, rank) or (out, rank, 1...)
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, as in every LoRA file."""
+        return self.alpha / self.lora_down.shape[0]
+
+    def layer(self) -> Layer:
+        """A copy for saving, detached from training."""
+        return Layer(self.lora_down.detach().clone(), self.lora_up.detach().clone(), self.alpha)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Also true for the quantised layers of hosts and packs, which are no nn.Linear but look like one."""
+    return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return (
+        isinstance(module, tuple(_CONVOLUTIONS))
+        and getattr(module, "groups", 1) == 1
+        and getattr(module, "padding_mode", "zeros") == "zeros"
+    )
+
+
+def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str, nn.Module]:
+    """The layers that a preset means, by their full name with the prefix before it.
+
+    "attention" and "attention and feed-forward" take the Linear layers so named; "all" takes every Linear and every
+    plain convolution. A model without such names is taken whole.
+    """
+    linear = {name: module for name, module in model.named_modules() if is_linear(module)}
+    if preset == "all":
+        convolutions = {name: module for name, module in model.named_modules() if _is_convolution(module)}
+        chosen = linear | convolutions
+    else:
+        patterns = [_ATTENTION] if preset == "attention" else [_ATTENTION, _FEED_FORWARD]
+        chosen = {name: m for name, m in linear.items() if any(pattern.search(name) for pattern in patterns)}
+        if linear and not chosen:
+            log.info("AC-LoRA: no layer of this model is named as '%s', so all its linear layers are trained.", preset)
+            chosen = linear
+    return {prefix + name: module for name, module in chosen.items()}
+
+
+def make_branches(
+    layers: Mapping[str, nn.Module], rank: int, alpha: float, generator: torch.Generator, device: torch.device
+) -> dict[str, Branch]:
+    """A branch for each layer: lora_down uniform in ±1/√in from the generator (on the CPU), lora_up zero.
+
+    A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays.
+
+    Raises:
+        ValueError: no layer is as large as the rank.
+    """
+    sizes = {name: _sizes(module) for name, module in layers.items()}
+    largest = max(min(outputs, math.prod(inputs)) for outputs, inputs in sizes.values())
+    if rank > largest:
+        raise ValueError(
+            f"The maximum rank is {rank}, but the model's largest layer can only have rank {largest}. "
+            f"Set the maximum rank to {largest} or less."
+        )
+    branches, cut = {}, 0
+    for name, (outputs, inputs) in sizes.items():
+        kept = min(rank, outputs, math.prod(inputs))
+        cut += kept < rank
+        bound = 1 / math.sqrt(math.prod(inputs))
+        down = (torch.rand(kept, *inputs, generator=generator) * 2 - 1) * bound
+        up = torch.zeros(outputs, kept, *(1 for _ in inputs[1:]))
+        leaves = (down.to(device).requires_grad_(), up.to(device).requires_grad_())
+        branches[name] = Branch(*leaves, alpha * kept / rank)
+    if cut:
+        log.info("AC-LoRA: %d of %d layers are smaller than rank %d and get their own size.", cut, len(layers), rank)
+    return branches
+
+
+def _sizes(module: nn.Module) -> tuple[int, tuple[int, ...]]:
+    """Output features, and input features with the kernel's sides behind them."""
+    if is_linear(module):
+        linear: Any = module
+        return linear.out_features, (linear.in_features,)
+    convolution: Any = module
+    return convolution.out_channels, (convolution.in_channels, *convolution.kernel_size)
+
+
+@contextmanager
+def attached(layers: Mapping[str, nn.Module], branches: Mapping[str, Branch]) -> Iterator[None]:
+    """Adds the branches to the layers' outputs; they are taken off when the block ends, however it ends."""
+    handles = []
+    try:
+        for name, branch in branches.items():
+            hook = _linear_hook(branch) if is_linear(layers[name]) else _convolution_hook(branch)
+            handles.append(layers[name].register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _linear_hook(branch: Branch) -> Any:
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        down, up = branch.lora_down.to(output.dtype), branch.lora_up.to(output.dtype)
+        inner = F.linear(inputs[0].to(output.dtype), down)
+        # One kernel multiplies, scales and adds; the sum is never a tensor of its own.
+        flat = torch.addmm(output.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=branch.scale)
+        return flat.view(output.shape)
+
+    return add
+
+
+def _convolution_hook(branch: Branch) -> Any:
+    def add(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        convolve = next(function for kind, function in _CONVOLUTIONS.items() if isinstance(module, kind))
+        down, up = branch.lora_down.to(output.dtype), branch.lora_up.to(output.dtype)
+        inner = convolve(inputs[0].to(output.dtype), down, None, module.stride, module.padding, module.dilation)
+        return output + branch.scale * convolve(inner, up)
+
+    return add

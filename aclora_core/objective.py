@@ -1,0 +1,81 @@
+"""What a training step draws and what it compares: noise levels, the model's own target, and a loss that means the same
+for every kind of prediction.
+
+All of it follows from three functions of the model: how it adds noise, how it turns its raw output into the picture
+without noise (x0), and which noise level belongs to a share of the way. Nothing here asks what the model predicts: x0 is
+linear in the raw output, so two calls tell the gain, and dividing the error of x0 by it gives the error of the raw output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Sampling = Literal["uniform", "logit-normal"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A model's noise, as three functions. sigma: (n,); the others (n, channels, ...)."""
+
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]  # sigma, noise, latent -> noisy
+    denoised: Callable[[Tensor, Tensor, Tensor], Tensor]  # sigma, raw output, noisy -> x0
+    sigma_at: Callable[[float], float]  # share of the way, 0 (clean) to 1 (noise alone) -> sigma
+    sampling: Sampling  # how the shares are drawn
+
+
+def draw_sigmas(objective: Objective, count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels (count,), float32, drawn from a generator on the CPU.
+
+    "uniform": every share of the way alike. "logit-normal": sigmoid of a standard normal, the middle most often (Esser et
+    al. 2024, arXiv 2403.03206, section 3.1).
+    """
+    if objective.sampling not in get_args(Sampling):
+        raise ValueError(f"Timesteps are drawn {' or '.join(get_args(Sampling))}, not '{objective.sampling}'.")
+    if objective.sampling == "uniform":
+        shares = torch.rand(count, generator=generator)
+    else:
+        shares = torch.sigmoid(torch.randn(count, generator=generator))
+    # The ends are left out: at share 0 nothing is to be predicted, and a host may answer share 1 with infinity.
+    return torch.tensor([objective.sigma_at(share) for share in shares.clamp(1e-3, 1 - 1e-3).tolist()])
+
+
+def output_gain(objective: Objective, sigma: Tensor, noisy: Tensor) -> Tensor:
+    """∂x0 / ∂output for each element, of the shape of noisy."""
+    zero = torch.zeros_like(noisy)
+    return objective.denoised(sigma, zero + 1, noisy) - objective.denoised(sigma, zero, noisy)
+
+
+def target(objective: Objective, sigma: Tensor, noisy: Tensor, latent: Tensor) -> Tensor:
+    """The raw output that would be right: ε, v, flow velocity or x0, whichever the model gives."""
+    zero = objective.denoised(sigma, torch.zeros_like(noisy), noisy)
+    return (latent - zero) / output_gain(objective, sigma, noisy)
+
+
+def prediction_loss(objective: Objective, sigma: Tensor, noisy: Tensor, latent: Tensor, denoised: Tensor) -> Tensor:
+    """Mean squared error of the raw output for each picture, (n,), from the x0 that the model gave."""
+    error = (denoised.float() - latent) / output_gain(objective, sigma, noisy)
+    return error.square().flatten(1).mean(1)
+
+
+def target_variance(objective: Objective, latents: Sequence[Tensor], seed: int, draws: int = 8) -> float:
+    """The loss of always predicting the mean target, which the loss is divided by (AC-LoRA Eq. 5 needs 0 < l < 1).
+
+    latents: each (1, channels, ...). The mean is taken per channel. It is 1 for ε-prediction.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = squares = torch.zeros(latents[0].shape[1])
+    count = 0
+    for latent in latents:
+        latent = latent.float().cpu().expand(draws, *latent.shape[1:])
+        noise = torch.randn(latent.shape, generator=generator)
+        sigma = draw_sigmas(objective, draws, generator)
+        wanted = target(objective, sigma, objective.add_noise(sigma, noise, latent), latent)
+        wanted = wanted.transpose(0, 1).flatten(1)  # (channels, everything else)
+        total, squares = total + wanted.sum(1), squares + wanted.square().sum(1)
+        count += wanted.shape[1]
+    return float((squares / count - (total / count).square()).mean())

@@ -1,0 +1,105 @@
+"""What the quickstart's adapter is worth on pictures that it never saw.
+
+    python -m bench.held_out_loss --host path/to/ComfyUI
+
+Trains as the quickstart does, on its 16 pictures, and measures the denoising loss of 100 other pictures of the style at
+fixed noise and noise levels, before and after. Writes bench/results/held_out_loss.json. Needs npm, which brings the icons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.pack import ROOT, load
+from tools.tiny_base import icons
+
+STYLE = "fluent-emoji-high-contrast"
+PROMPT = ROOT / "tests" / "host" / "prompts" / "quickstart.json"
+
+
+def others(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]:
+    """Pictures (1, 128, 128, 3) in 0..1 and captions of the style, none of them among the shipped ones."""
+    shipped = {path.read_text(encoding="utf-8").strip() for path in (ROOT / "workflows").rglob(f"{STYLE}/*.txt")}
+    drawn = icons.load_set(cache, STYLE)
+    known = icons.load_set(cache, icons.REFERENCE)
+    captions = {concept: icons.caption(concept, "").rsplit(",", 1)[0] for concept in drawn if concept in known}
+    free = sorted(concept for concept, caption in captions.items() if caption not in shipped)
+    chosen = random.Random(seed).sample(free, count)
+    pictures = icons.render_many([drawn[concept] for concept in chosen])
+    return [
+        (torch.from_numpy(picture.copy()).float()[None] / 255, captions[concept])
+        for picture, concept in zip(pictures, chosen, strict=True)
+    ]
+
+
+def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int]) -> dict[str, Any]:
+    """The loss of the base and of an adapter for each seed."""
+    nodes = pack.nodes
+    validation = sys.modules[f"{pack.__name__}.aclora_core.validation"]
+    settings = quickstart_settings()
+    with torch.inference_mode():
+        model, clip, vae = nodes.tiny_base.ACLoRATinyBase.execute().result
+        dataset = settings.pop("dataset")
+        latents, conditioning = nodes.dataset.ACLoRADataset.execute(vae=vae, clip=clip, **dataset).result
+        held = [{"samples": vae.encode(picture)} for picture, _ in pictures]
+        captions = [clip.encode_from_tokens_scheduled(clip.tokenize(caption)) for _, caption in pictures]
+
+        def loss(candidate: Any) -> float:
+            with nodes.host.training(candidate, held, captions) as trainable:
+                return validation.denoising_loss(trainable, range(len(held)), seed=0)
+
+        result: dict[str, Any] = {"base": loss(model), "adapted": {}, "seconds": []}
+        for seed in seeds:
+            began = time.monotonic()
+            widgets = {name: [value] for name, value in {**settings, "seed": seed}.items()}
+            trained = nodes.train.ACLoRATrain.execute(
+                model=[model], latents=latents, conditioning=conditioning, **widgets
+            ).result[0]
+            result["seconds"].append(round(time.monotonic() - began, 1))
+            result["adapted"][seed] = loss(trained)
+    return result
+
+
+def quickstart_settings() -> dict[str, Any]:
+    """The widgets of the quickstart's training node, and under "dataset" those of its dataset node."""
+    prompt = json.loads(PROMPT.read_text(encoding="utf-8")).values()
+
+    def widgets(kind: str) -> dict[str, Any]:
+        inputs = next(node["inputs"] for node in prompt if node["class_type"] == kind)
+        return {name: value for name, value in inputs.items() if not isinstance(value, list)}
+
+    return {**widgets("ACLoRATrain"), "dataset": widgets("ACLoRADataset")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.held_out_loss", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
+    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
+    args = parser.parse_args()
+    icons.fetch(args.icons, [STYLE, icons.REFERENCE])
+    result = measure(load(args.host), others(args.icons, args.pictures, seed=0), args.seeds)
+    print(f"\nDenoising loss over {args.pictures} other pictures of {STYLE}")
+    print(f"{'':12}{'loss':>8}{'of the base':>14}")
+    print(f"{'base':12}{result['base']:8.4f}{1:14.1%}")
+    for seed, loss in result["adapted"].items():
+        print(f"{f'seed {seed}':12}{loss:8.4f}{loss / result['base']:14.1%}")
+    ratio = statistics.median(result["adapted"].values()) / result["base"]
+    print(f"median: {1 - ratio:.1%} lower; {statistics.median(result['seconds']):.0f} s of training each")
+    path = ROOT / "bench" / "results" / "held_out_loss.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**result, "style": STYLE, "pictures": args.pictures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

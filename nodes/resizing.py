@@ -1,0 +1,176 @@
+"""Cut a LoRA to the ranks that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..aclora_core import adapter_file, inspection_text
+from ..aclora_core.cutting import BalancedLayer, balance
+from ..aclora_core.report import RankReport
+from ..aclora_core.resizing import ResizeConfig, resize
+from . import host, lora_choice
+from .adapter import PRECISIONS
+
+AS_IT_IS = "as it is"
+
+
+class ACLoRAResize(io.ComfyNode):
+    """A LORA_MODEL or a file, cut to smaller ranks; nothing is written."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ACLoRAResize",
+            display_name="Resize AC-LoRA",
+            category="AC-LoRA",
+            description="Cuts each layer of a LoRA to the rank that it needs, by a rule or to a file size.",
+            search_aliases=["lora resize", "reduce lora rank", "shrink lora", "svd lora", "prune lora", "lora size"],
+            is_experimental=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *lora_choice.lora_inputs(),
+                io.DynamicCombo.Input(
+                    "rule",
+                    options=_rules(),
+                    tooltip="How the rank of each layer is found. energy suits almost always; signal takes what the"
+                    " training found; file size shares a number of megabytes out so that the most is kept.",
+                ),
+                io.Int.Input(
+                    "max_rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="No layer gets more than this, whatever the rule says. 0 sets no limit.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["fp16", "bf16", "fp32", AS_IT_IS],
+                    default="fp16",
+                    tooltip="How exactly each number is stored in the result. Take the one that you save with: fp16"
+                    " suits almost always, fp32 is for training on and doubles the size.",
+                ),
+                io.Boolean.Input(
+                    "dry_run",
+                    default=False,
+                    tooltip="On: only tells what would be lost; the LoRA comes out as it went in.",
+                ),
+                io.Custom("RANK_REPORT").Input(
+                    "rank_report",
+                    optional=True,
+                    tooltip="The report of the training: the rule signal needs it, and the rule file size leaves room"
+                    " for it.",
+                ),
+            ],
+            outputs=[
+                io.LoraModel.Output("LORA_MODEL", display_name="lora_model", tooltip="The cut LoRA, to save or apply."),
+                io.String.Output(
+                    "LOST",
+                    display_name="lost",
+                    tooltip="What the cut keeps and loses, in all and for each layer. Show it with Preview as Text.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str | None = None, lora_model: object = ...) -> bool | str:
+        return lora_choice.check_choice(lora_name, lora_model is not ...)
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        lora_name: str | None = None,
+        lora_model: object = None,
+        rule: object = None,
+        max_rank: int | None = None,
+        precision: str | None = None,
+        dry_run: bool | None = None,
+        rank_report: object = None,
+    ) -> str:
+        return lora_choice.fingerprint(lora_name)
+
+    @classmethod
+    def execute(
+        cls,
+        rule: dict[str, Any],
+        lora_name: str = lora_choice.CONNECTED,
+        lora_model: dict[str, Tensor] | None = None,
+        max_rank: int = 0,
+        precision: str = "fp16",
+        dry_run: bool = False,
+        rank_report: RankReport | None = None,
+    ) -> io.NodeOutput:
+        state_dict, metadata, name, _ = lora_choice.read(lora_name, lora_model)
+        config = ResizeConfig(
+            rule["rule"], _parameter(rule), max_rank, PRECISIONS.get(precision), rule.get("drop_layers", False)
+        )
+        node_id = host.hidden_node_id(cls)
+        try:
+            adapter = adapter_file.from_state_dict(state_dict, metadata)
+            cut, losses = resize(adapter, _balanced(adapter, node_id), config, rank_report)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        table = inspection_text.cut_table(losses)
+        text = f"Dry run, nothing was changed.\n\n{table}" if dry_run else table
+        host.send_text(text.partition("\n\nlayer ")[0], node_id)
+        return io.NodeOutput(state_dict if dry_run else adapter_file.to_state_dict(cut), text, ui=ui.PreviewText(text))
+
+
+def _rules() -> list[io.DynamicCombo.Option]:
+    def share(name: str, default: float, tooltip: str) -> io.Float.Input:
+        return io.Float.Input(name, default=default, min=0.01, max=1.0, step=0.01, round=False, tooltip=tooltip)
+
+    size_inputs = [
+        io.Float.Input(
+            "megabytes", default=10.0, min=0.01, max=100_000.0, step=0.1, round=False,
+            tooltip="The file is at most so large, in millions of bytes, if saved in this precision, without a preview.",
+        ),
+        io.Boolean.Input(
+            "drop_layers", default=False,
+            tooltip="On: layers that change little may be left out. Off: each keeps at least one component.",
+        ),
+    ]  # fmt: skip
+    keep = "Share of {} that each layer keeps. Larger keeps more and makes a larger file."
+    by_name: dict[str, list[Any]] = {
+        "energy": [share("keep", 0.98, keep.format("the energy (squares of the singular values)"))],
+        "signal": [],
+        "file size": size_inputs,
+        "fixed": [
+            io.Int.Input("rank", default=16, min=1, max=4096, tooltip="The same rank for every layer that has as many.")
+        ],
+        "sum": [share("keep", 0.9, keep.format("the sum of the singular values"))],
+        "frobenius": [share("keep", 0.99, keep.format("the size (Frobenius norm) of the change"))],
+        "ratio": [
+            io.Float.Input(
+                "ratio", default=0.1, min=0.0, max=0.99, step=0.01, round=False,
+                tooltip="Keeps components larger than this share of the layer's largest. Larger cuts more.",
+            )
+        ],
+        "threshold": [
+            io.Float.Input(
+                "smallest", default=0.01, min=0.0, max=1e6, step=0.001, round=False,
+                tooltip="Keeps components larger than this, the same for all layers. Larger cuts more.",
+            )
+        ],
+        "knee": [],
+        "noise_floor": [],
+    }  # fmt: skip
+    return [io.DynamicCombo.Option(name, inputs) for name, inputs in by_name.items()]
+
+
+def _parameter(rule: dict[str, Any]) -> float:
+    """The number that belongs to the rule that was chosen; 0 for a rule without one."""
+    return next((float(value) for key, value in rule.items() if key not in ("rule", "drop_layers")), 0.0)
+
+
+def _balanced(adapter: adapter_file.Adapter, node_id: str | None) -> dict[str, BalancedLayer]:
+    """Every layer in its singular components, one by one, so that the bar moves and a cancel stops it."""
+    bar = host.Bar(len(adapter.layers), node_id)
+    balanced: dict[str, BalancedLayer] = {}
+    for name, layer in adapter.layers.items():
+        balanced |= balance(replace(adapter, layers={name: layer}))
+        bar.advance(1)
+    return balanced

@@ -1,0 +1,183 @@
+"""The node that trains a style."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..aclora_core.adapter_file import to_state_dict
+from ..aclora_core.charts import training_chart
+from ..aclora_core.training import Progress, Result, TrainConfig, train
+from . import host
+
+log = logging.getLogger("aclora")
+_PICTURE_EVERY = 2.0  # seconds between two live charts
+
+
+class ACLoRATrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ACLoRATrain",
+            display_name="Train AC-LoRA",
+            category="AC-LoRA",
+            description="Learns a style from captioned pictures as a LoRA whose ranks set themselves, and gives the "
+            "model with the style in it. Cancel keeps what was learned so far.",
+            search_aliases=["train lora", "lora training", "style training", "finetune", "svd lora", "lora rank"],
+            is_input_list=True,
+            inputs=[*_links(), *_widgets(), *_advanced()],
+            outputs=_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: list, latents: list, conditioning: list, **settings: list) -> io.NodeOutput:
+        # Every widget comes as a list of one, since the pictures come as lists.
+        config = TrainConfig(**{name: values[0] for name, values in settings.items()})
+        bar = host.Bar(config.steps, host.hidden_node_id(cls))
+        with host.training(model[0], latents, conditioning) as trainable:
+            result = train(trainable, config, _Show(bar), host.cancelled)
+            facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
+        if host.cancelled():
+            host.accept_cancel()
+        steps = len(result.report.losses)
+        if steps < config.steps:
+            log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", steps, config.steps)
+        result.report.settings.update(facts)
+        lora_model = to_state_dict(result.adapter)
+        return io.NodeOutput(
+            host.with_adapter(model[0], lora_model), lora_model, {"loss": result.report.losses}, result.report,
+            ui={"text": (_summary(result),)},
+        )  # fmt: skip
+
+
+class _Show:
+    """Called after every step: moves the bar, and now and then draws the chart."""
+
+    def __init__(self, bar: host.Bar) -> None:
+        self.bar = bar
+        self.drawn = -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        done = len(progress.losses)
+        picture = None
+        if time.monotonic() - self.drawn > _PICTURE_EVERY or done == self.bar.total:
+            picture = training_chart(progress.losses, self.bar.total, progress.restarts)
+            self.drawn = time.monotonic()
+        recent = [loss for loss in progress.losses[-10:] if math.isfinite(loss)]
+        loss = f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"
+        if not host.cancelled():  # the host's bar would raise, and the work would be lost
+            self.bar.show(done, f"{loss}, {self.bar.time_left(done)}", picture)
+
+
+def _summary(result: Result) -> str:
+    ranks = list(result.report.signal.values())
+    restarts = len(result.report.restarts)
+    return (
+        f"{len(result.report.losses)} steps over {result.report.settings['images']} pictures, {restarts} restarts. "
+        f"{len(ranks)} layers, signal rank {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average."
+    )
+
+
+def _links() -> list[Any]:
+    return [
+        io.Model.Input("model", tooltip="The model that learns the style. It stays as it is; a copy gets the style."),
+        io.Latent.Input("latents", tooltip="The pictures, as AC-LoRA Dataset or a VAE Encode gives them. 10 to 30 suit."),
+        io.Conditioning.Input(
+            "conditioning", tooltip="The caption of each picture, in the order of the latents; as many as pictures."
+        ),
+    ]
+
+
+def _widgets() -> list[Any]:
+    return [
+        io.Int.Input(
+            "steps", default=TrainConfig.steps, min=1, max=100_000,
+            tooltip="How often the adapter is changed. More steps learn more and, past a point, copy the pictures "
+            "instead of the style. The default suits 15 pictures at batch size 4.",
+        ),
+        io.Float.Input(
+            "learning_rate", default=TrainConfig.learning_rate, min=1e-7, max=0.1, step=1e-5, round=False,
+            tooltip="How far each step goes. Larger learns faster and forgets more of the model; smaller is gentler and "
+            "needs more steps.",
+        ),
+        io.Int.Input(
+            "batch_size", default=TrainConfig.batch_size, min=1, max=256,
+            tooltip="Pictures in one step. Larger is steadier and takes more memory and time a step.",
+        ),
+        io.Int.Input(
+            "max_rank", default=TrainConfig.max_rank, min=1, max=1024,
+            tooltip="The most that a layer can learn. Be generous: the training finds out by itself how much of it is "
+            "used, and what is not used can be cut off.",
+        ),
+        io.Int.Input(
+            "seed", default=TrainConfig.seed, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Decides the adapter's start, the order of the pictures, the noise and the timesteps. The same seed "
+            "gives the same style again.",
+        ),
+    ]  # fmt: skip
+
+
+def _advanced() -> list[Any]:
+    return [
+        io.Float.Input(
+            "alpha", default=TrainConfig.alpha, min=0.01, max=1024.0, step=0.5, advanced=True,
+            tooltip="Strength of the adapter while it learns; its scale is alpha divided by the rank. Larger learns "
+            "faster. It need not follow the maximum rank.",
+        ),
+        io.Combo.Input(
+            "layers", options=["attention", "attention and feed-forward", "all"], default=TrainConfig.layers,
+            advanced=True,
+            tooltip="Which layers learn. More layers learn finer detail, make a larger file and forget more.",
+        ),
+        io.Combo.Input(
+            "mode", options=["paper", "product", "product_redraw", "off"], default=TrainConfig.mode, advanced=True,
+            tooltip="How noise in the adapter is replaced at a restart. paper: each matrix by itself, as published. "
+            "product: the noise of both together is dropped. product_redraw: it is drawn anew. off: a plain LoRA.",
+        ),
+        io.Combo.Input(
+            "measure", options=["energy", "sum"], default=TrainConfig.measure, advanced=True,
+            tooltip="What the threshold is a share of: the squared singular values (energy) or the values (sum). sum "
+            "counts more components as noise.",
+        ),
+        io.Int.Input(
+            "restart_every", default=TrainConfig.restart_every, min=1, max=10_000, advanced=True,
+            tooltip="Epochs between two restarts; an epoch shows every picture once. Smaller restarts more often.",
+        ),
+        io.Float.Input(
+            "lowest_threshold", default=TrainConfig.lowest_threshold, min=0.0, max=1.0, step=0.01, advanced=True,
+            tooltip="The share of an adapter that counts as signal is never taken below this. Larger keeps more.",
+        ),
+        io.Float.Input(
+            "highest_threshold", default=TrainConfig.highest_threshold, min=0.0, max=1.0, step=0.01, advanced=True,
+            tooltip="The share of an adapter that counts as signal is never taken above this. Smaller redraws more.",
+        ),
+        io.Boolean.Input(
+            "clear_moments", default=TrainConfig.clear_moments, advanced=True,
+            tooltip="Whether the optimizer forgets what it knew of weights that were drawn anew. On suits nearly always.",
+        ),
+        io.Float.Input(
+            "weight_decay", default=TrainConfig.weight_decay, min=0.0, max=10.0, step=0.001, advanced=True,
+            tooltip="Pulls the adapter's weights towards zero at every step. Larger keeps the style weaker.",
+        ),
+        io.Float.Input(
+            "max_norm", default=TrainConfig.max_norm, min=0.001, max=1000.0, step=0.1, advanced=True,
+            tooltip="Gradients longer than this are shortened to it, so that one odd batch cannot spoil the adapter.",
+        ),
+    ]  # fmt: skip
+
+
+def _outputs() -> list[Any]:
+    return [
+        io.Model.Output(display_name="model", tooltip="The model with the style in it, ready for a KSampler."),
+        io.LoraModel.Output(display_name="lora_model", tooltip="The adapter alone, for AC-LoRA Save and Inspect."),
+        io.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."),
+        io.Custom("RANK_REPORT").Output(
+            display_name="rank_report",
+            tooltip="What the training found out: settings, losses, and the ranks at every restart. For Save and Inspect.",
+        ),
+    ]
