@@ -24,7 +24,9 @@ def epoch_batches(groups: Sequence[Hashable], batch_size: int, generator: torch.
     for number in torch.randperm(len(groups), generator=generator).tolist():
         members.setdefault(groups[number], []).append(number)
     batches = [
-        numbers[start : start + batch_size] for numbers in members.values() for start in range(0, len(numbers), batch_size)
+        numbers[start : start + batch_size]
+        for numbers in members.values()
+        for start in range(0, len(numbers), batch_size)
     ]
     return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 

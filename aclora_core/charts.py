@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from .chart_paper import HEADING, Paper, new_paper, text_width
+from .chart_paper import Paper, new_paper
 from .report import RankReport, Restart
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
     # The legend has the room above the highest band: two lines of letters.
     upper.set_ylim(0, top / (1 - 34 / (paper.height - split - 32)))
     upper.tick_params(labelbottom=False)
-    paper.heading(upper, f"Components kept at {len(steps)} restarts, {len(report.layer_names())} layers")
+    paper.heading(upper, f"Components kept at each restart, {len(report.layer_names())} layers")
     paper.legend(upper, 3, above=False)
     _draw_shares(paper, lower, report.restarts)
     for axes in (upper, lower):
@@ -87,19 +86,6 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
         axes.set_xlim(max(0, first - pad), last + pad)
     lower.set_xlabel("step", labelpad=1)
     paper.heading(lower, "What decided on them")
-    return paper.draw()
-
-
-def note_chart(text: str, size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
-    """A sentence instead of a chart."""
-    paper = new_paper(size, dark)
-    axes = paper.axes(_LEFT, 32, _LEFT, 22)
-    axes.set_axis_off()
-    lines = textwrap.fill(text, int((paper.width - 2 * _LEFT) / text_width("x", HEADING)))
-    axes.text(
-        0.5, 0.5, lines, transform=axes.transAxes, ha="center", va="center", fontsize=HEADING, color=paper.theme.ink,
-        parse_math=False,
-    )  # fmt: skip
     return paper.draw()
 
 
@@ -153,7 +139,7 @@ def _draw_kept(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> float:
     if len(steps) == 1:  # a band of one step has no width
         axes.vlines(steps, low, high, color=theme.second, linewidth=5, alpha=0.3)
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
-    axes.locator_params(axis="y", nbins=4, integer=True)
+    axes.locator_params(axis="y", nbins=5, integer=True)
     return max(float(high.max()), 1.0)
 
 

@@ -108,14 +108,24 @@ def inspect_lora(
     if report is not None:
         check_report(adapter, report)
     else:
-        report = _own_report(adapter)
+        report = own_report(adapter)
     names = sorted(adapter.layers, key=natural_order)
     layers = []
     for done, base in enumerate(names, 1):
-        layers.append(measure_layer(base, adapter.layers[base], report.signal.get(base) if report else None))
+        signal = report.signal.get(base) if report is not None else None
+        layers.append(measure_layer(base, adapter.layers[base], signal))
         if on_layer is not None:
             on_layer(done, len(names))
     return Inspection(_measure_file(adapter, state_dict, layers, name, size), layers, report)
+
+
+def own_report(adapter: Adapter) -> RankReport | None:
+    """The report in a file of this pack's, unless the file was changed since: then it tells of other layers."""
+    try:
+        report = RankReport.from_json(adapter.metadata["aclora.trajectory"])
+    except (KeyError, ValueError):
+        return None
+    return report if adapter.layers.keys() <= set(report.layer_names()) else None
 
 
 def measure_layer(name: str, layer: Layer, signal: int | None = None) -> LayerFacts:
@@ -148,20 +158,12 @@ def measure_layer(name: str, layer: Layer, signal: int | None = None) -> LayerFa
         rank_99=spectrum.rank_by_energy(values, 0.99),
         # A rank beyond the layer's sides leaves directions that no weight can give a size.
         dead=int((values < max(DEAD, torch.finfo(torch.float32).eps * first)).sum()) + layer.rank - len(values),
-        signal=signal,
+        # A layer that was cut has less than its training found.
+        signal=None if signal is None else min(signal, layer.rank),
         parameters=layer.lora_down.numel() + layer.lora_up.numel(),
         size=layer.lora_down.nbytes + layer.lora_up.nbytes,
         spectrum=tuple(values.tolist()),
     )
-
-
-def _own_report(adapter: Adapter) -> RankReport | None:
-    """The report in a file of this pack's, unless the file was changed since: then it tells of other layers."""
-    try:
-        report = RankReport.from_json(adapter.metadata["aclora.trajectory"])
-    except (KeyError, ValueError):
-        return None
-    return report if adapter.layers.keys() <= set(report.layer_names()) else None
 
 
 def _measure_file(

@@ -80,8 +80,8 @@ def inspection_csv(inspection: Inspection) -> str:
     return text.getvalue()
 
 
-def cut_table(cuts: Mapping[str, LayerCut]) -> str:
-    """What a cut did: a line for the whole, then a line for each layer."""
+def cut_table(cuts: Mapping[str, LayerCut], other: Mapping[str, str] | None = None) -> str:
+    """What a cut did: some lines for the whole, then a line for each layer. other: what stays as it is (Adapter)."""
     if not cuts:
         return "There is no plain LoRA layer to cut."
     before, after = (sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after"))
@@ -92,6 +92,7 @@ def cut_table(cuts: Mapping[str, LayerCut]) -> str:
         f"Layers: {len(cuts)}, dropped: {dropped}. Sum of ranks: {ranks}.",
         f"Size of the layers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({after / before:.0%}).",
         f"Kept of all layers' energy: {kept:.2%}. Error of the whole change: {math.sqrt(1.0 - kept):.1%} of its norm.",
+        *(f"Not cut, as it is no plain LoRA: {kind}, {_named(names)}." for kind, names in _by_kind(other or {}).items()),
     ]
     header = ["layer", "rank before", "after", "energy kept", "norm kept", "sum kept", "kB before", "after"]
     rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def layer_map(values: Mapping[str, float], title: str, size: tuple[int, int] = S
     if all(float(value).is_integer() for value in values.values()):
         _write_numbers(paper, axes, picture, table)
     outside = len(names) - len(shown)
-    paper.heading(axes, title + (f" ({outside} layers outside blocks not drawn)" if outside else ""))
+    paper.heading(axes, title + (f" ({outside} outside blocks not drawn)" if outside else ""))
     return paper.draw()
 
 
@@ -190,7 +191,7 @@ def _label_blocks(paper: Paper, axes: Axes, blocks: Sequence[str], room: tuple[f
         width = (end - start) * room[0] / len(kinds)
         if width > 3 * LETTER:
             middle, below = (start + end) / 2 / len(kinds), -(16 + LETTER) / room[1]
-            name = shorten(kinds[start].removesuffix("_blocks").removesuffix("_block"), width)
+            name = shorten(re.sub(r"(_blocks?| layers)$", "", kinds[start]), width)
             axes.text(
                 middle, below, name, transform=axes.transAxes, ha="center", va="center", fontsize=LETTER,
                 color=paper.theme.ink, parse_math=False,

@@ -23,7 +23,8 @@ from .adapter_file import Layer
 log = logging.getLogger("aclora")
 
 Preset = Literal["attention", "attention and feed-forward", "all"]
-_ATTENTION = re.compile(r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$")
+_ATTENTION = re.compile(
+    r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$")
 _FEED_FORWARD = re.compile(r"(^|[._])(ff|ff_context|ffn|mlp|img_mlp|txt_mlp|feed_forward)([._]|$)|(^|\.)linear[12]$")
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 

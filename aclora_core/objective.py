@@ -1,9 +1,9 @@
-"""What a training step draws and what it compares: noise levels, the model's own target, and a loss that means the same
-for every kind of prediction.
+"""What a training step draws and what it compares: noise levels, the model's own target, and a loss that means the
+same for every kind of prediction.
 
 All of it follows from three functions of the model: how it adds noise, how it turns its raw output into the picture
-without noise (x0), and which noise level belongs to a share of the way. Nothing here asks what the model predicts: x0 is
-linear in the raw output, so two calls tell the gain, and dividing the error of x0 by it gives the error of the raw output.
+without noise (x0), and which noise level belongs to a share of the way. Nothing here asks what the model predicts: x0
+is linear in the raw output, so two calls tell the gain, and the error of x0 over the gain is the error of the output.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Objective:
 def draw_sigmas(objective: Objective, count: int, generator: torch.Generator) -> Tensor:
     """Noise levels (count,), float32, drawn from a generator on the CPU.
 
-    "uniform": every share of the way alike. "logit-normal": sigmoid of a standard normal, the middle most often (Esser et
-    al. 2024, arXiv 2403.03206, section 3.1).
+    "uniform": every share of the way alike. "logit-normal": sigmoid of a standard normal, the middle most often (Esser
+    et al. 2024, arXiv 2403.03206, section 3.1).
     """
     if objective.sampling not in get_args(Sampling):
         raise ValueError(f"Timesteps are drawn {' or '.join(get_args(Sampling))}, not '{objective.sampling}'.")

@@ -11,6 +11,7 @@ import torch
 from .adapter_file import Adapter, with_dtype
 from .adapter_metadata import build_metadata, check_report
 from .cutting import BalancedLayer, LayerCut, RuleName, cut_to_ranks, rank_rule, ranks_by_rule, ranks_for_size
+from .inspection import own_report
 from .report import RankReport
 
 ResizeRule = Literal[RuleName, "signal", "file size"]
@@ -41,8 +42,8 @@ def resize(
 ) -> tuple[Adapter, dict[str, LayerCut]]:
     """The cut adapter, and what each layer lost; what is no plain LoRA stays whole.
 
-    balanced: the adapter's layers in their singular components (cutting.balance). report: of the training; the rule
-    "signal" needs it, and the rule "file size" counts it as part of the file.
+    balanced: the adapter's layers in their singular components (cutting.balance). report: of the training, for
+    the rule "signal" (else the one in the file's metadata); the rule "file size" counts it as part of the file.
 
     Raises:
         ValueError: no layer can be cut, the report is missing or from another training, the size is too small, or the
@@ -57,7 +58,7 @@ def resize(
         adapter = replace(adapter, extra=with_dtype(replace(adapter, layers={}), config.dtype).extra)
     limit = config.max_rank or None
     if config.rule == "signal":
-        ranks = _ranks_of_signal(balanced, report, limit)
+        ranks = _ranks_of_signal(balanced, report or own_report(adapter), limit)
     elif config.rule == "file size":
         ranks = _ranks_for_file(adapter, balanced, config, report)
     else:

@@ -16,8 +16,8 @@ from . import batches, lora, objective
 from .adapter_file import Adapter
 from .adapter_restart import LayerRestart, Mode, restart_adapter
 from .report import RankReport, Restart, Setting
-from .restart import Measure, dynamic_threshold, is_restart_epoch, signal_count
-from .spectrum import delta_singular_values
+from .restart import Measure, dynamic_threshold, is_restart_epoch
+from .spectrum import delta_singular_values, rank_by_energy, rank_by_sum
 from .stepping import Stepper
 
 log = logging.getLogger("aclora")
@@ -53,6 +53,8 @@ class TrainConfig:
         for name in ("learning_rate", "alpha", "max_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be 0 or more, but is {self.weight_decay}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
             raise ValueError(
                 f"The threshold's range must lie in 0 to 1, lowest first, but is {self.lowest_threshold} to "
@@ -60,6 +62,9 @@ class TrainConfig:
             )
         if self.mode not in (*get_args(Mode), "off"):
             raise ValueError(f"The restart mode must be {', '.join(get_args(Mode))} or off, but is '{self.mode}'.")
+        for name, kinds in (("measure", get_args(Measure)), ("layers", get_args(lora.Preset))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"{name} must be {' or '.join(kinds)}, but is '{getattr(self, name)}'.")
 
 
 class Model(Protocol):
@@ -151,9 +156,10 @@ def _steps(
             )
         if epoch_ends and config.mode != "off" and is_restart_epoch(epoch, config.restart_every, total_epochs):
             since = [loss for loss in progress.losses[restarted_at:] if math.isfinite(loss)]
-            loss = sum(since) / len(since) if since else math.inf
-            progress.restarts.append(_restart(config, branches, stepper, noises, step, epoch, total_epochs, loss))
-            restarted_at = step
+            if since:  # else nothing tells how much is signal
+                loss = sum(since) / len(since)
+                progress.restarts.append(_restart(config, branches, stepper, noises, step, epoch, total_epochs, loss))
+                restarted_at = step
         yield
         if step >= config.steps:
             return
@@ -204,12 +210,17 @@ def _redrawn(branches: Mapping[str, lora.Branch], results: Mapping[str, LayerRes
 
 
 def _report(model: Model, config: TrainConfig, progress: Progress, adapter: Adapter, started: float) -> RankReport:
-    """The trajectory, and the spectrum of what came out; signal is counted with the last threshold, or 95 % energy."""
+    """The trajectory, and the spectrum of what came out.
+
+    Signal is as many components as reach the last threshold, or 95 % of the energy. Eq. 3 would count one fewer, and
+    an adapter that was cut to it would lose that one.
+    """
     spectrum = {
         name: delta_singular_values(*layer.factors(), layer.scale).tolist() for name, layer in adapter.layers.items()
     }
-    threshold = progress.restarts[-1].threshold if progress.restarts else 0.95
-    signal = {name: signal_count(torch.tensor(values), threshold) for name, values in spectrum.items()}
+    threshold = max(progress.restarts[-1].threshold, 1e-6) if progress.restarts else 0.95
+    reaching = rank_by_sum if progress.restarts and config.measure == "sum" else rank_by_energy
+    signal = {name: reaching(torch.tensor(values), threshold) for name, values in spectrum.items()}
     per_epoch = batches.steps_per_epoch(model.groups, config.batch_size)
     facts: dict[str, Setting] = {
         "images": len(model.latents),

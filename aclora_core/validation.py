@@ -44,4 +44,8 @@ def _alike(model: Model, pictures: Sequence[int], batch_size: int) -> list[list[
     members: dict[object, list[int]] = {}
     for number in pictures:
         members.setdefault(model.groups[number], []).append(number)
-    return [group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)]
+    return [
+        group[start : start + batch_size]
+        for group in members.values()
+        for start in range(0, len(group), batch_size)
+    ]

@@ -3,7 +3,7 @@
     python -m bench.held_out_loss --host path/to/ComfyUI
 
 Trains as the quickstart does, on its 16 pictures, and measures the denoising loss of 100 other pictures of the style at
-fixed noise and noise levels, before and after. Writes bench/results/held_out_loss.json. Needs npm, which brings the icons.
+fixed noise and noise levels, before and after. Writes bench/results/held_out_loss.json. Needs npm for the icons.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapter import ACLoRALoad, ACLoRASave
 from .dataset import ACLoRADataset
 from .inspection import ACLoRAInspect
+from .resizing import ACLoRAResize
 from .tiny_base import ACLoRATinyBase
 from .train import ACLoRATrain
 
@@ -14,4 +15,6 @@ class ACLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order in which a workflow uses them."""
-        return [ACLoRATinyBase, ACLoRADataset, ACLoRATrain, ACLoRASave, ACLoRALoad, ACLoRAInspect]
+        return [
+            ACLoRATinyBase, ACLoRADataset, ACLoRATrain, ACLoRASave, ACLoRALoad, ACLoRAInspect, ACLoRAResize,
+        ]  # fmt: skip

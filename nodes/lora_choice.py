@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..aclora_core import tensor_file
 from . import lora_folder
 
-CONNECTED = "(connected LoRA)"
+NONE = "none"  # the choice of no file
 
 
-def lora_inputs() -> list[Any]:
-    """lora_model and lora_name, of which a user sets one."""
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA as it came in."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+    name: str
+    size: int | None  # bytes of the file, if it is one
+
+
+def sources(verb: str) -> list[Any]:
+    """The two inputs of which one gives the LoRA."""
     return [
         io.LoraModel.Input(
-            "lora_model", optional=True, tooltip="A LoRA from Train AC-LoRA or Load AC-LoRA. Or choose a file below."
+            "lora_model", optional=True, tooltip=f"The LoRA to {verb}, from Train or Load AC-LoRA or another node."
         ),
         io.Combo.Input(
             "lora_name",
-            options=[CONNECTED, *lora_folder.names()],
-            default=CONNECTED,
-            tooltip=f"A file in models/loras. Leave it at '{CONNECTED}' where a LoRA is connected.",
+            options=[NONE, *lora_folder.names()],
+            default=NONE,
+            tooltip=f"A LoRA file in models/loras to {verb}. Choose '{NONE}' where lora_model is connected.",
         ),
     ]
 
 
-def check_choice(lora_name: str | None, connected: bool) -> bool | str:
-    """Whether exactly one was set, as validate_inputs says it; a name of None is a link, not known before the run."""
-    if lora_name is None:
-        return True
-    if connected and lora_name != CONNECTED:
-        return f"A LoRA is connected, and '{lora_name}' is chosen too. Set lora_name to '{CONNECTED}', or disconnect."
-    if not connected and lora_name == CONNECTED:
-        return "There is no LoRA. Connect one to lora_model, or choose a file in lora_name."
-    if not connected and not lora_folder.exists(lora_name):
+def check_source(connected: bool, lora_name: str | None) -> bool | str:
+    """True, or a sentence where not exactly one LoRA is given; lora_name is None for a link, which may give 'none'."""
+    chosen = lora_name not in (None, NONE)
+    if connected and chosen:
+        return f"Two LoRAs are given: set lora_name to '{NONE}', or disconnect lora_model. lora_name is '{lora_name}'."
+    if not connected and lora_name == NONE:
+        return "No LoRA is given: connect lora_model, or choose a file in lora_name."
+    if chosen and not lora_folder.exists(str(lora_name)):
         return f"There is no LoRA file '{lora_name}' in models/loras. Choose another; the key R reads the list again."
     return True
 
 
-def fingerprint(lora_name: str | None) -> str:
-    """Changes when the file does, so that the node runs again."""
-    if lora_name is None or lora_name == CONNECTED:
+def file_state(lora_name: str | None) -> str:
+    """Changes whenever the chosen file does."""
+    if lora_name in (None, NONE):
         return ""
-    state = lora_folder.path_of(lora_name).stat()
+    state = lora_folder.path_of(str(lora_name)).stat()
     return f"{state.st_mtime_ns} {state.st_size}"
 
 
-def read(lora_name: str, lora_model: dict[str, Tensor] | None) -> tuple[dict[str, Tensor], dict[str, str], str, Any]:
-    """Tensors, metadata, a name for messages, and the bytes of the file (None where there is none).
-
-    Raises:
-        ValueError: none or both are set, or the file is no LoRA.
-    """
-    choice = check_choice(lora_name, lora_model is not None)
-    if choice is not True:
-        raise ValueError(choice)
+def read(lora_model: dict[str, torch.Tensor] | None, lora_name: str) -> Lora:
+    problem = check_source(lora_model is not None, lora_name)
+    if problem is not True:
+        raise ValueError(problem)
     if lora_model is not None:
-        return lora_model, {}, "The connected LoRA", None
+        return Lora(lora_model, {}, "LORA_MODEL", None)
     path = lora_folder.path_of(lora_name)
-    state_dict, metadata = tensor_file.read(path)
-    return state_dict, metadata, lora_name, path.stat().st_size
+    return Lora(*tensor_file.read(path), lora_name, path.stat().st_size)

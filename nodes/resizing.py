@@ -32,7 +32,7 @@ class ACLoRAResize(io.ComfyNode):
             is_experimental=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *lora_choice.lora_inputs(),
+                *lora_choice.sources("cut"),
                 io.DynamicCombo.Input(
                     "rule",
                     options=_rules(),
@@ -56,13 +56,13 @@ class ACLoRAResize(io.ComfyNode):
                 io.Boolean.Input(
                     "dry_run",
                     default=False,
-                    tooltip="On: only tells what would be lost; the LoRA comes out as it went in.",
+                    tooltip="On: only tells what would be lost. No LoRA comes out, so that nothing is saved by mistake.",
                 ),
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
-                    tooltip="The report of the training: the rule signal needs it, and the rule file size leaves room"
-                    " for it.",
+                    tooltip="The report of the training, for the rule signal (files saved by AC-LoRA bring their own);"
+                    " the rule file size leaves room for it.",
                 ),
             ],
             outputs=[
@@ -76,13 +76,13 @@ class ACLoRAResize(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None, lora_model: object = ...) -> bool | str:
-        return lora_choice.check_choice(lora_name, lora_model is not ...)
+    def validate_inputs(cls, lora_name: str | None, lora_model: object = False) -> bool | str:
+        return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
     def fingerprint_inputs(
         cls,
-        lora_name: str | None = None,
+        lora_name: str | None,
         lora_model: object = None,
         rule: object = None,
         max_rank: int | None = None,
@@ -90,33 +90,34 @@ class ACLoRAResize(io.ComfyNode):
         dry_run: bool | None = None,
         rank_report: object = None,
     ) -> str:
-        return lora_choice.fingerprint(lora_name)
+        return lora_choice.file_state(lora_name)
 
     @classmethod
     def execute(
         cls,
+        lora_name: str,
         rule: dict[str, Any],
-        lora_name: str = lora_choice.CONNECTED,
         lora_model: dict[str, Tensor] | None = None,
         max_rank: int = 0,
         precision: str = "fp16",
         dry_run: bool = False,
         rank_report: RankReport | None = None,
     ) -> io.NodeOutput:
-        state_dict, metadata, name, _ = lora_choice.read(lora_name, lora_model)
+        lora = lora_choice.read(lora_model, lora_name)
         config = ResizeConfig(
             rule["rule"], _parameter(rule), max_rank, PRECISIONS.get(precision), rule.get("drop_layers", False)
         )
         node_id = host.hidden_node_id(cls)
         try:
-            adapter = adapter_file.from_state_dict(state_dict, metadata)
+            adapter = adapter_file.from_state_dict(lora.tensors, lora.metadata)
             cut, losses = resize(adapter, _balanced(adapter, node_id), config, rank_report)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        table = inspection_text.cut_table(losses)
+            raise ValueError(f"{lora.name}: {error}") from error
+        table = inspection_text.cut_table(losses, cut.other)
         text = f"Dry run, nothing was changed.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
-        return io.NodeOutput(state_dict if dry_run else adapter_file.to_state_dict(cut), text, ui=ui.PreviewText(text))
+        result = lora.tensors if dry_run else adapter_file.to_state_dict(cut)
+        return io.NodeOutput(result, text, ui=ui.PreviewText(text))
 
 
 def _rules() -> list[io.DynamicCombo.Option]:
@@ -126,7 +127,7 @@ def _rules() -> list[io.DynamicCombo.Option]:
     size_inputs = [
         io.Float.Input(
             "megabytes", default=10.0, min=0.01, max=100_000.0, step=0.1, round=False,
-            tooltip="The file is at most so large, in millions of bytes, if saved in this precision, without a preview.",
+            tooltip="The file has at most so many millions of bytes, saved in this precision and without a preview.",
         ),
         io.Boolean.Input(
             "drop_layers", default=False,

@@ -78,7 +78,7 @@ class ACLoRATinyBase(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Draws icons of 128 × 128 pixels. It knows four styles: noto, twemoji, emojione and fluent.",
+                    tooltip="Draws icons of 128 × 128 pixels, in the styles noto, twemoji, emojione and fluent.",
                 ),
                 io.Clip.Output(
                     display_name="clip",
@@ -93,6 +93,7 @@ class ACLoRATinyBase(io.ComfyNode):
         missing = [part for part in PARTS if not (FOLDER / f"{part}.safetensors").is_file()]
         if missing:
             raise FileNotFoundError(
-                f"The tiny base is incomplete: {', '.join(missing)} missing in assets/tiny_base. Install the pack again."
+                f"The tiny base is incomplete: {', '.join(missing)} missing in assets/tiny_base. "
+                "Install the pack again."
             )
         return io.NodeOutput(load_denoiser(), load_text_encoder(), load_autoencoder())

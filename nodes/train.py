@@ -86,7 +86,7 @@ def _summary(result: Result) -> str:
 def _links() -> list[Any]:
     return [
         io.Model.Input("model", tooltip="The model that learns the style. It stays as it is; a copy gets the style."),
-        io.Latent.Input("latents", tooltip="The pictures, as AC-LoRA Dataset or a VAE Encode gives them. 10 to 30 suit."),
+        io.Latent.Input("latents", tooltip="The pictures, as the dataset node or a VAE Encode gives them."),
         io.Conditioning.Input(
             "conditioning", tooltip="The caption of each picture, in the order of the latents; as many as pictures."
         ),
@@ -102,8 +102,8 @@ def _widgets() -> list[Any]:
         ),
         io.Float.Input(
             "learning_rate", default=TrainConfig.learning_rate, min=1e-7, max=0.1, step=1e-5, round=False,
-            tooltip="How far each step goes. Larger learns faster and forgets more of the model; smaller is gentler and "
-            "needs more steps.",
+            tooltip="How far each step goes. Larger learns faster and forgets more of the model; smaller is gentler "
+            "and needs more steps.",
         ),
         io.Int.Input(
             "batch_size", default=TrainConfig.batch_size, min=1, max=256,
@@ -115,9 +115,10 @@ def _widgets() -> list[Any]:
             "used, and what is not used can be cut off.",
         ),
         io.Int.Input(
-            "seed", default=TrainConfig.seed, min=0, max=2**63 - 1, control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Decides the adapter's start, the order of the pictures, the noise and the timesteps. The same seed "
-            "gives the same style again.",
+            "seed", default=TrainConfig.seed, min=0, max=2**63 - 1,
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Decides the adapter's start, the order of the pictures, the noise and the timesteps. The same "
+            "seed gives the same style again.",
         ),
     ]  # fmt: skip
 
@@ -158,7 +159,7 @@ def _advanced() -> list[Any]:
         ),
         io.Boolean.Input(
             "clear_moments", default=TrainConfig.clear_moments, advanced=True,
-            tooltip="Whether the optimizer forgets what it knew of weights that were drawn anew. On suits nearly always.",
+            tooltip="Whether the optimizer forgets what it knew of weights that were drawn anew. On suits best.",
         ),
         io.Float.Input(
             "weight_decay", default=TrainConfig.weight_decay, min=0.0, max=10.0, step=0.001, advanced=True,
@@ -178,6 +179,6 @@ def _outputs() -> list[Any]:
         io.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."),
         io.Custom("RANK_REPORT").Output(
             display_name="rank_report",
-            tooltip="What the training found out: settings, losses, and the ranks at every restart. For Save and Inspect.",
+            tooltip="What the training found out: settings, losses, and the ranks at every restart.",
         ),
     ]

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {"torch", "safetensors", "numpy", "PIL", "einops", "matplotlib"}
-# What a node needs to be a node. Everything else of ComfyUI is for nodes/host.py, and for two files that hand weights to
-# ComfyUI's own loaders.
+# What a node needs to be a node. Everything else of ComfyUI is for nodes/host.py, and for two files that hand weights
+# to ComfyUI's own loaders.
 HOST_FACE = {"comfy_api", "folder_paths"}
 HOST_FILE = "host.py"
 HOST_FILES = {HOST_FILE, "lora_apply.py", "tiny_base.py"}

@@ -1,0 +1,328 @@
+"""Training on small linear models: it finds what there is to find, restarts on schedule, and stops when told to."""
+
+import json
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aclora_core.objective import Objective
+from aclora_core.report import RankReport
+from aclora_core.restart import dynamic_threshold
+from aclora_core.training import Progress, TrainConfig, train
+
+WIDTH = 16
+# The model sees the picture itself and must give it back, so that the true update is known.
+CLEAN = Objective(
+    add_noise=lambda sigma, noise, latent: latent,
+    denoised=lambda sigma, output, noisy: output,
+    sigma_at=lambda share: share,
+    sampling="uniform",
+)
+FLOW = Objective(
+    add_noise=lambda sigma, noise, latent: latent + sigma.view(-1, 1, 1, 1) * (noise - latent),
+    denoised=lambda sigma, output, noisy: noisy - sigma.view(-1, 1, 1, 1) * output,
+    sigma_at=lambda share: share,
+    sampling="logit-normal",
+)
+
+
+@dataclass
+class Toy:
+    """A linear model whose right weight is the identity, and that is off by `error`."""
+
+    error: Tensor
+    latents: Sequence[Tensor]
+    objective: Objective = CLEAN
+    groups: Sequence[Hashable] = ()
+    prefix: str = "toy."
+    device: torch.device = torch.device("cpu")
+    spoil: Callable[[int], bool] = lambda call: False  # calls (from 1) that answer NaN
+    calls: list[tuple[int, ...]] = field(default_factory=list)
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        layer = nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False)
+        layer.weight.copy_(torch.eye(WIDTH) - self.error)
+        self.network = nn.ModuleDict({"attn": layer})
+        self.groups = self.groups or ["alike"] * len(self.latents)
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, pictures: Sequence[int]) -> Tensor:
+        self.calls.append(tuple(pictures))
+        output = self.network["attn"](noisy.flatten(1)).view(noisy.shape)
+        output = output * math.nan if self.spoil(len(self.calls)) else output
+        return self.objective.denoised(sigma, output, noisy)
+
+
+def planted(rank: int = 2, size: float = 2.0) -> Tensor:
+    """A matrix with `rank` singular values around `size`, each a bit smaller than the one before."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(WIDTH, rank, generator=generator))[0] for _ in range(2))
+    return (u * (size * 0.8 ** torch.arange(rank))) @ v.T
+
+
+def toy(count: int = 48, **changes) -> Toy:
+    latents = torch.randn(count, 1, WIDTH, 1, 1, generator=torch.Generator().manual_seed(1)).unbind()
+    return Toy(**{"error": planted(), "latents": latents, **changes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These matrices are so small that a second thread only costs time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+QUICK = TrainConfig(steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off")
+THOROUGH = TrainConfig(
+    steps=120, learning_rate=0.05, batch_size=48, max_rank=8, alpha=8.0, weight_decay=0.0, mode="off"
+)
+
+
+def tensors(result) -> list[Tensor]:
+    return [tensor for layer in result.adapter.layers.values() for tensor in (layer.lora_down, layer.lora_up)]
+
+
+def test_training_finds_an_update_of_rank_two() -> None:
+    model = toy()
+    result = train(model, THOROUGH)
+    losses, spectrum = result.report.losses, result.report.spectrum["toy.attn"]
+    assert losses[0] > 0.4 and max(losses[-5:]) < 1e-4
+    down, up = result.adapter.layers["toy.attn"].factors()
+    torch.testing.assert_close(result.adapter.layers["toy.attn"].scale * up @ down, model.error, rtol=0, atol=0.01)
+    assert spectrum == pytest.approx([2.0, 1.6, 0, 0, 0, 0, 0, 0], abs=0.01)
+    assert result.report.signal == {"toy.attn": 2}
+
+
+@pytest.mark.parametrize("mode", ["paper", "product", "product_redraw"])
+def test_restarts_do_not_lose_what_was_found(mode) -> None:
+    """The threshold stops at 95 %, so that the second component is signal and the trace of the others is not."""
+    model = toy()
+    result = train(model, replace(THOROUGH, mode=mode, restart_every=30, highest_threshold=0.95))
+    report, spectrum = result.report, result.report.spectrum["toy.attn"]
+    assert [restart.step for restart in report.restarts] == [30, 60, 90]
+    assert report.losses[-1] < 0.02 * report.losses[0]
+    assert sum(value > 0.1 * spectrum[0] for value in spectrum) == 2 and report.signal == {"toy.attn": 2}
+    down, up = result.adapter.layers["toy.attn"].factors()
+    torch.testing.assert_close(result.adapter.layers["toy.attn"].scale * up @ down, model.error, rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("mode", ["off", "paper", "product", "product_redraw"])
+def test_the_same_seed_gives_the_same_adapter_bit_for_bit(mode) -> None:
+    config = replace(QUICK, steps=60, restart_every=2, mode=mode)
+    first, again, other = (train(toy(objective=FLOW, count=12), replace(config, seed=seed)) for seed in (5, 5, 6))
+    assert bool(first.report.restarts) is (mode != "off")
+    assert first.report.losses == again.report.losses != other.report.losses
+    for one, same, different in zip(tensors(first), tensors(again), tensors(other), strict=True):
+        assert torch.equal(one, same) and not torch.equal(one, different)
+
+
+def test_other_random_numbers_neither_disturb_nor_are_disturbed() -> None:
+    model = toy(objective=FLOW)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = train(model, QUICK)
+    assert torch.equal(torch.rand(1), expected)
+    torch.manual_seed(2)
+    assert torch.equal(tensors(train(model, QUICK))[1], tensors(first)[1])
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = toy()
+    layer = model.network["attn"]
+    before = layer.weight.clone()
+    train(model, QUICK)
+    assert torch.equal(layer.weight, before) and layer.weight.grad is None and not layer._forward_hooks
+
+    def fail(progress: Progress) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(model, QUICK, fail)
+    assert torch.equal(layer.weight, before) and not layer._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("steps", "pictures", "every", "expected"),
+    [
+        (30, 12, 2, [6, 12, 18, 24]),  # 3 steps an epoch, 10 epochs: none after the last
+        (32, 12, 2, [6, 12, 18, 24]),  # the eleventh epoch is not finished
+        (29, 12, 2, [6, 12, 18]),  # 9 epochs: after the eighth no full interval follows
+        (30, 12, 5, [15]),
+        (30, 12, 6, []),
+        (5, 4, 1, [1, 2, 3, 4]),
+        (30, 48, 10, []),  # less than three epochs
+    ],
+)
+def test_restarts_come_every_interval_but_not_in_the_last(steps, pictures, every, expected) -> None:
+    config = replace(QUICK, steps=steps, mode="paper", restart_every=every)
+    report = train(toy(pictures), config).report
+    assert [restart.step for restart in report.restarts] == expected
+    per_epoch = math.ceil(pictures / config.batch_size)
+    assert [restart.epoch * per_epoch for restart in report.restarts] == expected
+    assert all(steps - step >= every * per_epoch for step in expected)
+
+
+def test_the_threshold_follows_the_loss_since_the_last_restart() -> None:
+    report = train(toy(12), replace(QUICK, steps=30, mode="paper", restart_every=2)).report
+    start = 0
+    for restart in report.restarts:
+        loss = sum(report.losses[start : restart.step]) / (restart.step - start)
+        assert restart.loss == pytest.approx(loss)
+        assert restart.threshold == pytest.approx(dynamic_threshold(loss, restart.epoch, 10))
+        assert set(restart.layers) == {"toy.attn"}
+        start = restart.step
+
+
+def test_the_threshold_stays_in_its_range() -> None:
+    config = replace(QUICK, steps=30, mode="paper", restart_every=2, lowest_threshold=0.97, highest_threshold=0.98)
+    thresholds = [restart.threshold for restart in train(toy(12), config).report.restarts]
+    assert thresholds and set(thresholds) == {0.97}
+
+
+def test_losses_are_relative_to_predicting_the_mean() -> None:
+    """So pictures of ten times the contrast give the same losses at the start."""
+    faint = toy()
+    strong = toy(latents=[10 * latent for latent in faint.latents])
+    first, second = (train(model, QUICK).report.losses[0] for model in (faint, strong))
+    assert first == pytest.approx(second, rel=1e-4)
+    nothing = toy(400, error=torch.eye(WIDTH))  # a model that always answers 0, the mean of such pictures
+    assert train(nothing, replace(QUICK, steps=1, batch_size=400)).report.losses[0] == pytest.approx(1, abs=0.01)
+
+
+def test_every_picture_is_used_alike_and_only_beside_its_like() -> None:
+    model = toy(10, groups=["wide"] * 4 + ["tall"] * 6)
+    result = train(model, replace(QUICK, steps=10, batch_size=4))
+    assert sorted(number for call in model.calls[:3] for number in call) == list(range(10))
+    assert all(max(call) < 4 or min(call) >= 4 for call in model.calls)
+    assert result.report.settings["epochs"] == 4 and result.report.settings["images"] == 10
+
+
+@pytest.mark.parametrize("stop_at", [1, 5])
+def test_a_cancel_gives_what_was_learned_so_far(stop_at: int) -> None:
+    seen: list[int] = []
+    result = train(toy(), QUICK, lambda progress: seen.append(len(progress.losses)), lambda: len(seen) == stop_at)
+    assert seen == list(range(1, stop_at + 1)) and len(result.report.losses) == stop_at
+    whole = train(toy(), replace(QUICK, steps=stop_at))
+    for stopped, ended in zip(tensors(result), tensors(whole), strict=True):
+        assert torch.equal(stopped, ended)
+    assert result.adapter.layers["toy.attn"].lora_up.any()
+
+
+def test_a_training_that_learned_nothing_still_reports() -> None:
+    result = train(toy(spoil=lambda call: True), replace(QUICK, steps=9))
+    assert not result.adapter.layers["toy.attn"].lora_up.any()
+    assert result.report.signal == {"toy.attn": 1} and result.report.spectrum == {"toy.attn": [0.0] * 4}
+
+
+def test_a_loss_worse_than_the_mean_makes_the_threshold_zero_and_one_component_signal() -> None:
+    model = toy(12, error=planted(2, 9.0))
+    report = train(model, replace(QUICK, steps=9, learning_rate=1e-5, mode="paper", restart_every=1)).report
+    assert {restart.threshold for restart in report.restarts} == {0.0}
+    assert report.signal == {"toy.attn": 1}
+
+
+def test_ten_losses_in_a_row_that_are_no_numbers_end_the_training() -> None:
+    seen: list[float] = []
+    with pytest.raises(FloatingPointError, match=r"for 10 steps, up to step 13\. Lower the learning rate"):
+        train(toy(spoil=lambda call: call > 3), replace(QUICK, steps=50), lambda p: seen.append(p.losses[-1]))
+    assert len(seen) == 12 and not any(map(math.isnan, seen[:3])) and all(map(math.isnan, seen[3:]))
+
+
+def test_nine_bad_steps_are_left_out_and_reported() -> None:
+    result = train(toy(spoil=lambda call: 3 < call < 13), replace(QUICK, steps=20))
+    bad = [step for step, loss in enumerate(result.report.losses, start=1) if math.isnan(loss)]
+    assert bad == list(range(4, 13))
+    assert all(torch.isfinite(tensor).all() for tensor in tensors(result))
+    again = RankReport.from_json(result.report.to_json())
+    assert math.isnan(again.losses[3]) and again.losses[:3] == result.report.losses[:3]
+
+
+def test_a_restart_leaves_out_losses_that_are_no_numbers() -> None:
+    config = replace(QUICK, steps=30, mode="paper", restart_every=2)
+    report = train(toy(12, spoil=lambda call: call in (2, 8)), config).report
+    assert [restart.step for restart in report.restarts] == [6, 12, 18, 24]
+    good = [loss for loss in report.losses[:6] if math.isfinite(loss)]
+    assert len(good) == 5 and report.restarts[0].loss == pytest.approx(sum(good) / 5)
+
+
+def test_an_interval_without_any_good_loss_has_no_restart() -> None:
+    config = replace(QUICK, steps=10, mode="paper", restart_every=1)
+    report = train(toy(4, spoil=lambda call: call in (1, 4)), config).report
+    assert [restart.step for restart in report.restarts] == [2, 3, 5, 6, 7, 8, 9]
+
+
+def test_moments_of_redrawn_factors_are_forgotten_only_if_wished() -> None:
+    config = replace(QUICK, steps=30, mode="product", restart_every=2, highest_threshold=0.9)
+    forgot, kept = (train(toy(12), replace(config, clear_moments=clear)) for clear in (True, False))
+    assert forgot.report.losses[:6] == kept.report.losses[:6]
+    assert forgot.report.losses[7:] != kept.report.losses[7:]
+
+
+def test_the_report_tells_how_it_was_made() -> None:
+    report = train(toy(12), replace(QUICK, steps=30, mode="paper", restart_every=2)).report
+    for name in ("steps", "learning_rate", "batch_size", "max_rank", "seed", "mode"):
+        assert name in report.settings
+    assert report.settings["started_at"] <= report.settings["finished_at"]
+    assert report.settings["optimizer"] == "AdamW"
+    assert json.loads(report.to_json())["settings"]["restart_every"] == 2
+    down, up = train(toy(12), QUICK).adapter.layers["toy.attn"].factors()
+    expected = torch.linalg.svdvals(2.0 * up.double() @ down.double())[:4]
+    torch.testing.assert_close(
+        torch.tensor(train(toy(12), QUICK).report.spectrum["toy.attn"]).double(), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("measure", "power", "expected"), [("energy", 2, 3), ("sum", 1, 4)])
+def test_signal_is_counted_by_the_measure_that_restarts_went_by(measure, power: int, expected: int) -> None:
+    share = {"lowest_threshold": 0.85, "highest_threshold": 0.85}
+    config = replace(THOROUGH, steps=80, mode="product", measure=measure, restart_every=30, **share)
+    report = train(toy(error=planted(4)), config).report
+    weights = torch.tensor(report.spectrum["toy.attn"]) ** power
+    assert report.signal == {"toy.attn": 1 + int((weights.cumsum(0) < 0.85 * weights.sum()).sum())}
+    assert report.signal == {"toy.attn": expected}
+
+
+BAD: list[tuple[dict, str]] = [
+    ({"steps": 0}, "steps must be 1 or more, but is 0"),
+    ({"batch_size": 0}, "batch_size must be 1 or more, but is 0"),
+    ({"max_rank": -1}, "max_rank must be 1 or more, but is -1"),
+    ({"restart_every": 0}, "restart_every must be 1 or more"),
+    ({"learning_rate": 0.0}, "learning_rate must be above 0, but is 0.0"),
+    ({"learning_rate": math.nan}, "learning_rate must be above 0, but is nan"),
+    ({"alpha": -1.0}, "alpha must be above 0, but is -1.0"),
+    ({"max_norm": math.inf}, "max_norm must be above 0, but is inf"),
+    ({"weight_decay": -0.1}, "weight_decay"),
+    ({"lowest_threshold": 0.6, "highest_threshold": 0.4}, "is 0.6 to 0.4"),
+    ({"highest_threshold": 1.5}, "0.0 to 1.5"),
+    ({"mode": "fast"}, "paper, product, product_redraw or off, but is 'fast'"),
+    ({"measure": "area"}, "energy.*sum.*'area'"),
+    ({"layers": "some"}, "attention.*all.*'some'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), BAD, ids=lambda value: next(iter(value)) if type(value) is dict else ""
+)
+def test_settings_out_of_range_are_refused_when_made(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
+
+
+def test_what_cannot_be_trained_is_refused_before_it_starts() -> None:
+    seen: list[Progress] = []
+    with pytest.raises(ValueError, match="no pictures"):
+        train(toy(0), QUICK, seen.append)
+    empty = toy()
+    empty.network = nn.ModuleDict({"norm": nn.LayerNorm(4)})
+    with pytest.raises(ValueError, match="no linear layer"):
+        train(empty, QUICK, seen.append)
+    with pytest.raises(ValueError, match=f"can only have rank {WIDTH}"):
+        train(toy(), replace(QUICK, max_rank=WIDTH + 1), seen.append)
+    assert not seen
