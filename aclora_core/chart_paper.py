@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,6 +123,17 @@ def new_paper(size: tuple[int, int], dark: bool) -> Paper:
     inches = ((width + 0.01) / (72 * zoom), (height + 0.01) / (72 * zoom))
     figure = Figure(figsize=inches, dpi=72 * zoom, facecolor=theme.paper)
     return Paper(figure, theme, width / zoom, height / zoom)
+
+
+def notice(text: str, size: tuple[int, int], dark: bool = False) -> Image.Image:
+    """A picture that says in words why there is no chart."""
+    paper = new_paper(size, dark)
+    lines = [line for part in text.splitlines() for line in wrap(part, int(paper.width / (HEADING * _CHARACTER)) - 4)]
+    paper.figure.text(
+        0.5, 0.5, "\n".join(lines), fontsize=HEADING, color=paper.theme.ink, ha="center", va="center", linespacing=1.5,
+        parse_math=False,
+    )  # fmt: skip
+    return paper.draw()
 
 
 def text_width(text: str, letter: float = LETTER) -> float:

@@ -112,7 +112,8 @@ def _draw_losses(
         axes.fill_between(starts + 1, lowest, highest, color=theme.first, alpha=0.25, linewidth=0)
     dot = "o" if finite.sum() == 1 else ""  # one step makes no line
     axes.plot(starts + 1, smooth[starts], color=theme.first, linewidth=1.8, label="training", marker=dot, markersize=4)
-    seen = np.concatenate([np.quantile(values[finite], (0.01, 0.99)) if finite.any() else [], smooth[finite]])
+    # A spike may leave the picture, in the mean too: it would press all else flat.
+    seen = np.append(np.quantile(values[finite], (0.01, 0.99)), smooth[finite][-1]) if finite.any() else np.empty(0)
     if validation:
         held_steps, held = zip(*validation, strict=True)
         axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="held-out")

@@ -92,7 +92,7 @@ def cut_table(cuts: Mapping[str, LayerCut], other: Mapping[str, str] | None = No
         f"Layers: {len(cuts)}, dropped: {dropped}. Sum of ranks: {ranks}.",
         f"Size of the layers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({after / before:.0%}).",
         f"Kept of all layers' energy: {kept:.2%}. Error of the whole change: {math.sqrt(1.0 - kept):.1%} of its norm.",
-        *(f"Not cut, as it is no plain LoRA: {kind}, {_named(names)}." for kind, names in _by_kind(other or {}).items()),
+        *(f"Not cut, as it is no plain LoRA: {kind}, {_named(each)}." for kind, each in _by_kind(other or {}).items()),
     ]
     header = ["layer", "rank before", "after", "energy kept", "norm kept", "sum kept", "kB before", "after"]
     rows = [

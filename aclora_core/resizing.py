@@ -16,7 +16,7 @@ from .report import RankReport
 
 ResizeRule = Literal[RuleName, "signal", "file size"]
 
-_LONGEST_TITLE = "t" * 80  # the file's name is in its metadata, and is not known yet
+_LONGEST_TITLE = "t" * 200  # the file is named in its metadata; the name is not known yet
 
 
 @dataclass(frozen=True)

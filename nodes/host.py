@@ -97,6 +97,7 @@ class TrainableModel:
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
     prefix: str = PREFIX
+    interrupted: bool = False  # the user asked to stop in the middle of a step
 
     @property
     def network(self) -> torch.nn.Module:
@@ -121,7 +122,17 @@ class TrainableModel:
         joined = {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
         count = len(pictures)
         options = {**self.options, "cond_or_uncond": [0] * count, "sigmas": sigma}
-        return self.base.apply_model(noisy, sigma, transformer_options=options, **_moved(joined, self.device))
+        conditions = _moved(joined, self.device)
+        while True:
+            try:
+                return self.base.apply_model(noisy, sigma, transformer_options=options, **conditions)
+            except comfy.model_management.InterruptProcessingException:
+                # The host raises this in every layer and forgets it then. The step is ended so that no work is lost.
+                self.interrupted = True
+
+    def cancelled(self) -> bool:
+        """Whether the user has asked to stop, now or in the middle of a step."""
+        return self.interrupted or cancelled()
 
 
 @contextmanager
@@ -132,18 +143,18 @@ def training(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -
         ValueError: what came in cannot be trained on; the sentence says which picture and what to do.
     """
     _check_inputs(model, latents, conditioning)
-    with torch.inference_mode(False), torch.enable_grad():
-        patcher = _patcher_for_training(model)
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        base, device = patcher.model, patcher.load_device
-        before = comfy.model_management.in_training
-        try:
-            # Some of the host's fused kernels have no backward; this flag makes it leave them out.
-            comfy.model_management.in_training = True
-            with _differentiable_weights(base):
-                yield _trainable(patcher, base, device, latents, conditioning)
-        finally:
-            comfy.model_management.in_training = before
+    patcher = _patcher_for_training(model)
+    # Still in the mode in which the host made the weights: moved in the other one, they could be used in neither.
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    base, device = patcher.model, patcher.load_device
+    before = comfy.model_management.in_training
+    try:
+        # Some of the host's fused kernels have no backward; this flag makes it leave them out.
+        comfy.model_management.in_training = True
+        with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(base):
+            yield _trainable(patcher, base, device, latents, conditioning)
+    finally:
+        comfy.model_management.in_training = before
 
 
 def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
@@ -157,12 +168,18 @@ def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[An
     if not latents:
         raise ValueError("There are no pictures to learn from. Connect an AC-LoRA Dataset node.")
     channels = model.model.latent_format.latent_channels
+    sides = max(2, model.model.latent_format.latent_dimensions)  # 3 for video models
     for number, latent in enumerate(latents, start=1):
         samples = latent["samples"]
-        if samples.ndim < 4 or samples.shape[1] != channels:
+        if samples.ndim != 2 + sides or samples.shape[1] != channels:
             raise ValueError(
                 f"Latent {number} has the shape {tuple(samples.shape)}, but this model works on {channels} channels. "
                 "Connect the VAE that belongs to the model to the dataset node."
+            )
+        if samples.shape[0] != 1:
+            raise ValueError(
+                f"Latent {number} holds {samples.shape[0]} pictures, which would share one caption. Give each picture "
+                "a latent of its own, as AC-LoRA Dataset does."
             )
         if not torch.isfinite(samples).all():
             raise ValueError(f"Latent {number} holds NaN or infinity. Load the VAE in fp32 (--fp32-vae) and try again.")

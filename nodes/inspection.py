@@ -8,7 +8,7 @@ from torch import Tensor
 from ..aclora_core.chart_paper import to_batch
 from ..aclora_core.inspection import inspect_lora
 from ..aclora_core.inspection_charts import inspection_charts
-from ..aclora_core.inspection_text import inspection_csv, inspection_json, inspection_table
+from ..aclora_core.inspection_text import file_table, inspection_csv, inspection_json, inspection_table
 from ..aclora_core.report import RankReport
 from . import host, lora_choice
 
@@ -58,35 +58,34 @@ class ACLoRAInspect(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None, lora_model: object = ...) -> bool | str:
-        return lora_choice.check_choice(lora_name, lora_model is not ...)
+    def validate_inputs(cls, lora_name: str | None, lora_model: object = False) -> bool | str:
+        return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
     def fingerprint_inputs(
-        cls,
-        lora_name: str | None = None,
-        dark: bool | None = None,
-        lora_model: object = None,
-        rank_report: object = None,
+        cls, lora_name: str | None, dark: bool | None = None, lora_model: object = None, rank_report: object = None
     ) -> str:
-        return lora_choice.fingerprint(lora_name)
+        return lora_choice.file_state(lora_name)
 
     @classmethod
     def execute(
         cls,
-        lora_name: str = lora_choice.NONE,
+        lora_name: str,
         dark: bool = False,
         lora_model: dict[str, Tensor] | None = None,
         rank_report: RankReport | None = None,
     ) -> io.NodeOutput:
-        state_dict, metadata, name, size = lora_choice.read(lora_name, lora_model)
-        bar = host.Bar(1, host.hidden_node_id(cls))
+        lora = lora_choice.read(lora_model, lora_name)
+        node_id = host.hidden_node_id(cls)
+        bar = host.Bar(1, node_id)
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.show(done)
 
-        found = inspect_lora(state_dict, metadata, name, size, rank_report, show)
+        found = inspect_lora(lora.tensors, lora.metadata, lora.name, lora.size, rank_report, show)
         charts = to_batch(inspection_charts(found, SIZE, dark))
         texts = inspection_table(found), inspection_json(found), inspection_csv(found)
-        return io.NodeOutput(charts, *texts, ui=ui.PreviewImage(charts, cls=cls))
+        summary = file_table(found.file)
+        host.send_text(summary, node_id)
+        return io.NodeOutput(charts, *texts, ui={**ui.PreviewImage(charts, cls=cls).as_dict(), "text": (summary,)})

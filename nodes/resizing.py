@@ -56,7 +56,7 @@ class ACLoRAResize(io.ComfyNode):
                 io.Boolean.Input(
                     "dry_run",
                     default=False,
-                    tooltip="On: only tells what would be lost. No LoRA comes out, so that nothing is saved by mistake.",
+                    tooltip="On: only tells what would be lost. No LoRA comes out, so nothing is saved by mistake.",
                 ),
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
@@ -76,7 +76,11 @@ class ACLoRAResize(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None, lora_model: object = False) -> bool | str:
+    def validate_inputs(
+        cls, lora_name: str | None, rule: dict[str, Any] | None = None, lora_model: object = False
+    ) -> bool | str:
+        if rule is None:  # the host leaves out a choice that it does not know
+            return f"There is no such rule. Choose one of {', '.join(option.key for option in _rules())}."
         return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
@@ -114,9 +118,11 @@ class ACLoRAResize(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"{lora.name}: {error}") from error
         table = inspection_text.cut_table(losses, cut.other)
-        text = f"Dry run, nothing was changed.\n\n{table}" if dry_run else table
+        text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
-        result = lora.tensors if dry_run else adapter_file.to_state_dict(cut)
+        result = host.blocked("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.") if dry_run else (
+            adapter_file.to_state_dict(cut)
+        )
         return io.NodeOutput(result, text, ui=ui.PreviewText(text))
 
 

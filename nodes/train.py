@@ -40,7 +40,7 @@ class ACLoRATrain(io.ComfyNode):
         config = TrainConfig(**{name: values[0] for name, values in settings.items()})
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
         with host.training(model[0], latents, conditioning) as trainable:
-            result = train(trainable, config, _Show(bar), host.cancelled)
+            result = train(trainable, config, _Show(bar), trainable.cancelled)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
         if host.cancelled():
             host.accept_cancel()

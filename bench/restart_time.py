@@ -1,0 +1,96 @@
+"""How long one restart of a whole SDXL adapter takes, in every mode.
+
+    python -m bench.restart_time --host path/to/ComfyUI [--layers 100]
+
+The layers are those of the host's SDXL, Linear and convolutions, at rank 64, with random weights whose spectrum falls.
+Runs on the GPU if there is one. Writes bench/results/restart_time_DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from aclora_core import adapter_restart
+from aclora_core.lora import find_layers
+from bench.pack import ROOT, load
+
+RANK = 64
+# The settings by which ComfyUI knows SDXL's UNet.
+SDXL: dict[str, Any] = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": 2048, "adm_in_channels": 2816,
+    "num_classes": "sequential", "use_linear_in_transformer": True, "use_spatial_transformer": True,
+    "num_head_channels": 64, "num_heads": -1, "legacy": False,
+}  # fmt: skip
+
+
+def sizes() -> list[tuple[int, int]]:
+    """Outputs and inputs (kernel included) of every layer of SDXL that can be adapted."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    network = UNetModel(**SDXL, device="meta", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    weights = [module.weight for module in find_layers(network, "all").values()]
+    return [(weight.shape[0], math.prod(weight.shape[1:])) for weight in weights]  # type: ignore[union-attr]
+
+
+def adapter(shapes: list[tuple[int, int]], device: str) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Random factors whose components grow weaker, as those of a trained adapter do."""
+    generator = torch.Generator(device).manual_seed(0)
+    layers = {}
+    for number, (outputs, inputs) in enumerate(shapes):
+        rank = min(RANK, outputs, inputs)
+        falling = 0.9 ** torch.arange(rank, device=device)
+        down = torch.randn(rank, inputs, device=device, generator=generator)
+        up = torch.randn(outputs, rank, device=device, generator=generator) * falling
+        layers[str(number)] = (down, up, 1.0)
+    return layers
+
+
+def timed(layers: dict[str, tuple[Tensor, Tensor, float]], mode: Any, device: str, repeats: int) -> list[float]:
+    """Seconds of each restart after one that is not counted."""
+    generator = torch.Generator(device).manual_seed(1)
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        adapter_restart.restart_adapter(layers, 0.7, generator, mode)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.restart_time", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--layers", type=int, help="only so many layers, evenly chosen")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    load(args.host)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shapes = sizes()
+    if args.layers:
+        shapes = shapes[:: max(1, len(shapes) // args.layers)][: args.layers]
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"\nOne restart of {len(shapes)} layers at rank {RANK} on {name}, median of {args.repeats}")
+    result: dict[str, Any] = {"device": name, "layers": len(shapes), "rank": RANK, "seconds": {}}
+    for mode in get_args(adapter_restart.Mode):
+        result["seconds"][mode] = timed(adapter(shapes, device), mode, device, args.repeats)
+        print(f"{mode:16}{statistics.median(result['seconds'][mode]):8.3f} s")
+    path = ROOT / "bench" / "results" / f"restart_time_{device}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
