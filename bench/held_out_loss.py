@@ -9,10 +9,10 @@ fixed noise and noise levels, before and after. Writes bench/results/held_out_lo
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def others(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]
 def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int]) -> dict[str, Any]:
     """The loss of the base and of an adapter for each seed."""
     nodes = pack.nodes
-    validation = sys.modules[f"{pack.__name__}.aclora_core.validation"]
+    validation = importlib.import_module(f"{pack.__name__}.aclora_core.validation")
     settings = quickstart_settings()
     with torch.inference_mode():
         model, clip, vae = nodes.tiny_base.ACLoRATinyBase.execute().result

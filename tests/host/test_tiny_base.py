@@ -44,7 +44,7 @@ def drawn(loaded, prompt, seed=1, steps=8, cfg=4.0):
 
 def state_dicts(loaded):
     model, clip, vae = loaded[0]
-    return [model.model.diffusion_model.state_dict(), clip.cond_stage_model.state_dict(), vae.first_stage_model.state_dict()]
+    return [part.state_dict() for part in (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model)]
 
 
 def test_loading_says_nothing_of_missing_or_unexpected_keys(loaded):

@@ -55,11 +55,12 @@ def first_step(model, conditioning, seed=3):
     channels = model.model.latent_format.latent_channels
     with torch.inference_mode():
         empty = {"samples": torch.zeros(1, channels, 16, 16)}
-        return nodes.common_ksampler(model, seed, 1, 1.0, "euler", "simple", conditioning, conditioning, empty)[0]["samples"]
+        drawn = nodes.common_ksampler(model, seed, 1, 1.0, "euler", "simple", conditioning, conditioning, empty)
+    return drawn[0]["samples"]
 
 
 def state_of(model):
-    """Everything about a MODEL that training must leave alone, seen while this MODEL's own patches are on the weights."""
+    """What training must leave alone in a MODEL, seen while this MODEL's own patches are on the weights."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([model], force_full_load=True)
@@ -358,20 +359,20 @@ def replaced(latents, samples):
 
 
 BAD = {
-    "more latents than captions": (lambda m, l, c: (m, l, c[:1]), {}, "2 latents but 1 conditionings"),
-    "no pictures": (lambda m, l, c: (m, [], []), {}, "no pictures to learn from"),
+    "more latents than captions": (lambda m, x, c: (m, x, c[:1]), {}, "2 latents but 1 conditionings"),
+    "no pictures": (lambda m, x, c: (m, [], []), {}, "no pictures to learn from"),
     "wrong channels": (
-        lambda m, l, c: (m, replaced(l, torch.zeros(1, 4, 16, 16)), c), {}, r"Latent 1 .*\(1, 4, 16, 16\).*16 channels"
+        lambda m, x, c: (m, replaced(x, torch.zeros(1, 4, 16, 16)), c), {}, r"Latent 1 .*\(1, 4, 16, 16\).*16 channels"
     ),
-    "a video": (lambda m, l, c: (m, replaced(l, torch.zeros(1, 16, 2, 16, 16)), c), {}, r"Latent 1 has the shape"),
+    "a video": (lambda m, x, c: (m, replaced(x, torch.zeros(1, 16, 2, 16, 16)), c), {}, r"Latent 1 has the shape"),
     "many pictures in one latent": (
-        lambda m, l, c: (m, replaced(l, torch.zeros(3, 16, 16, 16)), c), {}, "Latent 1 holds 3 pictures"
+        lambda m, x, c: (m, replaced(x, torch.zeros(3, 16, 16, 16)), c), {}, "Latent 1 holds 3 pictures"
     ),
-    "NaN": (lambda m, l, c: (m, replaced(l, torch.full((1, 16, 16, 16), torch.nan)), c), {}, "Latent 1 holds NaN"),
-    "no model": (lambda m, l, c: (None, l, c), {}, "no diffusion model"),
-    "a combined caption": (lambda m, l, c: (m, l, [c[0] + c[1], c[1]]), {}, "Caption 1 is made of 2 conditionings"),
-    "rank too high": (lambda m, l, c: (m, l, c), {"max_rank": 321}, "largest layer can only have rank 320"),
-    "a setting out of range": (lambda m, l, c: (m, l, c), {"lowest_threshold": 0.9, "highest_threshold": 0.1}, "0.9 to 0.1"),
+    "NaN": (lambda m, x, c: (m, replaced(x, torch.full((1, 16, 16, 16), torch.nan)), c), {}, "Latent 1 holds NaN"),
+    "no model": (lambda m, x, c: (None, x, c), {}, "no diffusion model"),
+    "a combined caption": (lambda m, x, c: (m, x, [c[0] + c[1], c[1]]), {}, "Caption 1 is made of 2 conditionings"),
+    "rank too high": (lambda m, x, c: (m, x, c), {"max_rank": 321}, "largest layer can only have rank 320"),
+    "a setting out of range": (lambda m, x, c: (m, x, c), {"learning_rate": math.inf}, "learning_rate must be above 0"),
 }  # fmt: skip
 
 
@@ -400,8 +401,10 @@ def unet(pack):
         base = comfy.model_base.BaseModel(comfy.supported_models.SD15(shape), comfy.model_base.ModelType.EPS, "cpu")
         generator = torch.Generator().manual_seed(0)
         for name, weight in base.diffusion_model.named_parameters():
-            scale = 1.0 if weight.ndim == 1 and name.endswith("weight") else 0.0 if weight.ndim == 1 else 0.1
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1 * scale if scale < 1 else torch.ones_like(weight))
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+            else:
+                weight.fill_(name.endswith("weight"))  # norms
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
 
@@ -448,7 +451,8 @@ def test_a_unets_noise_is_its_own(pack, unet):
     core = pack.aclora_core
     with torch.inference_mode(), open_training(pack, unet, *unet_pictures()) as trainable:
         assert trainable.objective.sampling == "uniform"
-        assert core.objective.target_variance(trainable.objective, trainable.latents * 8, 0) == pytest.approx(1, abs=0.03)
+        variance = core.objective.target_variance(trainable.objective, trainable.latents * 8, 0)
+        assert variance == pytest.approx(1, abs=0.03)
         sigmas = core.objective.draw_sigmas(trainable.objective, 500, torch.Generator().manual_seed(0))
         sampling = trainable.base.model_sampling
         assert sampling.sigma_min <= sigmas.min() < 0.1 and 10 < sigmas.max() <= sampling.sigma_max
