@@ -218,9 +218,13 @@ def _differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
 
 def _alias(tensor: Tensor) -> Tensor:
     """The same memory as a tensor that autograd accepts as a constant."""
-    memory = tensor.untyped_storage()
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    alias.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: a tensor made of others, with no memory of its own
+        names, facts = tensor.__tensor_flatten__()
+        inner = {name: _alias(getattr(tensor, name)) for name in names}
+        alias = type(tensor).__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
+    else:
+        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
     return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias
 
 
