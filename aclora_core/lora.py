@@ -25,7 +25,8 @@ log = logging.getLogger("aclora")
 Preset = Literal["attention", "attention and feed-forward", "all"]
 _ATTENTION = re.compile(
     r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$")
-_FEED_FORWARD = re.compile(r"(^|[._])(ff|ff_context|ffn|mlp|img_mlp|txt_mlp|feed_forward)([._]|$)|(^|\.)linear[12]$")
+# The embedders of timestep and prompt have an mlp too, but it is no feed-forward layer.
+_FEED_FORWARD = re.compile(r"(^|(?<!embedder)[._])(ff|ff_context|ffn|mlp|feed_forward)([._]|$)|(^|\.)linear[12]$")
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
 
@@ -43,8 +44,8 @@ class Branch:
         return self.alpha / self.lora_down.shape[0]
 
     def layer(self) -> Layer:
-        """A copy for saving, detached from training."""
-        return Layer(self.lora_down.detach().clone(), self.lora_up.detach().clone(), self.alpha)
+        """A copy in main memory, detached from training."""
+        return Layer(self.lora_down.detach().cpu().clone(), self.lora_up.detach().cpu().clone(), self.alpha)
 
 
 def is_linear(module: nn.Module) -> bool:

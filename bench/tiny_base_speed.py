@@ -2,8 +2,8 @@
 
     python -m bench.tiny_base_speed --host path/to/ComfyUI
 
-Drawing: 20 Euler steps of 4 pictures with guidance 4. Learning: one step of batch 4 on all its layers, median of 20 after
-5 that are not counted. Writes bench/results/tiny_base_speed_DEVICE.json.
+Drawing: 20 Euler steps of 4 pictures with guidance 4. Learning: one step of batch 4 on all its layers, median of 20
+after 5 that are not counted. Writes bench/results/tiny_base_speed_DEVICE.json.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder of the icon packages")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the denoiser after so long")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
-    parser.add_argument("--denoiser-steps", type=int, default=24000)
+    parser.add_argument("--denoiser-steps", type=int, default=18000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--judge-prompts", type=int, default=200)

@@ -23,7 +23,7 @@ It knows {concepts} concepts in four styles and nothing else.
 
 ## How to use it
 
-The node "Load Tiny Base" (ACLoRATinyBase) gives MODEL, CLIP and VAE. A prompt is a concept and a style, \
+The node "Load AC-LoRA Tiny Base" (ACLoRATinyBase) gives MODEL, CLIP and VAE. A prompt is a concept and a style, \
 as in "a rocket, noto style".
 The style words are {rows}. 128 × 128 pixels, 20 steps, Euler, guidance 4, and an empty negative prompt suit it.
 
