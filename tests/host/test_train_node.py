@@ -119,9 +119,10 @@ def interrupt():
 def test_an_overfit_of_two_pictures_is_learned_and_drawn(pack, parts, model, pictures):
     latents, captions = pictures
     with untouched(model):
-        result = trained(pack, model, latents, captions, steps=24, learning_rate=2e-3, max_rank=8)
+        result = trained(pack, model, latents, captions, steps=40, learning_rate=2e-3, max_rank=8)
     losses = result[2]["loss"]
-    assert len(losses) == 24 and sum(losses[-6:]) < 0.5 * sum(losses[:6])
+    # Single steps vary with the noise level that they drew; the fixed noise below is the sharp measure.
+    assert len(losses) == 40 and sum(losses[-16:]) < 0.75 * sum(losses[:16])
     before, after = (denoising_loss(pack, m, latents, captions) for m in (model, result[0]))
     assert after < 0.5 * before
 
