@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -14,20 +14,23 @@ def steps_per_epoch(groups: Sequence[Hashable], batch_size: int) -> int:
     return sum(math.ceil(count / batch_size) for count in Counter(groups).values())
 
 
+def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Batches of picture numbers of one group each, in the order in which they come."""
+    members: dict[Hashable, list[int]] = {}
+    for number in numbers:
+        members.setdefault(groups[number], []).append(number)
+    return [
+        same[start : start + batch_size] for same in members.values() for start in range(0, len(same), batch_size)
+    ]
+
+
 def epoch_batches(groups: Sequence[Hashable], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """One epoch: batches of picture numbers, in an order drawn from the generator.
 
     groups: for each picture what it must have in common with the others of its batch (size, kind of caption). A group
     that does not fill its last batch gives a smaller one.
     """
-    members: dict[Hashable, list[int]] = {}
-    for number in torch.randperm(len(groups), generator=generator).tolist():
-        members.setdefault(groups[number], []).append(number)
-    batches = [
-        numbers[start : start + batch_size]
-        for numbers in members.values()
-        for start in range(0, len(numbers), batch_size)
-    ]
+    batches = alike(torch.randperm(len(groups), generator=generator).tolist(), groups, batch_size)
     return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
 
 

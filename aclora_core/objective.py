@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .training import Model
 
 Sampling = Literal["uniform", "logit-normal"]
 
@@ -60,6 +63,12 @@ def prediction_loss(objective: Objective, sigma: Tensor, noisy: Tensor, latent: 
     """Mean squared error of the raw output for each picture, (n,), from the x0 that the model gave."""
     error = (denoised.float() - latent) / output_gain(objective, sigma, noisy)
     return error.square().flatten(1).mean(1)
+
+
+def denoising_losses(model: Model, sigma: Tensor, noise: Tensor, latents: Tensor, pictures: Sequence[int]) -> Tensor:
+    """What the model loses on each of the pictures, (n,), with this noise on their latents; all on its device."""
+    noisy = model.objective.add_noise(sigma, noise, latents)
+    return prediction_loss(model.objective, sigma, noisy, latents, model.denoise(noisy, sigma, pictures))
 
 
 def target_variance(objective: Objective, latents: Sequence[Tensor], seed: int, draws: int = 8) -> float:

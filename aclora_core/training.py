@@ -173,9 +173,7 @@ def _drawn(model: Model, pictures: Sequence[int], generator: torch.Generator) ->
 
     def loss() -> Tensor:
         clean, level = latents.to(model.device), sigma.to(model.device)
-        noisy = model.objective.add_noise(level, noise.to(model.device), clean)
-        denoised = model.denoise(noisy, level, pictures)
-        return objective.prediction_loss(model.objective, level, noisy, clean, denoised).mean()
+        return objective.denoising_losses(model, level, noise.to(model.device), clean, pictures).mean()
 
     return loss
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .objective import prediction_loss
+from .batches import alike
+from .objective import denoising_losses
 
 if TYPE_CHECKING:
     from .training import Model
@@ -23,29 +24,15 @@ def denoising_loss(model: Model, pictures: Sequence[int], seed: int, batch_size:
     """
     total = 0.0
     with torch.no_grad():
-        for batch in _alike(model, pictures, batch_size):
+        for batch in alike(pictures, model.groups, batch_size):
             clean = torch.cat([model.latents[number] for number in batch]).to(model.device)
             for place, share in enumerate(SHARES):
                 noise = torch.cat([_noise(model, number, seed, place) for number in batch]).to(model.device)
                 sigma = torch.full((len(batch),), model.objective.sigma_at(share), device=model.device)
-                noisy = model.objective.add_noise(sigma, noise, clean)
-                denoised = model.denoise(noisy, sigma, batch)
-                total += prediction_loss(model.objective, sigma, noisy, clean, denoised).sum().item()
+                total += denoising_losses(model, sigma, noise, clean, batch).sum().item()
     return total / (len(pictures) * len(SHARES))
 
 
 def _noise(model: Model, number: int, seed: int, place: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + number * 31 + place) % 2**63)
     return torch.randn(model.latents[number].shape, generator=generator)
-
-
-def _alike(model: Model, pictures: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of pictures that may come together, in a fixed order."""
-    members: dict[object, list[int]] = {}
-    for number in pictures:
-        members.setdefault(model.groups[number], []).append(number)
-    return [
-        group[start : start + batch_size]
-        for group in members.values()
-        for start in range(0, len(group), batch_size)
-    ]

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from bench.pack import ROOT, load
+from tools.runtime.environment import ROOT
+from tools.runtime.inprocess import load_pack, open_host
 from tools.tiny_base import icons
 
 STYLE = "fluent-emoji-high-contrast"
@@ -88,7 +89,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
     args = parser.parse_args()
     icons.fetch(args.icons, [STYLE, icons.REFERENCE])
-    result = measure(load(args.host), others(args.icons, args.pictures, seed=0), args.seeds)
+    open_host(args.host)
+    result = measure(load_pack(), others(args.icons, args.pictures, seed=0), args.seeds)
     print(f"\nDenoising loss over {args.pictures} other pictures of {STYLE}")
     print(f"{'':12}{'loss':>8}{'of the base':>14}")
     print(f"{'base':12}{result['base']:8.4f}{1:14.1%}")

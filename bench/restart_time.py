@@ -21,7 +21,8 @@ from torch import Tensor
 
 from aclora_core import adapter_restart
 from aclora_core.lora import find_layers
-from bench.pack import ROOT, load
+from tools.runtime.environment import ROOT
+from tools.runtime.inprocess import open_host
 
 RANK = 64
 # The settings by which ComfyUI knows SDXL's UNet.
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="only so many layers, evenly chosen")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    load(args.host)
+    open_host(args.host)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes = sizes()
     if args.layers:

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from bench.pack import ROOT, load
+from tools.runtime.environment import ROOT
+from tools.runtime.inprocess import load_pack, open_host
 
 
 def draw(model: Any, clip: Any) -> float:
@@ -52,7 +53,8 @@ def learn(pack: Any, model: Any, clip: Any, batch: int = 4, counted: int = 20, w
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tiny_base_speed", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    pack = load(parser.parse_args().host)
+    open_host(parser.parse_args().host)
+    pack = load_pack()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.inference_mode():
         model, clip, _ = pack.nodes.tiny_base.ACLoRATinyBase.execute().result

@@ -161,9 +161,7 @@ class ACLoRALoad(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None) -> bool | str:
-        if lora_name is None or lora_folder.exists(lora_name):
-            return True
-        return f"There is no LoRA file '{lora_name}' in models/loras. Choose another; the key R reads the list again."
+        return True if lora_name is None else lora_folder.check_exists(lora_name)
 
     @classmethod
     def fingerprint_inputs(
@@ -174,10 +172,7 @@ class ACLoRALoad(io.ComfyNode):
         model: object = None,
         clip: object = None,
     ) -> str:
-        if lora_name is None:
-            return ""
-        state = lora_folder.path_of(lora_name).stat()
-        return f"{state.st_mtime_ns} {state.st_size}"
+        return "" if lora_name is None else lora_folder.state_of(lora_name)
 
     @classmethod
     def execute(

@@ -46,17 +46,14 @@ def check_source(connected: bool, lora_name: str | None) -> bool | str:
         return f"Two LoRAs are given: set lora_name to '{NONE}', or disconnect lora_model. lora_name is '{lora_name}'."
     if not connected and lora_name == NONE:
         return "No LoRA is given: connect lora_model, or choose a file in lora_name."
-    if chosen and not lora_folder.exists(str(lora_name)):
-        return f"There is no LoRA file '{lora_name}' in models/loras. Choose another; the key R reads the list again."
+    if chosen:
+        return lora_folder.check_exists(str(lora_name))
     return True
 
 
 def file_state(lora_name: str | None) -> str:
     """Changes whenever the chosen file does."""
-    if lora_name in (None, NONE):
-        return ""
-    state = lora_folder.path_of(str(lora_name)).stat()
-    return f"{state.st_mtime_ns} {state.st_size}"
+    return "" if lora_name in (None, NONE) else lora_folder.state_of(str(lora_name))
 
 
 def read(lora_model: dict[str, torch.Tensor] | None, lora_name: str) -> Lora:

@@ -23,6 +23,19 @@ def exists(name: str) -> bool:
     return folder_paths.get_full_path(LORAS, name) is not None
 
 
+def check_exists(name: str) -> bool | str:
+    """True, or a sentence that says what to do."""
+    if exists(name):
+        return True
+    return f"There is no LoRA file '{name}' in models/loras. Choose another; the key R reads the list again."
+
+
+def state_of(name: str) -> str:
+    """Changes whenever the file does."""
+    state = path_of(name).stat()
+    return f"{state.st_mtime_ns} {state.st_size}"
+
+
 def path_of(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(LORAS, name))
 

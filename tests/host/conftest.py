@@ -6,7 +6,6 @@ The host is the folder in COMFYUI_PATH, else .runtime/ComfyUI; without one these
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import re
 import sys
@@ -23,9 +22,9 @@ import pytest
 
 from tools.runtime.environment import ROOT
 from tools.runtime.host import OWN, given_folder, is_comfyui, link_pack
+from tools.runtime.inprocess import load_pack, open_host
 from tools.runtime.server import Server
 
-PACK_NAME = "aclora_pack"
 HOST_TESTS = Path(__file__).parent
 
 
@@ -53,19 +52,8 @@ def pack(host: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
     ComfyUI's folders are temporary ones. Its modules (folder_paths, comfy, ...) can be imported after this fixture.
     """
-    sys.path.insert(0, str(host))  # first: a ComfyUI module must not be taken from the pack, which has a `nodes` too
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    comfy.cli_args.args.base_directory = str(tmp_path_factory.mktemp("comfyui"))
-    init = ROOT / "__init__.py"
-    spec = importlib.util.spec_from_file_location(PACK_NAME, init, submodule_search_locations=[str(ROOT)])
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK_NAME] = module
-    spec.loader.exec_module(module)
-    asyncio.run(module.comfy_entrypoint())
-    return module
+    open_host(host, cpu=True, base_directory=tmp_path_factory.mktemp("comfyui"))
+    return load_pack()
 
 
 @dataclass(frozen=True)

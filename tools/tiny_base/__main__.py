@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..runtime.inprocess import open_host
 from . import autoencoder, card, denoiser, icons, judge, text
 
 log = logging.getLogger("aclora.tiny_base")
@@ -45,14 +46,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--concepts", type=int, help="learn this many concepts only, to try the script out")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
-
-
-def open_host(folder: Path) -> None:
-    """Makes the host's modules importable; without a GPU the host must be told so before it looks for one."""
-    sys.path.insert(0, str(folder.resolve()))
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()
 
 
 def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
