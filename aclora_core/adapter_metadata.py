@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import BytesIO
@@ -44,7 +43,6 @@ FROM_SETTINGS = {
     "ss_training_started_at": "started_at",
     "ss_training_finished_at": "finished_at",
 }
-SHOWN = 200  # characters of a metadata value that the table shows
 
 
 def build_metadata(
@@ -81,7 +79,7 @@ def build_metadata(
         "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
         "modelspec.title": title,
         "modelspec.date": date,
-        "modelspec.description": _description(adapter),
+        "modelspec.description": describe(adapter),
         "aclora.ranks": json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)]),
     }
     if "resolution" in settings:
@@ -129,15 +127,13 @@ def thumbnail_url(image: Tensor, side: int = 256) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def metadata_table(name: str, adapter: Adapter, metadata: Mapping[str, str]) -> str:
-    """What a LoRA file holds and says about itself, one line a fact, as text for a screen."""
-    dtypes = sorted({str(layer.lora_up.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
-    kinds = Counter(adapter.other.values())
-    rows = [("file", name), ("layers", f"{_description(adapter)}, {' and '.join(dtypes)}".rstrip(", "))]
-    rows += [("also", f"{count} x {kind}") for kind, count in sorted(kinds.items())]
-    rows += [(key, _shortened(value)) for key, value in sorted(metadata.items())]
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+def describe(adapter: Adapter) -> str:
+    """How many layers of which ranks, in words."""
+    ranks = [layer.rank for layer in adapter.layers.values()]
+    if not ranks:
+        return "no plain LoRA layers"
+    spread = f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
+    return f"{len(ranks)} LoRA layer{'s' if len(ranks) > 1 else ''}, {spread}"
 
 
 def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger: str) -> dict[str, str]:
@@ -159,18 +155,3 @@ def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger
         frequency = {f"1_{trigger}": {trigger: settings.get("images", 1)}}
         metadata["ss_tag_frequency"] = json.dumps(frequency, ensure_ascii=False)
     return metadata
-
-
-def _description(adapter: Adapter) -> str:
-    ranks = [layer.rank for layer in adapter.layers.values()]
-    if not ranks:
-        return "no plain LoRA layers"
-    spread = f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
-    return f"{len(ranks)} LoRA layer{'s' if len(ranks) > 1 else ''}, {spread}"
-
-
-def _shortened(value: str) -> str:
-    if value.startswith("data:image/"):
-        return f"a picture, {len(value):,} characters"
-    line = " ".join(value.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}… ({len(line):,} characters)"

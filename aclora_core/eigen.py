@@ -4,15 +4,21 @@ Singular vectors of a wide matrix M (rank, in) come from its small Gram matrix M
 nothing that float32 weights could show: singular values are right to about 1e-8 of the largest.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-# cuSOLVER solves batches of matrices up to this size at once; PyTorch hands it larger ones one by one.
+# How a GPU solves batches of matrices above this size. PyTorch before 2.12 hands these to cuSOLVER one by one, and
+# only smaller ones all at once. "library": leave them to PyTorch; "sweeps": jacobi_eigen; "blocks": block_eigen.
 _CUDA_BATCHED_SIZE = 32
+_CUDA_ROUTINE: Literal["library", "sweeps", "blocks"] = "blocks"
 # Above this size the solver's own loop is no slower than the sweeps below.
 _LARGEST_SWEPT_SIZE = 192
 _SMALLEST_SWEPT_BATCH = 16
 _MOST_SWEEPS = 20
+# A matrix counts as diagonal when no other entry is above this share of its largest.
+_DIAGONAL = 1e-14
 # Rows count as orthogonal when turning them would move no entry by more than this share of the largest eigenvalue.
 _ORTHOGONAL = 2e-14
 
@@ -41,12 +47,74 @@ def symmetric_eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
     unit = torch.where(largest > 0, largest, 1.0)
     scaled = matrices / unit[:, None, None]
     swept = _CUDA_BATCHED_SIZE < size <= _LARGEST_SWEPT_SIZE and matrices.shape[0] >= _SMALLEST_SWEPT_BATCH
-    if matrices.device.type == "cuda" and swept:
-        values, vectors = jacobi_eigen(scaled)
+    if matrices.device.type == "cuda" and swept and _CUDA_ROUTINE != "library":
+        values, vectors = (block_eigen if _CUDA_ROUTINE == "blocks" else jacobi_eigen)(scaled)
     else:
         rising, columns = torch.linalg.eigh(scaled)
         values, vectors = rising.flip(-1), columns.flip(-1)
     return values.clamp_min(0.0) * unit[:, None], vectors
+
+
+def block_eigen(matrices: Tensor, width: int = _CUDA_BATCHED_SIZE // 2) -> tuple[Tensor, Tensor]:
+    """symmetric_eigen by block Jacobi sweeps: the library solves pairs of blocks, small enough for it to take all at once.
+
+    The matrix is cut into blocks of `width` rows and columns. A round diagonalises disjoint pairs of blocks, and a sweep
+    meets every pair once (round-robin). The block of the lower number gets the larger values: sorted so, four sweeps
+    are enough as a rule, while the order of the seats instead would let some pairs never meet.
+    matrices: (n, size, size), float64, the largest diagonal entry 1 (or all 0).
+    """
+    count, size = matrices.shape[:2]
+    blocks = -(-size // (2 * width)) * 2
+    whole = blocks * width
+    work = torch.nn.functional.pad(matrices, (0, whole - size, 0, whole - size))
+    # No eigenvalue of a semidefinite matrix is -1, so what fills up stays by itself and comes last.
+    work.diagonal(dim1=-2, dim2=-1)[:, size:] = -1.0
+    rows = torch.eye(whole, dtype=work.dtype, device=work.device).expand(count, -1, -1).contiguous()
+    moves, rising = _tournament(blocks)
+    seats = torch.tensor([seat * width + place for seat in moves for place in range(width)], device=work.device)
+    flips = [torch.tensor(flags, device=work.device)[:, None, None] for flags in rising]
+    for _ in range(_MOST_SWEEPS):
+        for flip in flips:
+            work, rows = _block_round(work, rows, flip)
+            work, rows = work[:, seats][:, :, seats], rows[:, seats]
+        diagonal = work.diagonal(dim1=-2, dim2=-1)
+        besides = (work - torch.diag_embed(diagonal)).abs().amax((-2, -1))
+        if float((besides / diagonal.amax(-1).clamp_min(torch.finfo(work.dtype).tiny)).amax()) < _DIAGONAL:
+            break
+    values, order = work.diagonal(dim1=-2, dim2=-1).sort(dim=-1, descending=True)
+    rows = rows.gather(1, order[..., None].expand_as(rows))
+    return values[:, :size], rows[:, :size, :size].mT.contiguous()
+
+
+def _block_round(work: Tensor, rows: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
+    """Diagonalises each pair of neighbouring blocks: Qᵀ · work · Q and Qᵀ · rows, Q with the pairs' vectors in blocks.
+
+    work, rows: (n, size, size); flip: (pairs, 1, 1), whether a pair's values are to rise and not to fall.
+    """
+    count, size = work.shape[:2]
+    pairs = flip.shape[0]
+    shape = (count, pairs, size // pairs, size)
+    tiles = work.view(count, pairs, size // pairs, pairs, size // pairs).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    vectors = torch.linalg.eigh(tiles.reshape(-1, *tiles.shape[2:])).eigenvectors.view(tiles.shape)
+    turns = torch.where(flip, vectors, vectors.flip(-1)).mT
+    turned = (turns @ work.view(shape)).view(work.shape)
+    return (turns @ turned.mT.reshape(shape)).view(work.shape), (turns @ rows.view(shape)).view(rows.shape)
+
+
+def _tournament(players: int) -> tuple[list[int], list[list[bool]]]:
+    """A round-robin of an even number of players on seats, of which 0 and 1, 2 and 3, … meet.
+
+    Returns for each seat which seat's player moves there after a round, and for each round of a sweep, and each pair,
+    whether the first of the pair has the higher number. After a sweep all sit as at its start.
+    """
+    upper, lower = list(range(0, players, 2)), list(range(1, players, 2))
+    moved = (upper[:1] + lower[:1] + upper[1:-1], lower[1:] + upper[-1:]) if players > 2 else (upper, lower)
+    moves = [seat for pair in zip(*moved, strict=True) for seat in pair]
+    sitting, rising = list(range(players)), []
+    for _ in range(players - 1):
+        rising.append([sitting[seat] > sitting[seat + 1] for seat in range(0, players, 2)])
+        sitting = [sitting[seat] for seat in moves]
+    return moves, rising
 
 
 def jacobi_eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:

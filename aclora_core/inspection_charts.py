@@ -6,12 +6,13 @@ from PIL import Image
 
 from .chart_paper import notice
 from .charts import SIZE, training_chart, trajectory_chart
+from .cut_chart import cut_chart
 from .inspection import Inspection
 from .layer_charts import layer_map, spectrum_chart
 
 
 def inspection_charts(inspection: Inspection, size: tuple[int, int] = SIZE, dark: bool = False) -> list[Image.Image]:
-    """Spectra, ranks and sizes of the layers; with a report also the loss and what the restarts kept.
+    """Spectra, ranks and sizes of the layers; with a report also what cuts lose, the loss and what the restarts kept.
 
     A LoRA without a plain LoRA layer gets one picture that names what it is made of.
     """
@@ -27,6 +28,8 @@ def inspection_charts(inspection: Inspection, size: tuple[int, int] = SIZE, dark
     else:
         kinds = ", ".join(sorted(set(inspection.file.other.values())))
         pictures.append(notice(f"No plain LoRA layer in it, so there is no spectrum.\nIt holds: {kinds}.", size, dark))
+    if report is not None and report.cuts:
+        pictures.append(cut_chart(report.cuts, size, dark))
     if report is not None and report.losses:
         steps = len(report.losses)
         pictures.append(training_chart(report.losses, steps, report.restarts, report.validation, size, dark))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from .cut_chart import cuts_table
 from .cutting import LayerCut, total_energy_kept
 from .inspection import FileFacts, Inspection, LayerFacts
 from .report import text_table, trajectory_table
@@ -23,9 +24,11 @@ norm: how much the layer changes its weight. sigma 1, sigma k: sizes of its larg
 stable rank, effective rank: how many components carry the weight. for 90 %: components for 90 % of the energy.
 dead: components that do nothing. signal: components that the training found to be signal."""
 
+_CUTS = "Cut at the end of the training, on pictures held out (standard error: of the difference to the best):"
+
 
 def inspection_table(inspection: Inspection) -> str:
-    """The facts of the file, then a line for each layer, then the restarts of the training, if they are known."""
+    """The facts of the file, a line for each layer, and of the training what is known: restarts, and what cuts lose."""
     parts = [file_table(inspection.file)]
     if inspection.layers:
         rows = [_row(layer) for layer in inspection.layers]
@@ -35,6 +38,8 @@ def inspection_table(inspection: Inspection) -> str:
         parts.append(f"{table}\n\n{_LEGEND if known else _LEGEND.partition(' signal:')[0]}")
     if inspection.report is not None:
         parts.append(f"Restarts, mean over the layers (smallest to largest):\n{trajectory_table(inspection.report)}")
+        if inspection.report.cuts:
+            parts.append(f"{_CUTS}\n{cuts_table(inspection.report.cuts)}")
     return "\n\n".join(parts)
 
 

@@ -1,7 +1,7 @@
 """LoRA branches beside the model's own layers: which layers, their start, attaching and taking off again.
 
-A branch works on what goes into and comes out of a layer, y + scale · up(down(x)), and never reads the layer's weight.
-So every weight format that the model runs in can be trained, quantised ones included.
+A branch works on what goes into and comes out of a layer, y + scale · up(down(x)). So every weight format that the
+model runs in can be trained, quantised ones included.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter_file import Layer
+from .adapter_weights import AdapterWeights, Branch
+from .branch_convolution import adapted_convolution, can_adapt
+from .branch_function import AdaptedLinear, LinearBranch
 
 log = logging.getLogger("aclora")
 
@@ -28,24 +30,6 @@ _ATTENTION = re.compile(
 # The embedders of timestep and prompt have an mlp too, but it is no feed-forward layer.
 _FEED_FORWARD = re.compile(r"(^|(?<!embedder)[._])(ff|ff_context|ffn|mlp|feed_forward)([._]|$)|(^|\.)linear[12]$")
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
-
-
-@dataclass(frozen=True, eq=False)
-class Branch:
-    """One layer's adapter while it trains. lora_down and lora_up are leaves in float32."""
-
-    lora_down: Tensor  # (rank, in) or (rank, in, kernel...)
-    lora_up: Tensor  # (out, rank) or (out, rank, 1...)
-    alpha: float
-
-    @property
-    def scale(self) -> float:
-        """alpha / rank, as in every LoRA file."""
-        return self.alpha / self.lora_down.shape[0]
-
-    def layer(self) -> Layer:
-        """A copy in main memory, detached from training."""
-        return Layer(self.lora_down.detach().cpu().clone(), self.lora_up.detach().cpu().clone(), self.alpha)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -80,12 +64,18 @@ def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str,
     return {prefix + name: module for name, module in chosen.items()}
 
 
-def make_branches(
-    layers: Mapping[str, nn.Module], rank: int, alpha: float, generator: torch.Generator, device: torch.device
-) -> dict[str, Branch]:
+def make_weights(
+    layers: Mapping[str, nn.Module],
+    rank: int,
+    alpha: float,
+    generator: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> AdapterWeights:
     """A branch for each layer: lora_down uniform in ±1/√in from the generator (on the CPU), lora_up zero.
 
-    A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays.
+    A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays. dtype: the type that
+    the model computes in.
 
     Raises:
         ValueError: no layer is as large as the rank.
@@ -97,18 +87,16 @@ def make_branches(
             f"The maximum rank is {rank}, but the model's largest layer can only have rank {largest}. "
             f"Set the maximum rank to {largest} or less."
         )
-    branches, cut = {}, 0
+    start, cut = {}, 0
     for name, (outputs, inputs) in sizes.items():
         kept = min(rank, outputs, math.prod(inputs))
         cut += kept < rank
         bound = 1 / math.sqrt(math.prod(inputs))
         down = (torch.rand(kept, *inputs, generator=generator) * 2 - 1) * bound
-        up = torch.zeros(outputs, kept, *(1 for _ in inputs[1:]))
-        leaves = (down.to(device).requires_grad_(), up.to(device).requires_grad_())
-        branches[name] = Branch(*leaves, alpha * kept / rank)
+        start[name] = Layer(down, torch.zeros(outputs, kept, *(1 for _ in inputs[1:])), alpha * kept / rank)
     if cut:
         log.info("AC-LoRA: %d of %d layers are smaller than rank %d and get their own size.", cut, len(layers), rank)
-    return branches
+    return AdapterWeights(start, device, dtype)
 
 
 def _sizes(module: nn.Module) -> tuple[int, tuple[int, ...]]:
@@ -121,26 +109,42 @@ def _sizes(module: nn.Module) -> tuple[int, tuple[int, ...]]:
 
 
 @contextmanager
-def attached(layers: Mapping[str, nn.Module], branches: Mapping[str, Branch]) -> Iterator[None]:
-    """Adds the branches to the layers' outputs; they are taken off when the block ends, however it ends."""
-    handles = []
-    try:
+def attached(
+    layers: Mapping[str, nn.Module],
+    branches: Mapping[str, Branch],
+    is_plain: Callable[[nn.Module], bool] = lambda module: False,
+) -> Iterator[None]:
+    """Adds the branches to the layers' outputs; they are taken off when the block ends, however it ends.
+
+    is_plain: whether a layer computes with its own weight as it is, and nothing else. It is then computed together
+    with its branch, which is faster.
+    """
+    with ExitStack() as undo:
         for name, branch in branches.items():
-            hook = _linear_hook(branch) if is_linear(layers[name]) else _convolution_hook(branch)
-            handles.append(layers[name].register_forward_hook(hook))
+            layer = layers[name]
+            together = _together(layer, branch) if is_plain(layer) and "forward" not in vars(layer) else None
+            if together is not None:
+                layer.forward = together
+                undo.callback(delattr, layer, "forward")
+            else:
+                hook = _linear_hook(branch) if is_linear(layer) else _convolution_hook(branch)
+                undo.callback(layer.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _together(layer: nn.Module, branch: Branch) -> Callable[[Tensor], Tensor] | None:
+    """The layer's forward with the branch in it; None for a layer that is only known from outside."""
+    down, up, weight = branch.down.leaf, branch.up.leaf, layer.weight
+    if weight.dtype != down.dtype:  # a layer that the host keeps in another type
+        return None
+    if isinstance(layer, nn.Linear):
+        return lambda x: AdaptedLinear.apply(x, weight, layer.bias, down, up, branch)
+    return adapted_convolution(layer, branch) if can_adapt(layer) else None  # type: ignore[arg-type]
 
 
 def _linear_hook(branch: Branch) -> Any:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        down, up = branch.lora_down.to(output.dtype), branch.lora_up.to(output.dtype)
-        inner = F.linear(inputs[0].to(output.dtype), down)
-        # One kernel multiplies, scales and adds; the sum is never a tensor of its own.
-        flat = torch.addmm(output.flatten(0, -2), inner.flatten(0, -2), up.t(), alpha=branch.scale)
-        return flat.view(output.shape)
+        return LinearBranch.apply(output, inputs[0], branch.down.leaf, branch.up.leaf, branch)
 
     return add
 
@@ -148,8 +152,8 @@ def _linear_hook(branch: Branch) -> Any:
 def _convolution_hook(branch: Branch) -> Any:
     def add(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         convolve = next(function for kind, function in _CONVOLUTIONS.items() if isinstance(module, kind))
-        down, up = branch.lora_down.to(output.dtype), branch.lora_up.to(output.dtype)
+        down, up = branch.down.leaf.to(output.dtype), branch.up.leaf.to(output.dtype)
         inner = convolve(inputs[0].to(output.dtype), down, None, module.stride, module.padding, module.dilation)
-        return output + branch.scale * convolve(inner, up)
+        return torch.add(output, convolve(inner, up), alpha=branch.scale)
 
     return add

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .training import Model
+    from .batches import Batch
+    from .model import Model
 
 Sampling = Literal["uniform", "logit-normal"]
 
@@ -65,10 +66,11 @@ def prediction_loss(objective: Objective, sigma: Tensor, noisy: Tensor, latent: 
     return error.square().flatten(1).mean(1)
 
 
-def denoising_losses(model: Model, sigma: Tensor, noise: Tensor, latents: Tensor, pictures: Sequence[int]) -> Tensor:
-    """What the model loses on each of the pictures, (n,), with this noise on their latents; all on its device."""
-    noisy = model.objective.add_noise(sigma, noise, latents)
-    return prediction_loss(model.objective, sigma, noisy, latents, model.denoise(noisy, sigma, pictures))
+def denoising_losses(model: Model, batch: Batch) -> Tensor:
+    """What the model loses on each picture of a batch on its device, (n,)."""
+    noisy = model.objective.add_noise(batch.sigma, batch.noise, batch.latents)
+    denoised = model.denoise(noisy, batch.sigma, batch.condition)
+    return prediction_loss(model.objective, batch.sigma, noisy, batch.latents, denoised)
 
 
 def target_variance(objective: Objective, latents: Sequence[Tensor], seed: int, draws: int = 8) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Setting = str | int | float | bool
@@ -42,6 +42,18 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class CutLoss:
+    """What the adapter loses on held-out pictures when it is cut, tried at the end of a training."""
+
+    name: str  # how it was cut: "whole", "rank 4", "energy 95 %"
+    mean_rank: float  # over the layers
+    size: int  # bytes of all matrices
+    loss: float  # held-out, relative to predicting the mean target
+    error: float  # standard error of the difference to the best of the cuts; 0 for the best itself
+    chosen: bool  # whether this is what the training gave
+
+
+@dataclass(frozen=True)
 class RankReport:
     """Everything that a training tells about itself."""
 
@@ -51,6 +63,7 @@ class RankReport:
     restarts: list[Restart]
     spectrum: dict[str, list[float]]  # final singular values of the delta, by base name; empty in the compact form
     signal: dict[str, int]  # final signal rank, by base name
+    cuts: list[CutLoss] = field(default_factory=list)  # empty without held-out pictures
 
     def layer_names(self) -> list[str]:
         """All layers that the report knows, in their order."""
@@ -71,7 +84,7 @@ class RankReport:
         most = max(2, COMPACT_RANKS // max(1, len(self.layer_names())))
         chosen = [self.restarts[place] for place in _even_places(len(self.restarts), most)]
         validation = [self.validation[place] for place in _even_places(len(self.validation), COMPACT_LOSSES)]
-        report = RankReport(self.settings, groups, validation, chosen, {}, self.signal)
+        report = RankReport(self.settings, groups, validation, chosen, {}, self.signal, self.cuts)
         return _dumps({**_as_dict(report, digits=4), "steps": len(self.losses)})
 
     @classmethod
@@ -108,6 +121,21 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def training_summary(report: RankReport) -> str:
+    """What a training did, in a few sentences."""
+    settings, ranks = report.settings, list(report.signal.values())
+    lines = [f"{settings.get('steps_run', len(report.losses))} steps over {settings['images']} pictures."]
+    if report.validation and "best_step" in settings:
+        held_out = settings["held_out_images"]
+        best = min(loss for step, loss in report.validation if step > 0)
+        lines.append(f"Best at step {settings['best_step']} by {held_out} held-out pictures, loss {best:.3f}.")
+    lines.append(f"{len(report.restarts)} restarts. {len(ranks)} layers, signal rank {_mean_and_range(ranks)}.")
+    chosen = next((cut for cut in report.cuts if cut.chosen), None)
+    if chosen is not None and chosen.name != "whole":
+        lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
+    return " ".join(lines)
 
 
 def trajectory_table(report: RankReport) -> str:
@@ -157,6 +185,10 @@ def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
         "signal": [report.signal.get(name) for name in names],
         "restarts": [restart(source) for source in report.restarts],
         "spectrum": {name: [number(value) for value in values] for name, values in report.spectrum.items()},
+        "cuts": [
+            {**asdict(cut), "mean_rank": number(cut.mean_rank), "loss": number(cut.loss), "error": number(cut.error)}
+            for cut in report.cuts
+        ],
     }
 
 
@@ -172,6 +204,7 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
         restarts=[_read_restart(names, restart) for restart in data["restarts"]],
         spectrum={str(name): _floats(values) for name, values in data["spectrum"].items()},
         signal={name: int(count) for name, count in zip(names, data["signal"], strict=True) if count is not None},
+        cuts=[_read_cut(cut) for cut in data.get("cuts", [])],  # reports from before 0.2 have none
     )
 
 
@@ -183,6 +216,14 @@ def _read_restart(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
         if down is not None
     }
     return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), _float(data["threshold"]), layers)
+
+
+def _read_cut(data: Mapping[str, Any]) -> CutLoss:
+    size = int(data["size"])
+    if not 0 <= size < 2**63:
+        raise ValueError("the size of a cut is no number of bytes")
+    numbers = (_float(data["mean_rank"]), size, _float(data["loss"]), _float(data["error"]))
+    return CutLoss(str(data["name"]), *numbers, bool(data["chosen"]))
 
 
 def _float(value: Any) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .eigen import as_double, gram, symmetric_eigen
-from .spectrum import noise_floor
+from .noise_floor import noise_floor
 
 Measure = Literal["energy", "sum"]  # cumulative share of d² or of d
 
@@ -36,7 +36,7 @@ def signal_count(singular_values: Tensor, threshold: float, measure: Measure = "
 def signal_counts(values: Tensor, shape: Sequence[int], threshold: float | None, measure: Measure) -> Tensor:
     """signal_count for a batch of spectra (n, k) in float64, of matrices of that shape. Returns (n,), int64.
 
-    Without a threshold, signal is what lies above the noise floor (see spectrum.noise_floor).
+    Without a threshold, signal is what lies above the noise floor (see noise_floor.py).
     """
     if measure not in get_args(Measure):
         raise ValueError(f"The measure must be one of {', '.join(get_args(Measure))}, but is '{measure}'.")

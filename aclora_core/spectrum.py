@@ -8,12 +8,11 @@ weight or scale overflows; results come back in float32 or in the type of the we
 Each rank rule takes singular values sorted downwards and returns how many to keep: at least 1, at most all.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .eigen import as_double
+from .noise_floor import noise_floor
 
 _DAMAGED = "Train again with a lower learning rate, or use another file."
 
@@ -166,42 +165,8 @@ def rank_by_knee(singular_values: Tensor) -> int:
     return _within(deepest, singular_values) if float(sag[deepest]) > 1e-6 else count
 
 
-def hard_threshold_factor(rows: int, cols: int) -> float:
-    """λ(β) of Gavish and Donoho 2014 for the noise level 1, β = short / long side; 4 / √3 for a square matrix.
-
-    λ(β) = √(2(β + 1) + 8β / (β + 1 + √(β² + 14β + 1)))
-    """
-    beta = min(rows, cols) / max(rows, cols)
-    return math.sqrt(2.0 * (beta + 1.0) + 8.0 * beta / (beta + 1.0 + math.sqrt(beta * beta + 14.0 * beta + 1.0)))
-
-
-def noise_floor(singular_values: Tensor, rows: int, cols: int, noise: float | None = None) -> Tensor:
-    """The optimal hard threshold of Gavish and Donoho 2014: components above it are signal.
-
-    With the noise known (standard deviation of an entry): λ(β) · √(long side) · noise. Else, as the median component is
-    taken for noise: ω(β) · median(d), ω(β) ≈ 0.56 β³ - 0.95 β² + 1.82 β + 1.43 (within 0.02 of the exact value).
-
-    The median must be that of all min(rows, cols) values, and fewer than half of them signal. The `rank` values of a
-    delta are not all values of an out × in matrix; they are all of its rank × rank core, so pass rows = cols = rank.
-    singular_values: (..., min(rows, cols)). Returns (...,), float64.
-    """
-    if noise is not None:
-        if not noise >= 0.0:
-            raise ValueError(f"The noise level must be 0 or more, but is {noise}.")
-        level = hard_threshold_factor(rows, cols) * math.sqrt(max(rows, cols)) * noise
-        return torch.full(singular_values.shape[:-1], level, dtype=torch.float64, device=singular_values.device)
-    if singular_values.shape[-1] != min(rows, cols):
-        raise ValueError(
-            f"The noise floor of a {rows} × {cols} matrix needs all its {min(rows, cols)} singular values, but there"
-            f" are {singular_values.shape[-1]}. For a delta of rank r pass r × r, or give the noise level."
-        )
-    beta = min(rows, cols) / max(rows, cols)
-    omega = ((0.56 * beta - 0.95) * beta + 1.82) * beta + 1.43
-    return omega * as_double(singular_values).quantile(0.5, dim=-1)
-
-
 def rank_by_noise_floor(singular_values: Tensor, rows: int, cols: int, noise: float | None = None) -> int:
-    """Number of singular values above noise_floor."""
+    """Number of singular values above noise_floor; for a delta of rank r, rows and cols are r."""
     return rank_by_threshold(singular_values, float(noise_floor(_values(singular_values), rows, cols, noise)))
 
 

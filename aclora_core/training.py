@@ -1,93 +1,40 @@
-"""The training of an adapter: batches, steps, and restarts that find out which components are signal."""
+"""The training of an adapter: batches, steps, restarts, and the choice of the step and the size that are best."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import batches, lora, objective
 from .adapter_file import Adapter
-from .adapter_restart import LayerRestart, Mode, restart_adapter
-from .report import RankReport, Restart, Setting
-from .restart import Measure, dynamic_threshold, is_restart_epoch
-from .spectrum import delta_singular_values, rank_by_energy, rank_by_sum
-from .stepping import Stepper
+from .config import TrainConfig
+from .cutting import Rule, rank_rule
+from .model import Model
+from .report import CutLoss, RankReport, Restart, Setting
+from .smallest import WHOLE, Cut, smallest_cut
+from .spectrum import delta_singular_values
+from .training_pass import TrainingPass
+from .validation import FEWEST_PICTURES, HeldOut, Validation, split
 
 log = logging.getLogger("aclora")
-_MOST_SKIPPED = 10  # steps in a row without a finite loss, after which going on is pointless
-
-RestartMode = Literal[Mode, "off"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The settings of a training. Raises ValueError for a value out of its range."""
-
-    steps: int = 150  # optimisation steps
-    learning_rate: float = 5e-4  # of AdamW
-    batch_size: int = 4  # pictures in a step
-    max_rank: int = 16  # generous upper bound; the signal is found inside it
-    alpha: float = 8.0  # strength of the branches: scale = alpha / rank, so the learning speed does not follow the rank
-    seed: int = 0  # start of the adapter, order of the pictures, noise and timesteps
-    layers: lora.Preset = "attention and feed-forward"
-    mode: RestartMode = "paper"  # how noise is redrawn; "off" trains a plain LoRA
-    measure: Measure = "energy"  # what the threshold is a share of
-    restart_every: int = 10  # epochs (E of the paper)
-    lowest_threshold: float = 0.0  # the dynamic threshold is kept between these two
-    highest_threshold: float = 1.0
-    clear_moments: bool = True  # forget the optimizer's moments of redrawn factors
-    weight_decay: float = 0.01
-    max_norm: float = 1.0  # gradients are scaled down to this norm
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_rank", "restart_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "alpha", "max_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be 0 or more, but is {self.weight_decay}.")
-        if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
-            raise ValueError(
-                f"The threshold's range must lie in 0 to 1, lowest first, but is {self.lowest_threshold} to "
-                f"{self.highest_threshold}."
-            )
-        if self.mode not in (*get_args(Mode), "off"):
-            raise ValueError(f"The restart mode must be {', '.join(get_args(Mode))} or off, but is '{self.mode}'.")
-        for name, kinds in (("measure", get_args(Measure)), ("layers", get_args(lora.Preset))):
-            if getattr(self, name) not in kinds:
-                raise ValueError(f"{name} must be {' or '.join(kinds)}, but is '{getattr(self, name)}'.")
-
-
-class Model(Protocol):
-    """What training needs from a model and its pictures; nodes/host.py makes one from the host's MODEL."""
-
-    network: nn.Module  # whose layers get branches
-    prefix: str  # stands before their names in a LoRA file
-    device: torch.device
-    latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
-    groups: Sequence[Hashable]  # what pictures of one batch have in common
-    objective: objective.Objective
-
-    def denoise(self, noisy: Tensor, sigma: Tensor, pictures: Sequence[int]) -> Tensor:
-        """x0 for noisy (n, channels, ...) at sigma (n,), each picture with its own caption."""
-        ...
 
 
 @dataclass
 class Progress:
     """Where a training stands; what a callback may look at."""
 
-    losses: list[float] = field(default_factory=list)  # of every step, relative to predicting the mean target
-    restarts: list[Restart] = field(default_factory=list)
+    total: int  # steps, as far as known
+    done: int = 0  # steps, of all passes
+    stage: str = "training"
+    losses: list[float] = field(default_factory=list)  # of every step of this pass, relative to the mean target
+    restarts: list[Restart] = field(default_factory=list)  # of this pass
+    validation: list[tuple[int, float]] = field(default_factory=list)  # step and held-out loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,129 +50,145 @@ def train(
     config: TrainConfig,
     on_step: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    pictures: Sequence[int] | None = None,
 ) -> Result:
     """Trains a LoRA with restarts (AC-LoRA) and gives it with its report.
 
-    After every step on_step is called and should_stop is asked; a training that is stopped gives what it has.
+    With eight pictures or more some are held out: by their loss the best step is kept, the training stopped, and the
+    adapter cut to the smallest that is as good. After every step on_step is called and should_stop is asked; a
+    training that is stopped gives what it has. pictures: those to learn from, by number; None for all.
     The same seed gives the same adapter on the same device.
 
     Raises:
         ValueError: a setting does not fit the model or the pictures; nothing has been trained then.
         FloatingPointError: the loss was not finite for ten steps in a row.
     """
-    if not model.latents:
+    pictures = list(range(len(model.latents)) if pictures is None else pictures)
+    if not pictures:
         raise ValueError("There are no pictures to learn from.")
-    layers = lora.find_layers(model.network, config.layers, model.prefix)
-    if not layers:
+    if not lora.find_layers(model.network, config.layers, model.prefix):
         raise ValueError("This model has no linear layer that a LoRA could be trained on.")
-    started = time.time()
-    generator = torch.Generator().manual_seed(config.seed)
-    branches = lora.make_branches(layers, config.max_rank, config.alpha, generator, model.device)
-    variance = objective.target_variance(model.objective, model.latents, config.seed)
-    progress = Progress()
-    with lora.attached(layers, branches):
-        for _ in _steps(model, config, branches, variance, generator, progress):
-            on_step(progress)
-            if should_stop():
-                break
-    adapter = Adapter({name: branch.layer() for name, branch in branches.items()})
-    return Result(adapter, _report(model, config, progress, adapter, started))
+    return _Training(model, config, pictures, on_step, should_stop).run()
 
 
-def _steps(
-    model: Model,
-    config: TrainConfig,
-    branches: Mapping[str, lora.Branch],
-    variance: float,
-    generator: torch.Generator,
-    progress: Progress,
-) -> Iterator[None]:
-    """The loop itself; it stands still after each step until it is asked for the next."""
-    factors = [factor for branch in branches.values() for factor in (branch.lora_down, branch.lora_up)]
-    stepper = Stepper(factors, config.learning_rate, config.weight_decay, config.max_norm)
-    noises = torch.Generator(model.device).manual_seed(config.seed)  # drawn where it is used: there it is fast
-    total_epochs = max(1, config.steps // batches.steps_per_epoch(model.groups, config.batch_size))
-    restarted_at = 0
-    order = batches.endless_batches(model.groups, config.batch_size, generator)
-    for step, (epoch, epoch_ends, pictures) in enumerate(order, start=1):
-        progress.losses.append(stepper.step(_drawn(model, pictures, generator)) / variance)
-        if stepper.skipped_in_a_row >= _MOST_SKIPPED:
-            raise FloatingPointError(
-                f"The loss has not been a finite number for {_MOST_SKIPPED} steps, up to step {step}. Lower the "
-                "learning rate, or load the model in bf16 or fp32."
+class _Training:
+    """One call of train: a pass with held-out pictures, and where wished a second one with all."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: TrainConfig,
+        pictures: list[int],
+        on_step: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.model, self.config, self.pictures = model, config, pictures
+        self.on_step, self.should_stop = on_step, should_stop
+        self.progress = Progress(config.steps)
+        self.facts: dict[str, Setting] = {"images": len(pictures), "optimizer": "AdamW", "started_at": time.time()}
+        self.unit = objective.target_variance(model.objective, [model.latents[n] for n in pictures], config.seed)
+        self.stopped = False
+        self.measuring_seconds = 0.0
+
+    def run(self) -> Result:
+        learned, held = split(self.model, self.pictures, self.config.held_out, self.config.seed)
+        if self.config.held_out and not held:
+            log.info(
+                "AC-LoRA: with fewer than %d different pictures none is held out. The adapter of the last step is "
+                "given, whole; judge the number of steps by pictures drawn with it.",
+                FEWEST_PICTURES,
             )
-        if epoch_ends and config.mode != "off" and is_restart_epoch(epoch, config.restart_every, total_epochs):
-            since = [loss for loss in progress.losses[restarted_at:] if math.isfinite(loss)]
-            if since:  # else nothing tells how much is signal
-                loss = sum(since) / len(since)
-                progress.restarts.append(_restart(config, branches, stepper, noises, step, epoch, total_epochs, loss))
-                restarted_at = step
-        yield
-        if step >= config.steps:
-            return
+        adapter, cut, cuts, steps = self._first_pass(learned, held)
+        if held and self.config.refit and not self.stopped:
+            adapter = cut.apply(self._second_pass(steps))
+        self.facts |= {"held_out_images": len(held), "steps_run": self.progress.done}
+        self.facts["validation_seconds"] = round(self.measuring_seconds, 2)
+        return Result(adapter, self._report(adapter, cuts))
+
+    def _first_pass(self, learned: list[int], held: list[int]) -> tuple[Adapter, Cut, list[CutLoss], int]:
+        """The adapter of the best step, cut; how it was cut, what other cuts lose, and which step it was."""
+        work = TrainingPass(self.model, self.config, learned, self.unit, self.progress, self.config.steps)
+        with work.attached():
+            if not held:
+                self._run(work, self.config.steps, None)
+                return work.adapter(), WHOLE, [], len(self.progress.losses)
+            held_out = HeldOut(self.model, held, self.config.seed, self.config.batch_size, work.graphs)
+            validation = Validation(held_out, work.weights, self.config.batch_size, self.unit)
+            self.progress.validation = validation.history
+            self._run(work, self.config.steps, validation)
+            validation.restore_best()
+            self.facts["best_step"] = best = validation.best_step or len(self.progress.losses)
+            adapter, cut, cuts = work.adapter(), WHOLE, list[CutLoss]()
+            if self.config.smallest and not self.stopped:
+                self.progress.stage = "cutting"
+                cut, cuts = self._cut(adapter, work, validation)
+            return cut.apply(adapter), cut, cuts, best
+
+    def _second_pass(self, steps: int) -> Adapter:
+        """Trains on all pictures up to the step that was best without the held-out ones."""
+        log.info("AC-LoRA: step %d was best; training up to it again, on all %d pictures.", steps, len(self.pictures))
+        before = self.progress
+        self.progress = Progress(before.done + steps, before.done, "training on all", validation=before.validation)
+        work = TrainingPass(self.model, self.config, self.pictures, self.unit, self.progress, steps)
+        with work.attached():
+            self._run(work, steps, None)
+            return work.adapter()
+
+    def _run(self, work: TrainingPass, steps: int, validation: Validation | None) -> None:
+        if validation:
+            self._measure(validation, 0)
+        for step in range(1, steps + 1):
+            work.step()
+            self.progress.done += 1
+            if validation and validation.due(step, steps):
+                self._measure(validation, step)
+            self.on_step(self.progress)
+            if self.should_stop():
+                self.stopped = True
+                log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", step, steps)
+                return
+            if validation and self.config.stop_early and validation.passed():
+                log.info("AC-LoRA: stopped at step %d, as step %d was better.", step, validation.best_step)
+                return
+
+    def _measure(self, validation: Validation, step: int) -> None:
+        began = time.monotonic()
+        validation.measure(step)
+        self.measuring_seconds += time.monotonic() - began
+
+    def _cut(self, adapter: Adapter, work: TrainingPass, validation: Validation) -> tuple[Cut, list[CutLoss]]:
+        def losses_of(candidate: Adapter) -> Tensor:
+            work.weights.load(candidate.layers)
+            return validation.held_out.losses() / self.unit
+
+        def asked_to_stop() -> bool:
+            self.on_step(self.progress)
+            self.stopped = self.should_stop()
+            return self.stopped
+
+        return smallest_cut(adapter, losses_of, asked_to_stop)
+
+    def _report(self, adapter: Adapter, cuts: list[CutLoss]) -> RankReport:
+        """The trajectory, and the spectrum of what came out."""
+        progress = self.progress
+        layers = adapter.layers.items()
+        spectrum = {name: delta_singular_values(*layer.factors(), layer.scale).tolist() for name, layer in layers}
+        rule = _signal_rule(self.config, progress.restarts)
+        signal = {name: rule(torch.tensor(values)) for name, values in spectrum.items()}
+        per_epoch = batches.steps_per_epoch(self.pictures, self.model.groups, self.config.batch_size)
+        self.facts |= {"epochs": math.ceil(len(progress.losses) / per_epoch), "finished_at": time.time()}
+        settings = {**asdict(self.config), **self.facts}
+        return RankReport(
+            settings, list(progress.losses), list(progress.validation), list(progress.restarts), spectrum, signal, cuts
+        )
 
 
-def _drawn(model: Model, pictures: Sequence[int], generator: torch.Generator) -> Callable[[], Tensor]:
-    """Draws noise and noise levels for one batch now; the call gives the batch's loss."""
-    latents = torch.cat([model.latents[number] for number in pictures])
-    noise = torch.randn(latents.shape, generator=generator)
-    sigma = objective.draw_sigmas(model.objective, len(pictures), generator)
+def _signal_rule(config: TrainConfig, restarts: Sequence[Restart]) -> Rule:
+    """Signal is as many components as reach the last threshold, or 95 % of the energy.
 
-    def loss() -> Tensor:
-        clean, level = latents.to(model.device), sigma.to(model.device)
-        return objective.denoising_losses(model, level, noise.to(model.device), clean, pictures).mean()
-
-    return loss
-
-
-def _restart(
-    config: TrainConfig,
-    branches: Mapping[str, lora.Branch],
-    stepper: Stepper,
-    generator: torch.Generator,
-    step: int,
-    epoch: int,
-    total_epochs: int,
-    loss: float,
-) -> Restart:
-    """Splits every layer into signal and noise and draws the noise afresh (AC-LoRA Eq. 2, 3, 5, 6)."""
-    threshold = dynamic_threshold(loss, epoch, total_epochs, config.lowest_threshold, config.highest_threshold)
-    parts = {name: (branch.lora_down, branch.lora_up, branch.scale) for name, branch in branches.items()}
-    mode: Mode = config.mode  # type: ignore[assignment]
-    results = restart_adapter(parts, threshold, generator, mode, config.measure)
-    if config.clear_moments:
-        stepper.forget(_redrawn(branches, results))
-    ranks = {name: result.rank for name, result in results.items()}
-    return Restart(step, epoch, loss, threshold, ranks)
-
-
-def _redrawn(branches: Mapping[str, lora.Branch], results: Mapping[str, LayerRestart]) -> Iterator[Tensor]:
-    for name, result in results.items():
-        if result.redrawn_down:
-            yield branches[name].lora_down
-        if result.redrawn_up:
-            yield branches[name].lora_up
-
-
-def _report(model: Model, config: TrainConfig, progress: Progress, adapter: Adapter, started: float) -> RankReport:
-    """The trajectory, and the spectrum of what came out.
-
-    Signal is as many components as reach the last threshold, or 95 % of the energy. Eq. 3 would count one fewer, and
-    an adapter that was cut to it would lose that one.
+    Eq. 3 would count one fewer, and an adapter that was cut to it would lose that one.
     """
-    spectrum = {
-        name: delta_singular_values(*layer.factors(), layer.scale).tolist() for name, layer in adapter.layers.items()
-    }
-    threshold = max(progress.restarts[-1].threshold, 1e-6) if progress.restarts else 0.95
-    reaching = rank_by_sum if progress.restarts and config.measure == "sum" else rank_by_energy
-    signal = {name: reaching(torch.tensor(values), threshold) for name, values in spectrum.items()}
-    per_epoch = batches.steps_per_epoch(model.groups, config.batch_size)
-    facts: dict[str, Setting] = {
-        "images": len(model.latents),
-        "epochs": math.ceil(len(progress.losses) / per_epoch),
-        "optimizer": "AdamW",
-        "started_at": started,
-        "finished_at": time.time(),
-    }
-    losses = list(progress.losses)
-    return RankReport({**asdict(config), **facts}, losses, [], list(progress.restarts), spectrum, signal)
+    if restarts and math.isnan(restarts[-1].threshold):
+        return rank_rule("noise_floor")
+    threshold = max(restarts[-1].threshold, 1e-6) if restarts else 0.95
+    return rank_rule("sum" if restarts and config.measure == "sum" else "energy", threshold)

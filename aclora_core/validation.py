@@ -1,38 +1,123 @@
-"""Denoising loss on pictures that training does not see, with the same noise and noise levels for every candidate."""
+"""Denoising loss on pictures that training does not see, and what follows from it: the best step, and when to stop.
+
+Noise and noise levels are the same for every measurement, so two states of an adapter differ by the adapter only.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from .batches import alike
+from .batches import Batch, alike, make_batch
+from .graphs import Graphs
 from .objective import denoising_losses
 
 if TYPE_CHECKING:
-    from .training import Model
+    from .adapter_weights import AdapterWeights
+    from .model import Model
 
 SHARES = (0.15, 0.35, 0.55, 0.75)  # of the way from clean to noise; their mean stands for the whole way
+FEWEST_PICTURES = 8  # with fewer, each is worth more to the training than to the validation
+MOST_HELD_OUT = 12  # more would only be measured more rarely
+# A forward pass alone takes some 40 % of a step on the same pictures; a measurement comes when 25 times its cost has
+# been spent on steps, which leaves it 4 % of the time.
+_STEPS_PER_PASS = 0.4 * 25
+_PATIENCE = 3  # measurements
+
+
+class HeldOut:
+    """Pictures at four fixed noise levels each. Every picture's noise follows from the seed and its number alone."""
+
+    def __init__(
+        self, model: Model, pictures: Sequence[int], seed: int, batch_size: int = 16, graphs: Graphs | None = None
+    ) -> None:
+        self.model, self.pictures = model, list(pictures)
+        self._graphs = graphs or Graphs(model.device, wished=False)
+        together = alike(pictures, model.groups, batch_size)
+        self._batches = [self._rows(numbers, place, seed) for place in range(len(SHARES)) for numbers in together]
+
+    def _rows(self, pictures: Sequence[int], place: int, seed: int) -> Batch:
+        noise = torch.cat([_noise(self.model, number, seed, place) for number in pictures])
+        sigma = torch.full((len(pictures),), self.model.objective.sigma_at(SHARES[place]))
+        return make_batch(self.model, pictures, noise, sigma, 1.0)
+
+    def losses(self) -> Tensor:
+        """The loss of each picture at each level, float64 on the CPU, always in the same order."""
+        parts = [self._graphs.call(self._measure, batch, batch.key).double().cpu() for batch in self._batches]
+        return torch.cat(parts)
+
+    def _measure(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return denoising_losses(self.model, batch)
 
 
 def denoising_loss(model: Model, pictures: Sequence[int], seed: int, batch_size: int = 16) -> float:
-    """Mean loss over pictures of the model at four fixed noise levels each, without gradients.
+    """Mean loss of the model as it is over pictures at fixed noise, without gradients."""
+    return float(HeldOut(model, pictures, seed, batch_size).losses().mean())
 
-    Every picture has noise of its own that follows from the seed and its number alone, so two calls on two states of an
-    adapter differ by the adapter only.
+
+def split(model: Model, pictures: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """(for training, held out), drawn by the seed. A picture that comes several times is never on both sides.
+
+    Nothing is held out of fewer than eight different pictures, or when the share is 0.
     """
-    total = 0.0
-    with torch.no_grad():
-        for batch in alike(pictures, model.groups, batch_size):
-            clean = torch.cat([model.latents[number] for number in batch]).to(model.device)
-            for place, share in enumerate(SHARES):
-                noise = torch.cat([_noise(model, number, seed, place) for number in batch]).to(model.device)
-                sigma = torch.full((len(batch),), model.objective.sigma_at(share), device=model.device)
-                total += denoising_losses(model, sigma, noise, clean, batch).sum().item()
-    return total / (len(pictures) * len(SHARES))
+    copies: dict[bytes, list[int]] = {}
+    for number in pictures:
+        content = model.latents[number].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        copies.setdefault(hashlib.blake2b(content).digest(), []).append(number)
+    if share == 0 or len(copies) < FEWEST_PICTURES:
+        return list(pictures), []
+    count = min(max(1, round(share * len(copies))), MOST_HELD_OUT, len(copies) - 1)
+    order = torch.randperm(len(copies), generator=torch.Generator().manual_seed(seed)).tolist()
+    different = list(copies.values())
+    held = {number for place in order[:count] for number in different[place][:1]}
+    aside = {number for place in order[:count] for number in different[place]}
+    return [number for number in pictures if number not in aside], sorted(held)
 
 
-def _noise(model: Model, number: int, seed: int, place: int) -> torch.Tensor:
+class Validation:
+    """Watches a training: measures now and then, and keeps the weights of the best step.
+
+    unit: what losses are divided by.
+    """
+
+    def __init__(self, held_out: HeldOut, weights: AdapterWeights, batch_size: int, unit: float) -> None:
+        self.held_out, self.weights, self.unit = held_out, weights, unit
+        self.interval = math.ceil(_STEPS_PER_PASS * len(held_out.pictures) * len(SHARES) / batch_size)
+        self.history: list[tuple[int, float]] = []
+        self.best_step, self.best_loss = 0, math.inf
+        self._best = weights.master.clone()
+
+    def due(self, step: int, last_step: int) -> bool:
+        """Whether to measure after this step."""
+        return step % self.interval == 0 or step == last_step
+
+    def measure(self, step: int) -> None:
+        """Measures the adapter as it is; the untrained one, at step 0, is never the best."""
+        loss = float(self.held_out.losses().mean()) / self.unit
+        self.history.append((step, loss))
+        if step > 0 and loss < self.best_loss:
+            self.best_step, self.best_loss = step, loss
+            self._best.copy_(self.weights.master)
+
+    def passed(self) -> bool:
+        """Whether the best step lies so far back that it will not come again."""
+        since = self.history[-1][0] - self.best_step if self.history else 0
+        return self.best_step > 0 and since >= max(_PATIENCE * self.interval, self.best_step / 2)
+
+    def restore_best(self) -> None:
+        """Goes back to the best step, if a later one was measured; else the adapter stays as it is."""
+        if self.best_step and self.history[-1][0] > self.best_step:
+            with torch.no_grad():
+                self.weights.master.copy_(self._best)
+            self.weights.refresh()
+
+
+def _noise(model: Model, number: int, seed: int, place: int) -> Tensor:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + number * 31 + place) % 2**63)
     return torch.randn(model.latents[number].shape, generator=generator)

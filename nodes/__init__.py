@@ -2,10 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapter import ACLoRALoad, ACLoRASave
 from .dataset import ACLoRADataset
 from .inspection import ACLoRAInspect
+from .loading import ACLoRALoad
 from .resizing import ACLoRAResize
+from .saving import ACLoRASave
 from .tiny_base import ACLoRATinyBase
 from .train import ACLoRATrain
 

@@ -44,8 +44,8 @@ class ACLoRAInspect(io.ComfyNode):
                 io.Image.Output(
                     "CHARTS",
                     display_name="charts",
-                    tooltip="The pictures, all of one size: components, rank and strength of each layer, and the ranks"
-                    " during the training if they are known.",
+                    tooltip="The pictures, all of one size: components, rank and strength of each layer, and of the"
+                    " training, if it is known, what cuts lose, the loss and the ranks.",
                 ),
                 io.String.Output(
                     "TABLE",

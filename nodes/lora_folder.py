@@ -11,6 +11,7 @@ import folder_paths
 from ..aclora_core.tensor_file import SUFFIXES
 
 LORAS = "loras"  # ComfyUI's name of the folder
+QUICKSTART = "aclora/ink_"  # how the names of the quickstart's LoRAs begin
 LONGEST = 200  # bytes of a part of a name; drives allow 255, and a number and an ending are added
 
 
@@ -27,6 +28,8 @@ def check_exists(name: str) -> bool | str:
     """True, or a sentence that says what to do."""
     if exists(name):
         return True
+    if name.replace("\\", "/").startswith(QUICKSTART):
+        return f"There is no LoRA file '{name}' in models/loras yet. Run the quickstart workflow first: it makes it."
     return f"There is no LoRA file '{name}' in models/loras. Choose another; the key R reads the list again."
 
 

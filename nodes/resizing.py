@@ -13,7 +13,7 @@ from ..aclora_core.cutting import BalancedLayer, balance
 from ..aclora_core.report import RankReport
 from ..aclora_core.resizing import ResizeConfig, resize
 from . import host, lora_choice
-from .adapter import PRECISIONS
+from .saving import PRECISIONS
 
 AS_IT_IS = "as it is"
 
@@ -77,7 +77,7 @@ class ACLoRAResize(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, lora_name: str | None, rule: dict[str, Any] | None = None, lora_model: object = False
+        cls, lora_name: str | None, lora_model: object = False, *, rule: dict[str, Any] | None = None
     ) -> bool | str:
         if rule is None:  # the host leaves out a choice that it does not know
             return f"There is no such rule. Choose one of {', '.join(option.key for option in _rules())}."
@@ -114,7 +114,7 @@ class ACLoRAResize(io.ComfyNode):
         node_id = host.hidden_node_id(cls)
         try:
             adapter = adapter_file.from_state_dict(lora.tensors, lora.metadata)
-            cut, losses = resize(adapter, _balanced(adapter, node_id), config, rank_report)
+            cut, losses = resize(adapter, balanced(adapter, node_id), config, rank_report)
         except ValueError as error:
             raise ValueError(f"{lora.name}: {error}") from error
         table = inspection_text.cut_table(losses, cut.other)
@@ -173,11 +173,11 @@ def _parameter(rule: dict[str, Any]) -> float:
     return next((float(value) for key, value in rule.items() if key not in ("rule", "drop_layers")), 0.0)
 
 
-def _balanced(adapter: adapter_file.Adapter, node_id: str | None) -> dict[str, BalancedLayer]:
+def balanced(adapter: adapter_file.Adapter, node_id: str | None) -> dict[str, BalancedLayer]:
     """Every layer in its singular components, one by one, so that the bar moves and a cancel stops it."""
     bar = host.Bar(len(adapter.layers), node_id)
-    balanced: dict[str, BalancedLayer] = {}
+    layers: dict[str, BalancedLayer] = {}
     for name, layer in adapter.layers.items():
-        balanced |= balance(replace(adapter, layers={name: layer}))
+        layers |= balance(replace(adapter, layers={name: layer}))
         bar.advance(1)
-    return balanced
+    return layers

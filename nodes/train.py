@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from typing import Any
@@ -11,10 +10,11 @@ from comfy_api.latest import io
 
 from ..aclora_core.adapter_file import to_state_dict
 from ..aclora_core.charts import training_chart
-from ..aclora_core.training import Progress, Result, TrainConfig, train
+from ..aclora_core.config import TrainConfig
+from ..aclora_core.report import training_summary
+from ..aclora_core.training import Progress, train
 from . import host
 
-log = logging.getLogger("aclora")
 _PICTURE_EVERY = 2.0  # seconds between two live charts
 
 
@@ -44,14 +44,11 @@ class ACLoRATrain(io.ComfyNode):
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
         if host.cancelled():
             host.accept_cancel()
-        steps = len(result.report.losses)
-        if steps < config.steps:
-            log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", steps, config.steps)
         result.report.settings.update(facts)
         lora_model = to_state_dict(result.adapter)
         return io.NodeOutput(
             host.with_adapter(model[0], lora_model), lora_model, {"loss": result.report.losses}, result.report,
-            ui={"text": (_summary(result),)},
+            ui={"text": (training_summary(result.report),)},
         )  # fmt: skip
 
 
@@ -63,24 +60,23 @@ class _Show:
         self.drawn = -math.inf
 
     def __call__(self, progress: Progress) -> None:
-        done = len(progress.losses)
         picture = None
-        if time.monotonic() - self.drawn > _PICTURE_EVERY or done == self.bar.total:
-            picture = training_chart(progress.losses, self.bar.total, progress.restarts)
+        self.bar.total = progress.total
+        if time.monotonic() - self.drawn > _PICTURE_EVERY or progress.done == progress.total:
+            planned = progress.total - progress.done + len(progress.losses)
+            picture = training_chart(progress.losses, planned, progress.restarts, progress.validation)
             self.drawn = time.monotonic()
-        recent = [loss for loss in progress.losses[-10:] if math.isfinite(loss)]
-        loss = f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"
         if not host.cancelled():  # the host's bar would raise, and the work would be lost
-            self.bar.show(done, f"{loss}, {self.bar.time_left(done)}", picture)
+            self.bar.show(progress.done, _line(progress, self.bar), picture)
 
 
-def _summary(result: Result) -> str:
-    ranks = list(result.report.signal.values())
-    restarts = len(result.report.restarts)
-    return (
-        f"{len(result.report.losses)} steps over {result.report.settings['images']} pictures, {restarts} restarts. "
-        f"{len(ranks)} layers, signal rank {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.1f} on average."
-    )
+def _line(progress: Progress, bar: host.Bar) -> str:
+    """What the node says while it trains."""
+    recent = [loss for loss in progress.losses[-10:] if math.isfinite(loss)]
+    parts = [progress.stage, f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"]
+    if progress.validation:
+        parts.append(f"held-out {progress.validation[-1][1]:.3f}")
+    return ", ".join([*parts, bar.time_left(progress.done)])
 
 
 def _links() -> list[Any]:
@@ -97,8 +93,8 @@ def _widgets() -> list[Any]:
     return [
         io.Int.Input(
             "steps", default=TrainConfig.steps, min=1, max=100_000,
-            tooltip="How often the adapter is changed. More steps learn more and, past a point, copy the pictures "
-            "instead of the style. The default suits 15 pictures at batch size 4.",
+            tooltip="How often the adapter is changed, at most. With eight pictures or more some are held out, and "
+            "training stops by itself once more steps only copy the pictures instead of the style.",
         ),
         io.Float.Input(
             "learning_rate", default=TrainConfig.learning_rate, min=1e-7, max=0.1, step=1e-5, round=False,
@@ -145,17 +141,27 @@ def _advanced() -> list[Any]:
             tooltip="What the threshold is a share of: the squared singular values (energy) or the values (sum). sum "
             "counts more components as noise.",
         ),
+        io.Combo.Input(
+            "threshold", options=["dynamic", "fixed", "noise floor"], default=TrainConfig.threshold, advanced=True,
+            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a set share. "
+            "noise floor: by what random numbers alone would look like.",
+        ),
+        io.Float.Input(
+            "fixed_threshold", default=TrainConfig.fixed_threshold, min=0.01, max=1.0, step=0.01, advanced=True,
+            tooltip="The share of an adapter that counts as signal, for the fixed threshold.",
+        ),
         io.Int.Input(
             "restart_every", default=TrainConfig.restart_every, min=1, max=10_000, advanced=True,
             tooltip="Epochs between two restarts; an epoch shows every picture once. Smaller restarts more often.",
         ),
         io.Float.Input(
             "lowest_threshold", default=TrainConfig.lowest_threshold, min=0.0, max=1.0, step=0.01, advanced=True,
-            tooltip="The share of an adapter that counts as signal is never taken below this. Larger keeps more.",
+            tooltip="The dynamic threshold, the share of an adapter that is signal, is never below this. Larger keeps "
+            "more.",
         ),
         io.Float.Input(
             "highest_threshold", default=TrainConfig.highest_threshold, min=0.0, max=1.0, step=0.01, advanced=True,
-            tooltip="The share of an adapter that counts as signal is never taken above this. Smaller redraws more.",
+            tooltip="The dynamic threshold is never above this. Smaller redraws more.",
         ),
         io.Boolean.Input(
             "clear_moments", default=TrainConfig.clear_moments, advanced=True,
@@ -168,6 +174,32 @@ def _advanced() -> list[Any]:
         io.Float.Input(
             "max_norm", default=TrainConfig.max_norm, min=0.001, max=1000.0, step=0.1, advanced=True,
             tooltip="Gradients longer than this are shortened to it, so that one odd batch cannot spoil the adapter.",
+        ),
+        io.Float.Input(
+            "held_out", default=TrainConfig.held_out, min=0.0, max=0.5, step=0.05, advanced=True,
+            tooltip="Share of the pictures that are set aside, from eight pictures on, to see which step is best. "
+            "0 learns from all and takes the last step.",
+        ),
+        io.Boolean.Input(
+            "stop_early", default=TrainConfig.stop_early, advanced=True,
+            tooltip="Stops when the pictures set aside have only got worse for a while.",
+        ),
+        io.Boolean.Input(
+            "refit", default=TrainConfig.refit, advanced=True,
+            tooltip="Once the best step is known, trains again up to it with all pictures, those set aside too.",
+        ),
+        io.Boolean.Input(
+            "smallest", default=TrainConfig.smallest, advanced=True,
+            tooltip="Gives the smallest adapter that is as good as the whole one, by the pictures set aside.",
+        ),
+        io.Combo.Input(
+            "checkpointing", options=["automatic", "all", "off"], default=TrainConfig.checkpointing, advanced=True,
+            tooltip="Computes parts of the model twice instead of keeping them, which needs less memory and a third "
+            "more time. automatic: as many parts as it takes for a step to fit.",
+        ),
+        io.Boolean.Input(
+            "graph", default=TrainConfig.graph, advanced=True,
+            tooltip="Records the steps as CUDA graphs, which is several times faster. Off only to look for a fault.",
         ),
     ]  # fmt: skip
 

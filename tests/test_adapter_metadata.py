@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from aclora_core.adapter_file import Adapter, Layer, load, save
-from aclora_core.adapter_metadata import build_metadata, metadata_table, resolution_text, thumbnail_url
+from aclora_core.adapter_metadata import build_metadata, describe, resolution_text, thumbnail_url
 from aclora_core.report import RankReport
 from aclora_core.tensor_file import HEADER_LIMIT
 
@@ -151,19 +151,7 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_picture(shape):
     assert red > 245 and green < 10 and blue < 10
 
 
-def test_the_table_names_layers_ranks_foreign_kinds_and_metadata():
-    adapter = Adapter(adapter_of(2, 4).layers, other={"x": "LoKr", "y": "LoKr", "z": "DoRA"})
-    table = metadata_table("ink.safetensors", adapter, {"ss_seed": "42", "long": "line\n" * 100, "pic": "data:image/x"})
-    lines = table.splitlines()
-    assert lines[:4] == [
-        "file     ink.safetensors",
-        "layers   2 LoRA layers, ranks 2 to 4, float32",
-        "also     1 x DoRA",
-        "also     2 x LoKr",
-    ]
-    assert "ss_seed  42" in lines and "pic      a picture, 12 characters" in lines
-    assert max(len(line) for line in lines) < 250 and "(499 characters)" in table
-
-
-def test_the_table_of_a_file_without_plain_layers_says_so():
-    assert "no plain LoRA layers" in metadata_table("x", Adapter({}, other={"a": "OFT"}), {})
+def test_layers_and_ranks_are_told_in_words():
+    assert describe(adapter_of(4)) == "1 LoRA layer, rank 4"
+    assert describe(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
+    assert describe(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"

@@ -16,19 +16,23 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def everyone(groups: list) -> range:
+    return range(len(groups))
+
+
 groups = st.lists(st.sampled_from(["square", "wide", ("tall", 77)]), min_size=1, max_size=40)
 sizes = st.integers(1, 9)
 
 
 @given(groups, sizes, st.integers(0, 99))
 def test_every_picture_comes_once_in_an_epoch(groups: list, size: int, seed: int) -> None:
-    batches = epoch_batches(groups, size, seeded(seed))
+    batches = epoch_batches(everyone(groups), groups, size, seeded(seed))
     assert sorted(itertools.chain(*batches)) == list(range(len(groups)))
 
 
 @given(groups, sizes, st.integers(0, 99))
 def test_a_batch_holds_pictures_of_one_group_and_is_full_where_it_can_be(groups: list, size: int, seed: int) -> None:
-    batches = epoch_batches(groups, size, seeded(seed))
+    batches = epoch_batches(everyone(groups), groups, size, seeded(seed))
     for batch in batches:
         assert len({groups[number] for number in batch}) == 1 and 1 <= len(batch) <= size
     smaller = Counter(groups[batch[0]] for batch in batches if len(batch) < size)
@@ -37,14 +41,14 @@ def test_a_batch_holds_pictures_of_one_group_and_is_full_where_it_can_be(groups:
 
 @given(groups, sizes)
 def test_steps_per_epoch_is_the_number_of_batches(groups: list, size: int) -> None:
-    assert steps_per_epoch(groups, size) == len(epoch_batches(groups, size, seeded()))
-    assert steps_per_epoch(groups, size) >= math.ceil(len(groups) / size)
+    assert steps_per_epoch(everyone(groups), groups, size) == len(epoch_batches(everyone(groups), groups, size, seeded()))
+    assert steps_per_epoch(everyone(groups), groups, size) >= math.ceil(len(groups) / size)
 
 
 @given(groups, sizes, st.integers(1, 4))
 def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int, epochs: int) -> None:
-    length = steps_per_epoch(groups, size)
-    taken = list(itertools.islice(endless_batches(groups, size, seeded()), epochs * length))
+    length = steps_per_epoch(everyone(groups), groups, size)
+    taken = list(itertools.islice(endless_batches(everyone(groups), groups, size, seeded()), epochs * length))
     assert [epoch for epoch, _, _ in taken] == [1 + place // length for place in range(len(taken))]
     assert [ends for _, ends, _ in taken] == [(place + 1) % length == 0 for place in range(len(taken))]
     seen = Counter(number for _, _, batch in taken for number in batch)
@@ -53,7 +57,7 @@ def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int,
 
 def test_the_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
     def epochs(seed: int) -> list[list[int]]:
-        return [batch for _, _, batch in itertools.islice(endless_batches([0] * 20, 4, seeded(seed)), 10)]
+        return [batch for _, _, batch in itertools.islice(endless_batches(range(20), [0] * 20, 4, seeded(seed)), 10)]
 
     assert epochs(1) == epochs(1) != epochs(2)
     assert epochs(1)[:5] != epochs(1)[5:]
@@ -61,7 +65,7 @@ def test_the_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
 
 def test_pictures_of_a_group_meet_others_and_groups_mix() -> None:
     groups = ["a"] * 8 + ["b"] * 8
-    taken = [batch for _, _, batch in itertools.islice(endless_batches(groups, 2, seeded()), 400)]
+    taken = [batch for _, _, batch in itertools.islice(endless_batches(everyone(groups), groups, 2, seeded()), 400)]
     partners = {number for batch in taken if 3 in batch for number in batch} - {3}
     assert partners == {0, 1, 2, 4, 5, 6, 7}
     epochs = [[groups[batch[0]] for batch in taken[place : place + 8]] for place in range(0, 400, 8)]
@@ -70,13 +74,20 @@ def test_pictures_of_a_group_meet_others_and_groups_mix() -> None:
 
 
 def test_a_batch_larger_than_the_dataset_takes_all_of_it() -> None:
-    assert sorted(epoch_batches(["x"] * 3, 100, seeded())[0]) == [0, 1, 2]
-    assert steps_per_epoch(["x"] * 3, 100) == 1
+    assert sorted(epoch_batches(range(3), ["x"] * 3, 100, seeded())[0]) == [0, 1, 2]
+    assert steps_per_epoch(range(3), ["x"] * 3, 100) == 1
 
 
 def test_random_numbers_of_others_are_not_touched() -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    epoch_batches(["x"] * 9, 2, seeded(3))
+    epoch_batches(range(9), ["x"] * 9, 2, seeded(3))
     assert torch.rand(1) == pytest.approx(float(expected), abs=0)
+
+
+def test_only_the_pictures_that_were_named_take_part() -> None:
+    groups = ["a", "b"] * 6
+    named = [1, 2, 5, 8, 9]
+    assert sorted(itertools.chain(*epoch_batches(named, groups, 2, seeded()))) == named
+    assert steps_per_epoch(named, groups, 2) == 3  # 1, 5, 9 of one group and 2, 8 of the other

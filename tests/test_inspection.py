@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from aclora_core.adapter_keys import PAIRS
 from aclora_core.inspection import FORMATS, inspect_lora, measure_layer, own_report
 from aclora_core.inspection_charts import inspection_charts
 from aclora_core.inspection_text import file_table, inspection_csv, inspection_json, inspection_table
-from aclora_core.report import LayerRank, RankReport, Restart
+from aclora_core.report import CutLoss, LayerRank, RankReport, Restart
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
 PROJ = "diffusion_model.joint_blocks.1.x_block.attn.proj"
@@ -162,6 +163,20 @@ def test_the_report_of_the_training_gives_the_signal():
     text = inspection_table(found)
     assert "signal" in text and "Restarts" in text and "2.0 (2 to 2)" in text
     assert len(inspection_charts(found)) == 5
+
+
+def test_what_cuts_lose_is_drawn_and_told():
+    cuts = [CutLoss("rank 1", 1.0, 750, 0.46, 0.004, True), CutLoss("whole", 2.5, 1875, 0.45, 0.0, False)]
+    report = replace(report_for([QKV, PROJ]), cuts=cuts)
+    # As a training hands it on, and as a file keeps it.
+    for given in ({"report": report}, {"metadata": {"aclora.trajectory": report.compact_json()}}):
+        found = inspect_lora(two_layers(), **given)
+        assert len(inspection_charts(found)) == 6
+        lines = inspection_table(found).splitlines()
+        assert next(line for line in lines if line.startswith("rank 1")).split()[-1] == "yes"
+        assert any(line.startswith("Cut at the end of the training") for line in lines)
+        assert [cut["name"] for cut in json.loads(inspection_json(found))["training"]["cuts"]] == ["rank 1", "whole"]
+    assert "held-out loss" not in inspection_table(inspect_lora(two_layers(), report=report_for([QKV, PROJ])))
 
 
 def test_without_a_report_the_table_has_no_column_for_the_signal():

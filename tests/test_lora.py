@@ -3,13 +3,15 @@
 import copy
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aclora_core.lora import Branch, attached, find_layers, make_branches
+from aclora_core.adapter_weights import Branch
+from aclora_core.lora import attached, find_layers, make_weights
 
 CPU = torch.device("cpu")
 LAYERS = {
@@ -19,6 +21,8 @@ LAYERS = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(2, 1)), (2, 4, 10, 9)),
     "conv2d padded to its size": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2, bias=False), (2, 4, 8, 8)),
+    "conv2d of single pixels": (lambda: nn.Conv2d(4, 6, 1), (2, 4, 5, 6)),
+    "conv2d of single pixels without bias": (lambda: nn.Conv2d(4, 6, 1, bias=False), (2, 4, 5, 6)),
     "conv3d": (lambda: nn.Conv3d(4, 6, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), (2, 4, 2, 6, 6)),
 }
 
@@ -27,12 +31,18 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def filled(branches: Mapping[str, Branch]) -> Mapping[str, Branch]:
-    """The branches with lora_up away from zero, so that they add something."""
-    with torch.no_grad():
-        for branch in branches.values():
-            branch.lora_up.normal_(generator=seeded(9))
-    return branches
+def make_branches(*arguments: Any) -> dict[str, Branch]:
+    """The branches of a new adapter."""
+    return make_weights(*arguments).branches
+
+
+def filled(*arguments: Any) -> dict[str, Branch]:
+    """The branches of a new adapter with lora_up away from zero, so that they add something."""
+    weights = make_weights(*arguments)
+    for branch in weights.branches.values():
+        branch.lora_up.normal_(generator=seeded(9))
+    weights.refresh()
+    return weights.branches
 
 
 def with_delta(layer: nn.Module, branch: Branch) -> nn.Module:
@@ -64,7 +74,7 @@ def test_a_branch_adds_what_its_built_delta_would(kind: str) -> None:
     torch.manual_seed(1)
     make, shape = LAYERS[kind]
     layer, x = make(), torch.randn(shape)
-    branches = filled(make_branches({"layer": layer}, 3, 1.5, seeded(), CPU))
+    branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
     with torch.no_grad():
         without, expected = layer(x), with_delta(layer, branches["layer"])(x)
         with attached({"layer": layer}, branches):
@@ -77,7 +87,7 @@ def test_a_branch_adds_what_its_built_delta_would(kind: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_saved_layer_has_the_weights_shape_and_the_branchs_delta(kind: str) -> None:
     layer = LAYERS[kind][0]()
-    branch = filled(make_branches({"layer": layer}, 3, 1.5, seeded(), CPU))["layer"]
+    branch = filled({"layer": layer}, 3, 1.5, seeded(), CPU)["layer"]
     saved = branch.layer()
     assert saved.lora_down.shape[1:] == layer.get_parameter("weight").shape[1:]
     assert saved.rank == 3 and saved.scale == branch.scale == 0.5
@@ -92,14 +102,14 @@ def test_a_saved_layer_has_the_weights_shape_and_the_branchs_delta(kind: str) ->
 def test_the_output_keeps_the_models_type(kind: str) -> None:
     make, shape = LAYERS[kind]
     layer, x = make().bfloat16(), torch.randn(shape, generator=seeded()).bfloat16()
-    branches = filled(make_branches({"layer": layer}, 3, 1.5, seeded(), CPU))
+    branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
     expected = with_delta(copy.deepcopy(layer).float(), branches["layer"])(x.float())
     with attached({"layer": layer}, branches):
         found = layer(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.05)
     found.sum().backward()
-    assert branches["layer"].lora_down.dtype == torch.float32 and branches["layer"].lora_down.grad is not None
+    assert branches["layer"].lora_down.dtype == torch.float32 and branches["layer"].down.leaf.grad.any()
 
 
 def test_a_new_branch_changes_nothing_yet() -> None:
@@ -138,26 +148,46 @@ def test_hooks_are_gone_after_the_block_also_after_an_error() -> None:
 def test_gradients_reach_only_the_branches() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 4)).requires_grad_(False)
     layers = find_layers(model, "all")
-    branches = filled(make_branches(layers, 2, 1.0, seeded(), CPU))
+    branches = filled(layers, 2, 1.0, seeded(), CPU)
     x = torch.randn(2, 3, 4, 4, generator=seeded())
     with attached(layers, branches):
         model(x).square().sum().backward()
     assert x.grad is None and all(parameter.grad is None for parameter in model.parameters())
-    factors = [factor for branch in branches.values() for factor in (branch.lora_down, branch.lora_up)]
+    factors = [factor.leaf for branch in branches.values() for factor in (branch.down, branch.up)]
     assert len(factors) == 4
     for factor in factors:
         assert factor.is_leaf and factor.grad is not None and factor.grad.abs().sum() > 0
 
 
-def test_the_gradient_is_that_of_the_built_delta() -> None:
-    layer, x = nn.Conv2d(3, 5, 3, stride=2).requires_grad_(False), torch.randn(2, 3, 9, 9, generator=seeded())
-    branch = filled(make_branches({"layer": layer}, 2, 1.0, seeded(), CPU))["layer"]
-    with attached({"layer": layer}, {"layer": branch}):
-        found = torch.autograd.grad(layer(x).square().sum(), [branch.lora_down, branch.lora_up])
-    delta = (branch.scale * branch.lora_up.flatten(1) @ branch.lora_down.flatten(1)).view(layer.weight.shape)
-    output = nn.functional.conv2d(x, layer.weight + delta, layer.bias, stride=2)
-    expected = torch.autograd.grad(output.square().sum(), [branch.lora_down, branch.lora_up])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+PLAIN = {"beside": lambda module: False, "together": lambda module: True}
+
+
+@pytest.mark.parametrize("way", PLAIN)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("input_learns", "turned"), [(True, False), (False, False), (True, True)])
+def test_the_gradients_are_those_of_the_built_delta(kind: str, way: str, input_learns: bool, turned: bool) -> None:
+    """Against float64 autograd through weight + delta, with the layer's product ours or its own."""
+    make, shape = LAYERS[kind]
+    layer = make().requires_grad_(False)
+    x = torch.randn(shape, generator=seeded())
+    x = x.contiguous(memory_format=torch.channels_last) if turned and x.ndim == 4 else x
+    x.requires_grad_(input_learns)
+    branch = filled({"layer": layer}, 3, 1.5, seeded(), CPU)["layer"]
+    with attached({"layer": layer}, {"layer": branch}, PLAIN[way]):
+        for _ in range(2):  # a second pass adds to the first
+            output = layer(x)
+            (output**2).sum().backward()
+    exact, given = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    down, up = (factor.detach().double().requires_grad_() for factor in (branch.lora_down, branch.lora_up))
+    weight = exact.weight + (branch.scale * up.flatten(1) @ down.flatten(1)).view(layer.weight.shape)
+    expected = torch.func.functional_call(exact, {"weight": weight}, (given,))
+    (expected**2).sum().backward()
+    torch.testing.assert_close(output, expected.float(), rtol=1e-4, atol=1e-4)
+    for found, wanted in ((branch.down.leaf.grad, down.grad), (branch.up.leaf.grad, up.grad)):
+        torch.testing.assert_close(found, 2 * wanted.float(), rtol=1e-4, atol=1e-3)
+    if input_learns:
+        torch.testing.assert_close(x.grad, 2 * given.grad.float(), rtol=1e-4, atol=1e-3)
+    assert layer.weight.grad is None and "forward" not in vars(layer)
 
 
 def test_the_rank_is_cut_to_a_small_layer_and_keeps_the_scale(caplog: pytest.LogCaptureFixture) -> None:
@@ -271,7 +301,7 @@ def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
 
     model, x = nn.ModuleDict({"layer": Quantised()}), torch.randn(2, 3, 6, generator=seeded())
     layers = find_layers(model, "all")
-    branches = filled(make_branches(layers, 2, 2.0, seeded(), CPU))
+    branches = filled(layers, 2, 2.0, seeded(), CPU)
     before = model["layer"](x)
     with attached(layers, branches):
         added = model["layer"](x) - before

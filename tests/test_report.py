@@ -6,8 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.report import LayerRank, RankReport, Restart, text_table, trajectory_table
+from aclora_core.report import CutLoss, LayerRank, RankReport, Restart, text_table, trajectory_table
 
+CUTS = [
+    CutLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
+    CutLoss("energy 95 %", 6.25, 1_210_000, 0.451, 0.002, False),
+    CutLoss("whole", 16.0, 3_000_000, 0.4495, 0.0, False),
+]
 NAMES = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "diffusion_model.x_embedder.proj"]
 
 
@@ -44,6 +49,28 @@ def test_an_empty_report_comes_back():
     empty = RankReport({}, [], [], [], {}, {})
     assert RankReport.from_json(empty.to_json()) == empty
     assert RankReport.from_json(empty.compact_json()) == empty
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_the_cuts_come_back(form):
+    assert RankReport.from_json(getattr(report(cuts=CUTS), form)()).cuts == CUTS
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_a_cut_without_a_loss_comes_back_without_one(form):
+    lost = CutLoss("rank 1", 1.0, 187_000, math.inf, math.nan, False)
+    text = getattr(report(cuts=[lost, *CUTS]), form)()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    back = RankReport.from_json(text).cuts
+    assert back[1:] == CUTS and back[0].name == "rank 1" and back[0].size == 187_000
+    assert math.isnan(back[0].loss) and math.isnan(back[0].error) and back[0].mean_rank == 1.0
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_a_report_from_before_there_were_cuts_is_read(form):
+    data = json.loads(getattr(report(spectrum={}, losses=[0.5, 0.25]), form)())
+    del data["cuts"]
+    assert RankReport.from_json(json.dumps(data)) == report(spectrum={}, losses=[0.5, 0.25], cuts=[])
 
 
 def test_nan_and_infinity_stay_out_of_the_json():
@@ -119,6 +146,12 @@ def test_what_is_no_report_is_refused_in_one_sentence(text, sentence):
         ("restarts", [{"step": 1}]),
         ("layers", None),
         ("spectrum", {"a": 1}),
+        ("cuts", None),
+        ("cuts", ["rank 4"]),
+        ("cuts", [{"name": "rank 4"}]),
+        ("cuts", [{"name": "rank 4", "mean_rank": 4, "size": -1, "loss": 1, "error": 0, "chosen": True}]),
+        ("cuts", [{"name": "rank 4", "mean_rank": 4, "size": 10**400, "loss": 1, "error": 0, "chosen": True}]),
+        ("cuts", [{"name": "rank 4", "mean_rank": "low", "size": 1, "loss": 1, "error": 0, "chosen": True}]),
     ],
 )
 def test_a_damaged_report_is_refused(key, value):

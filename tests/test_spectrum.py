@@ -211,31 +211,6 @@ def test_zero_spectra_keep_one_component_by_every_rule() -> None:
     assert spectrum.energy_kept(zero, 1) == spectrum.sum_kept(zero, 1) == spectrum.stable_rank(zero) == 1.0
 
 
-def test_hard_threshold_has_the_published_values() -> None:
-    assert spectrum.hard_threshold_factor(100, 100) == pytest.approx(4 / math.sqrt(3), rel=1e-12)
-    assert spectrum.hard_threshold_factor(50, 100) == pytest.approx(1.9786, abs=5e-5)
-    square = spectrum.noise_floor(torch.ones(9), 9, 9)
-    assert float(square) == pytest.approx(2.858, abs=0.003)
-
-
-@pytest.mark.parametrize("rows, cols", [(60, 60), (30, 240)])
-@pytest.mark.parametrize("known", [True, False])
-def test_noise_floor_finds_a_planted_rank(rows: int, cols: int, known: bool) -> None:
-    for seed in range(10):
-        generator = torch.Generator().manual_seed(seed)
-        noise = 0.1 * torch.randn(rows, cols, generator=generator)
-        left, _ = torch.linalg.qr(torch.randn(rows, 3, generator=generator))
-        right, _ = torch.linalg.qr(torch.randn(cols, 3, generator=generator))
-        planted = 0.4 * math.sqrt(cols) * left @ right.mT
-        values = torch.linalg.svdvals(planted + noise)
-        assert spectrum.rank_by_noise_floor(values, rows, cols, 0.1 if known else None) == 3
-
-
-def test_noise_floor_without_a_level_needs_every_singular_value() -> None:
-    with pytest.raises(ValueError, match="needs all its 64 singular values, but there are 8"):
-        spectrum.rank_by_noise_floor(torch.ones(8), 64, 100)
-
-
 @pytest.mark.parametrize(
     "rule, value",
     [("ratio", 1.0), ("sum", 0.0), ("energy", 1.1), ("frobenius", -0.5), ("threshold", -1.0), ("sum", math.nan)],

@@ -90,7 +90,7 @@ def test_a_saved_lora_goes_through_the_stock_loader_without_a_warning(pack, lora
     import nodes
 
     state = lora_for(model)
-    name = pack.nodes.adapter.ACLoRASave.execute(state, "styles/ink", precision="fp32")[0]
+    name = pack.nodes.saving.ACLoRASave.execute(state, "styles/ink", precision="fp32")[0]
     with caplog.at_level(logging.WARNING):
         changed, _ = nodes.LoraLoader().load_lora(model, None, name, 0.5, 0.0)
     assert not caplog.records
@@ -107,10 +107,10 @@ def test_every_loader_lists_the_file_at_once(pack, loras, model):
 
     assert folder_paths.get_filename_list("loras") == []
     state = lora_for(model)
-    names = [pack.nodes.adapter.ACLoRASave.execute(state, f"{place}ink")[0] for place in ("", "styles/", "styles/new/")]
+    names = [pack.nodes.saving.ACLoRASave.execute(state, f"{place}ink")[0] for place in ("", "styles/", "styles/new/")]
     assert sorted(names) == folder_paths.get_filename_list("loras")
     assert set(names) <= set(nodes.LoraLoader.INPUT_TYPES()["required"]["lora_name"][0])
-    combo = pack.nodes.adapter.ACLoRALoad.define_schema().inputs[0]
+    combo = pack.nodes.loading.ACLoRALoad.define_schema().inputs[0]
     assert combo.id == "lora_name" and set(names) == set(combo.options)
 
 
@@ -120,7 +120,7 @@ def test_a_drive_with_coarse_times_hides_no_file(pack, loras, model):
     loras.mkdir()
     time = os.stat(loras).st_mtime_ns
     assert folder_paths.get_filename_list("loras") == []
-    name = pack.nodes.adapter.ACLoRASave.execute(lora_for(model), "ink")[0]
+    name = pack.nodes.saving.ACLoRASave.execute(lora_for(model), "ink")[0]
     os.utime(loras, ns=(time, time))  # as if the two had happened within one tick
     assert folder_paths.get_filename_list("loras") == [name]
 
@@ -138,7 +138,7 @@ def test_a_file_in_any_key_style_changes_the_model_as_the_host_would(pack, loras
     loras.mkdir()
     save_file(state, loras / "style.safetensors")
     by_host, _ = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)
-    by_node = pack.nodes.adapter.ACLoRALoad.execute("style.safetensors", model=model)[0]
+    by_node = pack.nodes.loading.ACLoRALoad.execute("style.safetensors", model=model)[0]
     assert by_host.patches.keys() == by_node.patches.keys() and len(by_host.patches) == len(state) // 3
     for name in (f"{QKV}.weight", f"{CONVOLUTION}.weight"):
         changed = patched_weight(by_node, name)
@@ -147,7 +147,7 @@ def test_a_file_in_any_key_style_changes_the_model_as_the_host_would(pack, loras
 
 
 def test_names_are_numbered_unless_overwriting_is_asked_for(pack, loras, model):
-    save = pack.nodes.adapter.ACLoRASave.execute
+    save = pack.nodes.saving.ACLoRASave.execute
     state = lora_for(model)
     assert save(state, "ink")[0] == "ink_00001.safetensors"
     assert save(state, "ink.safetensors")[0] == "ink_00002.safetensors"
@@ -181,7 +181,7 @@ def test_a_bad_name_is_refused_before_the_run_and_nothing_is_written(pack, loras
     (tmp_path / "elsewhere").mkdir()
     os.symlink(tmp_path / "elsewhere", loras / "linked")
     (loras / "taken").touch()
-    node = pack.nodes.adapter.ACLoRASave
+    node = pack.nodes.saving.ACLoRASave
     assert sentence in node.validate_inputs(name)
     with pytest.raises(ValueError, match=sentence):
         node.execute(lora_for(model), name)
@@ -191,7 +191,7 @@ def test_a_bad_name_is_refused_before_the_run_and_nothing_is_written(pack, loras
 
 @pytest.mark.parametrize("name", ["ink", "styles/ink", "styles\\ink", "ink.safetensors", "v1.5 ink (墨)", None])
 def test_a_good_name_is_let_through(pack, loras, name):
-    assert pack.nodes.adapter.ACLoRASave.validate_inputs(name) is True
+    assert pack.nodes.saving.ACLoRASave.validate_inputs(name) is True
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
@@ -199,7 +199,7 @@ def test_the_file_has_the_precision_that_was_chosen(pack, loras, model, precisio
     import comfy.utils
 
     state = lora_for(model)
-    name = pack.nodes.adapter.ACLoRASave.execute(state, "ink", precision=precision)[0]
+    name = pack.nodes.saving.ACLoRASave.execute(state, "ink", precision=precision)[0]
     saved = comfy.utils.load_torch_file(str(loras / name), safe_load=True)
     assert {tensor.dtype for key, tensor in saved.items() if "lora" in key} == {getattr(torch, dtype)}
     assert {tensor.dtype for key, tensor in saved.items() if "alpha" in key} == {torch.float32}
@@ -208,10 +208,10 @@ def test_the_file_has_the_precision_that_was_chosen(pack, loras, model, precisio
 
 def test_what_is_saved_is_what_is_loaded(pack, loras, model):
     state = lora_for(model)
-    nodes = pack.nodes.adapter
+    save, load = pack.nodes.saving.ACLoRASave.execute, pack.nodes.loading.ACLoRALoad.execute
     preview = torch.rand(1, 64, 64, 3)
-    saved = nodes.ACLoRASave.execute(state, "ink", precision="fp32", trigger=" tusche ", preview=preview)
-    changed, _, lora_model, table = nodes.ACLoRALoad.execute(saved[0], strength_model=-1.5, model=model).args
+    saved = save(state, "ink", precision="fp32", trigger=" tusche ", preview=preview)
+    changed, _, lora_model, table, _ = load(saved[0], strength_model=-1.5, model=model).args
     assert lora_model.keys() == state.keys()
     assert all(torch.equal(lora_model[key], state[key]) for key in state)
     delta = (2.0 / 3.0) * state[f"{QKV}.lora_up.weight"] @ state[f"{QKV}.lora_down.weight"]
@@ -222,8 +222,21 @@ def test_what_is_saved_is_what_is_loaded(pack, loras, model):
     assert changed.get_attachment("lora_metadata")["modelspec.trigger_phrase"] == "tusche"
 
 
+def test_a_cut_while_loading_puts_the_best_of_that_rank_on_the_model(pack, loras, model):
+    state = lora_for(model, rank=6)
+    name = pack.nodes.saving.ACLoRASave.execute(state, "ink", precision="fp32")[0]
+    cut = {"cut": "rank", "rank": 2}
+    changed, _, lora_model, *_ = pack.nodes.loading.ACLoRALoad.execute(name, 0.5, cut=cut, model=model).args
+    u, s, vh = torch.linalg.svd(state[f"{QKV}.lora_up.weight"] @ state[f"{QKV}.lora_down.weight"], full_matrices=False)
+    delta = (2.0 / 6.0) * (u[:, :2] * s[:2]) @ vh[:2]
+    expected = weight_of(model, f"{QKV}.weight").float() + 0.5 * delta
+    torch.testing.assert_close(patched_weight(changed, f"{QKV}.weight"), expected, rtol=1e-4, atol=1e-5)
+    assert changed.patches.keys() == {f"{key.removesuffix('.alpha')}.weight" for key in state if "alpha" in key}
+    assert {lora_model[key].shape[1] for key in lora_model if "lora_up" in key} == {2} and not model.patches
+
+
 def test_the_text_on_the_node_tells_place_and_size(pack, loras, model):
-    output = pack.nodes.adapter.ACLoRASave.execute(lora_for(model), "styles/ink")
+    output = pack.nodes.saving.ACLoRASave.execute(lora_for(model), "styles/ink")
     text = output.ui.as_dict()["text"][0]
     assert str(Path("styles", "ink_00001.safetensors")) in text and " MB, " in text and "LoRA layers, rank 3" in text
 
@@ -235,12 +248,12 @@ def test_a_rank_report_goes_into_the_file_and_a_strange_one_is_refused(pack, lor
     state = lora_for(model)
     bases = [key.removesuffix(".alpha") for key in state if key.endswith(".alpha")]
     report = report_type({"seed": 7}, [0.5, 0.4], [], [], {base: [1.0] for base in bases}, dict.fromkeys(bases, 1))
-    name = pack.nodes.adapter.ACLoRASave.execute(state, "ink", rank_report=report)[0]
+    name = pack.nodes.saving.ACLoRASave.execute(state, "ink", rank_report=report)[0]
     _, metadata = comfy.utils.load_torch_file(str(loras / name), return_metadata=True)
     assert metadata["ss_seed"] == "7" and metadata["ss_steps"] == "2" and metadata["aclora.trajectory"]
     stranger = report_type({}, [], [], [], {"diffusion_model.elsewhere": [1.0]}, {"diffusion_model.elsewhere": 1})
     with pytest.raises(ValueError, match="another training"):
-        pack.nodes.adapter.ACLoRASave.execute(state, "other", rank_report=stranger)
+        pack.nodes.saving.ACLoRASave.execute(state, "other", rank_report=stranger)
     assert os.listdir(loras) == [name]
 
 
@@ -252,9 +265,9 @@ def test_text_encoder_layers_go_to_the_clip_and_are_summed_up_where_there_is_non
         state[f"{spelling}.lora_down.weight"] = torch.ones(2, 32)
     loras.mkdir()
     save_file(state, loras / "both.safetensors")
-    load = pack.nodes.adapter.ACLoRALoad.execute
+    load = pack.nodes.loading.ACLoRALoad.execute
     with caplog.at_level(logging.WARNING):
-        _, changed_clip, _, _ = load("both.safetensors", strength_clip=0.5, model=model, clip=clip).args
+        _, changed_clip, *_ = load("both.safetensors", strength_clip=0.5, model=model, clip=clip).args
     assert not caplog.records
     before = weight_of(clip.patcher, f"{name}.weight").float()
     torch.testing.assert_close(patched_weight(changed_clip.patcher, f"{name}.weight"), before + 0.5 * 2)
@@ -273,18 +286,18 @@ def test_a_lora_for_another_model_is_refused_by_name(pack, loras, model):
     state = {"lora_unet_other.lora_up.weight": torch.ones(2, 1), "lora_unet_other.lora_down.weight": torch.ones(1, 2)}
     save_file(state, loras / "other.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
     with pytest.raises(ValueError, match=r"None of the 3 keys of 'other\.safetensors' fits.*made for sdxl_base_v1-0"):
-        pack.nodes.adapter.ACLoRALoad.execute("other.safetensors", model=model)
+        pack.nodes.loading.ACLoRALoad.execute("other.safetensors", model=model)
 
 
 def test_strength_zero_and_no_model_leave_things_as_they_are(pack, loras, model):
     from comfy_execution.graph_utils import ExecutionBlocker
 
-    load = pack.nodes.adapter.ACLoRALoad.execute
-    name = pack.nodes.adapter.ACLoRASave.execute(lora_for(model), "ink")[0]
-    same, no_clip, _, _ = load(name, strength_model=0.0, model=model).args
+    load = pack.nodes.loading.ACLoRALoad.execute
+    name = pack.nodes.saving.ACLoRASave.execute(lora_for(model), "ink")[0]
+    same, no_clip, *_ = load(name, strength_model=0.0, model=model).args
     assert same is model
     assert isinstance(no_clip, ExecutionBlocker) and "clip input" in no_clip.message
-    no_model, _, lora_model, _ = load(name).args
+    no_model, _, lora_model, *_ = load(name).args
     assert isinstance(no_model, ExecutionBlocker) and lora_model.keys() == lora_for(model).keys()
 
 
@@ -307,32 +320,32 @@ def test_other_kinds_are_loaded_by_the_host_and_named(pack, loras, model, kind, 
     loras.mkdir()
     save_file(states[kind], loras / "other.safetensors")
     with caplog.at_level(logging.WARNING):
-        changed, _, lora_model, table = pack.nodes.adapter.ACLoRALoad.execute("other.safetensors", model=model).args
+        changed, _, lora_model, table, _ = pack.nodes.loading.ACLoRALoad.execute("other.safetensors", model=model).args
     assert not caplog.records and f"{base}.weight" in changed.patches
     assert lora_model.keys() == states[kind].keys()
     assert f"1 x {kind}" in table and "no plain LoRA layers" in table
 
 
 def test_a_missing_file_is_refused_before_the_run(pack, loras):
-    node = pack.nodes.adapter.ACLoRALoad
+    node = pack.nodes.loading.ACLoRALoad
     assert "no LoRA file 'gone.safetensors'" in node.validate_inputs("gone.safetensors")
     assert node.validate_inputs(None) is True
 
 
 def test_a_file_that_changed_is_read_again(pack, loras, model):
-    nodes = pack.nodes.adapter
-    name = nodes.ACLoRASave.execute(lora_for(model), "ink", overwrite=True)[0]
-    before = nodes.ACLoRALoad.fingerprint_inputs(lora_name=name, strength_model=1.0)
-    assert before == nodes.ACLoRALoad.fingerprint_inputs(lora_name=name, strength_model=0.5)
+    fingerprint = pack.nodes.loading.ACLoRALoad.fingerprint_inputs
+    name = pack.nodes.saving.ACLoRASave.execute(lora_for(model), "ink", overwrite=True)[0]
+    before = fingerprint(lora_name=name, strength_model=1.0)
+    assert before == fingerprint(lora_name=name, strength_model=0.5, cut={"cut": "rank", "rank": 2})
     os.utime(loras / name, ns=(1, 1))
-    assert nodes.ACLoRALoad.fingerprint_inputs(lora_name=name, strength_model=1.0) != before
+    assert fingerprint(lora_name=name, strength_model=1.0) != before
 
 
 def test_a_broken_file_gives_one_sentence(pack, loras, model):
     loras.mkdir()
     (loras / "empty.safetensors").touch()
     with pytest.raises(ValueError, match=r"empty\.safetensors is an empty file"):
-        pack.nodes.adapter.ACLoRALoad.execute("empty.safetensors", model=model)
+        pack.nodes.loading.ACLoRALoad.execute("empty.safetensors", model=model)
 
 
 def test_the_saved_name_can_be_linked_to_the_stock_loaders(pack):
@@ -340,6 +353,6 @@ def test_the_saved_name_can_be_linked_to_the_stock_loaders(pack):
 
     import nodes
 
-    given = pack.nodes.adapter.ACLoRASave.RETURN_TYPES[0]
+    given = pack.nodes.saving.ACLoRASave.RETURN_TYPES[0]
     assert validate_node_input(given, nodes.LoraLoader.INPUT_TYPES()["required"]["lora_name"][0])
     assert validate_node_input(given, "COMBO") and validate_node_input(given, "STRING")

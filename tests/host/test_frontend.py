@@ -41,8 +41,8 @@ def workflow(request: pytest.FixtureRequest, page: Page, server: HostServer) -> 
     return dict(loaded)
 
 
-def test_there_is_a_quickstart() -> None:
-    assert "quickstart" in WORKFLOWS
+def test_the_workflows_are_there() -> None:
+    assert {"quickstart", "inspect_and_resize"} <= set(WORKFLOWS)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
@@ -53,8 +53,42 @@ def test_no_node_is_missing(workflow: dict[str, Any], page: Page, request: pytes
     assert unknown_nodes(page) == []
 
 
-@pytest.mark.parametrize("workflow", ["quickstart"], indirect=True)
-def test_front_end_sends_the_prompt_that_the_tests_run(workflow: dict[str, Any], page: Page) -> None:
+@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
+def test_front_end_sends_the_prompt_that_the_tests_run(
+    workflow: dict[str, Any], page: Page, request: pytest.FixtureRequest
+) -> None:
     from .browser import api_form
 
-    assert api_form(page) == json.loads((PROMPTS / "quickstart.json").read_text(encoding="utf-8"))
+    name = request.node.callspec.params["workflow"]
+    assert api_form(page) == json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
+def test_no_node_lies_on_another(workflow: dict[str, Any], page: Page) -> None:
+    boxes = page.evaluate("() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])")
+    for place, (title, x, y, width, height) in enumerate(boxes):
+        for other, left, top, wide, high in boxes[place + 1 :]:
+            apart = x + width <= left or left + wide <= x or y + height <= top or top + high <= y
+            assert apart, f"'{title}' and '{other}' overlap"
+
+
+@pytest.mark.parametrize(
+    ("values", "sent"),
+    [
+        (["ink.safetensors", 0.5, 1.0], {"cut": "no cut"}),  # as saved before the node could cut
+        (["ink.safetensors", 0.5, 1.0, "rank", 4], {"cut": "rank", "cut.rank": 4}),
+        (["ink.safetensors", 0.5, 1.0, "energy", 0.9], {"cut": "energy", "cut.keep": 0.9}),
+    ],
+    ids=["older", "rank", "energy"],
+)
+def test_load_sends_its_cut_and_older_workflows_load_the_whole(
+    page: Page, values: list[Any], sent: dict[str, Any]
+) -> None:
+    from .browser import api_form, load_workflow
+
+    sockets = [{"name": name, "type": name.upper(), "link": None} for name in ("model", "clip")]
+    size = {"pos": [0, 0], "size": [400, 240], "flags": {}, "order": 0, "mode": 0}
+    node = {"id": 1, "type": "ACLoRALoad", **size, "inputs": sockets, "outputs": [], "widgets_values": values}
+    load_workflow(page, {"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4})
+    strengths = {"strength_model": 0.5, "strength_clip": 1.0}
+    assert api_form(page)["1"]["inputs"] == {"lora_name": "ink.safetensors", **strengths, **sent}

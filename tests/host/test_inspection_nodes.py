@@ -90,7 +90,7 @@ def test_a_report_of_another_training_gets_one_sentence(pack, inspect, resize):
 
 
 def test_a_saved_file_brings_its_own_report(pack, loras, inspect):
-    name = pack.nodes.adapter.ACLoRASave.execute(lora(), "ink", rank_report=report(pack))[0]
+    name = pack.nodes.saving.ACLoRASave.execute(lora(), "ink", rank_report=report(pack))[0]
     charts, table, text, _ = inspect.execute(name).args
     assert len(charts) == 5 and name in table
     assert json.loads(text)["training"]["settings"] == {"seed": 7}
@@ -193,7 +193,7 @@ def test_a_file_is_saved_within_the_size_that_was_asked_for(pack, loras, resize,
     found = report(pack)
     rule = {"rule": "file size", "megabytes": megabytes, "drop_layers": False}
     result = resize.execute("none", rule, lora_model=lora(20), rank_report=found)[0]
-    name = pack.nodes.adapter.ACLoRASave.execute(result, "a name of some length", rank_report=found)[0]
+    name = pack.nodes.saving.ACLoRASave.execute(result, "a name of some length", rank_report=found)[0]
     assert 0.8 * megabytes < (loras / name).stat().st_size / 1e6 <= megabytes
 
 

@@ -17,7 +17,7 @@ from .conftest import HostServer, messages, server_options
 
 DOCS = ROOT / "nodes" / "web" / "docs"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-NODES = {"ACLoRATinyBase", "ACLoRADataset", "ACLoRATrain", "ACLoRASave", "ACLoRALoad", "ACLoRAInspect"}
+NODES = {f"ACLoRA{name}" for name in ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize")}
 
 
 @pytest.fixture(scope="module")

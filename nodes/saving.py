@@ -1,4 +1,4 @@
-"""Save a LoRA where every loader finds it, and load one with all that its file says."""
+"""Save a LoRA where every loader finds it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from comfy_api.latest import io, ui
 
 from ..aclora_core import adapter_file, adapter_metadata
 from . import host, lora_folder
-from .lora_apply import applied
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -109,87 +108,3 @@ class ACLoRASave(io.ComfyNode):
         text = f"Saved {name} in {folder}\n{path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}"
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
-
-
-class ACLoRALoad(io.ComfyNode):
-    """A LoRA file as MODEL, CLIP, LORA_MODEL and readable metadata."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ACLoRALoad",
-            display_name="Load AC-LoRA",
-            category="AC-LoRA",
-            description="Loads a LoRA file, applies it to what is connected, and shows what it says of itself.",
-            search_aliases=["load lora", "apply lora", "lora loader", "lora metadata", "trigger word"],
-            is_experimental=True,
-            inputs=[
-                io.Combo.Input("lora_name", options=lora_folder.names(), tooltip="A LoRA file in models/loras."),
-                io.Float.Input(
-                    "strength_model",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="How strongly the diffusion model is changed: 1 as trained, 0 not at all, negative away"
-                    " from the style.",
-                ),
-                io.Float.Input(
-                    "strength_clip",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.01,
-                    tooltip="How strongly the text encoder is changed. Without effect on a LoRA that has no layers for"
-                    " it, as those of Train AC-LoRA.",
-                    advanced=True,
-                ),
-                io.Model.Input("model", optional=True, tooltip="The diffusion model to apply the LoRA to."),
-                io.Clip.Input("clip", optional=True, tooltip="The text encoder to apply the LoRA to."),
-            ],
-            outputs=[
-                io.Model.Output("MODEL", display_name="model", tooltip="The diffusion model with the LoRA."),
-                io.Clip.Output("CLIP", display_name="clip", tooltip="The text encoder with the LoRA."),
-                io.LoraModel.Output("LORA_MODEL", display_name="lora_model", tooltip="The LoRA, to inspect or save."),
-                io.String.Output(
-                    "METADATA",
-                    display_name="metadata",
-                    tooltip="What the file holds and how it was made, one line a fact. Show it with Preview as Text.",
-                ),
-            ],
-        )
-
-    @classmethod
-    def validate_inputs(cls, lora_name: str | None) -> bool | str:
-        return True if lora_name is None else lora_folder.check_exists(lora_name)
-
-    @classmethod
-    def fingerprint_inputs(
-        cls,
-        lora_name: str | None,
-        strength_model: float | None = None,
-        strength_clip: float | None = None,
-        model: object = None,
-        clip: object = None,
-    ) -> str:
-        return "" if lora_name is None else lora_folder.state_of(lora_name)
-
-    @classmethod
-    def execute(
-        cls,
-        lora_name: str,
-        strength_model: float = 1.0,
-        strength_clip: float = 1.0,
-        model: Any = None,
-        clip: Any = None,
-    ) -> io.NodeOutput:
-        adapter = adapter_file.load(lora_folder.path_of(lora_name))
-        lora_model = adapter_file.to_state_dict(adapter)
-        table = adapter_metadata.metadata_table(lora_name, adapter, adapter.metadata)
-        if (model is not None and strength_model != 0) or (clip is not None and strength_clip != 0):
-            model, clip = applied(lora_name, lora_model, adapter.metadata, model, clip, strength_model, strength_clip)
-        if model is None:
-            model = host.blocked("Load AC-LoRA gives a model only where one is connected to its model input.")
-        if clip is None:
-            clip = host.blocked("Load AC-LoRA gives a clip only where one is connected to its clip input.")
-        return io.NodeOutput(model, clip, lora_model, table)

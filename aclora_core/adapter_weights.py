@@ -1,0 +1,109 @@
+"""All factors of an adapter in one tensor, so that a step works on the whole of it at once.
+
+A model may have 800 adapted layers, and a kernel for each of their factors costs more than the arithmetic. So the
+factors are views of one flat tensor: the optimizer, the norm of the gradient and the cast to the model's type are one
+kernel each. The weights that the optimizer changes are float32; the model works on a copy in its own type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adapter_file import Layer
+
+_ALIGNMENT = 64  # numbers; matrix products want their operands to begin at a multiple of 16 bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """lora_down or lora_up of one layer."""
+
+    master: Tensor  # float32, what the optimizer changes
+    leaf: Tensor  # the same in the model's type; its .grad is a view of the adapter's flat gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One layer's adapter while it trains."""
+
+    down: Factor  # (rank, in) or (rank, in, kernel...)
+    up: Factor  # (out, rank) or (out, rank, 1...)
+    alpha: float
+
+    @property
+    def lora_down(self) -> Tensor:
+        return self.down.master
+
+    @property
+    def lora_up(self) -> Tensor:
+        return self.up.master
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, as in every LoRA file."""
+        return self.alpha / self.lora_down.shape[0]
+
+    def layer(self) -> Layer:
+        """A copy in main memory."""
+        return Layer(self.lora_down.cpu().clone(), self.lora_up.cpu().clone(), self.alpha)
+
+
+class AdapterWeights:
+    """The factors of all layers and their gradients, each kind in one flat tensor.
+
+    start: name -> the factors that a layer begins with and its alpha. dtype: the type that the model computes in.
+    """
+
+    def __init__(self, start: Mapping[str, Layer], device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        shapes = [shape for layer in start.values() for shape in (layer.lora_down.shape, layer.lora_up.shape)]
+        places, size = _places(shapes)
+        self.master = torch.zeros(size, device=device)
+        self.leaves = self.master if dtype == torch.float32 else torch.zeros(size, device=device, dtype=dtype)
+        self.gradient = torch.zeros_like(self.leaves)  # of the leaves; steps add to it
+        factors = iter(self._factor(place, shape) for place, shape in zip(places, shapes, strict=True))
+        self.branches = {name: Branch(next(factors), next(factors), layer.alpha) for name, layer in start.items()}
+        self.load(start)
+
+    def _factor(self, place: int, shape: torch.Size) -> Factor:
+        span = slice(place, place + math.prod(shape))
+        leaf = self.leaves[span].view(shape).detach().requires_grad_()
+        leaf.grad = self.gradient[span].view(shape)
+        return Factor(self.master[span].view(shape), leaf)
+
+    def refresh(self) -> None:
+        """Brings the model's copy up to date after the float32 weights have changed."""
+        if self.leaves is not self.master:
+            with torch.no_grad():
+                self.leaves.copy_(self.master)
+
+    def load(self, layers: Mapping[str, Layer]) -> None:
+        """Takes over the deltas of all layers; ranks below the adapter's own are filled up with zeros.
+
+        Raises:
+            KeyError: a layer of the adapter is missing.
+        """
+        with torch.no_grad():
+            for name, branch in self.branches.items():
+                layer = layers[name]
+                branch.lora_down.zero_()[: layer.rank] = layer.lora_down
+                branch.lora_up.zero_()[:, : layer.rank] = layer.lora_up * (layer.scale / branch.scale)
+        self.refresh()
+
+    def span(self, factor: Tensor) -> slice:
+        """Where the numbers of a factor's master stand in the flat tensors."""
+        begin = factor.storage_offset() - self.master.storage_offset()
+        return slice(begin, begin + factor.numel())
+
+
+def _places(shapes: Sequence[torch.Size]) -> tuple[list[int], int]:
+    """Where each factor begins, and the length of all."""
+    places, end = [], 0
+    for shape in shapes:
+        places.append(end)
+        end += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+    return places, end

@@ -1,0 +1,138 @@
+"""Convolution and LoRA branch as one operation, forwards and backwards; see branch_function.py for why.
+
+cuDNN's fast kernels want the channels last, and turn their operands around at each call. Here the picture is turned
+once for the layer and its branch, and the frozen weight once for the whole training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapter_weights import Branch
+from .branch_function import AdaptedLinear
+
+
+class _Shape(NamedTuple):
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def can_adapt(layer: nn.Module) -> bool:
+    """Whether adapted_convolution knows this kind of layer."""
+    return isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple)
+
+
+def adapted_convolution(layer: nn.Conv2d, branch: Branch) -> Callable[[Tensor], Tensor]:
+    """The layer's forward with its branch in it; the weight must be of the type of the branch's leaves."""
+    down, up = branch.down.leaf, branch.up.leaf
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
+        weight = layer.weight.flatten(1)
+        return lambda x: _pointwise(x, weight, layer.bias, down, up, branch)
+    turned = layer.weight.contiguous(memory_format=torch.channels_last)
+    shape = _Shape(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+    return lambda x: AdaptedConvolution.apply(x, turned, layer.bias, down, up, branch, shape)
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: Branch) -> Tensor:
+    """A convolution of single pixels is a matrix product, in whatever order the picture is."""
+    if x.is_contiguous():
+        return AdaptedPointwise.apply(x, weight, bias, down, up, branch)
+    return AdaptedLinear.apply(x.permute(0, 2, 3, 1), weight, bias, down, up, branch).permute(0, 3, 1, 2)
+
+
+class AdaptedConvolution(torch.autograd.Function):
+    """x (n, in, h, w) -> W * x + b + s · up(down * x) (n, out, h', w'), * a convolution, channels last in memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        branch: Branch,
+        shape: _Shape,
+    ) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        narrow = down.contiguous(memory_format=torch.channels_last)
+        output = F.conv2d(x, weight, bias, *shape).contiguous(memory_format=torch.channels_last)
+        inner = _rows(F.conv2d(x, narrow, None, *shape))
+        _rows(output).addmm_(inner, up.flatten(1).t(), alpha=branch.scale)
+        ctx.save_for_backward(x, inner, weight, narrow)
+        ctx.branch, ctx.shape = branch, shape
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, weight, narrow = ctx.saved_tensors
+        down, up = ctx.branch.down.leaf, ctx.branch.up.leaf
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        rows, wanted = _rows(gradient), ctx.needs_input_grad[0]
+        up.grad.flatten(1).addmm_(rows.t(), inner, alpha=ctx.branch.scale)
+        through = (rows @ up.detach().flatten(1)).mul_(ctx.branch.scale)
+        n, _, *size = gradient.shape
+        through = through.view(n, *size, -1).permute(0, 3, 1, 2)
+        of_input, of_down = _backward(through, x, narrow, ctx.shape, (wanted, True))
+        down.grad.add_(of_down)
+        if wanted:
+            of_input = of_input + _backward(gradient, x, weight, ctx.shape, (True, False))[0]
+        return of_input, None, None, None, None, None, None
+
+
+class AdaptedPointwise(torch.autograd.Function):
+    """x (n, in, h, w) -> W x + b + s · up(down x) (n, out, h, w) at every pixel, for pictures with channels first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: Branch
+    ) -> Tensor:
+        flat = x.flatten(2)
+        inner = down.flatten(1) @ flat
+        output = weight @ flat if bias is None else torch.baddbmm(bias[:, None], _each(weight, flat), flat)
+        output.baddbmm_(_each(up.flatten(1), flat), inner, alpha=branch.scale)
+        ctx.save_for_backward(flat, inner, weight)
+        ctx.branch = branch
+        return torch.ops.aten._unsafe_view(output, [len(x), -1, *x.shape[2:]])  # no view: the model may change it
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        flat, inner, weight = ctx.saved_tensors
+        down, up, scale = ctx.branch.down.leaf, ctx.branch.up.leaf, ctx.branch.scale
+        size = gradient.shape[2:]
+        gradient = gradient.flatten(2)
+        through = up.detach().flatten(1).t() @ gradient
+        up.grad.flatten(1).add_((gradient @ inner.mT).sum(0), alpha=scale)
+        down.grad.flatten(1).add_((through @ flat.mT).sum(0), alpha=scale)
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 6
+        of_input = weight.t() @ gradient
+        of_input.baddbmm_(_each(down.detach().flatten(1).t(), through), through, alpha=scale)
+        return of_input.view(len(of_input), -1, *size), None, None, None, None, None
+
+
+def _rows(picture: Tensor) -> Tensor:
+    """(n, c, h, w) with the channels last in memory -> the same memory as (n · h · w, c)."""
+    return picture.permute(0, 2, 3, 1).reshape(-1, picture.shape[1])
+
+
+def _each(matrix: Tensor, batch: Tensor) -> Tensor:
+    """One matrix for every item of a batch, without a copy."""
+    return matrix.expand(len(batch), *matrix.shape)
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, shape: _Shape, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's input and weight, as far as wanted."""
+    return torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, shape.stride, shape.padding, shape.dilation, False, (0, 0), 1, (*wanted, False)
+    )[:2]

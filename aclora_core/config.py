@@ -1,0 +1,71 @@
+"""The settings of a training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .adapter_restart import Mode
+from .lora import Preset
+from .restart import Measure
+
+RestartMode = Literal[Mode, "off"]
+Threshold = Literal["dynamic", "fixed", "noise floor"]
+Checkpointing = Literal["automatic", "all", "off"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a training. Raises ValueError for a value out of its range."""
+
+    steps: int = 150  # optimisation steps
+    learning_rate: float = 5e-4  # of AdamW
+    batch_size: int = 4  # pictures in a step
+    max_rank: int = 16  # generous upper bound; the signal is found inside it
+    alpha: float = 8.0  # strength of the branches: scale = alpha / rank, so the learning speed does not follow the rank
+    seed: int = 0  # start of the adapter, order of the pictures, noise and timesteps
+    layers: Preset = "attention and feed-forward"
+    mode: RestartMode = "paper"  # how noise is redrawn; "off" trains a plain LoRA
+    measure: Measure = "energy"  # what the threshold is a share of
+    restart_every: int = 10  # epochs (E of the paper)
+    threshold: Threshold = "dynamic"  # from the loss (AC-LoRA Eq. 5 and 6), the same always, or from the noise itself
+    fixed_threshold: float = 0.95  # of threshold "fixed"
+    lowest_threshold: float = 0.0  # the dynamic threshold is kept between these two
+    highest_threshold: float = 1.0
+    clear_moments: bool = True  # forget the optimizer's moments of redrawn factors
+    weight_decay: float = 0.01
+    max_norm: float = 1.0  # gradients are scaled down to this norm
+    held_out: float = 0.2  # share of the pictures to measure by, from eight pictures on; 0 trains on all of them
+    stop_early: bool = True  # once the best step is passed for good
+    refit: bool = True  # afterwards train on all pictures, the held-out ones too, up to the best step
+    smallest: bool = True  # give the smallest cut of the adapter that is within the noise of the best
+    checkpointing: Checkpointing = "automatic"  # whether blocks are computed twice, to need less memory
+    graph: bool = True  # record steps as CUDA graphs where that is possible
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "max_rank", "restart_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
+        for name in ("learning_rate", "alpha", "max_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be 0 or more, but is {self.weight_decay}.")
+        if not 0 <= self.held_out <= 0.5:
+            raise ValueError(f"held_out must be 0 (none) to 0.5 (half of the pictures), but is {self.held_out}.")
+        if not 0 < self.fixed_threshold <= 1:
+            raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
+        if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
+            raise ValueError(
+                f"The threshold's range must lie in 0 to 1, lowest first, but is {self.lowest_threshold} to "
+                f"{self.highest_threshold}."
+            )
+        if self.mode not in (*get_args(Mode), "off"):
+            raise ValueError(f"The restart mode must be {', '.join(get_args(Mode))} or off, but is '{self.mode}'.")
+        choices = {
+            "measure": Measure, "threshold": Threshold, "layers": Preset, "checkpointing": Checkpointing,
+        }  # fmt: skip
+        for name, kinds in ((name, get_args(choice)) for name, choice in choices.items()):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"{name} must be {' or '.join(kinds)}, but is '{getattr(self, name)}'.")

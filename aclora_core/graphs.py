@@ -1,0 +1,123 @@
+"""A function recorded once as a CUDA graph and replayed: thousands of kernels for the price of one launch.
+
+Small kernels are launched more slowly than they run, so an eager step waits for the processor most of the time. A graph
+has fixed inputs: each call copies its own into them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("aclora")
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested dictionaries, lists, tuples and dataclasses, in a fixed order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nesting with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same nesting with every tensor on the device."""
+    return map_tensors(value, lambda tensor: tensor.to(device))
+
+
+class Graphs:
+    """Runs functions on a device, recorded as CUDA graphs where that is possible and wished.
+
+    All graphs share their memory: a result is good until the next call.
+    """
+
+    def __init__(self, device: torch.device, wished: bool = True) -> None:
+        self.device = device
+        self.active = wished and device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self.active else None
+        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
+
+    def call(
+        self, function: Callable[[Any], Any], argument: Any, key: Hashable = (), changes: Sequence[Tensor] = ()
+    ) -> Any:
+        """function(argument), with the argument's tensors moved to the device.
+
+        key: what decides the graph besides the function; arguments with one key differ only in their tensors' values.
+        changes: tensors that the function changes in place, so that trial runs can be taken back. A function that
+        cannot be recorded, as it waits for the GPU in its middle, is run as it is from then on.
+        """
+        if not self.active:
+            return function(moved(argument, self.device))
+        key = (function, key)
+        if key not in self._recorded:
+            before = [tensor.detach().clone() for tensor in changes]
+            try:
+                self._recorded[key] = self._record(function, argument)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._give_up(error)
+            with torch.no_grad():
+                for tensor, value in zip(changes, before, strict=True):
+                    tensor.copy_(value)
+            if not self.active:
+                return function(moved(argument, self.device))
+        graph, inputs, output = self._recorded[key]
+        for fixed, given in zip(inputs, tensors_in(argument), strict=True):
+            fixed.copy_(given, non_blocking=True)
+        graph.replay()
+        return output
+
+    def clear(self) -> None:
+        """Forgets what was recorded, and frees its memory."""
+        self._recorded.clear()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+
+    def _record(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+        fixed = map_tensors(argument, lambda tensor: tensor.to(self.device, copy=True))
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):  # libraries choose and load their kernels in a first run
+            function(fixed)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what the first run held is needed for the graph's own memory
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = function(fixed)
+        return graph, list(tensors_in(fixed)), output
+
+    def _give_up(self, error: RuntimeError) -> None:
+        self.active = False
+        self.clear()
+        log.info(
+            "AC-LoRA: this model cannot be recorded as a CUDA graph (%s), so its steps are slower.",
+            str(error).split("\n")[0],
+        )

@@ -1,0 +1,39 @@
+"""What training needs from a model and its pictures, whoever provides them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .objective import Objective
+
+
+class Model(Protocol):
+    """A diffusion model with a set of captioned pictures; nodes/host makes one from the host's MODEL."""
+
+    network: nn.Module  # whose layers get branches
+    prefix: str  # stands before their names in a LoRA file
+    device: torch.device
+    dtype: torch.dtype  # that the network computes in
+    latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
+    groups: Sequence[Hashable]  # what pictures of one batch have in common
+    objective: Objective
+
+    def condition(self, pictures: Sequence[int]) -> Any:
+        """The captions of pictures of one group, as denoise wants them: tensors in nested dictionaries and lists."""
+        ...
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+        """x0 for noisy (n, channels, ...) at sigma (n,), everything on the device."""
+        ...
+
+    def is_plain(self, layer: nn.Module) -> bool:
+        """Whether a layer of the network computes with its own weight as it is, and nothing else."""
+        ...
+
+    def free_memory(self, wanted: int) -> int | None:
+        """Bytes that are free on the device after asking others to make room for so many; None where nobody knows."""
+        ...

@@ -1,0 +1,110 @@
+"""Which scaling of a LoRA makes its learning speed independent of the rank?
+
+    python -m bench.rank_and_speed --host path/to/ComfyUI [--steps 5 15 40]
+
+Trains the tiny base on the quickstart's pictures for the same few steps at ranks 2 to 64, without restarts, under three
+rules for the scale in delta = scale · up · down, and tells how far the loss on these pictures has fallen (at fixed
+noise and noise levels), and how large the delta is in the end. A rule that is right has the same numbers at every rank.
+Writes bench/results/rank_and_speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.held_out_loss import quickstart_settings
+from tools.runtime.environment import ROOT
+from tools.runtime.inprocess import load_pack, open_host
+
+RANKS = [2, 4, 8, 16, 32, 64]
+# alpha by the rank; the scale is alpha / rank. All have the scale 1/2 at rank 16, as the pack's defaults.
+SCALINGS: dict[str, Callable[[int], float]] = {
+    "8 / rank (alpha = 8)": lambda rank: 8.0,
+    "2 / √rank (rsLoRA)": lambda rank: 2.0 * math.sqrt(rank),
+    "1/2 (alpha = rank / 2)": lambda rank: rank / 2.0,
+}
+TAKEN = ("learning_rate", "batch_size", "layers", "weight_decay", "max_norm", "seed")  # of the quickstart's settings
+
+
+class Bench:
+    """The tiny base and the quickstart's pictures, to be trained on again and again."""
+
+    def __init__(self, pack: Any) -> None:
+        self.host = pack.nodes.host
+        for name in ("training", "validation", "config"):
+            setattr(self, name, importlib.import_module(f"{pack.__name__}.aclora_core.{name}"))
+        settings = quickstart_settings()
+        self.same = {key: settings[key] for key in TAKEN}
+        self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
+        dataset = pack.nodes.dataset.ACLoRADataset
+        self.pictures = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
+        with self.host.training(self.model, *self.pictures) as trainable:
+            self.base_loss = self.loss(trainable)
+
+    def loss(self, trainable: Any) -> float:
+        """Of the model as it is."""
+        return self.validation.denoising_loss(trainable, range(len(trainable.latents)), seed=0)  # type: ignore
+
+    def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
+        """Trains once: by how much of the base's loss it has fallen at each mark, and ‖ΔW‖ over all layers."""
+        settings = {**self.same, "steps": max(marks), "max_rank": rank, "alpha": alpha, "mode": "off", "held_out": 0.0}
+        falls = {}
+        with self.host.training(self.model, *self.pictures) as trainable:
+
+            def look(progress: Any) -> None:
+                if progress.done in marks:
+                    falls[progress.done] = 1.0 - self.loss(trainable) / self.base_loss
+
+            result = self.training.train(trainable, self.config.TrainConfig(**settings), look)  # type: ignore
+        size = math.sqrt(sum(d * d for values in result.report.spectrum.values() for d in values))
+        return {"alpha": alpha, "falls": falls, "delta": size}
+
+
+def spread(values: Sequence[float]) -> float:
+    """Largest over smallest; infinite where one is not above zero."""
+    return max(values) / min(values) if min(values) > 0 else math.inf
+
+
+def compare(bench: Bench, ranks: list[int], marks: list[int]) -> dict[str, Any]:
+    """The table: a line for each scaling and number of steps, and one for the size of the delta in the end."""
+    columns = ["scale", "steps", *(f"rank {rank}" for rank in ranks), "largest / smallest"]
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    table = {}
+    for label, alpha in SCALINGS.items():
+        runs = table[label] = {rank: bench.run(rank, alpha(rank), marks) for rank in ranks}
+        for mark in marks:
+            falls = [run["falls"][mark] for run in runs.values()]
+            print(f"| {label} | {mark} | {' | '.join(f'{fall:.1%}' for fall in falls)} | {spread(falls):.2f} |")
+        sizes = [run["delta"] for run in runs.values()]
+        cells = " | ".join(f"{size:.2f}" for size in sizes)
+        print(f"| {label} | ‖ΔW‖ after {max(marks)} | {cells} | {spread(sizes):.2f} |", flush=True)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.rank_and_speed", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 15, 40])
+    args = parser.parse_args()
+    open_host(args.host)
+    with torch.inference_mode():
+        bench = Bench(load_pack())
+        print(f"\nLoss of the tiny base {bench.base_loss:.4f}; share of it that is gone after so many steps\n")
+        table = compare(bench, args.ranks, sorted(args.steps))
+    result = {"base": bench.base_loss, **bench.same, "scalings": table}
+    path = ROOT / "bench" / "results" / "rank_and_speed.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

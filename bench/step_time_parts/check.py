@@ -1,0 +1,130 @@
+"""Whether graphs learn what eager steps learn: the same losses and the same ΔW from the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ours
+from .clock import listening, release
+from .models import Case
+
+STEPS = 50
+LOSS_TOLERANCE = 2**-7  # of a step's loss, relative: two roundings of bf16
+DELTA_TOLERANCE = 0.05  # Frobenius norm of the difference of all ΔW, relative to that of ΔW
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens during a training while graphs are in use."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    sizes: int = 1  # of pictures
+    stop_after: int = STEPS  # a cancel at this step
+
+
+SCENARIOS = (
+    Scenario("plain"),
+    Scenario("restarts", {"mode": "paper", "restart_every": 5}),
+    Scenario("pictures of two sizes", sizes=2),
+    Scenario("last batch smaller", {"batch_size": 3}),
+    Scenario("cancelled", stop_after=20),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two trainings are apart."""
+
+    loss: float  # largest relative difference of a step's loss
+    delta: float  # relative difference of ΔW
+    norm: float  # of ΔW, so that it shows that something was learned
+    steps: tuple[int, int]
+
+    def complaints(self) -> list[str]:
+        """What is wrong, in sentences; none where the trainings agree."""
+        wrong = []
+        if self.steps[0] != self.steps[1]:
+            wrong.append(f"the trainings ran {self.steps[0]} and {self.steps[1]} steps")
+        if not self.norm > 0:
+            wrong.append("nothing was learned")
+        if not self.loss <= LOSS_TOLERANCE:
+            wrong.append(f"losses differ by up to {self.loss:.3%}, more than {LOSS_TOLERANCE:.3%}")
+        if not self.delta <= DELTA_TOLERANCE:
+            wrong.append(f"ΔW differs by {self.delta:.2%}, more than {DELTA_TOLERANCE:.0%}")
+        return wrong
+
+
+def compare(one: Any, other: Any) -> Difference:
+    """Two trainings' results, the second being the reference."""
+    losses = [torch.tensor(result.report.losses, dtype=torch.float64) for result in (one, other)]
+    shared = min(map(len, losses))
+    apart = ((losses[0] - losses[1])[:shared].abs() / losses[1][:shared].abs()) if shared == len(losses[1]) else None
+    loss = float("inf") if apart is None else float(apart.max())
+    delta, norm = _apart(one.adapter.layers, other.adapter.layers)
+    return Difference(loss, delta, norm, (len(losses[0]), len(losses[1])))
+
+
+def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """‖ΔW₁ - ΔW₂‖ / ‖ΔW₂‖ over all layers, and ‖ΔW₂‖, from the factors and in float64."""
+    if one.keys() != other.keys():
+        return float("inf"), 0.0
+    difference = reference = 0.0
+    for name in other:
+        first, second = _factors(one[name]), _factors(other[name])
+        square = _product(second, second)
+        difference += max(0.0, _product(first, first) - 2 * _product(first, second) + square)
+        reference += square
+    return (difference / reference) ** 0.5 if reference else float("inf"), reference**0.5
+
+
+def _factors(layer: Any) -> tuple[Tensor, Tensor]:
+    down, up = layer.factors()
+    return down.double(), up.double() * layer.scale
+
+
+def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Σ ΔW₁ ∘ ΔW₂ without either."""
+    return float(((one[1].T @ other[1]) * (one[0] @ other[0].T)).sum())
+
+
+def run(pack: ModuleType, cases: Sequence[Case], steps: int = STEPS) -> bool:
+    """Every scenario for every case; prints what differs, and gives whether all agree."""
+    agree = [_scenario(pack, case, scenario, steps) for case in cases for scenario in SCENARIOS]
+    for case in cases:
+        # Kernels that add in no fixed order differ from run to run: this is how much of the above is theirs.
+        noise = compare(*(_trained(pack, case, SCENARIOS[0], steps, graph=False)[0] for _ in range(2)))
+        print(f"  {case.title}, eager twice: losses {noise.loss:.4%}, ΔW {noise.delta:.3%} apart", flush=True)
+    return all(agree)
+
+
+def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int) -> bool:
+    graph, said = _trained(pack, case, scenario, steps, graph=True)
+    eager, _ = _trained(pack, case, scenario, steps, graph=False)
+    difference = compare(graph, eager)
+    wrong = difference.complaints() + [message for message in said if "cannot be recorded" in message]
+    expected = min(steps, scenario.stop_after)
+    if difference.steps[0] != expected:
+        wrong.append(f"{difference.steps[0]} steps were made instead of {expected}")
+    if "mode" in scenario.settings and steps == STEPS and not graph.report.restarts:
+        wrong.append("there was no restart")
+    print(
+        f"  {case.title}, {scenario.name}: losses {difference.loss:.4%} and ΔW {difference.delta:.3%} apart, "
+        f"‖ΔW‖ {difference.norm:.3g}{''.join(f'; WRONG: {sentence}' for sentence in wrong)}",
+        flush=True,
+    )
+    return not wrong
+
+
+def _trained(pack: ModuleType, case: Case, scenario: Scenario, steps: int, graph: bool) -> tuple[Any, list[str]]:
+    settings = {"steps": steps, "batch_size": 2, **scenario.settings, "graph": graph}
+    release()
+    with listening() as said:
+        result = ours.trained(pack, case, settings, scenario.sizes, lambda losses: len(losses) >= scenario.stop_after)
+    return result, said

@@ -1,0 +1,10 @@
+"""The one place that knows ComfyUI from the inside: its MODEL as something to train, its progress bar, its cancel."""
+
+from .opening import training, with_adapter
+from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
+from .trainable import PREFIX, TrainableModel
+
+__all__ = [
+    "PREFIX", "Bar", "TrainableModel", "accept_cancel", "blocked", "cancelled", "hidden_node_id", "raise_if_cancelled",
+    "send_text", "training", "with_adapter",
+]  # fmt: skip

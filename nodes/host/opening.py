@@ -1,0 +1,129 @@
+"""Opens a MODEL for training, and closes it so that nothing of the training is left in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import comfy.sd
+import torch
+from torch import Tensor
+
+from .pictures import prepared
+from .trainable import TrainableModel, objective_of
+
+
+def with_adapter(model: Any, state_dict: dict[str, Tensor]) -> Any:
+    """A copy of the MODEL with a LoRA on it at strength 1; the MODEL itself stays as it is."""
+    return comfy.sd.load_lora_for_models(model, None, state_dict, 1.0, 0.0)[0]
+
+
+@contextmanager
+def training(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> Iterator[TrainableModel]:
+    """Opens a MODEL for training, with each latent's own caption; afterwards everything is as it was.
+
+    Raises:
+        ValueError: what came in cannot be trained on; the sentence says which picture and what to do.
+    """
+    _check_inputs(model, latents, conditioning)
+    patcher = _patcher_for_training(model)
+    # Still in the mode in which the host made the weights: moved in the other one, they could be used in neither.
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    base, device = patcher.model, patcher.load_device
+    before = comfy.model_management.in_training
+    try:
+        # Some of the host's fused kernels have no backward; this flag makes it leave them out.
+        comfy.model_management.in_training = True
+        with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(base), _fast_attention():
+            scaled, conditions, groups = prepared(base, latents, conditioning, device)
+            options = patcher.model_options.get("transformer_options", {})
+            objective = objective_of(base.model_sampling)
+            yield TrainableModel(patcher, device, scaled, conditions, groups, objective, options)
+    finally:
+        comfy.model_management.in_training = before
+
+
+def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
+    if not hasattr(getattr(model, "model", None), "diffusion_model"):
+        raise ValueError("The model input is no diffusion model that can be trained. Connect a checkpoint's MODEL.")
+    if len(latents) != len(conditioning):
+        raise ValueError(
+            f"There are {len(latents)} latents but {len(conditioning)} conditionings; each picture needs its own "
+            "caption. Connect both outputs of one AC-LoRA Dataset node."
+        )
+    if not latents:
+        raise ValueError("There are no pictures to learn from. Connect an AC-LoRA Dataset node.")
+    channels = model.model.latent_format.latent_channels
+    sides = max(2, model.model.latent_format.latent_dimensions)  # 3 for video models
+    for number, latent in enumerate(latents, start=1):
+        samples = latent["samples"]
+        if samples.ndim != 2 + sides or samples.shape[1] != channels:
+            raise ValueError(
+                f"Latent {number} has the shape {tuple(samples.shape)}, but this model works on {channels} channels. "
+                "Connect the VAE that belongs to the model to the dataset node."
+            )
+        if samples.shape[0] != 1:
+            raise ValueError(
+                f"Latent {number} holds {samples.shape[0]} pictures, which would share one caption. Give each picture "
+                "a latent of its own, as AC-LoRA Dataset does."
+            )
+        if not torch.isfinite(samples).all():
+            raise ValueError(f"Latent {number} holds NaN or infinity. Load the VAE in fp32 (--fp32-vae) and try again.")
+        if len(conditioning[number - 1]) != 1:
+            raise ValueError(
+                f"Caption {number} is made of {len(conditioning[number - 1])} conditionings. Give each picture one, "
+                "not a combination."
+            )
+
+
+def _patcher_for_training(model: Any) -> Any:
+    """A clone whose weights stay in place while training, and that computes in a type with a usable gradient."""
+    patcher = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
+    float16 = patcher.model.get_dtype_inference() == torch.float16
+    if float16 and comfy.model_management.should_use_bf16(patcher.load_device):
+        patcher.set_model_compute_dtype(torch.bfloat16)  # float16 gradients vanish
+    return patcher
+
+
+@contextmanager
+def _fast_attention() -> Iterator[None]:
+    """cuDNN's attention first: on an H100 its way back takes half the time of the one that the host prefers."""
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # there only with a GPU
+    before = list(order)
+    order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
+    try:
+        yield
+    finally:
+        order[:] = before
+
+
+@contextmanager
+def _differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
+    """Weights made under inference mode cannot be used in autograd; for a while, aliases of the same memory can."""
+    swapped = []
+    try:
+        for part in module.modules():
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+                        swapped.append((store, name, tensor))
+                        store[name] = _alias(tensor)
+        yield
+    finally:
+        for store, name, tensor in swapped:
+            store[name] = tensor
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor that autograd accepts as a constant."""
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: a tensor made of others, with no memory of its own
+        names, facts = tensor.__tensor_flatten__()
+        inner = {name: _alias(getattr(tensor, name)) for name in names}
+        alias = type(tensor).__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
+    else:
+        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias

@@ -1,0 +1,64 @@
+"""Latents and conditionings as the host hands them out, made ready for its model."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from torch import Tensor
+
+
+def prepared(
+    base: Any, latents: Sequence[dict], conditioning: Sequence[Any], device: torch.device
+) -> tuple[list[Tensor], list[dict[str, Any]], list[Hashable]]:
+    """Latents as the host's network sees them, what it wants besides, by name, and what can share a batch."""
+    scaled = [base.process_latent_in(latent["samples"].clone().float().cpu()) for latent in latents]
+    # The same tensors come again for repeated pictures and shared captions; each is prepared once.
+    known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {}
+    conditions = []
+    with torch.no_grad():
+        for samples, cond in zip(scaled, conditioning, strict=True):
+            key = (id(cond), tuple(samples.shape))
+            if key not in known:
+                known[key] = _condition(base, cond, samples, device)
+            conditions.append(known[key])
+    groups = [(tuple(s.shape), _signature(c)) for s, c in zip(scaled, conditions, strict=True)]
+    return scaled, conditions, groups
+
+
+def _condition(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
+    """What the host's model wants for one picture, by name, kept in main memory."""
+    single = comfy.sampler_helpers.convert_cond(_cloned(conditioning))
+    noise = torch.zeros_like(samples, device=device)
+    encoded = comfy.samplers.encode_model_conds(base.extra_conds, single, noise, device, "positive")
+    conds = {n: c.process_cond(batch_size=1, area=None) for n, c in encoded[0]["model_conds"].items()}
+    return {name: cond._copy_with(_to(cond.cond, torch.device("cpu"))) for name, cond in conds.items()}
+
+
+def _cloned(value: Any) -> Any:
+    """Tensors from nodes before this one were made under inference mode; their clones were not."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _cloned(item) for key, item in value.items()}
+    return [_cloned(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return [_to(item, device) for item in value] if isinstance(value, list) else value
+
+
+def _signature(condition: dict[str, Any]) -> Hashable:
+    """What two captions must share to be joined: names, kinds and sizes."""
+
+    def kind(value: Any) -> Hashable:
+        if isinstance(value, Tensor):
+            return tuple(value.shape)
+        return tuple(kind(item) for item in value) if isinstance(value, list) else repr(value)
+
+    return tuple((name, type(cond).__name__, kind(cond.cond)) for name, cond in sorted(condition.items()))

@@ -1,0 +1,111 @@
+"""The host's MODEL with its pictures, as aclora_core.model.Model wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...aclora_core.objective import Objective, Sampling
+from .progress import cancelled
+
+PREFIX = "diffusion_model."  # before every layer's name in the host's LoRA files
+
+
+@dataclass
+class TrainableModel:
+    """The host's MODEL and a set of captioned latents, as aclora_core.training.Model wants them."""
+
+    patcher: Any  # the host's ModelPatcher, loaded
+    device: torch.device
+    latents: list[Tensor]
+    conditions: list[dict[str, Any]]  # for each picture, what the host's model wants besides noise, by name
+    groups: list[Hashable]
+    objective: Objective
+    options: dict[str, Any]  # the MODEL's transformer_options
+    prefix: str = PREFIX
+    interrupted: bool = False  # the user asked to stop in the middle of a step
+
+    @property
+    def base(self) -> Any:
+        """The host's BaseModel."""
+        return self.patcher.model
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.base.diffusion_model
+
+    @property
+    def base_name(self) -> str:
+        """The host's name for the kind of model, such as SDXL."""
+        return type(self.base.model_config).__name__
+
+    @property
+    def resolution(self) -> str:
+        """Width x height in pixels of the commonest picture."""
+        shapes = [tuple(latent.shape[-2:]) for latent in self.latents]
+        height, width = max(set(shapes), key=shapes.count)
+        pixels = self.base.latent_format.spacial_downscale_ratio
+        return f"{width * pixels}x{height * pixels}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the network computes in."""
+        return self.base.get_dtype_inference()
+
+    def condition(self, pictures: Sequence[int]) -> dict[str, Any]:
+        """What the host's model wants besides noise, by name, for pictures of one group; in main memory."""
+        first, *others = [self.conditions[number] for number in pictures]
+        # Only pictures of one group come together, so the host joins their conditions without padding any.
+        return {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
+        options = {**self.options, "cond_or_uncond": [0] * len(noisy), "sigmas": sigma}
+        while True:
+            try:
+                return self.base.apply_model(noisy, sigma, transformer_options=options, **condition)
+            except comfy.model_management.InterruptProcessingException:
+                # The host raises this in every layer and forgets it then. The step is ended so that no work is lost.
+                self.interrupted = True
+
+    def is_plain(self, layer: torch.nn.Module) -> bool:
+        """Whether the host neither casts, patches, quantises nor moves the layer's weight as it is used."""
+        return (
+            isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+            and type(layer).forward.__module__ in ("comfy.ops", "torch.nn.modules.linear", "torch.nn.modules.conv")
+            and not getattr(layer, "comfy_cast_weights", False)
+            and not getattr(layer, "weight_function", None)
+            and not getattr(layer, "bias_function", None)
+            and not hasattr(layer.weight, "__tensor_flatten__")
+            and layer.weight.device.type == self.device.type
+        )
+
+    def free_memory(self, wanted: int) -> int | None:
+        """Bytes free on the GPU, after the host's other models have made room for so many; None on the CPU."""
+        if self.device.type == "cpu":
+            return None
+        loaded = comfy.model_management.current_loaded_models
+        ours = [entry for entry in loaded if getattr(entry.model, "model", None) is self.base]
+        comfy.model_management.free_memory(wanted, self.device, keep_loaded=ours)
+        return int(comfy.model_management.get_free_memory(self.device))
+
+    def cancelled(self) -> bool:
+        """Whether the user has asked to stop, now or in the middle of a step."""
+        return self.interrupted or cancelled()
+
+
+def objective_of(sampling: Any) -> Objective:
+    """The model's noise; flow models draw their noise levels around the middle, the others evenly."""
+    flow = hasattr(sampling, "shift") or float(sampling.sigma_max) <= 1.0
+    drawn: Sampling = "logit-normal" if flow else "uniform"
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor] = sampling.noise_scaling
+    return Objective(
+        add_noise=add_noise,
+        denoised=sampling.calculate_denoised,
+        sigma_at=lambda share: float(sampling.percent_to_sigma(1.0 - share)),
+        sampling=drawn,
+    )

@@ -1,0 +1,142 @@
+"""Blocks that are computed twice: the same numbers for less memory, and no more of them than it takes."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aclora_core.block_memory import BlockMemory, Kept, find_blocks
+from aclora_core.lora import attached, find_layers, make_weights
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.calls = 0
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return x + self.second(torch.relu(self.first(x))) + shift, shift
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(Block(6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, shift = self.enter(x), torch.ones(6)
+        for block in self.blocks:
+            x, shift = block(x, shift=shift)
+        return x
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().requires_grad_(False)
+
+
+def gradients(network: Network, memory: BlockMemory) -> Tensor:
+    layers = find_layers(network, "all")
+    weights = make_weights(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+    weights.master.normal_(generator=torch.Generator().manual_seed(2))
+    with attached(layers, weights.branches, lambda module: True), memory.attached():
+        network(torch.randn(5, 4, generator=torch.Generator().manual_seed(3))).square().sum().backward()
+    return weights.gradient
+
+
+@pytest.mark.parametrize("again", [{0}, {0, 1, 2}])
+def test_blocks_computed_twice_give_the_same_gradients(network: Network, again: set[int]) -> None:
+    expected = gradients(network, BlockMemory(network))
+    for block in network.blocks:
+        block.calls = 0
+    memory = BlockMemory(network)
+    memory.again = again
+    torch.testing.assert_close(gradients(network, memory), expected, rtol=0, atol=0)
+    assert [block.calls for block in network.blocks] == [1 + (number in again) for number in range(3)]
+    assert all("forward" not in vars(block) for block in network.blocks)
+
+
+def test_without_gradients_nothing_is_computed_twice(network: Network) -> None:
+    memory = BlockMemory(network)
+    memory.all_again()
+    with torch.no_grad(), memory.attached():
+        network(torch.zeros(1, 4))
+    assert [block.calls for block in network.blocks] == [1, 1, 1]
+
+
+def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    single = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    outer = nn.ModuleList([nn.ModuleDict({"group": nn.ModuleList([inner, single])})])
+    assert find_blocks(nn.ModuleDict({"outer": outer})) == [inner]
+    assert find_blocks(nn.Linear(2, 2)) == []
+
+
+KEPT = Kept([100, 300, 200], 50)
+
+
+@pytest.mark.parametrize(
+    ("free", "again", "expected"),
+    [
+        (10_000, set(), 2 * (50 + 600 + 600)),
+        (2500, {1}, 2 * (50 + 300 + 600)),  # the largest first: it alone is enough
+        (1800, {1, 2}, 2 * (50 + 100 + 600)),
+        (100, {0, 1, 2}, 2 * (50 + 600)),  # all there is to give
+    ],
+)
+def test_as_few_blocks_as_it_takes_are_computed_twice(free: int, again: set[int], expected: int) -> None:
+    memory = BlockMemory(Network())
+    assert memory.fit(KEPT, 2, free) == expected and memory.again == again
+
+
+def test_all_again_says_whether_it_helps() -> None:
+    memory = BlockMemory(Network())
+    assert memory.all_again() and memory.again == {0, 1, 2}
+    assert not memory.all_again()
+
+
+@pytest.fixture
+def full_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The first step runs out of memory."""
+    from aclora_core.stepping import Stepper
+
+    calls: list[int] = []
+    step = Stepper.step
+
+    def failing(self, batches):
+        calls.append(len(calls))
+        if len(calls) == 1:
+            self.weights.gradient.fill_(5)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return step(self, batches)
+
+    monkeypatch.setattr(Stepper, "step", failing)
+    yield calls
+
+
+def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_once, caplog: pytest.LogCaptureFixture) -> None:
+    from dataclasses import replace
+
+    from aclora_core.config import TrainConfig
+    from aclora_core.training import train
+    from tests.toy import toy
+
+    def with_blocks():
+        model = toy(4)
+        model.network = nn.ModuleDict({"attn": model.network["attn"], "blocks": nn.ModuleList([Block(4)])})
+        return model
+
+    config = TrainConfig(steps=3, max_rank=2, layers="attention")
+    with caplog.at_level(logging.INFO, logger="aclora"):
+        losses = train(with_blocks(), config).report.losses
+    assert "out of memory" in caplog.text.lower() and len(full_once) == 4
+    assert losses == train(with_blocks(), config).report.losses
+    full_once.clear()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train(with_blocks(), replace(config, checkpointing="off"))
