@@ -6,51 +6,57 @@
 "product_redraw"  As "product", but fresh noise of the same energy takes the place of the old in the delta, in random
                   directions orthogonal to the signal.
 
-The work is done on rank × rank matrices. The eigenvectors of all layers of one rank come from one call, whatever the
-shapes of the layers.
+The work is done on rank × rank matrices, for all layers of one rank at once, whatever their shapes (factor_stacks.py).
+A factor as a whole is read twice, for M Mᵀ and for its change, and written once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .eigen import as_double, gram, symmetric_eigen
+from .eigen import symmetric_eigen
+from .factor_stacks import Group, Layers, Side, Stack, groups
 from .report import LayerRank
-from .restart import Measure, first, redraw, redraw_product, signal_counts
+from .restart import Change, Measure, first, redraw, redraw_product, signal_counts, standard_normal, with_noise
 
 Mode = Literal["paper", "product", "product_redraw"]
-
-# Layers of one shape are stacked in float64 up to this many numbers (128 MiB), so that training memory stays free.
-_CHUNK = 1 << 24
-
-_Layers = Mapping[str, tuple[Tensor, Tensor, float]]
 
 
 @dataclass(frozen=True)
 class LayerRestart:
     """What a restart did to one layer."""
 
-    rank: LayerRank  # components that were signal
+    rank: LayerRank  # components that were signal, and how far the delta jumped
     spectrum: list[float]  # singular values of the delta before the restart
-    jump: float  # Frobenius norm of the delta's change, relative to the delta before
     redrawn_down: bool  # lora_down has new values, so its optimizer moments mean nothing any more
     redrawn_up: bool  # the same for lora_up
 
 
-class _Spectra(NamedTuple):
-    """The decompositions of a stack of layers. k = min(rank, in, out); a root R has Rᵀ R = M Mᵀ of its factor M."""
+class _Factor(NamedTuple):
+    """One factor of all layers of a group: M is lora_down, or the transpose of lora_up."""
 
-    down: tuple[Tensor, Tensor]  # eigenvalues and eigenvectors of lora_down's small Gram matrix
-    up: tuple[Tensor, Tensor]
-    root_up: Tensor
-    delta: tuple[Tensor, Tensor]  # singular values (n, k) and left vectors (n, ., k) of the core root_up · root_downᵀ
+    square: Tensor  # M Mᵀ, (n, rank, rank)
+    sums: Tensor  # of M's rows, (n, rank)
+    values: Tensor  # singular values, (n, k)
+    vectors: Tensor  # left singular vectors, (n, rank, rank)
+
+
+class _Plan(NamedTuple):
+    """What is to become of a group, and what is reported of it."""
+
+    down: Change
+    up: Change
+    redrawn_down: Tensor
+    redrawn_up: Tensor
+    kept: tuple[Tensor, Tensor, Tensor]  # components of signal in lora_down, in lora_up and in the delta
+    values: Tensor  # singular values of the delta over its scale
 
 
 def restart_adapter(
-    layers: _Layers,
+    layers: Layers,
     threshold: float | None,
     generator: torch.Generator,
     mode: Mode = "paper",
@@ -68,12 +74,14 @@ def restart_adapter(
     """
     if mode not in get_args(Mode):
         raise ValueError(f"The restart mode must be one of {', '.join(get_args(Mode))}, but is '{mode}'.")
+    results: dict[str, LayerRestart] = {}
     with torch.no_grad():
-        _check_finite(layers)
-        chunks = _chunks(layers)
-        results: dict[str, LayerRestart] = {}
-        for names, spectra in zip(chunks, _decompose(layers, chunks), strict=True):
-            results.update(_restart_chunk(layers, names, spectra, threshold, generator, mode, measure))
+        parts = list(groups(layers))
+        measured = [(_measure(group.down), _measure(group.up)) for group in parts]
+        _check_finite(parts, measured)
+        for group, (down, up) in zip(parts, measured, strict=True):
+            plan = _plan(group, *_decompose(group, down, up), threshold, mode, measure)
+            results.update(_results(group, plan, _rewrite(group, down[0], up[0], plan, generator, mode)))
     return {name: results[name] for name in layers}
 
 
@@ -96,132 +104,98 @@ def restart_product(
     return down, up, result["layer"].rank.kept_delta
 
 
-def _check_finite(layers: _Layers) -> None:
-    downs, ups = [layer[0] for layer in layers.values()], [layer[1] for layer in layers.values()]
-    for kind, factors in (("lora_down", downs), ("lora_up", ups)):
-        # One question for all layers: on a GPU, each answer waits for all that is still under way.
-        for name, good in zip(layers, _together([torch.isfinite(factor).all() for factor in factors]), strict=True):
-            if not good:
-                raise ValueError(
-                    f"Layer '{name}': {kind} holds NaN or infinity, so training has diverged. Lower the learning rate."
-                )
+def _measure(side: Side) -> tuple[Tensor, Tensor]:
+    """M Mᵀ (n, rank, rank) and the sums of M's rows (n, rank).
+
+    M is made anew where it is needed again: if all were kept, they would fill the GPU's memory.
+    """
+    square, sums = side.gather(lambda matrices: (matrices @ matrices.mT, matrices.sum(-1)))
+    return square, sums
 
 
-def _together(flags: Sequence[Tensor]) -> list[bool]:
-    """The values of many one-element tensors, with one transfer for each device."""
-    values: dict[int, bool] = {}
-    for device in {flag.device for flag in flags}:
-        places = [place for place, flag in enumerate(flags) if flag.device == device]
-        values.update(zip(places, torch.stack([flags[place] for place in places]).tolist(), strict=True))
-    return [values[place] for place in range(len(flags))]
+def _check_finite(parts: Sequence[Group], measured: Sequence[tuple[tuple[Tensor, Tensor], ...]]) -> None:
+    """Raises ValueError, with its name, for a layer that does not hold numbers alone."""
+    # What is not finite in M is not finite in its squared norm. One question for all layers: on a GPU, each answer
+    # waits for all that is still under way.
+    norms = [square.diagonal(dim1=-2, dim2=-1).sum(-1) for both in measured for square, _ in both]
+    good = torch.cat([torch.isfinite(each).to(norms[0].device) for each in norms]).tolist() if norms else []
+    kinds = [(name, kind) for group in parts for kind in ("lora_down", "lora_up") for name in group.names]
+    for (name, kind), is_good in zip(kinds, good, strict=True):
+        if not is_good:
+            raise ValueError(
+                f"Layer '{name}': {kind} holds NaN or infinity, so training has diverged. Lower the learning rate."
+            )
 
 
-def _chunks(layers: _Layers) -> list[list[str]]:
-    """Names of layers that can be stacked: one shape, one device, and not too many."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, (down, up, _) in layers.items():
-        groups.setdefault((down.flatten(1).shape, up.flatten(1).shape, down.device), []).append(name)
-    chunks = []
-    for names in groups.values():
-        down, up, _ = layers[names[0]]
-        step = max(1, _CHUNK // (down.numel() + up.numel()))
-        chunks += [names[start : start + step] for start in range(0, len(names), step)]
-    return chunks
+def _decompose(group: Group, *measured: tuple[Tensor, Tensor]) -> tuple[_Factor, _Factor]:
+    """Both factors of the group, from their _measure."""
+    values, vectors = symmetric_eigen(torch.cat([square for square, _ in measured]))
+    halves = zip(measured, values.sqrt().chunk(2), vectors.chunk(2), strict=True)
+    down, up = (_Factor(*both, roots, columns) for both, roots, columns in halves)
+    return down, up
 
 
-def _stack(layers: _Layers, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """lora_down and lora_upᵀ of the layers: (n, rank, in) and (n, rank, out), float64."""
-    down = torch.stack([as_double(layers[name][0].flatten(1)) for name in names])
-    return down, torch.stack([as_double(layers[name][1].flatten(1).mT) for name in names])
-
-
-def _decompose(layers: _Layers, chunks: Sequence[Sequence[str]]) -> list[_Spectra]:
-    """The decompositions of every chunk. Stacks are made anew for each step: kept, they would fill the GPU's memory."""
-    factors = _eigen_by_size([gram(factor) for names in chunks for factor in _stack(layers, names)])
-    pairs = list(zip(factors[::2], factors[1::2], strict=True))
-    roots = []
-    for names, (eigen_down, eigen_up) in zip(chunks, pairs, strict=True):
-        down, up = _stack(layers, names)
-        roots.append((_root(down, *eigen_down), _root(up, *eigen_up)))
-    cores = [up @ down.mT for down, up in roots]
-    spectra = []
-    for pair, (_, root_up), core, (values, vectors) in zip(
-        pairs, roots, cores, _eigen_by_size([core @ core.mT for core in cores]), strict=True
-    ):
-        count = min(core.shape[1:])
-        spectra.append(_Spectra(*pair, root_up, (values[:, :count].sqrt(), vectors[:, :, :count])))
-    return spectra
-
-
-def _root(factor: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-    """R with Rᵀ R = M Mᵀ, M the factor (n, rank, width); the shorter of rank and width is the number of its rows."""
-    if factor.shape[1] > factor.shape[2]:
-        return factor.mT
-    return values.sqrt()[:, :, None] * vectors.mT
-
-
-def _eigen_by_size(matrices: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """symmetric_eigen of each stack, with all stacks of one size in one call."""
-    groups: dict[tuple[int, torch.device], list[int]] = {}
-    for place, stack in enumerate(matrices):
-        groups.setdefault((stack.shape[-1], stack.device), []).append(place)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for places in groups.values():
-        values, vectors = symmetric_eigen(torch.cat([matrices[place] for place in places]))
-        lengths = [len(matrices[place]) for place in places]
-        parts = zip(torch.split(values, lengths), torch.split(vectors, lengths), strict=True)
-        found.update(zip(places, parts, strict=True))
-    return [found[place] for place in range(len(matrices))]
-
-
-def _restart_chunk(
-    layers: _Layers,
-    names: Sequence[str],
-    spectra: _Spectra,
-    threshold: float | None,
-    generator: torch.Generator,
-    mode: Mode,
-    measure: Measure,
-) -> dict[str, LayerRestart]:
-    down, up = _stack(layers, names)
-    values = spectra.delta[0]
-    count = values.shape[1]
-    kept_down = signal_counts(spectra.down[0].sqrt(), down.shape[1:], threshold, measure)
-    kept_up = signal_counts(spectra.up[0].sqrt(), up.shape[1:], threshold, measure)
-    kept_delta = signal_counts(values, (count, count), threshold, measure)
+def _plan(group: Group, down: _Factor, up: _Factor, threshold: float | None, mode: Mode, measure: Measure) -> _Plan:
+    """Which components are signal, and what is to become of the factors."""
+    in_down, in_up, in_delta = group.counts
+    # lora_upᵀ lora_up = Rᵀ R, and the delta's singular values are those of R · lora_down.
+    root = up.values[:, :, None] * up.vectors.mT
+    squares, vectors = symmetric_eigen(root @ down.square @ root.mT)
+    values = squares[:, :in_delta].sqrt()
+    rank = root.shape[1]
+    kept_down = signal_counts(down.values[:, :in_down], (rank, group.down.widths), threshold, measure)
+    kept_up = signal_counts(up.values[:, :in_up], (rank, group.up.widths), threshold, measure)
+    kept_delta = signal_counts(values, (in_delta, in_delta), threshold, measure)
+    kept = kept_down, kept_up, kept_delta
     if mode == "paper":
-        new_down, redrawn_down = redraw(down, spectra.down[1], kept_down, generator)
-        new_up, redrawn_up = redraw(up, spectra.up[1], kept_up, generator)
-    else:
-        # σ_i V_iᵀ from the left vectors X_i of the core: X_iᵀ root_up · lora_down.
-        rows = spectra.delta[1].mT @ spectra.root_up @ down
-        new_down, new_up, redrawn_down = redraw_product(
-            down, up, rows, values, kept_delta, generator, mode == "product_redraw"
-        )
-        redrawn_up = redrawn_down
-    share = (values.square() * first(kept_delta, count)).sum(-1) / values.square().sum(-1)
-    columns = [kept_down, kept_up, kept_delta, share.nan_to_num(1.0), _jump(down, up, new_down, new_up)]
-    columns += [redrawn_down, redrawn_up]
-    scales = [abs(layers[name][2]) for name in names]
-    spectrum = (values * values.new_tensor(scales)[:, None]).tolist()
+        of_down, new_down = redraw(down.square, down.sums, down.vectors, kept_down, rank * group.down.widths)
+        of_up, new_up = redraw(up.square, up.sums, up.vectors, kept_up, rank * group.up.widths)
+        return _Plan(of_down, of_up, new_down, new_up, kept, values)
+    left = vectors[:, :, :in_delta]
+    of_down, of_up, redrawn = redraw_product(down.square, root, values, left, kept_delta, group.down.widths)
+    return _Plan(of_down, of_up, redrawn, redrawn, kept, values)
+
+
+def _rewrite(group: Group, down: Tensor, up: Tensor, plan: _Plan, generator: torch.Generator, mode: Mode) -> Tensor:
+    """Gives all factors their new values. down, up: M Mᵀ as it was. Returns the jump of each layer's delta, (n,)."""
+    down_by_old, down_by_new = _apply(group.down, plan.down, generator)
+    change = plan.up
+    if mode == "product_redraw":
+        change = with_noise(change, down_by_new, plan.values, plan.kept[2], plan.redrawn_down)
+    up_by_old, up_by_new = _apply(group.up, change, generator)
+    # Inner products of deltas are sums over rank × rank products.
+    before = (down * up).sum((-2, -1))
+    square = (down_by_new * up_by_new).sum((-2, -1)) + before - 2.0 * (down_by_old * up_by_old).sum((-2, -1))
+    jump = (square.clamp_min(0.0) / before).sqrt().nan_to_num(0.0, posinf=0.0)
+    return torch.where(plan.redrawn_down | plan.redrawn_up, jump, 0.0)
+
+
+def _apply(side: Side, change: Change, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gives the factors of one side their new values. Returns M_new Mᵀ and M_new M_newᵀ, (n, rank, rank)."""
+    change = change.at(side.order)
+
+    def rewritten(stack: Stack) -> tuple[Tensor, Tensor]:
+        old = stack.matrices(side.is_up)
+        noise = None if change.level is None else standard_normal(old, generator)
+        new = change.at(stack.places).apply(old, noise)
+        stack.write(new, side.is_up)
+        return new @ old.mT, new @ new.mT
+
+    by_old, by_new = side.gather_with(rewritten)
+    return by_old, by_new
+
+
+def _results(group: Group, plan: _Plan, jump: Tensor) -> dict[str, LayerRestart]:
+    """What is reported, brought from the device all at once."""
+    values = plan.values
+    signal = values.square() * first(plan.kept[2], values.shape[1])
+    share = (signal.sum(-1) / values.square().sum(-1)).nan_to_num(1.0)
+    columns = [*plan.kept, share, jump, plan.redrawn_down, plan.redrawn_up]
+    table = torch.cat([torch.stack([column.double() for column in columns], 1), values * group.scales[:, None]], 1)
     results = {}
-    for place, (name, row) in enumerate(zip(names, zip(*(column.tolist() for column in columns), strict=True))):
-        lora_down, lora_up, _ = layers[name]
-        *rank, jump, has_new_down, has_new_up = row
-        if has_new_down:
-            lora_down.copy_(new_down[place].reshape(lora_down.shape))
-        if has_new_up:
-            lora_up.copy_(new_up[place].mT.reshape(lora_up.shape))
-        results[name] = LayerRestart(LayerRank(*rank), spectrum[place], jump, has_new_down, has_new_up)
+    for name, (down, up, delta, energy, leap, new_down, new_up, *spectrum) in zip(
+        group.names, table.tolist(), strict=True
+    ):
+        rank = LayerRank(int(down), int(up), int(delta), energy, leap)
+        results[name] = LayerRestart(rank, spectrum, bool(new_down), bool(new_up))
     return results
-
-
-def _jump(down: Tensor, up: Tensor, new_down: Tensor, new_up: Tensor) -> Tensor:
-    """‖new delta - delta‖ / ‖delta‖ (Frobenius) for each layer, from rank × rank products; 0 for a zero delta."""
-
-    def inner(a_down: Tensor, a_up: Tensor, b_down: Tensor, b_up: Tensor) -> Tensor:
-        return ((a_down @ b_down.mT) * (a_up @ b_up.mT)).sum((-2, -1))
-
-    before = inner(down, up, down, up)
-    change = inner(new_down, new_up, new_down, new_up) + before - 2.0 * inner(new_down, new_up, down, up)
-    return (change.clamp_min(0.0) / before).sqrt().nan_to_num(0.0, posinf=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,32 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-def steps_per_epoch(pictures: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> int:
-    """How many batches it takes to see every one of the pictures once."""
-    return sum(math.ceil(count / batch_size) for count in Counter(groups[number] for number in pictures).values())
+def steps_per_epoch(
+    pictures: Iterable[int], groups: Sequence[Hashable], batch_size: int, accumulate: int = 1
+) -> int:
+    """How many steps it takes to see every one of the pictures once."""
+    counts = Counter(groups[number] for number in pictures).values()
+    whole = sum(count // (batch_size * accumulate) for count in counts)
+    rests = [math.ceil(count % (batch_size * accumulate) / batch_size) for count in counts]
+    return whole + len(_packed([rest for rest in rests if rest], accumulate))
+
+
+def _packed(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """The places of things of these sizes, put together so that no pack is larger than the room.
+
+    The largest first, each into the first pack that has room, so that their number does not follow the order.
+    """
+    packs: list[list[int]] = []
+    left: list[int] = []
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        fitting = next((number for number, space in enumerate(left) if space >= sizes[place]), None)
+        if fitting is None:
+            fitting = len(packs)
+            packs.append([])
+            left.append(room)
+        packs[fitting].append(place)
+        left[fitting] -= sizes[place]
+    return packs
 
 
 def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
@@ -31,28 +54,71 @@ def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -
 
 
 def epoch_batches(
-    pictures: Sequence[int], groups: Sequence[Hashable], batch_size: int, generator: torch.Generator
+    pictures: Sequence[int],
+    groups: Sequence[Hashable],
+    batch_size: int,
+    generator: torch.Generator,
+    accumulate: int = 1,
 ) -> list[list[int]]:
-    """One epoch: batches of picture numbers, in an order drawn from the generator.
+    """One epoch: the picture numbers of each step, in an order drawn from the generator.
 
     groups: for each picture what it must have in common with the others of its batch (size, kind of caption). A group
     that does not fill its last batch gives a smaller one.
+
+    accumulate: how many batches may go into a step; alike takes the step apart into them. As long as a group fills
+    them, they are those of one batch so many times as large, so n × 1 is 1 × n. What is left of the groups comes
+    together, since only the pictures of a batch must be alike: else a set in which each picture has its own size, or
+    its own length of caption, would gain nothing.
     """
     order = torch.randperm(len(pictures), generator=generator).tolist()
-    batches = alike([pictures[place] for place in order], groups, batch_size)
-    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+    steps = alike([pictures[place] for place in order], groups, batch_size * accumulate)
+    if accumulate > 1:
+        steps = _rests_joined(steps, batch_size, accumulate)
+    return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
 
 
-def endless_batches(
-    pictures: Sequence[int], groups: Sequence[Hashable], batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[int, bool, list[int]]]:
-    """Epoch after epoch without end: (epoch from 1, whether this batch is its last, picture numbers)."""
-    epoch = 0
-    while True:
-        epoch += 1
-        batches = epoch_batches(pictures, groups, batch_size, generator)
-        for place, batch in enumerate(batches, start=1):
-            yield epoch, place == len(batches), batch
+def _rests_joined(steps: list[list[int]], batch_size: int, accumulate: int) -> list[list[int]]:
+    whole = [step for step in steps if len(step) == batch_size * accumulate]
+    rests = [step for step in steps if len(step) < batch_size * accumulate]
+    packs = _packed([math.ceil(len(rest) / batch_size) for rest in rests], accumulate)
+    return whole + [[number for place in pack for number in rests[place]] for pack in packs]
+
+
+class Order:
+    """Epoch after epoch without end; next gives (epoch from 1, whether this step is its last, picture numbers)."""
+
+    def __init__(
+        self,
+        pictures: Sequence[int],
+        groups: Sequence[Hashable],
+        batch_size: int,
+        generator: torch.Generator,
+        accumulate: int = 1,
+    ) -> None:
+        self._pictures, self._groups, self._batch_size = pictures, groups, batch_size
+        self._generator, self._accumulate = generator, accumulate
+        self._epoch = 0
+        self._left: list[list[int]] = []  # steps of this epoch that are still to come
+
+    def __iter__(self) -> Iterator[tuple[int, bool, list[int]]]:
+        return self
+
+    def __next__(self) -> tuple[int, bool, list[int]]:
+        if not self._left:
+            self._epoch += 1
+            self._left = epoch_batches(
+                self._pictures, self._groups, self._batch_size, self._generator, self._accumulate
+            )
+        batch = self._left.pop(0)
+        return self._epoch, not self._left, batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands; the generator, which others may draw from too, is not part of it."""
+        return {"epoch": self._epoch, "left": [list(batch) for batch in self._left]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another one stood."""
+        self._epoch, self._left = int(state["epoch"]), [list(batch) for batch in state["left"]]
 
 
 def largest_batch(pictures: Sequence[int], model: Model, batch_size: int) -> tuple[int, int]:
@@ -72,11 +138,19 @@ class Batch:
     weight: Tensor  # (n,), of each picture in the loss of its step
     condition: Any  # what the model wants besides: tensors in nested dictionaries and lists
     key: Hashable  # alike for batches that differ in the values of their tensors only
+    loss_weight: Tensor | None = None  # (n,), of each noise level, in what is learned and not in the loss that is told
 
 
-def make_batch(model: Model, pictures: Sequence[int], noise: Tensor, sigma: Tensor, weight: float) -> Batch:
+def make_batch(
+    model: Model,
+    pictures: Sequence[int],
+    noise: Tensor,
+    sigma: Tensor,
+    weight: float,
+    loss_weight: Tensor | None = None,
+) -> Batch:
     """A batch of pictures of one group, each with its own noise and noise level."""
     latents = torch.cat([model.latents[number] for number in pictures])
     weights = torch.full((len(pictures),), weight)
     key = (model.groups[pictures[0]], len(pictures))
-    return Batch(latents, noise, sigma, weights, model.condition(pictures), key)
+    return Batch(latents, noise, sigma, weights, model.condition(pictures), key, loss_weight)

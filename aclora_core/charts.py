@@ -58,7 +58,8 @@ def training_chart(
 
 
 def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
-    """The ranks over the restarts, and what decided on them: the threshold, and the energy that was signal.
+    """The ranks over the restarts, and below what decided on them (the threshold, the loss) and what they did: the
+    energy that was signal, and the jump of the delta relative to its size.
 
     Raises:
         ValueError: the report has no restart.
@@ -85,7 +86,7 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
         pad = 0.03 * max(1, last - first)
         axes.set_xlim(max(0, first - pad), last + pad)
     lower.set_xlabel("step", labelpad=1)
-    paper.heading(lower, "What decided on them")
+    paper.heading(lower, "Cause and effect")
     return paper.draw()
 
 
@@ -149,16 +150,19 @@ def _draw_shares(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> None:
     steps = [restart.step for restart in restarts]
     energy = [_mean([rank.energy for rank in restart.layers.values()]) for restart in restarts]
     curves = [(energy, "energy kept", theme.third, "-"), ([r.loss for r in restarts], "loss", theme.first, "--")]
+    jumps = [math.nan if jump is None else jump for jump in (restart.mean_jump() for restart in restarts)]
+    if not all(map(math.isnan, jumps)):
+        curves.append((jumps, "jump", theme.mark, "-."))
     if not all(math.isnan(restart.threshold) for restart in restarts):
         curves.insert(0, ([r.threshold for r in restarts], "threshold", theme.second, "-"))
     size = 3.5 if len(steps) <= 40 else 0.0
     for values, name, colour, style in curves:
         axes.plot(steps, values, style, marker="o", markersize=size, color=colour, linewidth=1.5, label=name)
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
-    top = max([1.0, *(restart.loss for restart in restarts if math.isfinite(restart.loss))])
+    top = max([1.0, *(value for value in (*(r.loss for r in restarts), *jumps) if math.isfinite(value))])
     axes.set_ylim(0, top * 1.05)
     axes.locator_params(axis="y", nbins=5)
-    paper.legend(axes, 3)
+    paper.legend(axes, len(curves))
 
 
 def _mark(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> None:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .adapter_restart import Mode
+from .layer_patterns import lines, matcher, parse_ranks
 from .lora import Preset
+from .objective import LossWeight, Timesteps
+from .optimizers import Name as Optimizer
 from .restart import Measure
+from .schedule import Schedule
 
 RestartMode = Literal[Mode, "off"]
 Threshold = Literal["dynamic", "fixed", "noise floor"]
@@ -19,7 +23,7 @@ Checkpointing = Literal["automatic", "all", "off"]
 class TrainConfig:
     """The settings of a training. Raises ValueError for a value out of its range."""
 
-    steps: int = 150  # optimisation steps
+    steps: int = 600  # optimisation steps, at most
     learning_rate: float = 5e-4  # of AdamW
     batch_size: int = 4  # pictures in a step
     max_rank: int = 16  # generous upper bound; the signal is found inside it
@@ -29,7 +33,7 @@ class TrainConfig:
     mode: RestartMode = "paper"  # how noise is redrawn; "off" trains a plain LoRA
     measure: Measure = "energy"  # what the threshold is a share of
     restart_every: int = 10  # epochs (E of the paper)
-    threshold: Threshold = "dynamic"  # from the loss (AC-LoRA Eq. 5 and 6), the same always, or from the noise itself
+    threshold: Threshold = "noise floor"  # or from the loss, "dynamic" (AC-LoRA Eq. 5 and 6), or the same always
     fixed_threshold: float = 0.95  # of threshold "fixed"
     lowest_threshold: float = 0.0  # the dynamic threshold is kept between these two
     highest_threshold: float = 1.0
@@ -42,12 +46,23 @@ class TrainConfig:
     smallest: bool = True  # give the smallest cut of the adapter that is within the noise of the best
     checkpointing: Checkpointing = "automatic"  # whether blocks are computed twice, to need less memory
     graph: bool = True  # record steps as CUDA graphs where that is possible
+    optimizer: Optimizer = "AdamW"  # the last three come from libraries of their own
+    schedule: Schedule = "constant"  # of the learning rate, over the steps
+    warm_up: int = 0  # steps in which the learning rate grows to its value
+    accumulate: int = 1  # batches that one step learns from
+    ema_decay: float = 0.0  # of the running average of the adapter that is given instead of the last step; 0 for none
+    timesteps: Timesteps = "automatic"  # how noise levels are drawn; automatic goes by the model
+    loss_weight: LossWeight = "none"  # of noise levels against each other, in what is learned
+    min_snr_gamma: float = 5.0  # of the loss weight min-SNR: the largest signal-to-noise ratio that counts in full
+    include_layers: str = ""  # patterns, one a line: of the layers only those with one of them in their name
+    exclude_layers: str = ""  # and none with one of these
+    layer_ranks: str = ""  # lines of pattern=rank: the maximum rank of layers that get another
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "max_rank", "restart_every"):
+        for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "alpha", "max_norm"):
+        for name in ("learning_rate", "alpha", "max_norm", "min_snr_gamma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -65,7 +80,28 @@ class TrainConfig:
             raise ValueError(f"The restart mode must be {', '.join(get_args(Mode))} or off, but is '{self.mode}'.")
         choices = {
             "measure": Measure, "threshold": Threshold, "layers": Preset, "checkpointing": Checkpointing,
+            "optimizer": Optimizer, "schedule": Schedule, "timesteps": Timesteps, "loss_weight": LossWeight,
         }  # fmt: skip
         for name, kinds in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name} must be {' or '.join(kinds)}, but is '{getattr(self, name)}'.")
+        self._check_learning()
+
+    def _check_learning(self) -> None:
+        if not (self.warm_up == 0 or 0 < self.warm_up < self.steps):
+            raise ValueError(f"warm_up must be 0 or more and fewer than the {self.steps} steps, but is {self.warm_up}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be 0 (no average) or more and below 1, but is {self.ema_decay}.")
+        if self.optimizer == "AdamWScheduleFree" and (self.schedule != "constant" or self.ema_decay):
+            raise ValueError(
+                "AdamWScheduleFree averages the weights in place of a schedule. Set schedule to constant and ema_decay "
+                f"to 0; they are {self.schedule} and {self.ema_decay}."
+            )
+        if self.optimizer == "Prodigy" and self.learning_rate < 0.01:
+            raise ValueError(
+                "Prodigy finds the learning rate by itself, and learning_rate is a factor of what it finds. It is "
+                f"{self.learning_rate}; set it to 1, or at least to 0.01."
+            )
+        ranked = [pattern for pattern, _ in parse_ranks(self.layer_ranks)]
+        for pattern in [*lines(self.include_layers), *lines(self.exclude_layers), *ranked]:
+            matcher(pattern)

@@ -57,7 +57,7 @@ def rank_rule(name: RuleName, value: float = 0.0) -> Rule:
         ValueError: there is no such rule. A parameter outside its range is refused when the rule is first used.
     """
     rules: dict[str, Rule] = {
-        "fixed": lambda values: spectrum.rank_fixed(values, int(value)),
+        "fixed": lambda values: spectrum.rank_fixed(values, value),
         "ratio": lambda values: spectrum.rank_by_ratio(values, value),
         "sum": lambda values: spectrum.rank_by_sum(values, value),
         "energy": lambda values: spectrum.rank_by_energy(values, value),

@@ -56,11 +56,11 @@ def symmetric_eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def block_eigen(matrices: Tensor, width: int = _CUDA_BATCHED_SIZE // 2) -> tuple[Tensor, Tensor]:
-    """symmetric_eigen by block Jacobi sweeps: the library solves pairs of blocks, small enough for it to take all at once.
+    """symmetric_eigen by block Jacobi sweeps: the library solves pairs of blocks, small enough to be taken all at once.
 
-    The matrix is cut into blocks of `width` rows and columns. A round diagonalises disjoint pairs of blocks, and a sweep
-    meets every pair once (round-robin). The block of the lower number gets the larger values: sorted so, four sweeps
-    are enough as a rule, while the order of the seats instead would let some pairs never meet.
+    The matrix is cut into blocks of `width` rows and columns. A round diagonalises disjoint pairs of blocks, and a
+    sweep meets every pair once (round-robin). Of a pair the block with the lower number gets the larger values: sorted
+    so, four sweeps are enough as a rule. Sorted by the seats instead, some values would never meet.
     matrices: (n, size, size), float64, the largest diagonal entry 1 (or all 0).
     """
     count, size = matrices.shape[:2]

@@ -105,13 +105,16 @@ class Graphs:
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):  # libraries choose and load their kernels in a first run
-            function(fixed)
+            output = map_tensors(function(fixed), lambda tensor: torch.empty_like(tensor, requires_grad=False))
         torch.cuda.current_stream(self.device).wait_stream(side)
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what the first run held is needed for the graph's own memory
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            output = function(fixed)
+            result = function(fixed)
+            for own, given in zip(tensors_in(output), tensors_in(result), strict=True):
+                own.copy_(given)  # so that no memory of the graph is in anybody's hands
+            del result
         return graph, list(tensors_in(fixed)), output
 
     def _give_up(self, error: RuntimeError) -> None:

@@ -21,6 +21,7 @@ from .adapter_file import Layer
 from .adapter_weights import AdapterWeights, Branch
 from .branch_convolution import adapted_convolution, can_adapt
 from .branch_function import AdaptedLinear, LinearBranch
+from .layer_patterns import select
 
 log = logging.getLogger("aclora")
 
@@ -45,11 +46,17 @@ def _is_convolution(module: nn.Module) -> bool:
     )
 
 
-def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str, nn.Module]:
+def find_layers(
+    model: nn.Module, preset: Preset, prefix: str = "", include: str = "", exclude: str = ""
+) -> dict[str, nn.Module]:
     """The layers that a preset means, by their full name with the prefix before it.
 
     "attention" and "attention and feed-forward" take the Linear layers so named; "all" takes every Linear and every
-    plain convolution. A model without such names is taken whole.
+    plain convolution. A model without such names is taken whole. include, exclude: patterns (see layer_patterns), one
+    a line, that leave some of them.
+
+    Raises:
+        ValueError: a pattern is in no name, or no layer is left.
     """
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     if preset == "all":
@@ -61,7 +68,8 @@ def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str,
         if linear and not chosen:
             log.info("AC-LoRA: no layer of this model is named as '%s', so all its linear layers are trained.", preset)
             chosen = linear
-    return {prefix + name: module for name, module in chosen.items()}
+    named = {prefix + name: module for name, module in chosen.items()}
+    return {name: named[name] for name in select(named, include, exclude, prefix)}
 
 
 def make_weights(
@@ -71,11 +79,12 @@ def make_weights(
     generator: torch.Generator,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    ranks: Mapping[str, int] | None = None,
 ) -> AdapterWeights:
     """A branch for each layer: lora_down uniform in ±1/√in from the generator (on the CPU), lora_up zero.
 
     A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays. dtype: the type that
-    the model computes in.
+    the model computes in. ranks: of layers that get another, with the same scale.
 
     Raises:
         ValueError: no layer is as large as the rank.
@@ -89,8 +98,9 @@ def make_weights(
         )
     start, cut = {}, 0
     for name, (outputs, inputs) in sizes.items():
-        kept = min(rank, outputs, math.prod(inputs))
-        cut += kept < rank
+        wanted = (ranks or {}).get(name, rank)
+        kept = min(wanted, outputs, math.prod(inputs))
+        cut += kept < wanted
         bound = 1 / math.sqrt(math.prod(inputs))
         down = (torch.rand(kept, *inputs, generator=generator) * 2 - 1) * bound
         start[name] = Layer(down, torch.zeros(outputs, kept, *(1 for _ in inputs[1:])), alpha * kept / rank)

@@ -21,6 +21,7 @@ class Model(Protocol):
     latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
     groups: Sequence[Hashable]  # what pictures of one batch have in common
     objective: Objective
+    fast_classes: tuple[type[nn.Module], ...]  # its gated GELUs and its transformers on pictures, for fast_modules
 
     def condition(self, pictures: Sequence[int]) -> Any:
         """The captions of pictures of one group, as denoise wants them: tensors in nested dictionaries and lists."""

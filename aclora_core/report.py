@@ -16,7 +16,7 @@ Setting = str | int | float | bool
 FORMAT = "aclora rank report 1"
 # A file's whole header must stay below 1 MiB, and the keys of 800 layers alone take a third of that.
 COMPACT_LOSSES = 500
-COMPACT_RANKS = 20_000  # layers × restarts, at 10 to 15 bytes each
+COMPACT_RANKS = 18_000  # layers × restarts, at up to 27 bytes each
 _MOST_STEPS = 10_000_000  # so that a damaged number cannot ask for all memory
 
 
@@ -28,6 +28,7 @@ class LayerRank:
     kept_up: int  # in lora_up
     kept_delta: int  # in the delta, their product
     energy: float  # share of the delta's energy Σ d² that was signal
+    jump: float = math.nan  # ‖new delta - old delta‖ / ‖old delta‖ (Frobenius); NaN where it was not measured
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Restart:
     loss: float  # mean since the last restart, relative to predicting the mean target
     threshold: float  # NaN where the noise floor decided
     layers: dict[str, LayerRank]  # by base name, as in Adapter
+
+    def mean_jump(self) -> float | None:
+        """The mean jump of the layers' deltas; None where none was measured."""
+        jumps = [rank.jump for rank in self.layers.values() if math.isfinite(rank.jump)]
+        return math.fsum(jumps) / len(jumps) if jumps else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class RankReport:
         return _dumps(_as_dict(self))
 
     def compact_json(self) -> str:
-        """The report for a file's metadata: some 300 kB for 800 layers, however long the training was.
+        """The report for a file's metadata: some 450 kB for 800 layers, however long the training was.
 
         Losses are averaged in up to 500 groups. Of many restarts an even choice is kept, with the first and the last.
         The spectra are left out, since the file's own matrices have them.
@@ -135,22 +141,29 @@ def training_summary(report: RankReport) -> str:
     chosen = next((cut for cut in report.cuts if cut.chosen), None)
     if chosen is not None and chosen.name != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
+    if settings.get("notes"):
+        lines.append(str(settings["notes"]))
     return " ".join(lines)
 
 
 def trajectory_table(report: RankReport) -> str:
-    """One line for each restart: what was kept, as mean and range over the layers. A sentence where there was none."""
+    """One line for each restart: what was kept, as mean and range over the layers, and how far the delta jumped.
+
+    The jump is the mean of ‖new delta - old delta‖ / ‖old delta‖ over the layers. A sentence where no restart was.
+    """
     if not report.restarts:
         return "No restart: the training was shorter than two restart intervals."
-    header = ["step", "epoch", "loss", "threshold", "kept in delta", "in lora_down", "in lora_up", "energy kept"]
+    header = ["step", "epoch", "loss", "threshold", "kept in delta", "in lora_down", "in lora_up"]
+    header += ["energy kept", "jump of delta"]
     rows = []
     for restart in report.restarts:
         ranks = list(restart.layers.values())
         kept = [[getattr(rank, part) for rank in ranks] for part in ("kept_delta", "kept_down", "kept_up")]
         energy = math.fsum(rank.energy for rank in ranks) / max(1, len(ranks))
+        jump = restart.mean_jump()
         threshold = "noise floor" if math.isnan(restart.threshold) else f"{restart.threshold:.3f}"
         start = [str(restart.step), str(restart.epoch), f"{restart.loss:.4f}", threshold]
-        rows.append([*start, *map(_mean_and_range, kept), f"{energy:.1%}"])
+        rows.append([*start, *map(_mean_and_range, kept), f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"])
     return text_table(header, rows)
 
 
@@ -171,7 +184,8 @@ def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
         ranks = [asdict(source.layers[name]) if name in source.layers else {} for name in names]
         columns: dict[str, Any] = {key: [rank.get(key) for rank in ranks] for key in ("kept_down", "kept_up")}
         columns["kept_delta"] = [rank.get("kept_delta") for rank in ranks]
-        columns["energy"] = [number(rank["energy"]) if rank else None for rank in ranks]
+        for key in ("energy", "jump"):
+            columns[key] = [number(rank[key]) if rank else None for rank in ranks]
         step = {"step": source.step, "epoch": source.epoch}
         return {**step, "loss": number(source.loss), "threshold": number(source.threshold), **columns}
 
@@ -209,10 +223,11 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
 
 
 def _read_restart(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
-    columns = zip(names, *(data[key] for key in ("kept_down", "kept_up", "kept_delta", "energy")), strict=True)
+    known = [data[key] for key in ("kept_down", "kept_up", "kept_delta", "energy")]
+    jumps = data.get("jump", [None] * len(names))  # reports from before 0.2 have none
     layers = {
-        name: LayerRank(int(down), int(up), int(delta), _float(energy))
-        for name, down, up, delta, energy in columns
+        name: LayerRank(int(down), int(up), int(delta), _float(energy), _float(jump))
+        for name, down, up, delta, energy, jump in zip(names, *known, jumps, strict=True)
         if down is not None
     }
     return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), _float(data["threshold"]), layers)

@@ -4,14 +4,13 @@ adapter_restart.py does this for all layers of an adapter at once.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .eigen import as_double, gram, symmetric_eigen
-from .noise_floor import noise_floor
+from .noise_floor import count_above_noise
 
 Measure = Literal["energy", "sum"]  # cumulative share of d² or of d
 
@@ -33,15 +32,18 @@ def signal_count(singular_values: Tensor, threshold: float, measure: Measure = "
     return int(signal_counts(as_double(singular_values)[None], (1, len(singular_values)), threshold, measure))
 
 
-def signal_counts(values: Tensor, shape: Sequence[int], threshold: float | None, measure: Measure) -> Tensor:
+def signal_counts(
+    values: Tensor, shape: tuple[int, int | Tensor], threshold: float | None, measure: Measure
+) -> Tensor:
     """signal_count for a batch of spectra (n, k) in float64, of matrices of that shape. Returns (n,), int64.
 
-    Without a threshold, signal is what lies above the noise floor (see noise_floor.py).
+    Without a threshold, signal is what lies above the noise floor (see noise_floor.py), and the number of columns may
+    be one for each matrix.
     """
     if measure not in get_args(Measure):
         raise ValueError(f"The measure must be one of {', '.join(get_args(Measure))}, but is '{measure}'.")
     if threshold is None:
-        return (values > noise_floor(values, *shape)[:, None]).sum(-1).clamp_min(1)
+        return count_above_noise(values, *shape).clamp_min(1)
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"The threshold is a share of the spectrum, from 0 to 1, but is {threshold}.")
     weights = values / torch.where(values[:, :1] > 0, values[:, :1], 1.0)
@@ -105,61 +107,110 @@ def restart_matrices(
     if len(broken):
         raise ValueError(f"Matrix {int(broken[0])} of {len(matrices)} holds NaN or infinity. Lower the learning rate.")
     double = as_double(matrices)
-    values, vectors = symmetric_eigen(gram(double))
-    kept = signal_counts(values.sqrt(), matrices.shape[1:], threshold, measure)
-    new, _ = redraw(double, vectors, kept, generator)
-    return new.to(matrices), kept.tolist()
+    tall = double.shape[1] > double.shape[2]
+    wide = double.mT if tall else double
+    square = gram(wide)
+    values, vectors = symmetric_eigen(square)
+    kept = signal_counts(values.sqrt(), (wide.shape[1], wide.shape[2]), threshold, measure)
+    change, _ = redraw(square, wide.sum(-1), vectors, kept, wide[0].numel())
+    noise = standard_normal(double, generator)
+    new = change.apply(wide, noise.mT if tall else noise)
+    return (new.mT if tall else new).to(matrices).contiguous(), kept.tolist()
 
 
-def redraw(matrices: Tensor, vectors: Tensor, kept: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Keeps the first `kept` components of each matrix and draws the rest afresh (AC-LoRA Eq. 2).
+class Change(NamedTuple):
+    """What a restart makes of matrices M (n, rank, width): keep · M + level · noise.
 
-    matrices: (n, rows, cols), float64; vectors: (n, k, k), the eigenvectors of their small Gram matrices, k the shorter
-    side; kept: (n,). Returns new matrices, and for each whether it was redrawn: (n,), bool.
+    The noise is made orthogonal to the rows of basis · M first. With a partner it is then scaled such that
+    Σ (N Nᵀ) ∘ partner is the energy, N the noise times the level.
     """
-    noise = standard_normal(matrices, generator)
-    wide = matrices.shape[-2] <= matrices.shape[-1]
+
+    keep: Tensor  # (n, rank, rank)
+    level: Tensor | None = None  # (n, rank), or (n, 1) for all rows alike; None for no noise
+    basis: Tensor | None = None  # (n, most, rank)
+    partner: Tensor | None = None  # (n, rank, rank)
+    energy: Tensor | None = None  # (n,)
+
+    def at(self, places: Tensor | slice) -> "Change":
+        """The part for some of the matrices."""
+        return Change(*(None if part is None else part[places] for part in self))  # type: ignore[arg-type]
+
+    def apply(self, matrices: Tensor, noise: Tensor | None) -> Tensor:
+        """The new matrices. noise: standard normal, in the shape of the matrices; may be overwritten."""
+        new = self.keep @ matrices
+        if noise is None or self.level is None:
+            return new
+        if self.basis is not None:
+            rows = self.basis @ matrices
+            noise = noise.baddbmm_(noise @ rows.mT, rows, alpha=-1.0)
+        level = self.level
+        if self.partner is not None and self.energy is not None:
+            drawn = ((noise @ noise.mT) * self.partner).sum((-2, -1))
+            level = level * (self.energy / drawn).nan_to_num(0.0, posinf=0.0).sqrt()[:, None]
+        return new.addcmul_(noise, level[..., None])
+
+
+def redraw(
+    square: Tensor, sums: Tensor, vectors: Tensor, kept: Tensor, numbers: Tensor | int
+) -> tuple[Change, Tensor]:
+    """Keeps the first `kept` components of each matrix M and draws the rest afresh (AC-LoRA Eq. 2).
+
+    keep = U_S U_Sᵀ, and level² is the variance of the entries of M - keep · M. Where that is nothing but rounding, M
+    stays as it is: keep = 1, level = 0.
+    square: (n, rank, rank), M Mᵀ; vectors: its eigenvectors; sums: (n, rank), the sums of M's rows; kept: (n,);
+    numbers: how many entries a matrix has, (n,) or one for all. Returns also which matrices are redrawn: (n,), bool.
+    """
     basis = vectors * first(kept, vectors.shape[-1])[:, None, :]
-    signal = basis @ (basis.mT @ matrices) if wide else (matrices @ basis) @ basis.mT
-    variance = (matrices - signal).var((-2, -1), correction=0)
-    redrawn = variance > _ROUNDING**2 * matrices.square().mean((-2, -1))
-    new = signal + noise * variance.sqrt()[:, None, None]
-    return torch.where(redrawn[:, None, None], new, matrices), redrawn
+    signal, one = basis @ basis.mT, torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    rest = one - signal
+    # ‖rest · M‖² is the trace of rest · G · rest.
+    mean = (rest @ sums[..., None]).sum((-2, -1)) / numbers
+    variance = ((rest @ square) * rest).sum((-2, -1)) / numbers - mean.square()
+    whole = square.diagonal(dim1=-2, dim2=-1).sum(-1) / numbers
+    redrawn = variance > _ROUNDING**2 * whole
+    keep = torch.where(redrawn[:, None, None], signal, one)
+    return Change(keep, torch.where(redrawn, variance, 0.0).sqrt()[:, None]), redrawn
 
 
 def redraw_product(
-    down: Tensor, up: Tensor, rows: Tensor, values: Tensor, kept: Tensor, generator: torch.Generator, redraw_delta: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors whose product keeps the first `kept` components of up · down; the other directions are drawn afresh.
+    square: Tensor, root: Tensor, values: Tensor, vectors: Tensor, kept: Tensor, widths: Tensor
+) -> tuple[Change, Change, Tensor]:
+    """Keeps the first `kept` components of up · down; the other directions are drawn afresh in lora_down.
 
     The signal comes as c · V_iᵀ in lora_down and U_i σ_i / c in lora_up, c the mean row norm of lora_down, so that
     lora_down keeps its size. The fresh rows of lora_down are normal, of norm c, orthogonal to the signal. Their columns
-    of lora_up are 0, or with redraw_delta normal and orthogonal to the signal, of the energy of the dropped noise.
+    of lora_up are 0, unless noise is added to them: with_noise.
 
-    All float64. down: (n, rank, in); up: (n, rank, out), the transpose; values: (n, k) singular values of the product;
-    rows: (n, k, in) with rows_i = σ_i V_iᵀ; kept: (n,). Returns both factors and for each layer whether it was redrawn.
-    A zero product, or one that is signal in all `rank` components, comes back as it is.
+    All float64. square: (n, rank, rank), D Dᵀ of lora_down; root: R with Rᵀ R = lora_upᵀ lora_up; values: (n, k), the
+    singular values of the product; vectors: (n, rank, k), the left ones X of R · lora_down; kept: (n,); widths: (n,),
+    columns of lora_down. Returns what becomes of lora_down and of lora_upᵀ, and for each layer whether it is redrawn.
+    A zero product, or one that is signal in all `rank` components, stays as it is.
     """
-    rank, count = down.shape[1], values.shape[1]
-    signal = first(kept, rank)[:, :, None]
-    pad = (0, 0, 0, rank - count)
-    inverse = torch.where(first(kept, count) & (values > 0), 1.0 / values, 0.0)[:, :, None]
-    v = torch.nn.functional.pad(rows * inverse, pad)
-    u_sigma = v @ down.mT @ up
-    norm = (down.square().sum((-2, -1), keepdim=True) / rank).sqrt()
-    fresh = standard_normal(down, generator) * (norm / math.sqrt(down.shape[-1]))
-    fresh = torch.where(signal, 0.0, fresh - (fresh @ v.mT) @ v)
-    new_down, new_up = norm * v + fresh, u_sigma / norm
-    if redraw_delta:
-        u = u_sigma * torch.nn.functional.pad(inverse, pad)
-        noise = standard_normal(up, generator)
-        noise = torch.where(signal, 0.0, noise - (noise @ u.mT) @ u)
-        lost = (values.square() * ~first(kept, count)).sum(-1)
-        drawn = ((noise @ noise.mT) * (fresh @ fresh.mT)).sum((-2, -1))
-        new_up = new_up + noise * (lost / drawn).nan_to_num(0.0).sqrt()[:, None, None]
+    rank, count = square.shape[-1], values.shape[1]
+    inverse = torch.where(first(kept, count) & (values > 0), 1.0 / values, 0.0)
+    inverse = torch.nn.functional.pad(inverse, (0, rank - count))[:, :, None]
+    # V_iᵀ = basis · lora_down, since σ_i V_iᵀ = X_iᵀ R · lora_down; and U_i σ_i = lora_up · lora_down · V_i.
+    basis = inverse * (torch.nn.functional.pad(vectors, (0, rank - count)).mT @ root)
+    of_up = basis @ square
+    most = int(kept.max())  # all rows beyond are 0
+    norm = (square.diagonal(dim1=-2, dim2=-1).sum(-1) / rank).sqrt()[:, None, None]
     redrawn = (values[:, 0] > 0) & (kept < rank)
-    chosen = redrawn[:, None, None]
-    return torch.where(chosen, new_down, down), torch.where(chosen, new_up, up), redrawn
+    chosen, one = redrawn[:, None, None], torch.eye(rank, dtype=square.dtype, device=square.device)
+    fresh = redrawn[:, None] & ~first(kept, rank)
+    level = torch.where(fresh, norm[..., 0] / widths.sqrt()[:, None], 0.0)
+    down = Change(torch.where(chosen, norm * basis, one), level, basis[:, :most])
+    up = Change(torch.where(chosen, of_up / norm, one), None, (inverse * of_up)[:, :most])
+    return down, up, redrawn
+
+
+def with_noise(change: Change, down: Tensor, values: Tensor, kept: Tensor, redrawn: Tensor) -> Change:
+    """The change of lora_up with noise orthogonal to the signal, such that the delta gets back the energy it lost.
+
+    change: from redraw_product; down: (n, rank, rank), D Dᵀ of the new lora_down.
+    """
+    fresh = (redrawn[:, None] & ~first(kept, down.shape[-1])).to(down)
+    lost = (values.square() * ~first(kept, values.shape[1])).sum(-1)
+    return change._replace(level=fresh, partner=down * fresh[:, :, None] * fresh[:, None, :], energy=lost)
 
 
 def first(counts: Tensor, size: int) -> Tensor:

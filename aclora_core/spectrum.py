@@ -112,9 +112,11 @@ def stable_rank(singular_values: Tensor) -> float:
     return max(1.0, float(_relative(singular_values).square().sum()))
 
 
-def rank_fixed(singular_values: Tensor, rank: int) -> int:
-    """The given rank, within what there is."""
-    return _within(rank, singular_values)
+def rank_fixed(singular_values: Tensor, rank: float) -> int:
+    """The given rank, 1 or more, or all that there is."""
+    if not rank >= 1:
+        raise ValueError(f"The rank to keep must be at least 1, but is {rank}.")
+    return _within(int(min(rank, len(singular_values))), singular_values)
 
 
 def rank_by_ratio(singular_values: Tensor, ratio: float) -> int:

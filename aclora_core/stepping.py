@@ -3,72 +3,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .adapter_weights import AdapterWeights
+from .average import Average
 from .batches import Batch
 from .graphs import Graphs
+from .loss_scale import LossScale
+from .optimizers import Name, Updater
+
+Loss = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
 
 
 class Stepper:
-    """Steps AdamW over the adapter's weights, and leaves out steps whose loss or gradient is not finite.
+    """Steps an optimizer over the adapter's weights, and leaves out steps whose loss or gradient is not finite.
 
-    loss_of: what a batch, on the adapter's device, adds to the loss of its step; a scalar. Whether a step is finite,
-    and how far its gradient is shortened, is decided on the device, so that the GPU never waits for the processor.
+    loss_of: what a batch, on the adapter's device, adds to the loss of its step; a scalar, or two: what is to become
+    smaller, and what is told. Whether a step is finite, and how far its gradient is shortened, is decided on the
+    device, so that the GPU never waits for the processor. rate_changes: whether steps are given a learning rate each.
+    ema_decay: of the running average that is shown and given in the end; 0 for none.
+
+    Gradients of float16 are scaled. A step whose gradient overflows is done once more at half the scale, so no picture
+    is passed over.
     """
 
     def __init__(
         self,
         weights: AdapterWeights,
-        loss_of: Callable[[Batch], Tensor],
+        loss_of: Loss,
         graphs: Graphs,
         learning_rate: float,
         weight_decay: float,
         max_norm: float,
+        *,
+        optimizer: Name = "AdamW",
+        rate_changes: bool = False,
+        ema_decay: float = 0.0,
     ) -> None:
         self.weights, self.graphs, self.max_norm = weights, graphs, max_norm
         self.skipped_in_a_row = 0
+        # The weights of the last step whose loss was finite. What came of that step may be what spoils all later ones.
+        self._last_good = weights.master.clone()
         self._loss_of = loss_of
-        device = weights.master.device
-        self._loss, self._left_out = torch.zeros((), device=device), torch.zeros((), device=device)
-        self._shortened = torch.ones((), device=device)  # how many times the gradient was too long
+        self._loss = torch.zeros((), device=weights.master.device)
         # Of all batches of a step, in float32; the model's own type would lose what small batches add.
         of_leaves = weights.gradient
         self._gradient = of_leaves if of_leaves.dtype == torch.float32 else torch.zeros_like(weights.master)
-        parameter = torch.nn.Parameter(weights.master)
-        parameter.grad = self._gradient
-        self._fused = device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(
-            [parameter], lr=learning_rate, weight_decay=weight_decay, fused=self._fused,
-            capturable=device.type == "cuda",
-        )  # fmt: skip
-        self._state = self._make_state(parameter) if self._fused else {}
+        self._scale = LossScale(self._loss.device) if of_leaves.dtype == torch.float16 else None
+        self._average = Average(weights, ema_decay) if ema_decay else None
+        self.updater = Updater(optimizer, weights, self._gradient, learning_rate, weight_decay, rate_changes)
+        self._finished = False
 
-    def _make_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The optimizer's state, made by a step that it is told to leave out: a graph could not make it."""
-        self.optimizer.found_inf = self._left_out  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = self._shortened  # type: ignore[attr-defined]
-        self._left_out.fill_(1)
-        self.optimizer.step()
-        return self.optimizer.state[parameter]
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself."""
+        return self.updater.optimizer
 
-    def step(self, batches: Sequence[Batch]) -> float:
-        """One step on the sum of the batches' losses, and its value; NaN where the step was left out."""
-        for batch in batches:
-            self.graphs.call(self._accumulate, batch, batch.key, [self._loss, self._gradient, self.weights.gradient])
-        changed = [self.weights.master, self._loss, self._gradient, *self._state.values()]
-        value = float(self.graphs.call(self._update, (), (), changed))
+    def step(self, batches: Sequence[Batch], learning_rate: float | None = None) -> float:
+        """One step on the sum of the batches' losses, and its value; NaN where the step was left out.
+
+        learning_rate: of this step; None for that of the last one.
+        """
+        if learning_rate is not None:
+            self.updater.rate = learning_rate
+        value, overflowed = self._try(batches)
+        while overflowed:
+            value, overflowed = self._try(batches)
         self.skipped_in_a_row = 0 if math.isfinite(value) else self.skipped_in_a_row + 1
         return value
 
+    def _try(self, batches: Sequence[Batch]) -> tuple[float, bool]:
+        """One step, and whether it was left out for the scale of its gradient alone."""
+        for batch in batches:
+            self.graphs.call(self._accumulate, batch, batch.key, [self._loss, self._gradient, self.weights.gradient])
+        if self.updater.on_device:
+            told = self.graphs.call(self._update, (), (), self._changed())
+        else:
+            told = self._update(())
+        value, overflowed = told.tolist()
+        return value, bool(overflowed)
+
+    def _changed(self) -> list[Tensor]:
+        """What _update changes."""
+        changed = [self.weights.master, self._last_good, self._loss, self._gradient, *self.updater.tensors()]
+        if self._average:
+            changed += self._average.tensors()
+        return changed + self._scale.tensors() if self._scale else changed
+
     def _accumulate(self, batch: Batch) -> None:
         loss = self._loss_of(batch)
-        loss.backward()
+        descended, told = loss if isinstance(loss, tuple) else (loss, loss)
+        (descended * self._scale.value if self._scale else descended).backward()
         with torch.no_grad():
-            self._loss += loss
+            self._loss += told
             if self._gradient is not self.weights.gradient:
                 self._gradient += self.weights.gradient
                 self.weights.gradient.zero_()
@@ -80,25 +112,94 @@ class Stepper:
 
     @torch.no_grad()
     def _update(self, _: object) -> Tensor:
+        """Changes the weights. (2,): the loss, and whether the gradient overflowed."""
         norm = torch.linalg.vector_norm(self._gradient)
         good = torch.isfinite(self._loss) & torch.isfinite(norm)
         loss = torch.where(good, self._loss, math.nan)
-        self._left_out.copy_(~good)
-        self._shortened.copy_((norm / self.max_norm).clamp_min(1))
-        if self._fused:
-            self.optimizer.step()
-        elif bool(good):
-            self._gradient /= self._shortened
-            self.optimizer.step()
+        overflowed = torch.isfinite(self._loss) & ~good
+        self.updater.left_out.copy_(~good)
+        torch.where(good, self.weights.master, self._last_good, out=self._last_good)
+        if self._scale:
+            self.updater.divisor.copy_((norm / self._scale.value / self.max_norm).clamp_min(1) * self._scale.value)
+            overflowed &= self._scale.can_shrink()
+            self._scale.update(good, overflowed)
+        else:
+            self.updater.divisor.copy_((norm / self.max_norm).clamp_min(1))
+            overflowed.zero_()
+        self.updater.step()
+        if self._average:
+            self._average.update(good)
         self.weights.refresh()
         self._gradient.zero_()
         self._loss.zero_()
-        return loss
+        return torch.stack([loss, overflowed.to(loss.dtype)])
 
     def forget(self, factors: Iterable[Tensor]) -> None:
         """Clears the moments of factors that were redrawn: they speak of weights that are gone."""
-        spans = [self.weights.span(factor) for factor in factors]
-        for state in self.optimizer.state.values():
-            for moments in (state["exp_avg"], state["exp_avg_sq"]):
-                for span in spans:
-                    moments[span] = 0
+        self.updater.forget([self.weights.span(factor) for factor in factors])
+
+    def restart_average(self, factors: Iterable[Tensor]) -> None:
+        """Has the running average begin anew at factors that were redrawn; give both factors of a layer."""
+        if self._average:
+            self._average.restart([self.weights.span(factor) for factor in factors])
+
+    def restore_last_good(self) -> None:
+        """Goes back to the weights of the last step whose loss was finite. The optimizer begins anew there."""
+        with torch.no_grad():
+            self.weights.master.copy_(self._last_good)
+        if self._average:
+            self._average.restore_last_good()
+        branches = self.weights.branches.values()
+        self.forget(factor for branch in branches for factor in (branch.lora_down, branch.lora_up))
+        self.weights.refresh()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Has the adapter's weights be those that the training would give now, for as long as the context lasts.
+
+        They are others than those that it goes on from where there is a running average, or an optimizer with its own.
+        """
+        if self._finished or not (self._average or self.updater.shows_others):
+            yield
+            return
+        before = self.weights.master.clone()
+        self._show()
+        try:
+            yield
+        finally:
+            self.updater.hide()
+            with torch.no_grad():
+                self.weights.master.copy_(before)
+            self.weights.refresh()
+
+    def finish(self) -> None:
+        """Puts the weights that the training gives in place of those that it could go on from, for good."""
+        if not self._finished:
+            self._show()
+            self._finished = True
+
+    @torch.no_grad()
+    def _show(self) -> None:
+        self.updater.show()
+        if self._average:
+            self.weights.master.copy_(self._average.value)
+        self.weights.refresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on besides the weights: tensors as they are, and numbers."""
+        parts = {"average": self._average, "scale": self._scale, "optimizer": self.updater}
+        return {
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "last_good": self._last_good,
+            **{name: part.state_dict() for name, part in parts.items() if part},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another one stood. Tensors are filled in place: recorded graphs know their addresses."""
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self._last_good.copy_(torch.as_tensor(state["last_good"]))
+        self.updater.load_state_dict(state["optimizer"])
+        if self._average:
+            self._average.load_state_dict(state["average"])
+        if self._scale:
+            self._scale.load_state_dict(state["scale"])

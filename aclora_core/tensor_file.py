@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -77,7 +77,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     digest = hashlib.sha256(data).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     header = _fitting_header(table, {"format": "pt", **metadata, **hashes})
-    _write_atomically(path, [len(header).to_bytes(8, "little"), header, data])
+    write_atomically(path, [len(header).to_bytes(8, "little"), header, data])
 
 
 def _fitting_header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
@@ -102,7 +102,12 @@ def _header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
     return text + b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of eight
 
 
-def _write_atomically(path: Path, chunks: list[bytes | memoryview]) -> None:
+def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
+    """Writes a file beside its target and renames it over it; folders are made where they are missing.
+
+    Raises:
+        OSError: the file cannot be written; the old file is unchanged, and nothing half-written is left.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,44 +5,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import batches, lora, objective
 from .adapter_file import Adapter
+from .checkpoint import Checkpoints, Store
 from .config import TrainConfig
-from .cutting import Rule, rank_rule
+from .fingerprint import fingerprint
 from .model import Model
-from .report import CutLoss, RankReport, Restart, Setting
+from .optimizers import check_installed
+from .previews import Previews
+from .progress import FirstPass, Progress, Result
+from .report import CutLoss, Setting
 from .smallest import WHOLE, Cut, smallest_cut
-from .spectrum import delta_singular_values
 from .training_pass import TrainingPass
+from .training_report import make_report
 from .validation import FEWEST_PICTURES, HeldOut, Validation, split
 
 log = logging.getLogger("aclora")
-
-
-@dataclass
-class Progress:
-    """Where a training stands; what a callback may look at."""
-
-    total: int  # steps, as far as known
-    done: int = 0  # steps, of all passes
-    stage: str = "training"
-    losses: list[float] = field(default_factory=list)  # of every step of this pass, relative to the mean target
-    restarts: list[Restart] = field(default_factory=list)  # of this pass
-    validation: list[tuple[int, float]] = field(default_factory=list)  # step and held-out loss
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a training gives, also one that was stopped early."""
-
-    adapter: Adapter
-    report: RankReport
 
 
 def train(
@@ -51,24 +34,30 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     pictures: Sequence[int] | None = None,
+    checkpoints: Checkpoints | None = None,
+    previews: Previews | None = None,
 ) -> Result:
     """Trains a LoRA with restarts (AC-LoRA) and gives it with its report.
 
     With eight pictures or more some are held out: by their loss the best step is kept, the training stopped, and the
     adapter cut to the smallest that is as good. After every step on_step is called and should_stop is asked; a
     training that is stopped gives what it has. pictures: those to learn from, by number; None for all.
-    The same seed gives the same adapter on the same device.
+    The same seed gives the same adapter on the same device, also when the training was ended by force in between and
+    goes on from one of its checkpoints.
 
     Raises:
-        ValueError: a setting does not fit the model or the pictures; nothing has been trained then.
-        FloatingPointError: the loss was not finite for ten steps in a row.
+        ValueError: a setting does not fit the model, the pictures or the checkpoint; nothing has been trained then.
+        ModuleNotFoundError: the optimizer's library is not installed.
+        FloatingPointError: the loss was not finite for ten steps in a row, and never before.
     """
     pictures = list(range(len(model.latents)) if pictures is None else pictures)
     if not pictures:
         raise ValueError("There are no pictures to learn from.")
+    check_installed(config.optimizer)
     if not lora.find_layers(model.network, config.layers, model.prefix):
         raise ValueError("This model has no linear layer that a LoRA could be trained on.")
-    return _Training(model, config, pictures, on_step, should_stop).run()
+    store = Store(checkpoints, fingerprint(model, config, pictures)) if checkpoints else None
+    return _Training(model, config, pictures, on_step, should_stop, store, previews).run()
 
 
 class _Training:
@@ -81,14 +70,22 @@ class _Training:
         pictures: list[int],
         on_step: Callable[[Progress], None],
         should_stop: Callable[[], bool],
+        store: Store | None,
+        previews: Previews | None,
     ) -> None:
         self.model, self.config, self.pictures = model, config, pictures
+        self.store, self.previews = store, previews
         self.on_step, self.should_stop = on_step, should_stop
         self.progress = Progress(config.steps)
-        self.facts: dict[str, Setting] = {"images": len(pictures), "optimizer": "AdamW", "started_at": time.time()}
-        self.unit = objective.target_variance(model.objective, [model.latents[n] for n in pictures], config.seed)
+        self.facts: dict[str, Setting] = {"images": len(pictures), "started_at": time.time()}
+        chosen = objective.with_timesteps(model.objective, config.timesteps)
+        self.unit = objective.target_variance(chosen, [model.latents[n] for n in pictures], config.seed)
+        log.info(
+            "AC-LoRA: this model predicts %s; timesteps are drawn %s%s, loss weights: %s.", chosen.prediction,
+            chosen.sampling, " (automatic)" if config.timesteps == "automatic" else "", config.loss_weight,
+        )  # fmt: skip
         self.stopped = False
-        self.measuring_seconds = 0.0
+        self.measuring_seconds = self.writing_seconds = 0.0
 
     def run(self) -> Result:
         learned, held = split(self.model, self.pictures, self.config.held_out, self.config.seed)
@@ -98,62 +95,159 @@ class _Training:
                 "given, whole; judge the number of steps by pictures drawn with it.",
                 FEWEST_PICTURES,
             )
-        adapter, cut, cuts, steps = self._first_pass(learned, held)
+        state = self.store.find() if self.store else None
+        if state is not None:
+            self.facts, self.measuring_seconds = dict(state["facts"]), state["measuring_seconds"]
+        found = self._found(state, learned, held)
+        adapter = found.adapter
         if held and self.config.refit and not self.stopped:
-            adapter = cut.apply(self._second_pass(steps))
+            adapter = self._second_pass(found, state if state and "found" in state else None)
         self.facts |= {"held_out_images": len(held), "steps_run": self.progress.done}
         self.facts["validation_seconds"] = round(self.measuring_seconds, 2)
-        return Result(adapter, self._report(adapter, cuts))
+        if self.previews:
+            self.facts["preview_seconds"] = round(self.previews.seconds, 2)
+        if self.store:
+            self.facts["checkpoint_seconds"] = round(self.writing_seconds, 2)
+        if self.progress.notes:
+            self.facts["notes"] = " ".join(dict.fromkeys(self.progress.notes))
+        sizes = self.config.batch_size, self.config.accumulate
+        per_epoch = batches.steps_per_epoch(self.pictures, self.model.groups, *sizes)
+        self.facts |= {"epochs": math.ceil(len(self.progress.losses) / per_epoch), "finished_at": time.time()}
+        return Result(adapter, make_report(self.config, self.facts, self.progress, adapter, found.cuts))
 
-    def _first_pass(self, learned: list[int], held: list[int]) -> tuple[Adapter, Cut, list[CutLoss], int]:
-        """The adapter of the best step, cut; how it was cut, what other cuts lose, and which step it was."""
+    def _found(self, state: Mapping[str, Any] | None, learned: list[int], held: list[int]) -> FirstPass:
+        """What the first pass finds, or what a checkpoint of the second knows of it."""
+        if state and "found" in state:
+            self.progress.load_state_dict(state["first_progress"])
+            return FirstPass.from_state_dict(state["found"])
+        return self._first_pass(learned, held, state)
+
+    def _first_pass(self, learned: list[int], held: list[int], state: Mapping[str, Any] | None) -> FirstPass:
         work = TrainingPass(self.model, self.config, learned, self.unit, self.progress, self.config.steps)
         with work.attached():
-            if not held:
-                self._run(work, self.config.steps, None)
-                return work.adapter(), WHOLE, [], len(self.progress.losses)
-            held_out = HeldOut(self.model, held, self.config.seed, self.config.batch_size, work.graphs)
-            validation = Validation(held_out, work.weights, self.config.batch_size, self.unit)
-            self.progress.validation = validation.history
+            validation = None
+            if held:
+                held_out = HeldOut(self.model, held, self.config.seed, self.config.batch_size, work.graphs)
+                per_step = self.config.batch_size * self.config.accumulate
+                validation = Validation(held_out, work.weights, per_step, self.unit)
+                self.progress.validation = validation.history
+            if state is not None:
+                self._go_on(state, work, validation)
             self._run(work, self.config.steps, validation)
+            if validation is None:
+                return FirstPass(work.adapter(), WHOLE, [], len(self.progress.losses))
             validation.restore_best()
             self.facts["best_step"] = best = validation.best_step or len(self.progress.losses)
             adapter, cut, cuts = work.adapter(), WHOLE, list[CutLoss]()
             if self.config.smallest and not self.stopped:
                 self.progress.stage = "cutting"
                 cut, cuts = self._cut(adapter, work, validation)
-            return cut.apply(adapter), cut, cuts, best
+            return FirstPass(cut.apply(adapter), cut, cuts, best)
 
-    def _second_pass(self, steps: int) -> Adapter:
-        """Trains on all pictures up to the step that was best without the held-out ones."""
+    def _second_pass(self, found: FirstPass, state: Mapping[str, Any] | None) -> Adapter:
+        """Trains on all pictures up to the step that was best without the held-out ones, and cuts in the same way.
+
+        When it does not come to its end, the adapter of the first pass is better than half of this one.
+        """
+        steps, before = found.steps, self.progress
         log.info("AC-LoRA: step %d was best; training up to it again, on all %d pictures.", steps, len(self.pictures))
-        before = self.progress
-        self.progress = Progress(before.done + steps, before.done, "training on all", validation=before.validation)
+        self.progress = Progress(
+            before.done + steps, before.done, "training on all", validation=before.validation,
+            resumed_at=before.resumed_at, notes=before.notes,
+        )  # fmt: skip
         work = TrainingPass(self.model, self.config, self.pictures, self.unit, self.progress, steps)
         with work.attached():
-            self._run(work, steps, None)
-            return work.adapter()
+            if state is not None:
+                self._go_on(state, work, None)
+            self._run(work, steps, None, {"found": found.state_dict(), "first_progress": before.state_dict()})
+            if not self.stopped:
+                return found.cut.apply(work.adapter())
+        before.done = self.progress.done
+        self.progress = before
+        return found.adapter
 
-    def _run(self, work: TrainingPass, steps: int, validation: Validation | None) -> None:
-        if validation:
-            self._measure(validation, 0)
-        for step in range(1, steps + 1):
-            work.step()
-            self.progress.done += 1
-            if validation and validation.due(step, steps):
-                self._measure(validation, step)
-            self.on_step(self.progress)
-            if self.should_stop():
-                self.stopped = True
-                log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", step, steps)
-                return
+    def _run(
+        self, work: TrainingPass, steps: int, validation: Validation | None, known: Mapping[str, Any] | None = None
+    ) -> None:
+        """Steps until the pass has its steps, the best is passed, or somebody stops it. known: for its checkpoints."""
+        if validation and not validation.history:
+            self._measure(work, validation, 0)
+        while (step := len(self.progress.losses)) < steps:
             if validation and self.config.stop_early and validation.passed():
                 log.info("AC-LoRA: stopped at step %d, as step %d was better.", step, validation.best_step)
-                return
+                break
+            if self._step(work, validation, steps):
+                break
+            if self.store and (step + 1) % self.store.settings.every == 0:
+                self._save(work, validation, known)
+        if not work.diverged:
+            self._save(work, validation, known)
+        work.stepper.finish()
 
-    def _measure(self, validation: Validation, step: int) -> None:
+    def _step(self, work: TrainingPass, validation: Validation | None, steps: int) -> bool:
+        """One step, and whether it was the last."""
+        work.step()
+        self.progress.done += 1
+        step = len(self.progress.losses)
+        if work.diverged:
+            sentence = work.take_back()
+            log.warning("AC-LoRA: %s", sentence)
+            self.progress.notes.append(sentence)
+            self.stopped = True
+            return True
+        if validation and validation.due(step, steps):
+            self._measure(work, validation, step)
+        if self.previews and (problem := self.previews.run(work, self.progress.done)):
+            self.progress.notes.append(problem)
+        self.on_step(self.progress)
+        self.stopped = self.should_stop()
+        if self.stopped:
+            log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", step, steps)
+        return self.stopped
+
+    def _go_on(self, state: Mapping[str, Any], work: TrainingPass, validation: Validation | None) -> None:
+        """Takes over the state of a checkpoint.
+
+        Raises:
+            ValueError: more steps are wished of a training that would stop at once.
+        """
+        work.load_state_dict(state["work"])
+        total = self.progress.total
+        self.progress.load_state_dict(state["progress"])
+        self.progress.total = total
+        if validation:
+            validation.load_state_dict(state["validation"])
+            self.progress.validation = validation.history
+        step = len(self.progress.losses)
+        wants_more = state["planned"] < self.config.steps
+        if wants_more and validation and self.config.stop_early and validation.passed():
+            raise ValueError(
+                f"This training had stopped by itself at step {step}, as step {validation.best_step} was better, and "
+                "would stop again at once. Switch stop_early off to go on all the same."
+            )
+        log.info("AC-LoRA: resumed at step %d of %d.", self.progress.done, self.progress.total)
+
+    def _save(self, work: TrainingPass, validation: Validation | None, known: Mapping[str, Any] | None) -> None:
+        """Writes a checkpoint, where they are on; one that cannot be written is no reason to end."""
+        stage, step = "refit" if known else "first", len(self.progress.losses)
+        if self.store is None or self.store.has(stage, step):
+            return
         began = time.monotonic()
-        validation.measure(step)
+        state = {
+            "work": work.state_dict(), "progress": self.progress.state_dict(), "facts": self.facts,
+            "measuring_seconds": self.measuring_seconds, "planned": self.config.steps, **(known or {}),
+        }  # fmt: skip
+        if validation:
+            state["validation"] = validation.state_dict()
+        problem = self.store.write(stage, step, state)
+        if problem:
+            self.progress.notes.append(problem)
+        self.writing_seconds += time.monotonic() - began
+
+    def _measure(self, work: TrainingPass, validation: Validation, step: int) -> None:
+        began = time.monotonic()
+        with work.stepper.shown():
+            validation.measure(step)
         self.measuring_seconds += time.monotonic() - began
 
     def _cut(self, adapter: Adapter, work: TrainingPass, validation: Validation) -> tuple[Cut, list[CutLoss]]:
@@ -167,28 +261,3 @@ class _Training:
             return self.stopped
 
         return smallest_cut(adapter, losses_of, asked_to_stop)
-
-    def _report(self, adapter: Adapter, cuts: list[CutLoss]) -> RankReport:
-        """The trajectory, and the spectrum of what came out."""
-        progress = self.progress
-        layers = adapter.layers.items()
-        spectrum = {name: delta_singular_values(*layer.factors(), layer.scale).tolist() for name, layer in layers}
-        rule = _signal_rule(self.config, progress.restarts)
-        signal = {name: rule(torch.tensor(values)) for name, values in spectrum.items()}
-        per_epoch = batches.steps_per_epoch(self.pictures, self.model.groups, self.config.batch_size)
-        self.facts |= {"epochs": math.ceil(len(progress.losses) / per_epoch), "finished_at": time.time()}
-        settings = {**asdict(self.config), **self.facts}
-        return RankReport(
-            settings, list(progress.losses), list(progress.validation), list(progress.restarts), spectrum, signal, cuts
-        )
-
-
-def _signal_rule(config: TrainConfig, restarts: Sequence[Restart]) -> Rule:
-    """Signal is as many components as reach the last threshold, or 95 % of the energy.
-
-    Eq. 3 would count one fewer, and an adapter that was cut to it would lose that one.
-    """
-    if restarts and math.isnan(restarts[-1].threshold):
-        return rank_rule("noise_floor")
-    threshold = max(restarts[-1].threshold, 1e-6) if restarts else 0.95
-    return rank_rule("sum" if restarts and config.measure == "sum" else "energy", threshold)

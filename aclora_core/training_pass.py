@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,19 +14,24 @@ from torch import Tensor
 from . import lora
 from .adapter_file import Adapter
 from .adapter_restart import LayerRestart, Mode, restart_adapter
-from .batches import Batch, endless_batches, largest_batch, make_batch, steps_per_epoch
+from .batches import Batch, largest_batch
 from .block_memory import BlockMemory
 from .config import TrainConfig
-from .graphs import Graphs, moved
+from .drawing import Drawing
+from .fast_modules import fast_modules
+from .fingerprint import plain_parts
+from .graphs import Graphs
+from .layer_patterns import ranks
 from .model import Model
-from .objective import denoising_losses, draw_sigmas
+from .objective import denoising_losses
 from .out_of_place import OutOfPlace, is_in_place_error
 from .report import Restart
 from .restart import dynamic_threshold, is_restart_epoch
+from .schedule import is_constant, rate_at
 from .stepping import Stepper
 
 if TYPE_CHECKING:
-    from .training import Progress
+    from .progress import Progress
 
 log = logging.getLogger("aclora")
 _MOST_SKIPPED = 10  # steps in a row without a finite loss, after which going on is pointless
@@ -45,81 +50,139 @@ class TrainingPass:
         self._pictures, self._on_gpu = pictures, model.device.type == "cuda"
         self.generator = torch.Generator().manual_seed(config.seed)
         self.noises = torch.Generator(model.device).manual_seed(config.seed)  # drawn where it is used: there it is fast
-        self.layers = lora.find_layers(model.network, config.layers, model.prefix)
-        self.weights = lora.make_weights(
-            self.layers, config.max_rank, config.alpha, self.generator, model.device, model.dtype
+        self.layers = lora.find_layers(
+            model.network, config.layers, model.prefix, config.include_layers, config.exclude_layers
         )
+        self.weights = lora.make_weights(
+            self.layers, config.max_rank, config.alpha, self.generator, model.device, model.dtype,
+            ranks(self.layers, config.layer_ranks, model.prefix),
+        )  # fmt: skip
         self.graphs = Graphs(model.device, config.graph)
         self.memory = BlockMemory(model.network)
         self.stepper = Stepper(
-            self.weights, self._loss, self.graphs, config.learning_rate, config.weight_decay, config.max_norm
-        )
-        per_epoch = steps_per_epoch(pictures, model.groups, config.batch_size)
-        self.total_epochs = max(1, steps // per_epoch)
-        self._order = endless_batches(pictures, model.groups, config.batch_size, self.generator)
+            self.weights, self._loss, self.graphs, config.learning_rate, config.weight_decay, config.max_norm,
+            optimizer=config.optimizer, rate_changes=not is_constant(config.schedule, config.warm_up),
+            ema_decay=config.ema_decay,
+        )  # fmt: skip
+        self._drawing = Drawing(model, config, pictures, self.generator)
+        self.total_epochs = max(1, steps // self._drawing.per_epoch)
         self._restarted_at = 0
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Puts the adapter on the model for as long as the context lasts."""
-        with lora.attached(self.layers, self.weights.branches, self.model.is_plain), self.memory.attached():
+        model = self.model
+        quick: AbstractContextManager[None] = nullcontext()
+        if self.graphs.active:  # launched one by one, the kernels would cost more time than they save
+            quick = fast_modules(model.network, model.is_plain, *model.fast_classes)
+        with quick, lora.attached(self.layers, self.weights.branches, model.is_plain), self.memory.attached():
             self._try()
             self._fit_memory()
-            yield
+            try:
+                yield
+            finally:
+                self.graphs.clear()  # they hold the memory of a whole step
 
     def adapter(self) -> Adapter:
         """The adapter as it is, in main memory."""
         return Adapter({name: branch.layer() for name, branch in self.weights.branches.items()})
 
     def step(self) -> None:
-        """Takes the next batch, and restarts the adapter where an interval ends.
-
-        Raises:
-            FloatingPointError: this was the tenth step in a row without a finite loss.
-        """
-        epoch, epoch_ends, pictures = next(self._order)
+        """Takes the next batch, and restarts the adapter where an interval ends."""
+        batches, epoch, ends_epoch = self._drawing.next_step()
         losses = self.progress.losses
-        losses.append(self._fitting_step(self._draw(pictures, self.generator)) / self.unit)
-        if self.stepper.skipped_in_a_row >= _MOST_SKIPPED:
-            raise FloatingPointError(
-                f"The loss has not been a finite number for {_MOST_SKIPPED} steps, up to step {len(losses)}. Lower the "
-                "learning rate, or load the model in bf16 or fp32."
-            )
+        losses.append(self._fitting_step(batches, self._rate(len(losses))) / self.unit)
+        self.progress.learning_rate = self.stepper.updater.rate
         due = self.config.mode != "off" and is_restart_epoch(epoch, self.config.restart_every, self.total_epochs)
-        if epoch_ends and due:
+        if ends_epoch and due:
             self._restart_if_known(epoch)
 
-    def _draw(self, pictures: Sequence[int], generator: torch.Generator) -> Batch:
-        """A batch of these pictures with fresh noise and noise levels."""
-        shape = (len(pictures), *self.model.latents[pictures[0]].shape[1:])
-        noise = torch.randn(shape, generator=generator)
-        sigma = draw_sigmas(self.model.objective, len(pictures), generator)
-        return make_batch(self.model, pictures, noise, sigma, 1 / len(pictures))
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """For others to compute with the model as it is. Graphs are recorded anew where its weights were moved."""
+        before = self._addresses()
+        try:
+            with self.stepper.shown():
+                yield
+        finally:
+            if before != self._addresses():
+                self.graphs.clear()
 
-    def _fitting_step(self, batch: Batch) -> float:
+    def _addresses(self) -> list[int]:
+        weights = self.model.network.parameters()
+        return [part.data_ptr() for tensor in weights for part in plain_parts(tensor)]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether so many steps in a row had no finite loss that going on is pointless."""
+        return self.stepper.skipped_in_a_row >= _MOST_SKIPPED
+
+    def take_back(self) -> str:
+        """Goes back to the last step with a finite loss, and says so.
+
+        Raises:
+            FloatingPointError: there was none.
+        """
+        losses = self.progress.losses
+        what = f"The loss has not been a finite number for {_MOST_SKIPPED} steps, up to step {len(losses)}"
+        todo = "Lower the learning rate, or load the model in bf16 or fp32."
+        last = max((step for step, loss in enumerate(losses, start=1) if math.isfinite(loss)), default=0)
+        if not last:
+            raise FloatingPointError(f"{what}. {todo}")
+        self.stepper.restore_last_good()
+        return f"{what}, so training ended, and the adapter is that of step {last}. {todo}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on: tensors as they are, numbers and lists."""
+        return {
+            "weights": self.weights.master,
+            "stepper": self.stepper.state_dict(),
+            "order": self._drawing.state_dict(),
+            "generator": self.generator.get_state(),
+            "noises": self.noises.get_state(),
+            "restarted_at": self._restarted_at,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another pass over the same pictures, with the same settings, stood."""
+        with torch.no_grad():
+            self.weights.master.copy_(state["weights"])
+        self.weights.refresh()
+        self.stepper.load_state_dict(state["stepper"])
+        self._drawing.load_state_dict(state["order"])
+        self.generator.set_state(state["generator"])
+        self.noises.set_state(state["noises"])
+        self._restarted_at = state["restarted_at"]
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step. The second pass has that of the first: it is to repeat what was best in it."""
+        config = self.config
+        return rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
+
+    def _fitting_step(self, batches: Sequence[Batch], rate: float) -> float:
         """One step; when it does not fit, once more with every block computed twice."""
         try:
-            return self.stepper.step([batch])
+            return self.stepper.step(batches, rate)
         except torch.cuda.OutOfMemoryError:
             if self.config.checkpointing != "automatic" or not self.memory.all_again():
                 raise
         log.info("AC-LoRA: out of memory. Each block is computed twice from now on, which needs less and is slower.")
         self.graphs.clear()
         self.stepper.clear_gradients()
-        return self.stepper.step([batch])
+        return self.stepper.step(batches, rate)
 
     def _try(self) -> None:
         """One way there and back with one picture, so that a model that cannot be trained fails before the work."""
-        batch = moved(self._draw(self._pictures[:1], torch.Generator().manual_seed(0)), self.model.device)
+        batch = self._drawing.trial(self._pictures[0])
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
         try:
-            self._loss(batch).backward()
+            self._loss(batch)[0].backward()
         except RuntimeError as error:
             if not is_in_place_error(error):
                 raise
             self.memory.out_of_place = True
-            self._loss(batch).backward()
+            self._loss(batch)[0].backward()
         self.stepper.clear_gradients()
         if self.config.checkpointing == "automatic":
             self.memory.again.clear()
@@ -129,7 +192,7 @@ class TrainingPass:
         if self.config.checkpointing != "automatic" or not self._on_gpu:
             return
         rows, picture = largest_batch(self._pictures, self.model, self.config.batch_size)
-        row = moved(self._draw([picture], torch.Generator().manual_seed(0)), self.model.device)
+        row = self._drawing.trial(picture)
         kept = self.memory.measure(lambda: denoising_losses(self.model, row))
         free = self.model.free_memory(kept.peak(rows, set()))
         if free is not None:
@@ -139,9 +202,12 @@ class TrainingPass:
                 expected / 1e9, free / 1e9, len(self.memory.again), len(self.memory.blocks),
             )  # fmt: skip
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What a batch adds to what its step makes smaller, and to the loss that is told, which AC-LoRA Eq. 5 takes."""
         with OutOfPlace() if self.memory.out_of_place else nullcontext():
-            return (denoising_losses(self.model, batch) * batch.weight).sum()
+            losses = denoising_losses(self.model, batch) * batch.weight
+            told = losses.sum()
+            return (told if batch.loss_weight is None else (losses * batch.loss_weight).sum()), told
 
     def _restart_if_known(self, epoch: int) -> None:
         """Restarts, if there was a finite loss since the last time: else nothing tells how much is signal."""
@@ -161,6 +227,8 @@ class TrainingPass:
         self.weights.refresh()
         if self.config.clear_moments:
             self.stepper.forget(_redrawn(parts, results))
+        touched = [name for name, result in results.items() if result.redrawn_down or result.redrawn_up]
+        self.stepper.restart_average(factor for name in touched for factor in parts[name][:2])
         ranks = {name: result.rank for name, result in results.items()}
         return Restart(len(self.progress.losses), epoch, loss, math.nan if threshold is None else threshold, ranks)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def split(model: Model, pictures: Sequence[int], share: float, seed: int) -> tup
 class Validation:
     """Watches a training: measures now and then, and keeps the weights of the best step.
 
-    unit: what losses are divided by.
+    batch_size: pictures in a step. unit: what losses are divided by.
     """
 
     def __init__(self, held_out: HeldOut, weights: AdapterWeights, batch_size: int, unit: float) -> None:
@@ -116,6 +116,17 @@ class Validation:
             with torch.no_grad():
                 self.weights.master.copy_(self._best)
             self.weights.refresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        best = {"best_step": self.best_step, "best_loss": self.best_loss, "best": self._best}
+        return {"history": [list(pair) for pair in self.history], **best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another one stood."""
+        self.history[:] = [(step, loss) for step, loss in state["history"]]
+        self.best_step, self.best_loss = state["best_step"], state["best_loss"]
+        self._best.copy_(state["best"])
 
 
 def _noise(model: Model, number: int, seed: int, place: int) -> Tensor:

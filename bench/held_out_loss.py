@@ -58,14 +58,15 @@ def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int
             with nodes.host.training(candidate, held, captions) as trainable:
                 return validation.denoising_loss(trainable, range(len(held)), seed=0)
 
-        result: dict[str, Any] = {"base": loss(model), "adapted": {}, "seconds": []}
+        result: dict[str, Any] = {"base": loss(model), "adapted": {}, "seconds": [], "measuring": []}
         for seed in seeds:
             began = time.monotonic()
             widgets = {name: [value] for name, value in {**settings, "seed": seed}.items()}
-            trained = nodes.train.ACLoRATrain.execute(
+            trained, _, _, report = nodes.train.ACLoRATrain.execute(
                 model=[model], latents=latents, conditioning=conditioning, **widgets
-            ).result[0]
+            ).result
             result["seconds"].append(round(time.monotonic() - began, 1))
+            result["measuring"].append(report.settings["validation_seconds"])
             result["adapted"][seed] = loss(trained)
     return result
 
@@ -98,6 +99,8 @@ def main() -> None:
         print(f"{f'seed {seed}':12}{loss:8.4f}{loss / result['base']:14.1%}")
     ratio = statistics.median(result["adapted"].values()) / result["base"]
     print(f"median: {1 - ratio:.1%} lower; {statistics.median(result['seconds']):.0f} s of training each")
+    share = sum(result["measuring"]) / sum(result["seconds"])
+    print(f"measuring the pictures held out while training took {share:.1%} of that")
     path = ROOT / "bench" / "results" / "held_out_loss.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**result, "style": STYLE, "pictures": args.pictures}, indent=2) + "\n")

@@ -102,7 +102,7 @@ def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[s
         if not any(fnmatchcase(name, pattern) for name in SETTINGS):
             sys.exit(f"No setting is called {pattern!r}; there are:\n  " + "\n  ".join(SETTINGS))
     marks = marks_up_to(MARKS, args.steps)
-    return ordered(args.styles or styles, args.seeds, args.ranks, chosen, common, marks)
+    return ordered(args.styles or styles, args.seeds, args.ranks, chosen, common, marks, args.alpha_is_rank)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -161,6 +161,7 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=MARKS[-1], help="of a training, at most")
     for name, kind in (("layers", str), ("learning-rate", float), ("batch-size", int), ("alpha", float)):
         parser.add_argument(f"--{name}", type=kind, help="of every training; by default TrainConfig's")
+    parser.add_argument("--alpha-is-rank", action="store_true", help="in the grid, as most trainers have it")
     making = parser.add_argument_group("making the pictures")
     making.add_argument("--prepare", type=Path, metavar="FILE", help="write the pictures into FILE, and nothing else")
     making.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")

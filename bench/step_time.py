@@ -30,12 +30,14 @@ from tools.runtime.environment import ROOT
 from tools.runtime.inprocess import load_pack, open_host
 
 Training = Callable[[Clock], None]
-# Ours: what differs from the pack's defaults, as settings of TrainConfig. Each lever by itself is a line.
+# Ours: what differs from the pack's defaults, as settings of TrainConfig; WITHOUT: one lever taken away.
 VARIANTS: dict[str, dict[str, Any]] = {
     "ours, defaults": {},
-    "ours, eager": {"graph": False},
     "ours, every block checkpointed": {"checkpointing": "all"},
-    "ours, eager, every block checkpointed": {"graph": False, "checkpointing": "all"},
+    "ours, without graphs (eager)": {"graph": False},
+    "ours, without kernels": {ours.WITHOUT: "kernels"},
+    "ours, layers and branches apart": {ours.WITHOUT: "joint layers"},
+    "ours, without cuDNN's attention": {ours.WITHOUT: "attention"},
 }
 BARE = "bare loop"
 _MOST = 25.0  # seconds that one row may take; a slow one then has fewer steps
@@ -82,6 +84,8 @@ class Bench:
     def _ours(self, case: Case, batch: int) -> None:
         rows = [(Measured(case.name, batch, "bare", BARE), bare.training(case, batch))]
         for variant, settings in VARIANTS.items():
+            if ours.WITHOUT in settings and batch != self.args.batches[0]:
+                continue  # the levers are told apart at one size
             row = Measured(case.name, batch, "ours", variant)
             missing = ours.unknown(self.pack, settings)
             row.failure = f"TrainConfig has no setting {', '.join(missing)}" if missing else ""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..aclora_core import images
 from ..aclora_core.contact_sheet import contact_sheet
+from ..aclora_core.variants import Variant, variants
 from . import host
+from .encoding import Encoded, encode_captions, encode_pictures
 from .folders import dataset_folders, first_example, resolve_folder
+from .known_encodings import KnownEncodings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
-
-BATCH = 4  # pictures encoded at once
-SHOWN = 12  # pictures on the contact sheet
 
 logger = logging.getLogger("aclora")
 
@@ -64,6 +62,7 @@ class ACLoRADataset(io.ComfyNode):
                     tooltip="A word that will call the style. It is put in front of every caption that lacks it and "
                     "stands for a missing caption. Empty: captions stay as they are.",
                 ),
+                *_advanced(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -93,27 +92,46 @@ class ACLoRADataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder: str | None, vae: None, clip: None, resolution: int | None, trigger_word: str | None
+        cls,
+        folder: str | None,
+        vae: None,
+        clip: None,
+        resolution: int | None,
+        trigger_word: str | None,
+        **advanced: bool | int | float | None,
     ) -> str | float:
         return float("nan") if folder is None else images.fingerprint(resolve_folder(folder))  # NaN: always run
 
     @classmethod
-    def execute(cls, folder: str, vae: VAE, clip: CLIP, resolution: int, trigger_word: str) -> io.NodeOutput:
+    def execute(
+        cls,
+        folder: str,
+        vae: VAE,
+        clip: CLIP,
+        resolution: int,
+        trigger_word: str,
+        cache: bool = True,
+        flip: bool = False,
+        shuffles: int = 0,
+        kept_tags: int = 1,
+        caption_dropout: float = 0.0,
+    ) -> io.NodeOutput:
         _require(vae, clip)
         scan = images.scan(resolve_folder(folder), trigger_word)
-        captions = dict.fromkeys(picture.caption for picture in scan.pictures)
-        bar = host.Bar(len(scan.pictures) + len(captions))
+        looks = {p: variants(p.caption, flip, shuffles, kept_tags, caption_dropout) for p in scan.pictures}
+        captions = list(dict.fromkeys(look.caption for picture in scan.pictures for look in looks[picture]))
+        sides = (False, True) if flip else (False,)
+        bar = host.Bar(len(scan.pictures) * len(sides) + len(captions))
         with torch.no_grad():
-            encoded = _encode_pictures(vae, scan, resolution, bar.advance)
-            conditionings = _encode_captions(clip, list(captions), bar.advance)
-        latents, conditioning = [], []
-        for picture, latent in encoded.latents.items():
-            latents += [{"samples": latent}] * picture.repeats
-            conditioning += [conditionings[picture.caption]] * picture.repeats
+            known = KnownEncodings(vae, clip, cache)
+            encoded = encode_pictures(vae, scan, resolution, sides, known, bar.advance)
+            conditionings = encode_captions(clip, captions, known, bar.advance)
+        known.log()
+        latents, conditioning = _entries(encoded, looks, conditionings)
         problems = [*scan.problems, *encoded.problems]
         if problems:
             logger.warning("AC-LoRA: %d of the dataset's pictures left out. %s", len(problems), " ".join(problems))
-        notes = [_summary(encoded), *problems, *_remarks(encoded)]
+        notes = [_summary(encoded), *problems, *_remarks(encoded), *known.problems]
         shown = [picture for picture in encoded.latents if picture in encoded.previews]
         sheet = contact_sheet([encoded.previews[picture] for picture in shown], [p.caption for p in shown], notes)
         return io.NodeOutput(
@@ -123,14 +141,51 @@ class ACLoRADataset(io.ComfyNode):
         )
 
 
-@dataclass
-class _Encoded:
-    """What became of the pictures. Latents are in the order of the scan."""
+def _advanced() -> list[Any]:
+    """Optional, so that a workflow from before they existed stays valid."""
+    return [
+        io.Boolean.Input(
+            "cache", default=True, optional=True, advanced=True,
+            tooltip="Keeps what the VAE and the CLIP give on the drive, up to 2 GB, so that the same folder is ready "
+            "at once the next time. What has changed is noticed. Off: everything is encoded anew.",
+        ),
+        io.Boolean.Input(
+            "flip", default=False, optional=True, advanced=True,
+            tooltip="Shows each picture mirrored too, which makes more of few pictures. Off for writing, faces with a "
+            "parting, and whatever else has a left and a right.",
+        ),
+        io.Int.Input(
+            "shuffles", default=0, min=0, max=32, optional=True, advanced=True,
+            tooltip="Further orders of each caption's tags, so that no tag depends on its place. For captions made of "
+            "tags with commas in between; 0 for sentences. More takes longer to encode.",
+        ),
+        io.Int.Input(
+            "kept_tags", default=1, min=0, max=32, optional=True, advanced=True,
+            tooltip="So many tags at the start of a caption stay where they are when the others are shuffled; 1 keeps "
+            "the trigger word in front.",
+        ),
+        io.Float.Input(
+            "caption_dropout", default=0.0, min=0.0, max=0.5, step=0.01, optional=True, advanced=True,
+            tooltip="Share of the time that a picture is shown without its caption, so that the style also comes "
+            "without words. 0.05 to 0.1 is usual; larger ties the style less to the trigger word.",
+        ),
+    ]  # fmt: skip
 
-    latents: dict[images.Picture, torch.Tensor] = field(default_factory=dict)  # (1, channels, ...) each
-    buckets: dict[images.Picture, tuple[int, int]] = field(default_factory=dict)
-    previews: dict[images.Picture, torch.Tensor] = field(default_factory=dict)  # (height, width, 3)
-    problems: list[str] = field(default_factory=list)
+
+def _entries(
+    encoded: Encoded, looks: dict[images.Picture, list[Variant]], conditionings: dict[str, list]
+) -> tuple[list[dict], list[list]]:
+    """A latent and a conditioning for each variant of each picture, repeats included; training picks among variants."""
+    latents, conditioning, number = [], [], 0
+    for picture, sides in encoded.latents.items():
+        plain = {"samples": sides[0]}
+        for _ in range(picture.repeats):
+            for place, look in enumerate(looks[picture]):
+                entry = {"samples": sides[look.mirrored], "aclora": {"picture": number, "variant": place}}
+                latents.append(entry if len(looks[picture]) > 1 else plain)
+                conditioning.append(conditionings[look.caption])
+            number += 1
+    return latents, conditioning
 
 
 def _require(vae: VAE | None, clip: CLIP | None) -> None:
@@ -147,54 +202,7 @@ def _require(vae: VAE | None, clip: CLIP | None) -> None:
         )
 
 
-def _encode_pictures(vae: VAE, scan: images.Scan, resolution: int, advance: Callable[[int], None]) -> _Encoded:
-    """Encode picture by picture, those of one bucket in small batches; unreadable ones become problems."""
-    encoded = _Encoded()
-    step = images.bucket_step(resolution, vae.spacial_compression_encode())
-    # A video VAE would take a batch for the frames of one clip.
-    batch = BATCH if getattr(vae, "latent_dim", 2) == 2 else 1
-    first = set(scan.pictures[:SHOWN])
-    buckets = {p: images.bucket_for(p.width, p.height, resolution, step) for p in scan.pictures}
-    latents: dict[images.Picture, torch.Tensor] = {}
-    for chunk in _chunks(buckets, batch):
-        host.raise_if_cancelled()
-        loaded: dict[images.Picture, torch.Tensor] = {}
-        for picture in chunk:
-            try:
-                loaded[picture] = images.load(picture, buckets[picture])
-            except ValueError as error:
-                encoded.problems.append(str(error))
-        if loaded:
-            samples = vae.encode(torch.stack(list(loaded.values())))
-            # A clone, since a view would keep and save the whole batch.
-            latents.update({picture: sample.clone() for picture, sample in zip(loaded, samples.split(1), strict=True)})
-        encoded.previews.update({picture: pixels for picture, pixels in loaded.items() if picture in first})
-        advance(len(chunk))
-    if not latents:
-        raise ValueError(f"None of the {len(scan.pictures)} pictures can be read. {encoded.problems[0]}")
-    encoded.latents = {picture: latents[picture] for picture in scan.pictures if picture in latents}
-    encoded.buckets = {picture: buckets[picture] for picture in encoded.latents}
-    return encoded
-
-
-def _chunks(buckets: dict[images.Picture, tuple[int, int]], size: int) -> list[list[images.Picture]]:
-    """Pictures of one bucket, at most `size` at a time."""
-    groups: dict[tuple[int, int], list[images.Picture]] = {}
-    for picture, bucket in buckets.items():
-        groups.setdefault(bucket, []).append(picture)
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
-
-
-def _encode_captions(clip: CLIP, captions: list[str], advance: Callable[[int], None]) -> dict[str, list]:
-    conditionings = {}
-    for caption in captions:
-        host.raise_if_cancelled()
-        conditionings[caption] = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
-        advance(1)
-    return conditionings
-
-
-def _summary(encoded: _Encoded) -> str:
+def _summary(encoded: Encoded) -> str:
     counts: dict[tuple[int, int], int] = {}
     for bucket in encoded.buckets.values():
         counts[bucket] = counts.get(bucket, 0) + 1
@@ -204,7 +212,7 @@ def _summary(encoded: _Encoded) -> str:
     return f"{_count(len(encoded.latents), 'picture')}{repeated}: {sizes}."
 
 
-def _remarks(encoded: _Encoded) -> list[str]:
+def _remarks(encoded: Encoded) -> list[str]:
     """What the user may want to mend, though training can go on."""
     enlarged = [p.name for p, bucket in encoded.buckets.items() if images.enlargement(p, bucket) > 1]
     cropped = [p.name for p, bucket in encoded.buckets.items() if images.cropped_share(p, bucket) > 1 / 3]

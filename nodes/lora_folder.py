@@ -52,21 +52,31 @@ def target(filename: str) -> tuple[Path, Path]:
     """The first loras folder and the file in it, without a number; ValueError with a sentence for a bad name."""
     folder = Path(folder_paths.get_folder_paths(LORAS)[0])
     name = re.sub(r"\.(safetensors|sft)$", "", filename.strip().replace("\\", "/"), flags=re.IGNORECASE)
+    check_name(filename, name, "models/loras")
+    path = folder / f"{name}.safetensors"
+    check_place(filename, folder, path, "models/loras")
+    return folder, path
+
+
+def check_name(given: str, name: str, where: str) -> None:
+    """ValueError with a sentence for a name that leads out of its folder, or that some system cannot write."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise ValueError(f"'{filename}' leads outside models/loras. Give a name inside it, such as 'styles/ink'.")
+        raise ValueError(f"'{given}' leads outside {where}. Give a name inside it, such as 'styles/ink'.")
     if re.search(r'[<>:"|?*\x00-\x1f]', name) or not all(map(_is_portable, parts)):
         raise ValueError(
-            f"'{filename}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
+            f"'{given}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
             " folders, such as 'styles/ink'."
         )
-    path = folder / f"{name}.safetensors"
+
+
+def check_place(given: str, folder: Path, path: Path, where: str) -> None:
+    """ValueError with a sentence for a path that leads out of the folder, or that cannot be written to."""
     if not folder_paths.is_within_directory(str(folder), str(path)):
-        raise ValueError(f"'{filename}' leads outside models/loras through a link. Choose another folder.")
+        raise ValueError(f"'{given}' leads outside {where} through a link. Choose another folder.")
     existing = next(parent for parent in path.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"'{filename}' cannot be saved: {existing.name} is no folder that can be written to.")
-    return folder, path
+        raise ValueError(f"'{given}' cannot be saved: {existing.name} is no folder that can be written to.")
 
 
 def numbered(path: Path) -> Path:

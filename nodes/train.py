@@ -13,7 +13,7 @@ from ..aclora_core.charts import training_chart
 from ..aclora_core.config import TrainConfig
 from ..aclora_core.report import training_summary
 from ..aclora_core.training import Progress, train
-from . import host
+from . import checkpoint_folder, host, learning_inputs, live_previews, run_control
 
 _PICTURE_EVERY = 2.0  # seconds between two live charts
 
@@ -29,21 +29,36 @@ class ACLoRATrain(io.ComfyNode):
             "model with the style in it. Cancel keeps what was learned so far.",
             search_aliases=["train lora", "lora training", "style training", "finetune", "svd lora", "lora rank"],
             is_input_list=True,
-            inputs=[*_links(), *_widgets(), *_advanced()],
+            inputs=[*_links(), *_widgets(), *_advanced(), *_more()],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
+    def validate_inputs(cls, checkpoint_name: list | None = None) -> bool | str:
+        return run_control.check_name(checkpoint_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, **settings: list) -> int:
+        return run_control.state(settings)
+
+    @classmethod
     def execute(cls, model: list, latents: list, conditioning: list, **settings: list) -> io.NodeOutput:
         # Every widget comes as a list of one, since the pictures come as lists.
-        config = TrainConfig(**{name: values[0] for name, values in settings.items()})
+        values = {name: given[0] for name, given in settings.items()}
+        checkpoints, checkpoint_name = run_control.take(values)
+        shown = live_previews.LivePreviews(values)
+        config = TrainConfig(**values)
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
         with host.training(model[0], latents, conditioning) as trainable:
-            result = train(trainable, config, _Show(bar), trainable.cancelled)
+            previews = shown.drawn_with(trainable, config.seed)
+            show = _Show(bar, shown, config.learning_rate)
+            result = train(trainable, config, show, trainable.cancelled, checkpoints=checkpoints, previews=previews)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
-        if host.cancelled():
+            cancelled = trainable.cancelled()
+        if cancelled:
             host.accept_cancel()
+            checkpoint_folder.note_cancel(checkpoint_name)
         result.report.settings.update(facts)
         lora_model = to_state_dict(result.adapter)
         return io.NodeOutput(
@@ -53,10 +68,10 @@ class ACLoRATrain(io.ComfyNode):
 
 
 class _Show:
-    """Called after every step: moves the bar, and now and then draws the chart."""
+    """Called after every step: moves the bar, and now and then draws the chart. rate: the learning rate as set."""
 
-    def __init__(self, bar: host.Bar) -> None:
-        self.bar = bar
+    def __init__(self, bar: host.Bar, previews: live_previews.LivePreviews, rate: float) -> None:
+        self.bar, self.previews, self.rate = bar, previews, rate
         self.drawn = -math.inf
 
     def __call__(self, progress: Progress) -> None:
@@ -64,19 +79,25 @@ class _Show:
         self.bar.total = progress.total
         if time.monotonic() - self.drawn > _PICTURE_EVERY or progress.done == progress.total:
             planned = progress.total - progress.done + len(progress.losses)
-            picture = training_chart(progress.losses, planned, progress.restarts, progress.validation)
+            chart = training_chart(progress.losses, planned, progress.restarts, progress.validation)
+            picture = self.previews.below(chart)
             self.drawn = time.monotonic()
         if not host.cancelled():  # the host's bar would raise, and the work would be lost
-            self.bar.show(progress.done, _line(progress, self.bar), picture)
+            self.bar.show(progress.done, _line(progress, self.bar, self.rate), picture)
 
 
-def _line(progress: Progress, bar: host.Bar) -> str:
-    """What the node says while it trains."""
+def _line(progress: Progress, bar: host.Bar, rate: float) -> str:
+    """What the node says while it trains; the learning rate only where it is not what was set."""
     recent = [loss for loss in progress.losses[-10:] if math.isfinite(loss)]
     parts = [progress.stage, f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"]
     if progress.validation:
         parts.append(f"held-out {progress.validation[-1][1]:.3f}")
-    return ", ".join([*parts, bar.time_left(progress.done)])
+    if progress.learning_rate != rate:
+        parts.append(f"learning rate {progress.learning_rate:.2g}")
+    if progress.resumed_at:
+        parts.append(f"resumed at step {progress.resumed_at}")
+    line = ", ".join([*parts, bar.time_left(progress.done, progress.resumed_at)])
+    return "\n".join([line, *progress.notes[-1:]])
 
 
 def _links() -> list[Any]:
@@ -97,7 +118,7 @@ def _widgets() -> list[Any]:
             "training stops by itself once more steps only copy the pictures instead of the style.",
         ),
         io.Float.Input(
-            "learning_rate", default=TrainConfig.learning_rate, min=1e-7, max=0.1, step=1e-5, round=False,
+            "learning_rate", default=TrainConfig.learning_rate, min=1e-7, max=10.0, step=1e-5, round=False,
             tooltip="How far each step goes. Larger learns faster and forgets more of the model; smaller is gentler "
             "and needs more steps.",
         ),
@@ -141,15 +162,6 @@ def _advanced() -> list[Any]:
             tooltip="What the threshold is a share of: the squared singular values (energy) or the values (sum). sum "
             "counts more components as noise.",
         ),
-        io.Combo.Input(
-            "threshold", options=["dynamic", "fixed", "noise floor"], default=TrainConfig.threshold, advanced=True,
-            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a set share. "
-            "noise floor: by what random numbers alone would look like.",
-        ),
-        io.Float.Input(
-            "fixed_threshold", default=TrainConfig.fixed_threshold, min=0.01, max=1.0, step=0.01, advanced=True,
-            tooltip="The share of an adapter that counts as signal, for the fixed threshold.",
-        ),
         io.Int.Input(
             "restart_every", default=TrainConfig.restart_every, min=1, max=10_000, advanced=True,
             tooltip="Epochs between two restarts; an epoch shows every picture once. Smaller restarts more often.",
@@ -174,6 +186,15 @@ def _advanced() -> list[Any]:
         io.Float.Input(
             "max_norm", default=TrainConfig.max_norm, min=0.001, max=1000.0, step=0.1, advanced=True,
             tooltip="Gradients longer than this are shortened to it, so that one odd batch cannot spoil the adapter.",
+        ),
+        io.Combo.Input(
+            "threshold", options=["dynamic", "fixed", "noise floor"], default=TrainConfig.threshold, advanced=True,
+            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a set share. "
+            "noise floor: by what random numbers alone would look like.",
+        ),
+        io.Float.Input(
+            "fixed_threshold", default=TrainConfig.fixed_threshold, min=0.01, max=1.0, step=0.01, advanced=True,
+            tooltip="The share of an adapter that counts as signal, for the fixed threshold.",
         ),
         io.Float.Input(
             "held_out", default=TrainConfig.held_out, min=0.0, max=0.5, step=0.05, advanced=True,
@@ -202,6 +223,10 @@ def _advanced() -> list[Any]:
             tooltip="Records the steps as CUDA graphs, which is several times faster. Off only to look for a fault.",
         ),
     ]  # fmt: skip
+
+
+def _more() -> list[Any]:
+    return [*learning_inputs.inputs(), *run_control.inputs(), *live_previews.inputs()]
 
 
 def _outputs() -> list[Any]:

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aclora_core.adapter_restart import restart_adapter, restart_product
 from aclora_core.restart import restart_matrix
@@ -69,7 +71,7 @@ def test_reported_ranks_spectra_and_energy_are_those_of_the_built_matrices(mode,
             float((kept**2).sum() / (values**2).sum()) if name != "fresh" else 1.0
         )
         jump = np.linalg.norm(delta(layers[name]) - delta(before[name]))
-        assert result.jump == pytest.approx(
+        assert result.rank.jump == pytest.approx(
             jump / np.linalg.norm(delta(before[name])) if name != "fresh" else 0.0, rel=1e-4
         )
         assert result.redrawn_down == (not torch.equal(layers[name][0], down))
@@ -82,14 +84,14 @@ def test_paper_mode_restarts_each_matrix_by_itself() -> None:
     result = restart_adapter(layers, 0.7, seeded(5))["a"]
     expected, kept = restart_matrix(before[0], 0.7, seeded(5))
     torch.testing.assert_close(layers["a"][0], expected)
-    assert result.rank.kept_down == kept and result.redrawn_down and result.redrawn_up and result.jump > 0.01
+    assert result.rank.kept_down == kept and result.redrawn_down and result.redrawn_up and result.rank.jump > 0.01
 
 
 def test_paper_mode_leaves_a_zero_lora_up_zero() -> None:
     layers = {"fresh": make_layers()["fresh"]}
     result = restart_adapter(layers, 0.7, seeded())["fresh"]
     assert not layers["fresh"][1].any() and result.redrawn_down and not result.redrawn_up
-    assert (result.rank.kept_up, result.rank.kept_delta, result.rank.energy, result.jump) == (1, 1, 1.0, 0.0)
+    assert (result.rank.kept_up, result.rank.kept_delta, result.rank.energy, result.rank.jump) == (1, 1, 1.0, 0.0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -105,7 +107,7 @@ def test_product_mode_changes_the_delta_by_the_discarded_part_alone(seed: int, t
             new_down, new_up = (tensor.flatten(1) for tensor in layers[name][:2])
             assert not new_up[:, result.rank.kept_delta :].any()
             assert new_down.norm(dim=1).min() > 0
-            assert result.jump == pytest.approx(math.sqrt(max(0.0, 1.0 - result.rank.energy)), abs=1e-5)
+            assert result.rank.jump == pytest.approx(math.sqrt(max(0.0, 1.0 - result.rank.energy)), abs=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -193,10 +195,83 @@ def test_huge_and_tiny_factors_keep_as_many_components(power: int, mode) -> None
 
 def test_chunks_change_neither_ranks_nor_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = restart_adapter(make_layers(), 0.7, seeded())
-    monkeypatch.setattr("aclora_core.adapter_restart._CHUNK", 1)
+    monkeypatch.setattr("aclora_core.factor_stacks.CHUNK", 1)
     for name, result in restart_adapter(make_layers(), 0.7, seeded()).items():
-        assert result.rank == whole[name].rank
+        # The jump is another one, since the noise is drawn in another order.
+        assert replace(result.rank, jump=0.0) == replace(whole[name].rank, jump=0.0)
         np.testing.assert_allclose(result.spectrum, whole[name].spectrum, rtol=1e-9)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.7])
+@pytest.mark.parametrize("mode", ["paper", "product"])
+def test_a_layer_has_the_same_signal_alone_and_among_others(threshold, mode) -> None:
+    """Layers of one rank are worked on together, in an order of their own."""
+    together = make_layers()
+    for number, (rows, cols) in enumerate([(30, 50), (20, 20), (30, 20), (20, 50), (30, 50)]):
+        generator = seeded(number)
+        down, up = torch.randn(6, cols, generator=generator), torch.randn(rows, 6, generator=generator)
+        up[:, : number % 3] *= 30.0
+        together[f"more {number}"] = (down, up, 0.1 * (number + 1))
+    before = copied(together)
+    results = restart_adapter(together, threshold, seeded(), mode)
+    for name, layer in copied(before).items():
+        alone = restart_adapter({name: layer}, threshold, seeded(), mode)[name]
+        assert replace(alone.rank, jump=0.0, energy=0.0) == replace(results[name].rank, jump=0.0, energy=0.0)
+        assert alone.rank.energy == pytest.approx(results[name].rank.energy)
+        np.testing.assert_allclose(alone.spectrum, results[name].spectrum, rtol=1e-9, atol=1e-9)
+        assert (alone.redrawn_down, alone.redrawn_up) == (results[name].redrawn_down, results[name].redrawn_up)
+        if mode == "product":
+            tolerance = 2e-5 * np.abs(delta(layer)).max()
+            np.testing.assert_allclose(delta(layer), delta(together[name]), rtol=0, atol=tolerance)
+        else:
+            counts = alone.rank.kept_down, alone.rank.kept_up
+            for new, old, kept in zip(together[name], before[name], counts, strict=False):
+                signal, level = reference.restart_parts(old.flatten(1).double().numpy(), kept)
+                noise = new.flatten(1).double().numpy() - signal
+                assert noise.std() == pytest.approx(level, rel=0.5, abs=1e-6)
+
+
+def test_noise_floor_of_a_factor_is_that_of_its_matrix() -> None:
+    layers = make_layers()
+    layers["rank over both"] = (torch.randn(20, 5, generator=seeded(7)), torch.randn(7, 20, generator=seeded(8)), 1.0)
+    layers["planted"] = (
+        torch.randn(6, 300, generator=seeded(1)) * torch.tensor([9.0, 5.0, 1.0, 1.0, 1.0, 1.0])[:, None],
+        torch.randn(200, 6, generator=seeded(2)) * torch.tensor([9.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        1.0,
+    )
+    before = copied(layers)
+    results = restart_adapter(layers, None, seeded())
+    for name, result in results.items():
+        for factor, kept in zip(before[name], (result.rank.kept_down, result.rank.kept_up), strict=False):
+            assert kept == restart_matrix(factor.flatten(1), None, seeded())[1], name
+    assert (results["planted"].rank.kept_down, results["planted"].rank.kept_up) == (2, 1)
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would have to launch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["paper", "product", "product_redraw"])
+def test_more_layers_cost_no_launches_and_another_shape_costs_few(mode) -> None:
+    def launches(widths: list[int], of_each: int) -> int:
+        layers = {
+            f"{width} {number}": (torch.randn(4, width), torch.randn(width, 4), 1.0)
+            for width in widths
+            for number in range(of_each)
+        }
+        with Launches() as launched:
+            restart_adapter(layers, None, seeded(), mode)
+        return launched.count
+
+    one = launches([8], 3)
+    assert launches([8], 30) == one
+    assert 10 <= (launches([8, 12, 16, 20], 3) - one) / (3 * 2) <= 35
 
 
 def test_rank_one_has_no_noise_to_redraw() -> None:
@@ -204,7 +279,7 @@ def test_rank_one_has_no_noise_to_redraw() -> None:
     before = copied(layers)
     for mode in ("paper", "product", "product_redraw"):
         result = restart_adapter(layers, 0.9, seeded(), mode)["one"]
-        assert not (result.redrawn_down or result.redrawn_up) and result.jump == 0.0
+        assert not (result.redrawn_down or result.redrawn_up) and result.rank.jump == 0.0
         assert torch.equal(layers["one"][0], before["one"][0]) and torch.equal(layers["one"][1], before["one"][1])
 
 

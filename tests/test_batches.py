@@ -1,6 +1,7 @@
 """The order of the pictures: each once in an epoch, only alike ones together, the same for the same seed."""
 
 import itertools
+import json
 import math
 from collections import Counter
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aclora_core.batches import endless_batches, epoch_batches, steps_per_epoch
+from aclora_core.batches import Order, epoch_batches, steps_per_epoch
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -41,14 +42,14 @@ def test_a_batch_holds_pictures_of_one_group_and_is_full_where_it_can_be(groups:
 
 @given(groups, sizes)
 def test_steps_per_epoch_is_the_number_of_batches(groups: list, size: int) -> None:
-    assert steps_per_epoch(everyone(groups), groups, size) == len(epoch_batches(everyone(groups), groups, size, seeded()))
-    assert steps_per_epoch(everyone(groups), groups, size) >= math.ceil(len(groups) / size)
+    count = steps_per_epoch(everyone(groups), groups, size)
+    assert count == len(epoch_batches(everyone(groups), groups, size, seeded())) >= math.ceil(len(groups) / size)
 
 
 @given(groups, sizes, st.integers(1, 4))
 def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int, epochs: int) -> None:
     length = steps_per_epoch(everyone(groups), groups, size)
-    taken = list(itertools.islice(endless_batches(everyone(groups), groups, size, seeded()), epochs * length))
+    taken = list(itertools.islice(Order(everyone(groups), groups, size, seeded()), epochs * length))
     assert [epoch for epoch, _, _ in taken] == [1 + place // length for place in range(len(taken))]
     assert [ends for _, ends, _ in taken] == [(place + 1) % length == 0 for place in range(len(taken))]
     seen = Counter(number for _, _, batch in taken for number in batch)
@@ -57,7 +58,7 @@ def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int,
 
 def test_the_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
     def epochs(seed: int) -> list[list[int]]:
-        return [batch for _, _, batch in itertools.islice(endless_batches(range(20), [0] * 20, 4, seeded(seed)), 10)]
+        return [batch for _, _, batch in itertools.islice(Order(range(20), [0] * 20, 4, seeded(seed)), 10)]
 
     assert epochs(1) == epochs(1) != epochs(2)
     assert epochs(1)[:5] != epochs(1)[5:]
@@ -65,7 +66,7 @@ def test_the_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
 
 def test_pictures_of_a_group_meet_others_and_groups_mix() -> None:
     groups = ["a"] * 8 + ["b"] * 8
-    taken = [batch for _, _, batch in itertools.islice(endless_batches(everyone(groups), groups, 2, seeded()), 400)]
+    taken = [batch for _, _, batch in itertools.islice(Order(everyone(groups), groups, 2, seeded()), 400)]
     partners = {number for batch in taken if 3 in batch for number in batch} - {3}
     assert partners == {0, 1, 2, 4, 5, 6, 7}
     epochs = [[groups[batch[0]] for batch in taken[place : place + 8]] for place in range(0, 400, 8)]
@@ -91,3 +92,16 @@ def test_only_the_pictures_that_were_named_take_part() -> None:
     named = [1, 2, 5, 8, 9]
     assert sorted(itertools.chain(*epoch_batches(named, groups, 2, seeded()))) == named
     assert steps_per_epoch(named, groups, 2) == 3  # 1, 5, 9 of one group and 2, 8 of the other
+
+
+@given(groups, sizes, st.integers(0, 60))
+def test_an_order_goes_on_where_another_stood(groups: list, size: int, place: int) -> None:
+    generator = seeded()
+    whole = Order(everyone(groups), groups, size, generator)
+    taken = list(itertools.islice(whole, place))
+    assert len(taken) == place
+    state, numbers = json.loads(json.dumps(whole.state_dict())), generator.get_state()
+    again = Order(everyone(groups), groups, size, other := seeded(7))
+    again.load_state_dict(state)
+    other.set_state(numbers)
+    assert list(itertools.islice(again, 50)) == list(itertools.islice(whole, 50))

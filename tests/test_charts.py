@@ -21,8 +21,8 @@ NAMES = [f"diffusion_model.joint_blocks.{block}.x_block.{module}" for block in r
 NODE, SMALL = (512, 320), (256, 160)
 
 
-def restart(step, kept=(8, 4), threshold=0.5, loss=0.4):
-    layers = {name: LayerRank(9, 7, kept[place % len(kept)], 0.8) for place, name in enumerate(NAMES)}
+def restart(step, kept=(8, 4), threshold=0.5, loss=0.4, jump=math.nan):
+    layers = {name: LayerRank(9, 7, kept[place % len(kept)], 0.8, jump) for place, name in enumerate(NAMES)}
     return Restart(step, step // 10, loss, threshold, layers)
 
 
@@ -148,6 +148,18 @@ def test_the_trajectory_falls_where_fewer_components_are_kept():
     upper = pixels(chart, LIGHT.second)[60:176]  # below the legend
     rows, columns = np.nonzero(upper)
     assert rows[columns > 400].mean() > rows[columns < 120].mean() + 40
+
+
+def test_the_jump_of_the_delta_is_drawn_where_it_was_measured():
+    def rows(*jumps):
+        chart = trajectory_chart(report([restart(20 + 30 * place, jump=jump) for place, jump in enumerate(jumps)]))
+        return np.nonzero(pixels(chart, LIGHT.mark)[188:])  # below the heading and its legend
+
+    assert not len(rows(math.nan, math.nan)[0])
+    found, columns = rows(0.9, math.nan, 0.2, 0.1)
+    assert found[columns < 150].mean() < found[columns > 350].mean() - 30
+    # A jump beyond the size of the delta itself stays in the picture.
+    assert len(rows(3.0, 2.9)[0]) > 50
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 9, 800])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aclora_core.noise_floor import hard_threshold_factor, noise_floor
+from aclora_core.noise_floor import count_above_noise, hard_threshold_factor, noise_floor
 from aclora_core.spectrum import rank_by_noise_floor
 
 
@@ -139,6 +139,43 @@ def test_a_batch_has_the_floors_of_its_spectra() -> None:
     assert floors.shape == (2, 3) and float(floors[1, 0]) == 0.0
     for place in np.ndindex(2, 3):
         assert float(floors[place]) == pytest.approx(float(noise_floor(spectra[place], 12, 30)), rel=1e-9)
+
+
+@given(st.integers(1, 40), st.integers(0, 99), st.integers(0, 999), st.floats(0.0, 2.0), st.integers(0, 9))
+def test_as_many_count_as_signal_as_lie_above_the_floor(
+    count: int, more: int, seed: int, fall: float, signal: int
+) -> None:
+    falling = torch.exp(-fall * torch.arange(count))[:, None]
+    values = torch.linalg.svdvals(falling * torch.randn(3, count, count + more, generator=seeded(seed)).double())
+    values[:, :signal] *= torch.tensor([1.5, 3.0, 50.0])[:, None]
+    above = values > noise_floor(values, count, count + more)[:, None]
+    assert count_above_noise(values, count, count + more).tolist() == above.sum(-1).tolist()
+
+
+def test_a_count_takes_a_width_for_each_spectrum() -> None:
+    generator = seeded()
+    spectra = [torch.linalg.svdvals(torch.randn(12, cols, generator=generator)).double() for cols in (12, 30, 400)]
+    for values in spectra:
+        values[:2] *= 2.0
+    together = count_above_noise(torch.stack(spectra), 12, torch.tensor([12, 30, 400]))
+    assert together.tolist() == [int(count_above_noise(v, 12, c)) for v, c in zip(spectra, (12, 30, 400), strict=True)]
+    tall = count_above_noise(torch.stack(spectra), 40, torch.tensor([12, 12, 12]))
+    assert tall.tolist() == [int(count_above_noise(values, 12, 40)) for values in spectra]
+
+
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
+def test_a_count_takes_zeros_ties_and_any_size(size: float) -> None:
+    def count(values: list[float]) -> int:
+        return int(count_above_noise(size * torch.tensor(values, dtype=torch.float64), len(values), len(values)))
+
+    assert [count([2.0]), count([2.0, 1e-3]), count([2.0, 0.0]), count([0.0, 0.0]), count([0.0] * 9)] == [1, 2, 1, 0, 0]
+    assert [count([1.0] * 8), count([3.0, *[1.0] * 5]), count([3.0, 2.0, *[1.0] * 4])] == [0, 1, 2]
+    assert count([3.0, 2.5, 0.0, 0.0, 0.0, 0.0]) == 2
+
+
+def test_a_count_takes_signal_that_is_out_of_all_proportion_to_the_noise() -> None:
+    values = torch.tensor([1e200, 1e-100, *[1e-107] * 6], dtype=torch.float64)
+    assert int(count_above_noise(values, 8, 8)) == 2
 
 
 def test_a_negative_level_and_a_missing_value_are_refused() -> None:

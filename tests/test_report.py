@@ -17,7 +17,7 @@ NAMES = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "diffusion_model.x_e
 
 
 def restart(step, kept=5, names=NAMES, threshold=0.7):
-    layers = {name: LayerRank(kept, kept + 1, kept - place, 0.9) for place, name in enumerate(names)}
+    layers = {name: LayerRank(kept, kept + 1, kept - place, 0.9, 0.25 + place / 10) for place, name in enumerate(names)}
     return Restart(step, step // 4, 0.31, threshold, layers)
 
 
@@ -37,7 +37,7 @@ def large_report(layers=800, restarts=100, steps=20_000):
     names = [f"diffusion_model.input_blocks.{place}.1.transformer_blocks.9.attn1.to_out.0" for place in range(layers)]
     spectrum = {name: [1.0 / 3.0] * 64 for name in names}
     rows = [restart(step, 40, names, 1 / 3) for step in range(0, 10 * restarts, 10)]
-    rows = [replace(row, layers=dict.fromkeys(names, LayerRank(64, 63, 62, 0.987654321))) for row in rows]
+    rows = [replace(row, layers=dict.fromkeys(names, LayerRank(64, 63, 62, 0.987654321, 0.123456789))) for row in rows]
     return RankReport({}, [1.0 / 3.0] * steps, [(step, 1 / 3) for step in range(2000)], rows, spectrum, {})
 
 
@@ -172,6 +172,28 @@ def test_the_trajectory_table_has_mean_and_range_for_each_restart():
     assert len(lines) == 3
     assert "4.5 (4 to 5)" in lines[1] and "5.0 (5 to 5)" in lines[1] and "0.700" in lines[1] and "90.0%" in lines[1]
     assert "2.5 (2 to 3)" in lines[2]
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_a_report_from_before_jumps_were_measured_is_read(form):
+    data = json.loads(getattr(report(spectrum={}, losses=[0.5, 0.25]), form)())
+    for row in data["restarts"]:
+        del row["jump"]
+    back = RankReport.from_json(json.dumps(data))
+    ranks = back.restarts[0].layers
+    assert all(math.isnan(rank.jump) for rank in ranks.values()) and back.restarts[0].mean_jump() is None
+    assert {name: replace(rank, jump=0.0) for name, rank in ranks.items()} == {
+        name: replace(rank, jump=0.0) for name, rank in restart(40).layers.items()
+    }
+    assert trajectory_table(back).splitlines()[1].endswith("90.0%              -")
+
+
+def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
+    assert restart(40).mean_jump() == pytest.approx(0.3)
+    partly = restart(40).layers | {"old": LayerRank(1, 1, 1, 1.0)}
+    assert replace(restart(40), layers=partly).mean_jump() == pytest.approx(0.3)
+    lines = trajectory_table(report()).splitlines()
+    assert lines[0].endswith("jump of delta") and lines[1].endswith("30.0%")
 
 
 def test_the_trajectory_table_says_when_the_noise_floor_decided_and_when_nothing_restarted():

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aclora_core import restart
-from aclora_core.eigen import jacobi_eigen
+from aclora_core.eigen import block_eigen, jacobi_eigen
 from aclora_core.restart import dynamic_threshold, is_restart_epoch, restart_matrices, restart_matrix, signal_count
 from tests import reference
 
@@ -188,13 +188,14 @@ def test_a_matrix_that_is_not_finite_is_named() -> None:
         restart_matrix(torch.tensor([[math.inf, 1.0]]), 0.5, seeded())
 
 
-def test_gpu_sweeps_restart_to_the_same_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("routine", [block_eigen, jacobi_eigen])
+def test_gpu_sweeps_restart_to_the_same_matrices(monkeypatch: pytest.MonkeyPatch, routine) -> None:
     stack = torch.stack([make_matrix(kind, 9, 40, 3) for kind in ("random", "steep", "zero", "low rank")])
     expected, kept = restart_matrices(stack, 0.7, seeded())
 
     def sweep(grams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         unit = grams.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
-        values, vectors = jacobi_eigen(grams / unit[:, None, None])
+        values, vectors = routine(grams / unit[:, None, None])
         return values * unit[:, None], vectors
 
     monkeypatch.setattr(restart, "symmetric_eigen", sweep)

@@ -1,5 +1,6 @@
 """One optimisation step: it follows AdamW, leaves out what is not finite, and forgets moments when told to."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,3 +154,33 @@ def test_forgetting_before_the_first_step_is_no_error() -> None:
     it = bench()
     it.stepper.forget([it.branch.lora_down])
     assert math.isfinite(it.step(squares))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stepper_goes_on_where_another_stood(dtype: torch.dtype) -> None:
+    it, other = bench(dtype=dtype), bench(dtype=dtype)
+    for _ in range(3):
+        it.step(squares)
+    it.step(lambda down, up: squares(down, up) * math.nan)
+    other.weights.master.copy_(it.weights.master)
+    other.weights.refresh()
+    addresses = [value.data_ptr() for value in other.stepper.optimizer.state_dict()["state"][0].values()]
+    other.stepper.load_state_dict(copy.deepcopy(it.stepper.state_dict()))
+    assert addresses == [value.data_ptr() for value in other.stepper.optimizer.state_dict()["state"][0].values()]
+    assert other.stepper.skipped_in_a_row == 1
+    for _ in range(3):
+        assert it.step(squares) == other.step(squares)
+    assert torch.equal(it.weights.master, other.weights.master)
+
+
+def test_the_last_good_weights_are_those_whose_loss_was_finite() -> None:
+    """Not those that came of it: they may be what spoils every later loss."""
+    it = bench()
+    it.step(squares)
+    good = it.weights.master.clone()
+    it.step(squares)
+    assert not torch.equal(it.weights.master, good)
+    for _ in range(3):
+        it.step(lambda down, up: squares(down, up) * math.nan)
+    it.stepper.restore_last_good()
+    assert torch.equal(it.weights.master, good) and torch.equal(it.branch.down.leaf.detach(), it.branch.lora_down)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aclora_core.config import TrainConfig
-from aclora_core.report import RankReport
+from aclora_core.report import RankReport, training_summary
 from aclora_core.restart import dynamic_threshold
 from aclora_core.training import Progress, train
 from tests.toy import FLOW, WIDTH, planted, toy
@@ -25,10 +25,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-QUICK = TrainConfig(steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0)
+QUICK = TrainConfig(
+    steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", threshold="dynamic", held_out=0.0
+)
 THOROUGH = TrainConfig(
     steps=120, learning_rate=0.05, batch_size=48, max_rank=8, alpha=8.0, weight_decay=0.0, mode="off",
-    held_out=0.0,
+    threshold="dynamic", held_out=0.0,
 )
 
 
@@ -176,11 +178,36 @@ def test_a_loss_worse_than_the_mean_makes_the_threshold_zero_and_one_component_s
     assert report.signal == {"toy.attn": 1}
 
 
-def test_ten_losses_in_a_row_that_are_no_numbers_end_the_training() -> None:
+def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_given(caplog) -> None:
+    """Step 3 was the last whose loss was a number; what came of it may be what spoils the others."""
     seen: list[float] = []
-    with pytest.raises(FloatingPointError, match=r"for 10 steps, up to step 13\. Lower the learning rate"):
-        train(toy(spoil=lambda call: call > 3), replace(QUICK, steps=50), lambda p: seen.append(p.losses[-1]))
+    model = toy(spoil=lambda call: call > 3)
+    result = train(model, replace(QUICK, steps=50), lambda p: seen.append(p.losses[-1]))
     assert len(seen) == 12 and not any(map(math.isnan, seen[:3])) and all(map(math.isnan, seen[3:]))
+    assert len(result.report.losses) == 13
+    for given, expected in zip(tensors(result), tensors(train(toy(), replace(QUICK, steps=2))), strict=True):
+        assert torch.equal(given, expected)
+    sentence = "for 10 steps, up to step 13, so training ended, and the adapter is that of step 3. Lower the learning"
+    assert sentence in caplog.text and sentence in str(result.report.settings["notes"])
+    assert sentence in training_summary(result.report)
+
+
+def test_without_one_good_step_there_is_nothing_to_give() -> None:
+    with pytest.raises(FloatingPointError, match=r"for 10 steps, up to step 10\. Lower the learning rate"):
+        train(toy(spoil=lambda call: call > 0), replace(QUICK, steps=50))
+
+
+def test_a_best_step_is_given_when_later_losses_are_no_numbers() -> None:
+    """The adapter of the first pass, that is, when it happens in the second: half of a refit is worse."""
+    config = replace(QUICK, steps=24, batch_size=8, held_out=0.2)
+    whole, calls = toy(16), []
+    first = train(toy(16), replace(config, refit=False))
+    train(whole, config, lambda p: calls.append((p.stage, len(whole.calls))))
+    refit = next(call for stage, call in calls if stage == "training on all")
+    result = train(toy(16, spoil=lambda call: call >= refit + 3), config)
+    for given, expected in zip(tensors(result), tensors(first), strict=True):
+        assert torch.equal(given, expected)
+    assert result.report.losses == first.report.losses and "10 steps" in str(result.report.settings["notes"])
 
 
 def test_nine_bad_steps_are_left_out_and_reported() -> None:

@@ -37,6 +37,7 @@ class Toy:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     spoil: Callable[[int], bool] = lambda call: False  # calls (from 0, the trial) that answer NaN
+    fast_classes: tuple = ()
     calls: list[tuple[int, ...]] = field(default_factory=list)
     network: nn.Module = field(init=False)
 

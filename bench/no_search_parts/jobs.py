@@ -33,9 +33,13 @@ def marks_up_to(marks: Iterable[int], last: int) -> tuple[int, ...]:
     return (*(mark for mark in sorted(marks) if mark < last), last)
 
 
-def grid_job(style: str, seed: int, rank: int, common: Mapping[str, Any], marks: tuple[int, ...]) -> Job:
+def grid_job(
+    style: str, seed: int, rank: int, common: Mapping[str, Any], marks: tuple[int, ...], alpha_is_rank: bool = False
+) -> Job:
     """A plain LoRA of a fixed rank on all pictures, without restarts and without validation."""
     settings = {**common, "mode": "off", "held_out": 0.0, "max_rank": rank, "steps": marks[-1], "seed": seed}
+    if alpha_is_rank:
+        settings["alpha"] = float(rank)
     return Job("grid", f"rank {rank}", style, seed, settings, marks)
 
 
@@ -51,6 +55,7 @@ def ordered(
     settings: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Any],
     marks: tuple[int, ...],
+    alpha_is_rank: bool = False,
 ) -> list[Job]:
     """All jobs, so that a run that is cut short has whole seeds: the base, then seed by seed the grid and the settings.
 
@@ -58,6 +63,7 @@ def ordered(
     """
     jobs = [Job("base", "base", style, 0, {}) for style in styles]
     for seed in seeds:
-        jobs += [grid_job(style, seed, rank, common, marks) for rank in sorted(ranks)[::-1] for style in styles]
+        largest_first = sorted(ranks)[::-1]
+        jobs += [grid_job(it, seed, rank, common, marks, alpha_is_rank) for rank in largest_first for it in styles]
         jobs += [setting_job(style, seed, name, settings[name], common) for name in settings for style in styles]
     return jobs

@@ -17,6 +17,9 @@ from .models import Case, build, pictures
 PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_out": 0.0}
 
 
+WITHOUT = "without"  # names a lever that is taken away, which is no setting of the pack
+
+
 def core(pack: ModuleType) -> ModuleType:
     """The pack's aclora_core.training."""
     return importlib.import_module(f"{pack.__name__}.aclora_core.training")
@@ -24,22 +27,39 @@ def core(pack: ModuleType) -> ModuleType:
 
 def unknown(pack: ModuleType, settings: dict[str, Any]) -> list[str]:
     """The settings that this version of the pack does not have."""
-    return sorted(set(settings) - {field.name for field in fields(core(pack).TrainConfig)})
+    return sorted(set(settings) - {WITHOUT} - {field.name for field in fields(core(pack).TrainConfig)})
 
 
 def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any]) -> Callable[[Clock], None]:
     """A training whose steps the clock counts."""
 
     def run(clock: Clock) -> None:
-        config = core(pack).TrainConfig(**{**PLAIN, "steps": clock.total, "batch_size": batch, **settings})
+        known = {name: value for name, value in settings.items() if name != WITHOUT}
+        config = core(pack).TrainConfig(**{**PLAIN, "steps": clock.total, "batch_size": batch, **known})
         latents, captions = pictures(case)
         with torch.inference_mode():  # as the host runs loaders and nodes
             model = build(case)
             clock.start()
             with pack.nodes.host.training(model, latents, captions) as trainable:
+                _take_away(settings.get(WITHOUT), pack, trainable)
                 core(pack).train(trainable, config, on_step=lambda progress: clock.tick(progress.losses[-1]))
 
     return run
+
+
+def _take_away(lever: str | None, pack: ModuleType, trainable: Any) -> None:
+    """Makes one model slower; it is thrown away with its training."""
+    plain, norms = trainable.is_plain, torch.nn.GroupNorm
+    if lever == "kernels":
+        trainable.fast_classes = ()
+        trainable.is_plain = lambda layer: not isinstance(layer, norms) and plain(layer)
+    elif lever == "joint layers":
+        trainable.is_plain = lambda layer: isinstance(layer, norms) and plain(layer)
+    elif lever == "attention":
+        import comfy.ops
+
+        order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])
+        order.sort(key=lambda backend: backend.name != "FLASH_ATTENTION")  # the host's; put back when training ends
 
 
 def trained(

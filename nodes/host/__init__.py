@@ -2,9 +2,10 @@
 
 from .opening import training, with_adapter
 from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
+from .sampling import draw, encoded
 from .trainable import PREFIX, TrainableModel
 
 __all__ = [
-    "PREFIX", "Bar", "TrainableModel", "accept_cancel", "blocked", "cancelled", "hidden_node_id", "raise_if_cancelled",
-    "send_text", "training", "with_adapter",
+    "PREFIX", "Bar", "TrainableModel", "accept_cancel", "blocked", "cancelled", "draw", "encoded", "hidden_node_id",
+    "raise_if_cancelled", "send_text", "training", "with_adapter",
 ]  # fmt: skip

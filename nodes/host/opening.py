@@ -12,8 +12,9 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from .noise import objective_of
 from .pictures import prepared
-from .trainable import TrainableModel, objective_of
+from .trainable import TrainableModel
 
 
 def with_adapter(model: Any, state_dict: dict[str, Tensor]) -> Any:
@@ -40,7 +41,7 @@ def training(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -
         with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(base), _fast_attention():
             scaled, conditions, groups = prepared(base, latents, conditioning, device)
             options = patcher.model_options.get("transformer_options", {})
-            objective = objective_of(base.model_sampling)
+            objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
             yield TrainableModel(patcher, device, scaled, conditions, groups, objective, options)
     finally:
         comfy.model_management.in_training = before

@@ -31,20 +31,20 @@ def prepared(
 
 def _condition(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
     """What the host's model wants for one picture, by name, kept in main memory."""
-    single = comfy.sampler_helpers.convert_cond(_cloned(conditioning))
+    single = comfy.sampler_helpers.convert_cond(cloned(conditioning))
     noise = torch.zeros_like(samples, device=device)
     encoded = comfy.samplers.encode_model_conds(base.extra_conds, single, noise, device, "positive")
     conds = {n: c.process_cond(batch_size=1, area=None) for n, c in encoded[0]["model_conds"].items()}
     return {name: cond._copy_with(_to(cond.cond, torch.device("cpu"))) for name, cond in conds.items()}
 
 
-def _cloned(value: Any) -> Any:
+def cloned(value: Any) -> Any:
     """Tensors from nodes before this one were made under inference mode; their clones were not."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: _cloned(item) for key, item in value.items()}
-    return [_cloned(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: cloned(item) for key, item in value.items()}
+    return [cloned(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -33,9 +33,9 @@ class Bar:
         """Moves the bar on by some steps."""
         self.show(self._done + steps)
 
-    def time_left(self, done: int) -> str:
-        """Minutes and seconds that the rest takes at the pace so far."""
-        seconds = round((time.monotonic() - self._started) / max(1, done) * (self.total - done))
+    def time_left(self, done: int, before: int = 0) -> str:
+        """Minutes and seconds that the rest takes at the pace so far. before: steps that an earlier run had done."""
+        seconds = round((time.monotonic() - self._started) / max(1, done - before) * (self.total - done))
         return f"{seconds // 60}:{seconds % 60:02} left"
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
 from torch import Tensor
 
-from ...aclora_core.objective import Objective, Sampling
+from ...aclora_core.objective import Objective
 from .progress import cancelled
+
+# Where the forward of a layer is defined that does nothing of its own.
+_PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
 
 PREFIX = "diffusion_model."  # before every layer's name in the host's LoRA files
 
@@ -34,6 +38,8 @@ class TrainableModel:
     def base(self) -> Any:
         """The host's BaseModel."""
         return self.patcher.model
+
+    fast_classes = (GEGLU, SpatialTransformer)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -75,8 +81,8 @@ class TrainableModel:
     def is_plain(self, layer: torch.nn.Module) -> bool:
         """Whether the host neither casts, patches, quantises nor moves the layer's weight as it is used."""
         return (
-            isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-            and type(layer).forward.__module__ in ("comfy.ops", "torch.nn.modules.linear", "torch.nn.modules.conv")
+            isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm)
+            and type(layer).forward.__module__ in _PLAIN_MODULES
             and not getattr(layer, "comfy_cast_weights", False)
             and not getattr(layer, "weight_function", None)
             and not getattr(layer, "bias_function", None)
@@ -96,16 +102,3 @@ class TrainableModel:
     def cancelled(self) -> bool:
         """Whether the user has asked to stop, now or in the middle of a step."""
         return self.interrupted or cancelled()
-
-
-def objective_of(sampling: Any) -> Objective:
-    """The model's noise; flow models draw their noise levels around the middle, the others evenly."""
-    flow = hasattr(sampling, "shift") or float(sampling.sigma_max) <= 1.0
-    drawn: Sampling = "logit-normal" if flow else "uniform"
-    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor] = sampling.noise_scaling
-    return Objective(
-        add_noise=add_noise,
-        denoised=sampling.calculate_denoised,
-        sigma_at=lambda share: float(sampling.percent_to_sigma(1.0 - share)),
-        sampling=drawn,
-    )

@@ -1,0 +1,162 @@
+"""Checkpoints: the whole state of a training on disk, from which it goes on as if nothing had happened.
+
+One safetensors file each: the tensors, and all else as JSON in the metadata. A file is complete or not there at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import safetensors.torch
+from torch import Tensor
+
+from . import tensor_file
+from .fingerprint import Fingerprint, differences
+
+log = logging.getLogger("aclora")
+
+Resume = Literal["never", "if there is a checkpoint", "for more steps"]
+STAGES = ("first", "refit")  # a training's passes, in their order
+CHANGEABLE = ("steps", "stop_early", "refit", "smallest")  # settings that may change where a training gets more steps
+_FORMAT = "aclora checkpoint 1"
+_NAME = re.compile(rf"({'|'.join(STAGES)})_(\d+)\.safetensors")
+_TENSOR = "tensor of the file"  # the key that stands for a tensor in the JSON
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often a training is written down, and whether it goes on from what is there."""
+
+    folder: Path  # of this training alone
+    every: int = 50  # steps; also at a cancel, and where a pass ends
+    keep: int = 2  # the last so many
+    resume: Resume = "if there is a checkpoint"
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Checkpoints: {name} must be 1 or more, but is {getattr(self, name)}.")
+        if self.resume not in get_args(Resume):
+            raise ValueError(f"resume must be {' or '.join(get_args(Resume))}, but is '{self.resume}'.")
+
+
+class Store:
+    """The checkpoints of one training. now: what the training depends on."""
+
+    def __init__(self, settings: Checkpoints, now: Fingerprint) -> None:
+        self.settings, self.now = settings, now
+        self._written: list[Path] = []  # by this run, or gone on from
+
+    def find(self) -> dict[str, Any] | None:
+        """The state to go on from; None where there is none, or where none is wished.
+
+        Raises:
+            ValueError: it is that of another training; the sentence names every difference.
+        """
+        if self.settings.resume == "never":
+            return None
+        paths = self._paths()
+        for path in reversed(paths):
+            state = _read(path)
+            if state is None:
+                continue
+            before = Fingerprint(**state["fingerprint"])
+            more = self._wants_more(before)
+            if more and path.name.startswith("refit"):  # a refit cannot go on: its number of steps was found before it
+                continue
+            self._check(before, CHANGEABLE if more else ())
+            self._written = paths[: paths.index(path) + 1]
+            return dict(state["state"])
+        return None
+
+    def write(self, stage: str, step: int, state: Mapping[str, Any]) -> str:
+        """Writes a checkpoint and deletes older ones; gives a sentence where that failed, and leaves no half file."""
+        path = self.settings.folder / f"{stage}_{step:07}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        content = {"fingerprint": self.now.state_dict(), "state": _without_tensors(state, "", tensors)}
+        metadata = {"format": _FORMAT, "content": json.dumps(content, separators=(",", ":"))}
+        try:
+            tensor_file.write_atomically(path, [safetensors.torch.save(tensors, metadata)])
+            if path not in self._written:
+                self._written.append(path)
+            self._prune()
+        except OSError as error:
+            sentence = f"Step {step}: no checkpoint, as {error.strerror or error}. Training goes on."
+            log.warning("AC-LoRA: %s", sentence)
+            return sentence
+        return ""
+
+    def has(self, stage: str, step: int) -> bool:
+        """Whether this run has a checkpoint of this step."""
+        return any(path.name == f"{stage}_{step:07}.safetensors" for path in self._written)
+
+    def _wants_more(self, before: Fingerprint) -> bool:
+        planned, wanted = before.settings["steps"], self.now.settings["steps"]
+        if self.settings.resume == "for more steps" and wanted < planned:
+            raise ValueError(f"This training was planned for {planned} steps; set steps to more, not to {wanted}.")
+        return self.settings.resume == "for more steps" and wanted > planned
+
+    def _check(self, before: Fingerprint, free: tuple[str, ...]) -> None:
+        found = differences(before, self.now, free)
+        if found:
+            raise ValueError(
+                f"The checkpoint '{self.settings.folder.name}' is that of another training: {'; '.join(found)}. Set "
+                "this back to go on with it, or give another checkpoint name, or set resume to 'never', which starts "
+                "anew and replaces it. For a longer training choose 'for more steps'."
+            )
+
+    def _paths(self) -> list[Path]:
+        """The checkpoints that are there, in the order of the training."""
+        if not self.settings.folder.is_dir():
+            return []
+        named = [(match, path) for path in self.settings.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return [path for _, path in sorted(named, key=lambda pair: (STAGES.index(pair[0][1]), int(pair[0][2])))]
+
+    def _prune(self) -> None:
+        """Deletes all but the last of this run, what another training left, and what a crash left half written."""
+        first = [path for path in self._written if path.name.startswith("first")]
+        kept = {*self._written[-self.settings.keep :], *first[-1:]}  # more steps go on from the end of the first pass
+        self._written = [path for path in self._written if path in kept]
+        for path in [*self._paths(), *self.settings.folder.glob(".*.safetensors.*.partial")]:
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None, and a line in the log, where it is damaged."""
+    try:
+        tensors, metadata = tensor_file.read(path)
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"its format is '{metadata.get('format')}', not '{_FORMAT}'")
+        return dict(_with_tensors(json.loads(metadata["content"]), tensors))
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("AC-LoRA: checkpoint %s cannot be read (%s); the one before it is taken.", path.name, error)
+        return None
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The same nesting with the name of each tensor in its place; the tensors go into the dictionary."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()  # a copy, since none may share memory
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(item, f"{name}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(item, f"{name}/{place}", tensors) for place, item in enumerate(value)]
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    return [_with_tensors(item, tensors) for item in value] if isinstance(value, list) else value
+
+

@@ -1,0 +1,103 @@
+"""Hashes of nested values and of a network's weights: equal content gives equal text in every process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WHOLE = 4096  # numbers; a weight of at most so many is hashed whole
+PLACES, RUN = 8, 64  # of a larger one: so many places evenly over it, and so many numbers in a row at each
+
+_SCALARS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+
+
+class CannotHash(TypeError):
+    """The content of a value cannot be told, such as a function's."""
+
+
+def content_hash(*values: Any) -> str:
+    """32 hexadecimal digits of numbers, texts, tensors, and lists, tuples, sets and dicts of them.
+
+    Kinds count too: 1, 1.0 and True differ, as do a list and a tuple. The order of a dict or a set does not.
+
+    Raises:
+        CannotHash: anything else is among them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    _feed(digest, values)
+    return digest.hexdigest()
+
+
+def weights_hash(weights: Iterable[tuple[str, Tensor, torch.dtype | None]]) -> str:
+    """A hash of a network's weights: names, shapes, kinds of number, and a sample of the values.
+
+    weights: name, tensor, and the kind of number it is used as, which a host may convert it to at any time; None leaves
+    it as stored. Small tensors are hashed whole, of large ones 512 numbers at eight places, so that gigabytes take
+    moments and files that are mapped into memory are hardly read. A change of single numbers in between is missed;
+    training, merging and converting change all of them. No tensor is moved or changed.
+
+    Raises:
+        CannotHash: a tensor has no values, as on the meta device.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor, dtype in sorted(weights, key=lambda weight: weight[0]):
+        for part in _plain_parts(tensor):
+            used = dtype if dtype is not None and part is tensor else part.dtype
+            _write(digest, f"{name} {used} {tuple(part.shape)}")
+            sample = _sample(part).to(used)
+            # Widening is exact, so a weight hashes alike before and after the host has widened it.
+            _feed_bytes(digest, sample.double() if sample.is_floating_point() else sample)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    _write(digest, type(value).__qualname__)
+    if isinstance(value, _SCALARS):
+        _write(digest, repr(value))
+    elif isinstance(value, Tensor):
+        for part in _plain_parts(value):
+            _write(digest, f"{part.dtype} {tuple(part.shape)}")
+            _feed_bytes(digest, part)
+    elif isinstance(value, list | tuple):
+        _write(digest, str(len(value)))
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, set | frozenset):
+        _feed(digest, sorted(content_hash(item) for item in value))
+    elif isinstance(value, Mapping):
+        _feed(digest, sorted((content_hash(key), content_hash(item)) for key, item in value.items()))
+    else:
+        raise CannotHash(f"the content of a {type(value).__qualname__} cannot be told")
+
+
+def _write(digest: Any, text: str) -> None:
+    """With its length in front, so that no two rows of texts look alike."""
+    data = text.encode("utf-8", "surrogatepass")
+    digest.update(len(data).to_bytes(8, "little") + data)
+
+
+def _feed_bytes(digest: Any, tensor: Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _plain_parts(tensor: Any) -> Iterator[Tensor]:
+    """The tensor itself, or those that a quantised one is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(getattr(tensor, name))
+    elif tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise CannotHash(f"a tensor of {tensor.dtype} on {tensor.device} has no plain numbers")
+    else:
+        yield tensor
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat, count = tensor.detach().reshape(-1), tensor.numel()
+    if count > WHOLE:
+        starts = [(count - RUN) * place // (PLACES - 1) for place in range(PLACES)]
+        flat = torch.cat([flat[start : start + RUN] for start in starts])
+    return flat.cpu()

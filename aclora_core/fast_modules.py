@@ -1,0 +1,161 @@
+"""Faster ways through modules that are not trained, for as long as a training lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .kernels import DTYPES, Kernels, find_kernels
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def fast_modules(
+    network: nn.Module,
+    is_plain: Callable[[nn.Module], bool],
+    geglu: type[nn.Module] | None = None,
+    transformer: type[nn.Module] | None = None,
+) -> Iterator[None]:
+    """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
+
+    is_plain: whether a module that is a subclass of nn.GroupNorm computes as nn.GroupNorm does.
+    geglu: the class of the network's gated GELUs, value · GELU(gate) of the halves of what its `proj` gives.
+    transformer: the class of its transformers on pictures. They turn a picture back to channels first, which costs a
+    copy, and has every module behind them work in that order; they are kept from it.
+    """
+    kernels = _kernels_for(network)
+    with ExitStack() as undo:
+        if kernels is not None:
+            for module, forward in _replacements(network, kernels, is_plain, geglu, transformer):
+                module.forward = forward
+                undo.callback(_take_back, module, forward)
+        yield
+
+
+def _kernels_for(network: nn.Module) -> Kernels | None:
+    """Kernels for the GPU that the network is on, and the type of its weights there."""
+    weight = next((it for it in network.parameters() if it.is_cuda and it.dtype in DTYPES), None)
+    return None if weight is None else find_kernels(weight.device, weight.dtype)
+
+
+def _take_back(module: nn.Module, forward: Forward) -> None:
+    if vars(module).get("forward") is forward:  # else another has replaced it since, and has taken it back for us
+        del module.forward
+
+
+def _replacements(
+    network: nn.Module,
+    kernels: Kernels,
+    is_plain: Callable[[nn.Module], bool],
+    geglu: type[nn.Module] | None,
+    transformer: type[nn.Module] | None,
+) -> Iterator[tuple[nn.Module, Forward]]:
+    """The modules to be computed in another way, and how."""
+    for module in network.modules():
+        if "forward" in vars(module):
+            continue
+        if isinstance(module, nn.GroupNorm):
+            if _can_norm(module, is_plain):
+                yield module, _norm(module, kernels, module.forward)
+        elif type(module) is nn.Sequential:
+            parts = _pairs(module, is_plain)
+            if any(silu for _, silu in parts):
+                yield module, _sequence(parts, kernels)
+        elif geglu is not None and type(module) is geglu:
+            yield module, _gate(module, kernels)
+        elif transformer is not None and type(module) is transformer:
+            yield module, _in_its_layout(module.forward)
+
+
+def _can_norm(module: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
+    return (
+        isinstance(module, nn.GroupNorm)
+        and module.weight is not None
+        and module.bias is not None
+        and (type(module) is nn.GroupNorm or is_plain(module))
+    )
+
+
+def _norm(module: nn.GroupNorm, kernels: Kernels, own: Forward) -> Forward:
+    def forward(input: Tensor) -> Tensor:
+        if not kernels.take_picture(input):
+            return own(input)
+        return kernels.group_norm(input, module.num_groups, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def _pairs(modules: nn.Sequential, is_plain: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, nn.Module | None]]:
+    """The modules in their order, each with the SiLU that follows it if it is a norm and both can be one."""
+    pairs: list[tuple[nn.Module, nn.Module | None]] = []
+    for module in modules:
+        before = pairs[-1] if pairs else (None, None)
+        joins = type(module) is nn.SiLU and before[1] is None and _is_lone_norm(before[0], is_plain)
+        if joins and not _has_hooks(module):
+            pairs[-1] = before[0], module  # type: ignore[assignment]
+        else:
+            pairs.append((module, None))
+    return pairs
+
+
+def _is_lone_norm(module: nn.Module | None, is_plain: Callable[[nn.Module], bool]) -> bool:
+    untouched = module is not None and "forward" not in vars(module) and not _has_hooks(module)
+    return untouched and _can_norm(module, is_plain)  # type: ignore[arg-type]
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to be called when the module is."""
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels) -> Forward:
+    def forward(input: Any) -> Any:
+        for module, silu in pairs:
+            if silu is None:
+                input = module(input)
+            elif kernels.take_picture(input):
+                norm: Any = module
+                input = kernels.group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=True)
+            else:
+                input = silu(module(input))
+        return input
+
+    return forward
+
+
+def _gate(module: Any, kernels: Kernels) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        hidden = module.proj(x)
+        if kernels.take(hidden):
+            return kernels.geglu(hidden)
+        value, gate = hidden.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    return forward
+
+
+def _in_its_layout(own: Forward) -> Forward:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _KeepLayout():
+            return own(*args, **kwargs)
+
+    return forward
+
+
+class _KeepLayout(TorchFunctionMode):
+    """Has x.contiguous() give x itself where x is a picture whose channels come last in memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.contiguous and len(args) == 1 and not kwargs:
+            (x,) = args
+            if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+                return x
+        return func(*args, **(kwargs or {}))

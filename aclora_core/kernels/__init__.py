@@ -1,0 +1,95 @@
+"""Kernels of our own for what PyTorch computes in several passes over the activations. They need Triton.
+
+Triton comes with PyTorch's CUDA build on Linux, and compiles at the first call; for that it wants a C compiler and
+Python's headers. So whether the kernels can be had is only known once they have run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger("aclora")
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Geglu(Protocol):
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+
+class GroupNorm(Protocol):
+    def __call__(
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False
+    ) -> Tensor: ...
+
+
+class Kernels(NamedTuple):
+    """The kernels, and the kind of device that they run on."""
+
+    device: str
+    geglu: Geglu
+    group_norm: GroupNorm
+
+    def take(self, x: Tensor) -> bool:
+        """Whether they can compute with such a tensor."""
+        return x.device.type == self.device and x.dtype in DTYPES
+
+    def take_picture(self, x: Tensor) -> bool:
+        """Whether group_norm can; pictures whose channels come first in memory are left to PyTorch."""
+        return (
+            self.take(x)
+            and x.dim() == 4
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and not x.is_contiguous()
+        )
+
+
+@functools.lru_cache
+def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    """The kernels, compiled for a CUDA device and a type of activations; None where they cannot be had.
+
+    The first call for a device takes seconds if Triton has not compiled them before, and logs once why it cannot.
+    """
+    if device.type != "cuda" or dtype not in DTYPES:
+        return None
+    try:
+        from .geglu import geglu
+        from .group_norm import group_norm
+
+        kernels = Kernels(device.type, geglu, group_norm)
+        error = _largest_error(kernels, device, dtype)
+        if not error < 0.02:
+            raise ValueError(f"they are wrong by {error:.2g} on this device")
+    except Exception as problem:  # a compiler, a driver or a library: whatever is wrong, training goes on without
+        reason = (str(problem) or type(problem).__name__).split("\n")[0]
+        log.info("AC-LoRA: steps are somewhat slower, as Triton's kernels cannot be used here (%s).", reason)
+        return None
+    return kernels
+
+
+def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:
+    """How far outputs and gradients are from PyTorch's for small examples, as a share of the largest value."""
+    generator = torch.Generator(device).manual_seed(0)
+    draw = functools.partial(torch.randn, generator=generator, device=device, dtype=dtype)
+    with torch.inference_mode(False), torch.enable_grad():
+        hidden = draw(3, 512).requires_grad_()
+        value, gate = hidden.chunk(2, dim=-1)
+        pairs = [(kernels.geglu(hidden), value * F.gelu(gate), hidden)]
+        picture = draw(2, 320, 9, 10).contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight, bias = draw(320), draw(320)
+        normed = F.group_norm(picture, 32, weight, bias, 1e-5)
+        for silu, expected in ((False, normed), (True, F.silu(normed))):
+            pairs.append((kernels.group_norm(picture, 32, weight, bias, 1e-5, silu), expected, picture))
+        errors = []
+        for ours, expected, source in pairs:
+            gradient = draw(expected.shape)
+            ways_back = [torch.autograd.grad(it, source, gradient, retain_graph=True)[0] for it in (ours, expected)]
+            for found, right in ((ours.detach(), expected.detach()), ways_back):
+                errors.append((found - right).abs().max() / right.abs().max())
+        return float(torch.stack(errors).max())

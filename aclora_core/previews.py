@@ -1,0 +1,44 @@
+"""Pictures drawn with the model as it is, while it trains."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .training_pass import TrainingPass
+
+log = logging.getLogger("aclora")
+
+
+@dataclass
+class Previews:
+    """Draws every so many steps, and no more once that has failed: a training is worth more than its previews."""
+
+    every: int  # steps
+    draw: Callable[[int], None]  # told the steps done; the adapter is on the model, and nothing asks for gradients
+    seconds: float = 0.0  # that drawing took
+    failed: bool = False
+
+    def run(self, work: TrainingPass, done: int) -> str:
+        """Draws where it is time; gives a sentence where that fails."""
+        if self.failed or done % self.every:
+            return ""
+        began = time.monotonic()
+        try:
+            with work.lent(), torch.no_grad():
+                self.draw(done)
+        except Exception as error:  # whatever a host's sampler raises
+            self.failed = True
+            reason = str(error).split("\n")[0] or type(error).__name__
+            sentence = f"Step {done}: no preview could be drawn ({reason}). Training goes on without previews."
+            log.warning("AC-LoRA: %s", sentence)
+            return sentence
+        finally:
+            self.seconds += time.monotonic() - began
+        return ""

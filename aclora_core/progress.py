@@ -1,0 +1,75 @@
+"""Where a training stands while it runs, and what it gives in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .adapter_file import Adapter, Layer
+from .report import CutLoss, RankReport, Restart
+from .smallest import Cut
+
+
+@dataclass
+class Progress:
+    """Where a training stands; what a callback may look at."""
+
+    total: int  # steps, as far as known
+    done: int = 0  # steps, of all passes
+    stage: str = "training"
+    learning_rate: float = 0.0  # of the last step
+    losses: list[float] = field(default_factory=list)  # of every step of this pass, relative to the mean target
+    restarts: list[Restart] = field(default_factory=list)  # of this pass
+    validation: list[tuple[int, float]] = field(default_factory=list)  # step and held-out loss
+    resumed_at: int = 0  # steps that an earlier run had done
+    notes: list[str] = field(default_factory=list)  # sentences for the user: what went wrong, and what to do
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        trajectory = RankReport({}, self.losses, self.validation, self.restarts, {}, {})
+        return {"total": self.total, "done": self.done, "stage": self.stage, "trajectory": trajectory.to_json()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another one stood."""
+        trajectory = RankReport.from_json(state["trajectory"])
+        self.total, self.done, self.stage = state["total"], state["done"], state["stage"]
+        self.losses, self.restarts = trajectory.losses, trajectory.restarts
+        self.validation = trajectory.validation
+        self.resumed_at = self.done
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a training gives, also one that was stopped early."""
+
+    adapter: Adapter
+    report: RankReport
+
+
+@dataclass(frozen=True, eq=False)
+class FirstPass:
+    """What the pass with held-out pictures found out."""
+
+    adapter: Adapter  # of the best step, cut
+    cut: Cut
+    cuts: list[CutLoss]  # what other cuts lose
+    steps: int  # the best
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        layers = {name: _layer_state(layer) for name, layer in self.adapter.layers.items()}
+        cuts = [asdict(cut) for cut in self.cuts]
+        return {"layers": layers, "cut": asdict(self.cut), "cuts": cuts, "steps": self.steps}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> FirstPass:
+        """The one that state_dict was asked of."""
+        adapter = Adapter({name: Layer(**layer) for name, layer in state["layers"].items()})
+        return cls(adapter, Cut(**state["cut"]), [CutLoss(**cut) for cut in state["cuts"]], state["steps"])
+
+
+def _layer_state(layer: Layer) -> dict[str, Tensor | float]:
+    return {"lora_down": layer.lora_down, "lora_up": layer.lora_up, "alpha": layer.alpha}

@@ -1,0 +1,55 @@
+"""Other looks at one captioned picture: mirrored, with its tags in another order, without its caption."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    caption: str
+    mirrored: bool = False
+
+
+def variants(
+    caption: str, flip: bool = False, shuffles: int = 0, kept_tags: int = 1, dropout: float = 0.0
+) -> list[Variant]:
+    """The variants of a picture, of which training picks one in each epoch, each as likely as the others.
+
+    The first is the picture as it is. flip: each caption comes with the mirrored picture too. shuffles: so many other
+    orders of the tags, which commas part, with the first `kept_tags` in place; fewer where there are not so many.
+    dropout: about this share of all variants has an empty caption; there are as many variants as that takes.
+
+    The same caption always gets the same orders.
+
+    Raises:
+        ValueError: dropout is not in 0 … 0.5.
+    """
+    if not 0.0 <= dropout <= 0.5:
+        raise ValueError(f"The caption dropout is {dropout}. Set a share from 0 to 0.5.")
+    sides = (False, True) if flip else (False,)
+    shown = [Variant(text, side) for text in tag_orders(caption, shuffles, kept_tags) for side in sides]
+    if dropout == 0.0 or not caption:
+        return shown
+    odds = dropout / (1.0 - dropout)  # of a variant without a caption to one with it
+    copies = math.ceil(round(len(sides) / (len(shown) * odds), 9))
+    empty = round(copies * len(shown) * odds / len(sides))
+    return shown * copies + [Variant("", side) for side in sides] * empty
+
+
+def tag_orders(caption: str, shuffles: int, kept_tags: int = 1) -> list[str]:
+    """The caption itself, and up to so many different orders of its tags."""
+    tags = [tag.strip() for tag in caption.split(",")]
+    kept, moving = tags[:kept_tags], tags[kept_tags:]
+    generator = random.Random(caption)
+    orders = {tuple(moving): caption}
+    wanted = 1 + min(shuffles, math.factorial(min(len(moving), 8)) - 1)
+    # Equal tags have fewer orders than that, so the attempts are counted.
+    for _ in range(20 * shuffles):
+        if len(orders) >= wanted:
+            break
+        drawn = tuple(generator.sample(moving, len(moving)))
+        orders.setdefault(drawn, ", ".join([*kept, *drawn]))
+    return list(orders.values())

@@ -1,0 +1,115 @@
+"""Live previews in the real ComfyUI: what they show, what they leave alone, and what happens when they cannot be."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from . import test_train_node as training
+from .test_train_node import caption, progress, trained, untouched
+
+# Fixtures: the tiny base, two pictures, and the host's Cancel.
+parts, model, pictures, interrupt = training.parts, training.model, training.pictures, training.interrupt
+PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
+
+
+def preview_settings(parts, **changes):
+    return {"preview_every": 2, "preview_prompts": PROMPTS, "clip": parts[1], "vae": parts[2], "steps": 4, **changes}
+
+
+@pytest.fixture
+def drawn(pack, monkeypatch):
+    """The pictures of each preview, as they come."""
+    sets = []
+    real = pack.nodes.live_previews.host.draw
+
+    def draw(*arguments):
+        sets.append(real(*arguments))
+        return sets[-1]
+
+    monkeypatch.setattr(pack.nodes.live_previews.host, "draw", draw)
+    return sets
+
+
+def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, model, pictures, drawn):
+    settings = {"learning_rate": 1e-2}
+    shown = []
+    with untouched(model), progress(lambda value, total, preview: shown.append(preview)):
+        result = trained(pack, model, *pictures, **preview_settings(parts), **settings)
+    assert [len(pictures) for pictures in drawn] == [2, 2] and drawn[0][0].shape == (128, 128, 3)
+    first, last = drawn
+    assert (first[0] - last[0]).abs().mean() > 0.005 and (last[0] - last[1]).abs().mean() > 0.01
+    plain = trained(pack, model, *pictures, steps=4, **settings)
+    for key, tensor in plain[1].items():
+        assert torch.equal(tensor, result[1][key]), key
+    assert result[3].settings["preview_seconds"] > 0 and "notes" not in result[3].settings
+    assert shown[-1][1].height > shown[0][1].height  # pictures stand below the chart
+
+
+def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, model, pictures, drawn):
+    import nodes
+
+    result = trained(pack, model, *pictures, **preview_settings(parts, steps=2), learning_rate=1e-2)
+    positive, negative = caption(parts, "a red diamond, mine style"), caption(parts, "")
+    found = []
+    for chosen in (result[0], model):
+        with torch.inference_mode():
+            empty = {"samples": torch.zeros(1, 16, 16, 16)}
+            latent = nodes.common_ksampler(chosen, 0, 12, 4.0, "euler", "simple", positive, negative, empty)
+            found.append(parts[2].decode(latent[0]["samples"])[0])
+    torch.testing.assert_close(drawn[0][0], found[0].clamp(0, 1), rtol=0, atol=0.02)
+    assert (drawn[0][0] - found[1]).abs().mean() > 0.01
+
+
+def test_without_a_vae_the_latents_are_shown(pack, parts, model, pictures, drawn):
+    settings = preview_settings(parts, steps=2)
+    settings.pop("vae")
+    with untouched(model):
+        trained(pack, model, *pictures, **settings)
+    assert drawn[0][0].shape == (16, 16, 3) and 0.02 < drawn[0][0].std()
+
+
+def test_a_vae_that_does_not_fit_beside_the_model_is_left_out(pack, parts, model, pictures, drawn, monkeypatch):
+    monkeypatch.setattr(pack.nodes.host.sampling, "_fits", lambda *_: False)
+    trained(pack, model, *pictures, **preview_settings(parts, steps=2))
+    assert drawn[0][0].shape == (16, 16, 3)
+
+
+def test_a_sampler_that_fails_ends_the_previews_alone(pack, parts, model, pictures, monkeypatch, caplog):
+    import comfy.samplers
+
+    def fail(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(comfy.samplers, "sampling_function", fail)
+    with untouched(model), caplog.at_level(logging.WARNING, logger="aclora"):
+        result = trained(pack, model, *pictures, **preview_settings(parts))
+    assert "no preview could be drawn (no kernel image is available)" in caplog.text
+    assert len(result[2]["loss"]) == 4 and "without previews" in result[3].settings["notes"]
+
+
+def test_a_cancel_while_a_preview_is_drawn_keeps_the_work(pack, parts, model, pictures, interrupt, monkeypatch):
+    import comfy.model_management
+    import comfy.samplers
+
+    real = comfy.samplers.sampling_function
+
+    def press_cancel(*arguments, **named):
+        interrupt()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(comfy.samplers, "sampling_function", press_cancel)
+    with untouched(model):
+        result = trained(pack, model, *pictures, **preview_settings(parts, steps=20))
+    assert len(result[2]["loss"]) == 2 and not comfy.model_management.processing_interrupted()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"), [({"preview_prompts": " \n"}, "nothing to preview"), ({"clip": None}, "Connect clip")]
+)
+def test_previews_without_what_they_need_are_refused(pack, parts, model, pictures, changes, sentence):
+    with untouched(model), pytest.raises(ValueError, match=sentence):
+        trained(pack, model, *pictures, **preview_settings(parts, **changes))

@@ -1,0 +1,163 @@
+"""Checkpoints in the real server: a cancel, a crash, and what the host's cache makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tools.runtime.host import link_pack
+from tools.runtime.server import Server
+
+from .conftest import HostServer, messages, server_options
+
+STEPS = 24
+TRAIN = "3"
+
+
+@contextlib.contextmanager
+def running(host: Path, base: Path, name: str) -> Iterator[HostServer]:
+    """A server of its own, so that it can be killed; several may follow each other over one base folder."""
+    for part in ("input", "output", "user", "models/loras"):
+        (base / part).mkdir(parents=True, exist_ok=True)
+    folder = next((path.name for path in (base / "custom_nodes").glob("*")), None) or link_pack(base / "custom_nodes")
+    log, warnings = base / f"{name}.log", base / f"{name}_warnings.log"
+    with Server(host, Path(sys.executable), server_options(base, warnings), log) as server:
+        yield HostServer(server, base, folder, log, messages(warnings))
+
+
+def prompt(server: HostServer, file: str, **settings: Any) -> dict[str, Any]:
+    """A short training on the tiny base, with every other setting as it comes."""
+    found = server.get_json("/object_info/ACLoRATrain")["ACLoRATrain"]["input"]
+    kinds = {**found["required"], **found["optional"]}
+    widgets = {name: kind[1]["default"] for name, kind in kinds.items() if len(kind) > 1 and "default" in kind[1]}
+    short = {"steps": STEPS, "batch_size": 2, "max_rank": 4, "layers": "attention", "held_out": 0.0, "restart_every": 2}
+    links = {"model": ["1", 0], "latents": ["2", 0], "conditioning": ["2", 1]}
+    dataset = {"folder": "example: fluent-emoji-high-contrast", "resolution": 128, "trigger_word": ""}
+    save = {"filename": file, "precision": "fp32", "overwrite": True, "trigger": ""}
+    return {
+        "1": {"class_type": "ACLoRATinyBase", "inputs": {}},
+        "2": {"class_type": "ACLoRADataset", "inputs": {**dataset, "vae": ["1", 2], "clip": ["1", 1]}},
+        TRAIN: {"class_type": "ACLoRATrain", "inputs": {**widgets, **short, **settings, **links}},
+        "4": {"class_type": "ACLoRASave", "inputs": {**save, "lora_model": [TRAIN, 1]}},
+    }
+
+
+def checkpoints(server: HostServer, name: str) -> list[str]:
+    return sorted(path.name for path in (server.base / "models" / "aclora_checkpoints" / name).glob("first_*"))
+
+
+def wait_for_checkpoint(server: HostServer, name: str, patience: float = 60) -> None:
+    until = time.monotonic() + patience
+    while not checkpoints(server, name):
+        assert time.monotonic() < until, "no checkpoint came"
+        time.sleep(0.02)
+
+
+def adapter(server: HostServer, file: str) -> dict[str, torch.Tensor]:
+    return load_file(server.base / "models" / "loras" / f"{file}.safetensors")
+
+
+def was_cached(history: dict[str, Any], node: str) -> bool:
+    return any(kind == "execution_cached" and node in facts["nodes"] for kind, facts in history["status"]["messages"])
+
+
+def says(history: dict[str, Any]) -> str:
+    return str(history["outputs"][TRAIN]["text"][0])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resuming")
+
+
+@pytest.fixture(scope="module")
+def whole(host: Path, base: Path) -> dict[str, torch.Tensor]:
+    """The adapter of an undisturbed training. Then a second server is killed while it trains the same."""
+    with running(host, base, "first") as server:
+        server.run(prompt(server, "whole"))
+        server.submit(prompt(server, "crashed", checkpoint_every=3, checkpoint_name="crashed"))
+        wait_for_checkpoint(server, "crashed")
+        process = server.server.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        process.wait(30)
+        return adapter(server, "whole")
+
+
+@pytest.fixture(scope="module")
+def server_after(host: Path, base: Path, whole: dict[str, torch.Tensor]) -> Iterator[HostServer]:
+    with running(host, base, "second") as server:
+        yield server
+
+
+def assert_whole(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == whole.keys()
+    for key, tensor in whole.items():
+        assert torch.equal(found[key], tensor), key
+
+
+def resumed_at(server: HostServer) -> list[int]:
+    """The steps at which trainings have gone on, as the log tells."""
+    return [int(step) for step in re.findall(r"resumed at step (\d+) of", server.log.read_text(encoding="utf-8"))]
+
+
+def test_after_a_crash_the_same_workflow_goes_on_to_the_same_bits(server_after: HostServer, whole) -> None:
+    server = server_after
+    assert not (server.base / "models" / "loras" / "crashed.safetensors").exists()
+    settings = {"checkpoint_every": 3, "checkpoint_name": "crashed"}
+    server.run(prompt(server, "crashed", **settings))
+    assert 0 < resumed_at(server)[-1] < STEPS
+    assert_whole(adapter(server, "crashed"), whole)
+    assert len(checkpoints(server, "crashed")) == 2
+    again = server.run(prompt(server, "crashed", **settings))
+    assert was_cached(again, TRAIN) and len(resumed_at(server)) == 1
+
+
+def test_a_cancelled_training_is_not_served_from_the_cache_but_goes_on(server_after: HostServer, whole) -> None:
+    server = server_after
+    before = len(resumed_at(server))
+    queued = prompt(server, "cancelled", checkpoint_every=3, checkpoint_name="styles/cancelled")
+    prompt_id = server.submit(queued)
+    wait_for_checkpoint(server, "styles/cancelled")
+    server.post_json("/interrupt", {"prompt_id": prompt_id})
+    history = server.wait(prompt_id)
+    assert history["status"]["status_str"] == "success" and not says(history).startswith(f"{STEPS} steps")
+    part = adapter(server, "cancelled")
+    history = server.run(queued)
+    assert not was_cached(history, TRAIN) and says(history).startswith(f"{STEPS} steps")
+    assert len(resumed_at(server)) == before + 1
+    assert_whole(adapter(server, "cancelled"), whole)
+    assert any(not torch.equal(part[key], tensor) for key, tensor in whole.items())
+    assert was_cached(server.run(queued), TRAIN)
+
+
+def test_another_setting_is_refused_with_a_sentence_and_more_steps_go_on(server_after: HostServer) -> None:
+    server = server_after
+    settings = {"checkpoint_every": 12, "checkpoint_name": "longer"}
+    server.run(prompt(server, "longer", **settings))
+    history = server.wait(server.submit(prompt(server, "longer", **settings, learning_rate=1e-3)))
+    assert history["status"]["status_str"] == "error"
+    told = str(history["status"]["messages"])
+    assert "learning_rate was 0.0005 and is 0.001" in told and "another checkpoint name" in told
+    more = server.run(prompt(server, "longer", **settings | {"steps": STEPS + 4}, resume="for more steps"))
+    assert resumed_at(server)[-1] == STEPS and says(more).startswith(f"{STEPS + 4} steps")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/here", "a:b", ""])
+def test_a_name_that_leads_elsewhere_is_refused_before_the_work(server_after: HostServer, name: str) -> None:
+    with pytest.raises(HTTPError) as refusal:
+        server_after.post_json("/prompt", {"prompt": prompt(server_after, "bad", checkpoint_name=name)})
+    told = refusal.value.read().decode()
+    assert "leads outside models/aclora_checkpoints" in told or "cannot be a file name on every system" in told

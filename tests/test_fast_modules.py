@@ -1,0 +1,228 @@
+"""Faster ways through frozen modules: the same numbers, only where they may be taken, and gone afterwards."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aclora_core import fast_modules as module_under_test
+from aclora_core.block_memory import BlockMemory
+from aclora_core.fast_modules import fast_modules
+from aclora_core.kernels import Kernels
+from aclora_core.lora import attached, find_layers, make_weights
+
+LAST = torch.channels_last
+
+
+class OwnNorm(nn.GroupNorm):
+    """As a host's, which may cast its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class Transformer(nn.Module):
+    """As the host's: a picture becomes rows and a picture again, channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate, self.out = OwnNorm(2, 8), Gate(), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        n, _, h, w = x.shape
+        rows = self.norm(x).movedim(1, 3).flatten(1, 2).contiguous()
+        rows = self.out(self.gate(rows)) + shift
+        return rows.reshape(n, h, w, -1).movedim(3, 1).contiguous() + x
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.transformer = Transformer()
+        self.leave = nn.Sequential(OwnNorm(4, 8), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(8, 3, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.transformer(self.enter(x), shift=0.5))
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    network = Network().requires_grad_(False)
+    for norm in (it for it in network.modules() if isinstance(it, nn.GroupNorm)):
+        norm.weight.normal_()
+        norm.bias.normal_()
+    return network
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Puts stand-ins on the CPU in the kernels' place, and counts their calls."""
+    counted: Counter[str] = Counter()
+
+    def geglu(hidden: Tensor) -> Tensor:
+        counted["gate"] += 1
+        value, gate = hidden.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    def norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False) -> Tensor:
+        counted["norm and SiLU" if silu else "norm"] += 1
+        x = F.group_norm(x, groups, weight, bias, eps).contiguous(memory_format=LAST)
+        return F.silu(x) if silu else x
+
+    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: Kernels("cpu", geglu, norm))
+    return counted
+
+
+def picture(seed: int = 1) -> Tensor:
+    return torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=LAST)
+
+
+def forwards(network: nn.Module) -> list[str]:
+    """The modules that have a forward of their own."""
+    return [name for name, module in network.named_modules() if "forward" in vars(module)]
+
+
+def everything(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    output = network(x)
+    return output.detach(), torch.autograd.grad(output.square().sum(), x)[0]
+
+
+def plain(module: nn.Module) -> bool:
+    return True
+
+
+def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Counter[str]) -> None:
+    expected = everything(network, picture())
+    with fast_modules(network, plain, Gate, Transformer):
+        found = everything(network, picture())
+    torch.testing.assert_close(found, expected)
+    assert calls == {"norm and SiLU": 2, "norm": 1, "gate": 1}
+    assert not forwards(network)
+
+
+def test_pictures_keep_their_layout_through_a_transformer(network: Network, calls: Counter[str]) -> None:
+    x = picture()
+    assert not network.transformer(x).is_contiguous(memory_format=LAST)
+    with fast_modules(network, plain, transformer=Transformer):
+        assert network.transformer(x).is_contiguous(memory_format=LAST)
+        assert x.transpose(2, 3).contiguous().is_contiguous()  # outside it, nothing is changed
+
+
+def test_channels_first_and_other_types_go_the_modules_own_way(network: Network, calls: Counter[str]) -> None:
+    x = torch.randn(2, 8, 5, 6)
+    expected = network.leave(x)
+    with fast_modules(network, plain):
+        assert torch.equal(network.leave(x), expected)
+        network.double().leave(x.double().contiguous(memory_format=LAST))
+    assert not calls
+
+
+def test_a_subclass_is_replaced_only_when_it_is_plain(network: Network, calls: Counter[str]) -> None:
+    with fast_modules(network, lambda module: False, Gate):
+        assert forwards(network) == ["enter", "enter.0", "transformer.gate"]
+        network(picture())
+    assert calls == {"norm and SiLU": 1, "gate": 1}
+
+
+def test_norms_without_weights_and_gates_of_another_class_are_left_alone(calls: Counter[str]) -> None:
+    class OtherGate(Gate):
+        pass
+
+    network = nn.ModuleList([nn.GroupNorm(2, 8, affine=False), OtherGate(), nn.Sequential(nn.Linear(2, 2), nn.SiLU())])
+    with fast_modules(network, plain, Gate, Transformer):
+        assert not forwards(network)
+
+
+def test_a_sequence_taken_apart_is_computed_in_parts(network: Network, calls: Counter[str]) -> None:
+    """Some networks put something between the norm and the SiLU."""
+    x = picture()
+    expected = network.leave[1:](2 * network.leave[0](x))
+    with fast_modules(network, plain):
+        found = network.leave[1:](2 * network.leave[0](x))
+    torch.testing.assert_close(found, expected)
+    assert calls == {"norm": 1}
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_hooks_on_a_norm_or_its_silu_are_still_called(part: int, network: Network, calls: Counter[str]) -> None:
+    seen: list[Tensor] = []
+    handle = network.enter[part].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with fast_modules(network, plain):
+        network.enter(picture())
+    handle.remove()
+    assert len(seen) == 1 and calls == {"norm": 1}
+
+
+def test_a_forward_that_is_already_replaced_stays(network: Network, calls: Counter[str]) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x
+
+    network.enter[0].forward = forward
+    with fast_modules(network, plain):
+        assert torch.equal(network.enter(picture()), network.enter[2](F.silu(picture())))
+    assert vars(network.enter[0])["forward"] is forward and forwards(network) == ["enter.0"]
+
+
+def test_everything_is_undone_after_an_error(network: Network, calls: Counter[str]) -> None:
+    with pytest.raises(ZeroDivisionError), fast_modules(network, plain, Gate, Transformer):
+        assert forwards(network)
+        raise ZeroDivisionError
+    assert not forwards(network)
+
+
+def test_another_that_replaces_the_same_forward_is_no_error(network: Network, calls: Counter[str]) -> None:
+    with fast_modules(network, plain, Gate):
+        network.transformer.gate.forward = lambda x: x
+        del network.transformer.gate.forward
+    assert not forwards(network)
+
+
+def test_on_the_cpu_nothing_is_replaced(network: Network) -> None:
+    with fast_modules(network, plain, Gate, Transformer):
+        assert not forwards(network)
+    with fast_modules(nn.ReLU(), plain):  # a network without weights
+        pass
+
+
+@contextmanager
+def nothing(*_: object) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_adapters_learn_the_same_with_and_without(again: bool, network: Network, calls: Counter[str]) -> None:
+    """The gate's projection carries a branch too; blocks may be computed twice."""
+
+    def gradient(context: Callable[..., object]) -> Tensor:
+        layers = find_layers(network, "all")
+        weights = make_weights(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+        weights.master.normal_(generator=torch.Generator().manual_seed(2))
+        weights.refresh()
+        memory = BlockMemory(network)
+        if again:
+            memory.all_again()
+        with context(network, plain, Gate, Transformer), attached(layers, weights.branches, plain), memory.attached():  # type: ignore[attr-defined]
+            network(picture()).square().sum().backward()
+        assert not forwards(network)
+        return weights.gradient.clone()
+
+    expected = gradient(nothing)
+    torch.testing.assert_close(gradient(fast_modules), expected, rtol=1e-4, atol=1e-4)
+    assert expected.abs().max() > 0.1 and calls["gate"] > 0

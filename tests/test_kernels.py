@@ -1,0 +1,107 @@
+"""Triton's kernels: right in its interpreter, and not missed where they cannot be had."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from aclora_core import kernels
+from aclora_core.kernels import Kernels, find_kernels
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What was found out about a device holds for one test."""
+    find_kernels.cache_clear()
+    yield
+    find_kernels.cache_clear()
+
+
+def test_kernels_agree_with_float64_in_the_interpreter() -> None:
+    """In a process of its own: Triton decides once, when it is imported, whether it compiles or interprets."""
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    command = [sys.executable, "-m", "pytest", "-q", str(file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, cwd=file.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("device, dtype", [("cpu", torch.float32), ("cuda", torch.float64), ("meta", torch.bfloat16)])
+def test_other_devices_and_types_have_none_and_nothing_is_said(
+    device: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "aclora"):
+        assert find_kernels(torch.device(device), dtype) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("found", [0.5, float("nan"), RuntimeError("Failed to find C compiler.\nAnd more.")])
+def test_kernels_that_fail_or_are_wrong_are_not_used_and_it_is_said_once(
+    found: float | Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def largest_error(*_: object) -> float:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(kernels, "_largest_error", largest_error)
+    with caplog.at_level(logging.INFO, "aclora"):
+        assert find_kernels(CUDA, torch.bfloat16) is None
+        assert find_kernels(CUDA, torch.bfloat16) is None
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert record.levelno == logging.INFO and message.startswith("AC-LoRA: ") and "\n" not in message
+
+
+def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.0)
+    for name in ("triton", "triton.language"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("geglu", "group_norm"):
+        monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
+        monkeypatch.delattr(kernels, name, raising=False)
+    assert find_kernels(CUDA, torch.bfloat16) is None
+
+
+def test_kernels_that_work_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")
+    monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.001)
+    found = find_kernels(CUDA, torch.bfloat16)
+    assert found is not None and found.device == "cuda"
+
+
+def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
+    def gate(hidden: torch.Tensor) -> torch.Tensor:
+        value, gate = hidden.chunk(2, dim=-1)
+        return value * torch.nn.functional.gelu(gate)
+
+    def norm(x, groups, weight, bias, eps, silu=False):  # type: ignore[no-untyped-def]
+        x = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+        return torch.nn.functional.silu(x) if silu else x
+
+    def error(kernels_: Kernels) -> float:
+        return kernels._largest_error(kernels_, torch.device("cpu"), torch.float32)
+
+    assert error(Kernels("cpu", gate, norm)) == 0
+    assert error(Kernels("cpu", lambda hidden: gate(hidden) * 1.1, norm)) == pytest.approx(0.1, rel=1e-3)
+    assert error(Kernels("cpu", gate, lambda *a: norm(*a[:5]))) > 0.1  # forgets the SiLU
+    assert error(Kernels("cpu", gate, lambda *a: norm(*a).detach() + 0 * a[0])) == pytest.approx(1)  # gradient is zero
+
+
+def test_pictures_are_taken_whose_channels_come_last() -> None:
+    ours = Kernels("cpu", None, None)  # type: ignore[arg-type]
+    first = torch.zeros(2, 3, 4, 5)
+    last = first.contiguous(memory_format=torch.channels_last)
+    assert ours.take_picture(last) and not ours.take_picture(first)
+    assert not ours.take_picture(last[:, :, ::2]) and not ours.take_picture(last.permute(0, 2, 3, 1))
+    assert not ours.take_picture(torch.zeros(2, 3, 1, 1)) and not ours.take_picture(last.double())
+    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", None, None).take_picture(last)  # type: ignore[arg-type]
