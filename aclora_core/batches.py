@@ -94,9 +94,10 @@ class Order:
         batch_size: int,
         generator: torch.Generator,
         accumulate: int = 1,
+        variants: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         self._pictures, self._groups, self._batch_size = pictures, groups, batch_size
-        self._generator, self._accumulate = generator, accumulate
+        self._generator, self._accumulate, self._variants = generator, accumulate, variants or {}
         self._epoch = 0
         self._left: list[list[int]] = []  # steps of this epoch that are still to come
 
@@ -106,11 +107,17 @@ class Order:
     def __next__(self) -> tuple[int, bool, list[int]]:
         if not self._left:
             self._epoch += 1
-            self._left = epoch_batches(
-                self._pictures, self._groups, self._batch_size, self._generator, self._accumulate
-            )
+            shown = [self._picked(number) for number in self._pictures]
+            self._left = epoch_batches(shown, self._groups, self._batch_size, self._generator, self._accumulate)
         batch = self._left.pop(0)
         return self._epoch, not self._left, batch
+
+    def _picked(self, picture: int) -> int:
+        """One of a picture's variants, each as likely as the others."""
+        variants = self._variants.get(picture, ())
+        if len(variants) < 2:
+            return picture
+        return variants[int(torch.randint(len(variants), (), generator=self._generator))]
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands; the generator, which others may draw from too, is not part of it."""

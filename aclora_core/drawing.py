@@ -33,7 +33,7 @@ class Drawing:
         self._objective = with_timesteps(model.objective, config.timesteps)
         arrangement = pictures, model.groups, config.batch_size
         self.per_epoch = steps_per_epoch(*arrangement, config.accumulate)
-        self._order = Order(*arrangement, generator, config.accumulate)
+        self._order = Order(*arrangement, generator, config.accumulate, model.variants)
 
     def next_step(self) -> Step:
         """The next one. What is alike is drawn together, so its numbers are those of one batch, however it is split."""

@@ -46,7 +46,8 @@ def fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> F
     signs: dict[int, Tensor] = {}
     sums = [
         [_sums(tensor, signs) for tensor in tensors_in([model.latents[number], model.condition([number])])]
-        for number in pictures
+        for picture in pictures
+        for number in model.variants.get(picture, [picture])
     ]
     return Fingerprint(json.loads(json.dumps(settings)), sums, _model_facts(model))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ class Model(Protocol):
     dtype: torch.dtype  # that the network computes in
     latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
     groups: Sequence[Hashable]  # what pictures of one batch have in common
+    variants: Mapping[int, Sequence[int]]  # a picture's number -> those of all its variants; empty without variants
     objective: Objective
     fast_classes: tuple[type[nn.Module], ...]  # its gated GELUs and its transformers on pictures, for fast_modules
 

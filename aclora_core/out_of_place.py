@@ -21,9 +21,3 @@ class OutOfPlace(TorchFunctionMode):
         if func is Tensor.add_ and torch.is_grad_enabled():
             func = torch.add
         return func(*args, **(kwargs or {}))
-
-
-def is_in_place_error(error: RuntimeError) -> bool:
-    """Whether autograd complains of a tensor that was overwritten."""
-    text = str(error)
-    return "modified by an inplace operation" in text or "modified inplace" in text or "in-place" in text

@@ -25,7 +25,7 @@ class Stepper:
 
     loss_of: what a batch, on the adapter's device, adds to the loss of its step; a scalar, or two: what is to become
     smaller, and what is told. Whether a step is finite, and how far its gradient is shortened, is decided on the
-    device, so that the GPU never waits for the processor. rate_changes: whether steps are given a learning rate each.
+    device, so that the GPU never waits for the processor. rate_changes: whether the learning rate will be set between steps.
     ema_decay: of the running average that is shown and given in the end; 0 for none.
 
     Gradients of float16 are scaled. A step whose gradient overflows is done once more at half the scale, so no picture
@@ -64,13 +64,17 @@ class Stepper:
         """The optimizer itself."""
         return self.updater.optimizer
 
-    def step(self, batches: Sequence[Batch], learning_rate: float | None = None) -> float:
-        """One step on the sum of the batches' losses, and its value; NaN where the step was left out.
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step, and of the next until it is set to another."""
+        return self.updater.rate
 
-        learning_rate: of this step; None for that of the last one.
-        """
-        if learning_rate is not None:
-            self.updater.rate = learning_rate
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.updater.rate = value
+
+    def step(self, batches: Sequence[Batch]) -> float:
+        """One step on the sum of the batches' losses, and its value; NaN where the step was left out."""
         value, overflowed = self._try(batches)
         while overflowed:
             value, overflowed = self._try(batches)

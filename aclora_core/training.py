@@ -50,11 +50,12 @@ def train(
         ModuleNotFoundError: the optimizer's library is not installed.
         FloatingPointError: the loss was not finite for ten steps in a row, and never before.
     """
-    pictures = list(range(len(model.latents)) if pictures is None else pictures)
+    pictures = list((model.variants or range(len(model.latents))) if pictures is None else pictures)
     if not pictures:
         raise ValueError("There are no pictures to learn from.")
     check_installed(config.optimizer)
-    if not lora.find_layers(model.network, config.layers, model.prefix):
+    chosen = config.layers, model.prefix, config.include_layers, config.exclude_layers
+    if not lora.find_layers(model.network, *chosen):
         raise ValueError("This model has no linear layer that a LoRA could be trained on.")
     store = Store(checkpoints, fingerprint(model, config, pictures)) if checkpoints else None
     return _Training(model, config, pictures, on_step, should_stop, store, previews).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from .graphs import Graphs
 from .layer_patterns import ranks
 from .model import Model
 from .objective import denoising_losses
-from .out_of_place import OutOfPlace, is_in_place_error
+from .out_of_place import OutOfPlace
 from .report import Restart
 from .restart import dynamic_threshold, is_restart_epoch
 from .schedule import is_constant, rate_at
@@ -72,9 +72,7 @@ class TrainingPass:
     def attached(self) -> Iterator[None]:
         """Puts the adapter on the model for as long as the context lasts."""
         model = self.model
-        quick: AbstractContextManager[None] = nullcontext()
-        if self.graphs.active:  # launched one by one, the kernels would cost more time than they save
-            quick = fast_modules(model.network, model.is_plain, *model.fast_classes)
+        quick = fast_modules(model.network, model.is_plain, *model.fast_classes)
         with quick, lora.attached(self.layers, self.weights.branches, model.is_plain), self.memory.attached():
             self._try()
             self._fit_memory()
@@ -91,8 +89,9 @@ class TrainingPass:
         """Takes the next batch, and restarts the adapter where an interval ends."""
         batches, epoch, ends_epoch = self._drawing.next_step()
         losses = self.progress.losses
-        losses.append(self._fitting_step(batches, self._rate(len(losses))) / self.unit)
-        self.progress.learning_rate = self.stepper.updater.rate
+        self.stepper.learning_rate = self._rate(len(losses))
+        losses.append(self._fitting_step(batches) / self.unit)
+        self.progress.learning_rate = self.stepper.learning_rate
         due = self.config.mode != "off" and is_restart_epoch(epoch, self.config.restart_every, self.total_epochs)
         if ends_epoch and due:
             self._restart_if_known(epoch)
@@ -159,17 +158,17 @@ class TrainingPass:
         config = self.config
         return rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
 
-    def _fitting_step(self, batches: Sequence[Batch], rate: float) -> float:
+    def _fitting_step(self, batches: Sequence[Batch]) -> float:
         """One step; when it does not fit, once more with every block computed twice."""
         try:
-            return self.stepper.step(batches, rate)
+            return self.stepper.step(batches)
         except torch.cuda.OutOfMemoryError:
             if self.config.checkpointing != "automatic" or not self.memory.all_again():
                 raise
         log.info("AC-LoRA: out of memory. Each block is computed twice from now on, which needs less and is slower.")
         self.graphs.clear()
         self.stepper.clear_gradients()
-        return self.stepper.step(batches, rate)
+        return self.stepper.step(batches)
 
     def _try(self) -> None:
         """One way there and back with one picture, so that a model that cannot be trained fails before the work."""
@@ -178,9 +177,10 @@ class TrainingPass:
             self.memory.all_again()
         try:
             self._loss(batch)[0].backward()
-        except RuntimeError as error:
-            if not is_in_place_error(error):
-                raise
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # Most likely the network overwrites what its backward pass needs; that shows in many ways.
             self.memory.out_of_place = True
             self._loss(batch)[0].backward()
         self.stepper.clear_gradients()
@@ -193,7 +193,7 @@ class TrainingPass:
             return
         rows, picture = largest_batch(self._pictures, self.model, self.config.batch_size)
         row = self._drawing.trial(picture)
-        kept = self.memory.measure(lambda: denoising_losses(self.model, row))
+        kept = self.memory.measure(lambda: self._loss(row))
         free = self.model.free_memory(kept.peak(rows, set()))
         if free is not None:
             expected = self.memory.fit(kept, rows, free)

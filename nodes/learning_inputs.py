@@ -21,13 +21,14 @@ def _steps() -> list[Any]:
     return [
         io.Combo.Input(
             "optimizer", options=list(get_args(Name)), default=TrainConfig.optimizer, optional=True, advanced=True,
-            tooltip="How steps are made of gradients. AdamW suits. Adafactor and AdamW8bit need less memory. SGD needs a "
-            "learning rate some 1000 times larger. Prodigy finds it by itself: set learning_rate to 1. The last three "
-            "need a Python package each; a message says which.",
+            tooltip="How steps are made of gradients. AdamW suits. Adafactor and AdamW8bit need less memory. SGD needs "
+            "a learning rate some 1000 times larger. Prodigy finds it by itself: set learning_rate to 1. The last "
+            "three need a Python package each; a message says which.",
         ),
         io.Combo.Input(
             "schedule", options=list(get_args(Schedule)), default=TrainConfig.schedule, optional=True, advanced=True,
-            tooltip="Whether the learning rate stays, or falls to almost nothing over all steps: along a cosine or a line.",
+            tooltip="Whether the learning rate stays, or falls to almost nothing over all steps, along a cosine or a "
+            "line.",
         ),
         io.Int.Input(
             "warm_up", default=TrainConfig.warm_up, min=0, max=100_000, optional=True, advanced=True,

@@ -92,7 +92,7 @@ def _line(progress: Progress, bar: host.Bar, rate: float) -> str:
     parts = [progress.stage, f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"]
     if progress.validation:
         parts.append(f"held-out {progress.validation[-1][1]:.3f}")
-    if progress.learning_rate != rate:
+    if progress.learning_rate not in (0.0, rate):
         parts.append(f"learning rate {progress.learning_rate:.2g}")
     if progress.resumed_at:
         parts.append(f"resumed at step {progress.resumed_at}")
@@ -188,38 +188,41 @@ def _advanced() -> list[Any]:
             tooltip="Gradients longer than this are shortened to it, so that one odd batch cannot spoil the adapter.",
         ),
         io.Combo.Input(
-            "threshold", options=["dynamic", "fixed", "noise floor"], default=TrainConfig.threshold, advanced=True,
+            "threshold", options=["dynamic", "fixed", "noise floor"], default=TrainConfig.threshold,
+            optional=True, advanced=True,
             tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a set share. "
             "noise floor: by what random numbers alone would look like.",
         ),
         io.Float.Input(
-            "fixed_threshold", default=TrainConfig.fixed_threshold, min=0.01, max=1.0, step=0.01, advanced=True,
+            "fixed_threshold", default=TrainConfig.fixed_threshold, min=0.01, max=1.0, step=0.01,
+            optional=True, advanced=True,
             tooltip="The share of an adapter that counts as signal, for the fixed threshold.",
         ),
         io.Float.Input(
-            "held_out", default=TrainConfig.held_out, min=0.0, max=0.5, step=0.05, advanced=True,
+            "held_out", default=TrainConfig.held_out, min=0.0, max=0.5, step=0.05, optional=True, advanced=True,
             tooltip="Share of the pictures that are set aside, from eight pictures on, to see which step is best. "
             "0 learns from all and takes the last step.",
         ),
         io.Boolean.Input(
-            "stop_early", default=TrainConfig.stop_early, advanced=True,
+            "stop_early", default=TrainConfig.stop_early, optional=True, advanced=True,
             tooltip="Stops when the pictures set aside have only got worse for a while.",
         ),
         io.Boolean.Input(
-            "refit", default=TrainConfig.refit, advanced=True,
+            "refit", default=TrainConfig.refit, optional=True, advanced=True,
             tooltip="Once the best step is known, trains again up to it with all pictures, those set aside too.",
         ),
         io.Boolean.Input(
-            "smallest", default=TrainConfig.smallest, advanced=True,
+            "smallest", default=TrainConfig.smallest, optional=True, advanced=True,
             tooltip="Gives the smallest adapter that is as good as the whole one, by the pictures set aside.",
         ),
         io.Combo.Input(
-            "checkpointing", options=["automatic", "all", "off"], default=TrainConfig.checkpointing, advanced=True,
+            "checkpointing", options=["automatic", "all", "off"], default=TrainConfig.checkpointing,
+            optional=True, advanced=True,
             tooltip="Computes parts of the model twice instead of keeping them, which needs less memory and a third "
             "more time. automatic: as many parts as it takes for a step to fit.",
         ),
         io.Boolean.Input(
-            "graph", default=TrainConfig.graph, advanced=True,
+            "graph", default=TrainConfig.graph, optional=True, advanced=True,
             tooltip="Records the steps as CUDA graphs, which is several times faster. Off only to look for a fault.",
         ),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aclora_core.batches import Order, epoch_batches, steps_per_epoch
+from aclora_core.batches import Order, alike, epoch_batches, steps_per_epoch
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -105,3 +105,51 @@ def test_an_order_goes_on_where_another_stood(groups: list, size: int, place: in
     again.load_state_dict(state)
     other.set_state(numbers)
     assert list(itertools.islice(again, 50)) == list(itertools.islice(whole, 50))
+
+
+@pytest.mark.parametrize("count", [1, 7, 12, 13])
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 2), (3, 3)])
+def test_several_batches_of_a_step_are_one_large_batch(count: int, size: int, accumulate: int) -> None:
+    alone = epoch_batches(range(count), ["x"] * count, size * accumulate, seeded())
+    assert epoch_batches(range(count), ["x"] * count, size, seeded(), accumulate) == alone
+    assert steps_per_epoch(range(count), ["x"] * count, size, accumulate) == len(alone)
+
+
+def test_what_is_left_of_groups_shares_steps() -> None:
+    """Twelve pictures, each of its own size: without that a step would have one of them, however many it could take."""
+    steps = epoch_batches(range(12), list(range(12)), 4, seeded(), 4)
+    assert sorted(map(len, steps)) == [4, 4, 4] and sorted(itertools.chain(*steps)) == list(range(12))
+    groups = ["wide"] * 6 + ["tall"] * 6
+    steps = epoch_batches(range(12), groups, 1, seeded(), 4)
+    kinds = sorted(sorted(groups[number] for number in step) for step in steps)
+    assert kinds == [["tall"] * 4, ["tall"] * 2 + ["wide"] * 2, ["wide"] * 4]
+
+
+@given(groups, sizes, st.integers(1, 5))
+def test_every_picture_is_in_one_step_of_at_most_so_many_batches(groups: list, size: int, accumulate: int) -> None:
+    pictures = everyone(groups)
+    for seed in range(3):
+        steps = epoch_batches(pictures, groups, size, seeded(seed), accumulate)
+        assert sorted(itertools.chain(*steps)) == list(pictures)
+        assert len(steps) == steps_per_epoch(pictures, groups, size, accumulate)
+        for step in steps:
+            batches = alike(step, groups, size)
+            assert 1 <= len(batches) <= accumulate
+            assert all(len({groups[number] for number in batch}) == 1 for batch in batches)
+
+
+def test_one_batch_a_step_is_as_it_always_was() -> None:
+    groups = ["a", "b", "a", "c", "a", "b", "a"]
+    assert epoch_batches(range(7), groups, 2, seeded(4), 1) == epoch_batches(range(7), groups, 2, seeded(4))
+
+
+def test_one_variant_of_each_picture_comes_in_an_epoch() -> None:
+    variants = {0: [0, 1, 2], 3: [3], 4: [4, 5]}
+    order = Order(list(variants), ["x"] * 6, 2, seeded(), variants=variants)
+    epochs: dict[int, list[int]] = {}
+    for epoch, _, batch in itertools.islice(order, 2 * 200):
+        epochs.setdefault(epoch, []).extend(batch)
+    for numbers in epochs.values():
+        assert len(numbers) == 3 and all(len(set(numbers) & set(own)) == 1 for own in variants.values())
+    shown = Counter(number for numbers in epochs.values() for number in numbers)
+    assert all(50 < shown[number] < 85 for number in (0, 1, 2)) and shown[3] == 200

@@ -307,3 +307,24 @@ def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
         added = model["layer"](x) - before
     expected = x @ (branches["layer"].lora_up @ branches["layer"].lora_down).T
     torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_patterns_choose_among_the_presets_layers() -> None:
+    attention, feed_forward, others = FAMILIES["Flux"]
+    model = tree([*attention, *feed_forward, *others])
+    found = find_layers(model, "attention", "diffusion_model.", "img_attn\ntxt_attn.proj", "img_attn.proj")
+    assert list(found) == [f"diffusion_model.double_blocks.0.{part}" for part in ("img_attn.qkv", "txt_attn.proj")]
+    with pytest.raises(ValueError, match="'single_blocks'"):
+        find_layers(model, "attention", "diffusion_model.", "single_blocks")
+    assert len(find_layers(model, "attention and feed-forward", "", "single_blocks")) == 2
+
+
+def test_layers_may_have_a_rank_of_their_own_with_the_same_scale() -> None:
+    layers = {name: nn.Linear(20, 30) for name in ("usual", "more", "less", "too much")}
+    ranks = {"more": 12, "less": 1, "too much": 99}
+    branches = make_weights(layers, 4, 2.0, seeded(), CPU, torch.float32, ranks).branches
+    assert {name: len(branch.lora_down) for name, branch in branches.items()} == {
+        "usual": 4, "more": 12, "less": 1, "too much": 20,
+    }  # fmt: skip
+    assert {branch.scale for branch in branches.values()} == {0.5}
+    assert branches["more"].lora_up.shape == (30, 12) and branches["more"].alpha == 6

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from aclora_core.objective import Objective, draw_sigmas, output_gain, prediction_loss, target, target_variance
+from aclora_core.objective import (
+    Objective,
+    draw_sigmas,
+    loss_weights,
+    output_gain,
+    prediction_loss,
+    signal_to_noise,
+    target,
+    target_variance,
+    with_timesteps,
+)
 
 DATA = 0.5  # σ_data of the EDM kind
 
@@ -206,3 +216,70 @@ def test_an_endless_end_is_never_asked_for() -> None:
 def test_unknown_sampling_is_refused() -> None:
     with pytest.raises(ValueError, match="uniform or logit-normal, not 'cosine'"):
         draw_sigmas(replace(SHARES, sampling="cosine"), 3, torch.Generator())  # type: ignore[arg-type]
+
+
+FLOW = replace(KINDS["flow"].objective, sampling="shifted", shift_of=lambda latent: latent.shape[-1] / 8)
+
+
+def test_shifted_multiplies_the_odds_of_logit_normal_by_what_suits_the_size() -> None:
+    """Esser et al. 2024: t' = r t / (1 + (r - 1) t), whose odds are r times those of t."""
+    small, wide = (
+        draw_sigmas(FLOW, 500, torch.Generator().manual_seed(1), torch.zeros(1, 4, 8, side)) for side in (8, 24)
+    )
+    plain = draw_sigmas(replace(FLOW, sampling="logit-normal"), 500, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(small, plain)
+    torch.testing.assert_close(wide, (3 * plain / (1 + 2 * plain)).clamp(1e-3, 1 - 1e-3))
+
+
+def test_automatic_is_what_the_model_says_and_the_rest_is_as_wished() -> None:
+    assert with_timesteps(FLOW, "automatic") is FLOW
+    assert with_timesteps(SHARES, "logit-normal").sampling == "logit-normal" and SHARES.sampling == "uniform"
+    assert with_timesteps(replace(FLOW, sampling="uniform"), "shifted") == FLOW
+
+
+def test_shifted_is_refused_for_models_without_a_size_of_their_own() -> None:
+    with pytest.raises(ValueError, match="for flow models only, but this one predicts ε"):
+        with_timesteps(replace(SHARES, prediction="ε"), "shifted")
+
+
+LEVELS = torch.tensor([0.03, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
+# The signal-to-noise ratio, and what weighs the output's error as a weight of 1 weighs that of x0: (∂x0 / ∂output)².
+CLOSED = {
+    "eps": (lambda s: 1 / s**2, lambda s: s**2),
+    "v": (lambda s: 1 / s**2, lambda s: s**2 / (1 + s**2)),
+    "flow": (lambda s: ((1 - s) / s) ** 2, lambda s: s**2),
+    "x0": (lambda s: 1 / s**2, lambda s: torch.ones_like(s)),
+    "edm": (lambda s: 1 / s**2, lambda s: s**2 * DATA**2 / (s**2 + DATA**2)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_weights_are_those_of_the_papers_in_the_outputs_terms(name: str) -> None:
+    ratio, gain = (form(LEVELS) for form in CLOSED[name])
+    objective = KINDS[name].objective
+    torch.testing.assert_close(signal_to_noise(objective, LEVELS), ratio, rtol=1e-9, atol=0)
+    found = {kind: loss_weights(objective, LEVELS.float(), kind, 5.0) for kind in ("min-SNR", "debiased")}
+    torch.testing.assert_close(found["min-SNR"].double(), ratio.clamp_max(5) * gain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found["debiased"].double(), ratio.sqrt() * gain, rtol=1e-5, atol=0)
+    assert loss_weights(objective, LEVELS, "none", 5.0) is None
+
+
+def test_weights_for_eps_and_v_are_as_published() -> None:
+    """Hang et al. 2023: min(r, γ) / r and min(r, γ) / (r + 1); Yu et al. 2023: 1 / √r."""
+    r = 1 / LEVELS**2
+    eps, v = KINDS["eps"].objective, KINDS["v"].objective
+    torch.testing.assert_close(loss_weights(eps, LEVELS, "min-SNR", 5.0), (r.clamp_max(5) / r).float())
+    torch.testing.assert_close(loss_weights(v, LEVELS, "min-SNR", 5.0), (r.clamp_max(5) / (r + 1)).float())
+    torch.testing.assert_close(loss_weights(eps, LEVELS, "debiased", 5.0), (1 / r.sqrt()).float())
+
+
+def test_the_target_variance_is_that_of_the_noise_levels_drawn() -> None:
+    """A target that is the noise level has the variance of shifted levels."""
+    telling = Objective(
+        add_noise=lambda sigma, noise, latent: spread(sigma).expand_as(latent) + 0 * noise,
+        denoised=lambda sigma, output, noisy: output - noisy,
+        sigma_at=lambda share: share, sampling="shifted", shift_of=lambda latent: 9.0,
+    )  # fmt: skip
+    nothing = [torch.zeros(1, 4, 8, 8)] * 400
+    shares = draw_sigmas(telling, 20_000, torch.Generator().manual_seed(3), nothing[0])
+    assert target_variance(telling, nothing, 0) == pytest.approx(float(shares.var()), rel=0.1)

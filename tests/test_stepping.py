@@ -184,3 +184,184 @@ def test_the_last_good_weights_are_those_whose_loss_was_finite() -> None:
         it.step(lambda down, up: squares(down, up) * math.nan)
     it.stepper.restore_last_good()
     assert torch.equal(it.weights.master, good) and torch.equal(it.branch.down.leaf.detach(), it.branch.lora_down)
+
+
+def fixed(loss, dtype: torch.dtype = torch.float32, max_norm: float = 100.0, **more) -> Bench:
+    """A bench whose every batch has this loss."""
+    it = bench(dtype=dtype)
+    leaves = it.branch.down.leaf, it.branch.up.leaf
+    it.stepper = Stepper(it.weights, lambda batch: loss(*leaves), Graphs(CPU), RATE, DECAY, max_norm, **more)
+    return it
+
+
+def some(count: int = 1) -> list[Batch]:
+    nothing = torch.zeros(1)
+    return [Batch(nothing, nothing, nothing, nothing, {}, "one")] * count
+
+
+def test_what_is_told_need_not_be_what_is_descended() -> None:
+    plain, weighted = bench(), fixed(lambda down, up: (3 * squares(down, up), squares(down, up)), max_norm=1e9)
+    tripled = fixed(lambda down, up: 3 * squares(down, up), max_norm=1e9)
+    assert weighted.stepper.step(some()) == plain.step(squares)
+    tripled.stepper.step(some())
+    assert torch.equal(weighted.weights.master, tripled.weights.master)
+    assert torch.equal(weighted.moments()["exp_avg"], tripled.moments()["exp_avg"])
+
+
+def test_each_step_has_its_learning_rate() -> None:
+    factors = [bench().branch.lora_down.clone().requires_grad_(), bench().branch.lora_up.clone().requires_grad_()]
+    plain = torch.optim.AdamW(factors, lr=RATE, weight_decay=DECAY)
+    it = fixed(squares, rate_changes=True)
+    for rate in (0.1, 0.05, 0.2, 0.001):
+        plain.param_groups[0]["lr"] = rate
+        plain.zero_grad()
+        squares(*factors).backward()
+        plain.step()
+        it.stepper.learning_rate = rate
+        it.stepper.step(some())
+        assert it.stepper.learning_rate == rate
+    torch.testing.assert_close(it.branch.lora_down, factors[0].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_tiny_gradients_of_float16_are_kept() -> None:
+    """1e-9 is 0 in float16."""
+    it = fixed(lambda down, up: down.float().sum() * 1e-9, torch.float16)
+    it.stepper.step(some())
+    torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 1e-10), rtol=1e-3, atol=0)
+
+
+def test_a_step_that_overflows_float16_is_done_again_at_a_smaller_scale() -> None:
+    calls: list[int] = []
+
+    def loss(down: Tensor, up: Tensor) -> Tensor:
+        calls.append(1)
+        return down.float().sum() * 10
+
+    it = fixed(loss, torch.float16)
+    assert it.stepper.step(some()) == pytest.approx(25)
+    # 10 · 2^16 is too much for float16, and so is every half down to 10 · 2^12.
+    assert len(calls) == 5 and it.stepper._scale.value == 2**12 and it.stepper.skipped_in_a_row == 0
+    torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 1.0))
+    told = 10 * float(it.branch.down.leaf.detach().float().sum())
+    assert it.stepper.step(some(3)) == pytest.approx(3 * told) and len(calls) == 8
+
+
+def test_a_gradient_of_float16_that_no_scale_saves_is_a_bad_step() -> None:
+    # √|x| has the slope infinity · 0 at 0.
+    it = fixed(lambda down, up: (up - up.detach()).float().abs().sqrt().sum(), torch.float16)
+    weights = it.weights.master.clone()
+    assert math.isnan(it.stepper.step(some())) and it.stepper.skipped_in_a_row == 1
+    assert torch.equal(it.weights.master, weights) and it.stepper._scale.value == 1
+
+
+def test_a_bad_loss_of_float16_does_not_touch_the_scale() -> None:
+    it = fixed(lambda down, up: down.float().sum() * math.nan, torch.float16)
+    assert math.isnan(it.stepper.step(some())) and it.stepper._scale.value == 2**16
+
+
+def test_float16_learns_as_float32_does() -> None:
+    it, exact = fixed(lambda down, up: squares(down.float(), up.float()), torch.float16, 0.7), bench(0.7)
+    for _ in range(30):
+        it.stepper.step(some())
+        exact.step(squares)
+    torch.testing.assert_close(it.weights.master, exact.weights.master, rtol=0.02, atol=0.02)
+
+
+def test_the_average_is_shown_and_training_goes_on_from_the_raw_weights() -> None:
+    it, plain = fixed(squares, ema_decay=0.8), fixed(squares)
+    expected = it.weights.master.clone()
+    for count in range(1, 13):
+        it.stepper.step(some()), plain.stepper.step(some())
+        expected += (1 - min(0.8, (1 + count) / (10 + count))) * (it.weights.master - expected)
+        with it.stepper.shown():
+            torch.testing.assert_close(it.weights.master, expected)
+            torch.testing.assert_close(it.branch.down.leaf.detach(), it.branch.lora_down)
+        assert torch.equal(it.weights.master, plain.weights.master)
+    it.stepper.finish()
+    torch.testing.assert_close(it.weights.master, expected)
+    it.weights.master.fill_(7)  # what others put there afterwards stays, as cutting does
+    it.stepper.finish()
+    with it.stepper.shown():
+        assert (it.weights.master == 7).all()
+
+
+def test_what_is_shown_is_taken_back_after_an_error() -> None:
+    it = fixed(squares, torch.bfloat16, ema_decay=0.9)
+    for _ in range(3):
+        it.stepper.step(some())
+    before = it.weights.master.clone()
+    with pytest.raises(RuntimeError, match="stop"), it.stepper.shown():
+        assert not torch.equal(it.weights.master, before)
+        raise RuntimeError("stop")
+    assert torch.equal(it.weights.master, before) and torch.equal(it.weights.leaves, before.bfloat16())
+
+
+def test_the_last_good_average_is_that_before_the_last_good_step() -> None:
+    it = fixed(squares, ema_decay=0.8)
+    seen = []
+    for _ in range(4):
+        with it.stepper.shown():
+            seen.append(it.weights.master.clone())
+        it.stepper.step(some())
+    it.stepper.restore_last_good()
+    it.stepper.finish()
+    assert torch.equal(it.weights.master, seen[-1])
+
+
+def test_a_redrawn_layer_is_shown_as_it_was_redrawn() -> None:
+    it = fixed(squares, ema_decay=0.99)
+    for _ in range(5):
+        it.stepper.step(some())
+    it.branch.lora_down.fill_(2)
+    it.stepper.restart_average([it.branch.lora_down, it.branch.lora_up])
+    before = it.weights.master.clone()
+    with it.stepper.shown():
+        assert torch.equal(it.weights.master, before)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adafactor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_another_stepper_goes_on_bit_for_bit(optimizer, dtype: torch.dtype) -> None:
+    def loss(down: Tensor, up: Tensor) -> Tensor:
+        return squares(down.float(), up.float()) * 9
+
+    whole, begun, gone_on = (fixed(loss, dtype, 0.7, optimizer=optimizer, ema_decay=0.9) for _ in range(3))
+    for _ in range(6):
+        whole.stepper.step(some(2)), begun.stepper.step(some(2))
+    gone_on.weights.master.copy_(begun.weights.master)
+    gone_on.weights.refresh()
+    gone_on.stepper.load_state_dict(begun.stepper.state_dict())
+    for _ in range(5):
+        assert whole.stepper.step(some(2)) == gone_on.stepper.step(some(2))
+    whole.stepper.finish(), gone_on.stepper.finish()
+    assert torch.equal(whole.weights.master, gone_on.weights.master)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adafactor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype) -> None:
+    """With a learning rate that changes, an average, two batches a step, and a bad step among them."""
+    masters = []
+    for device in (CPU, torch.device("cuda")):
+        start = {"layer": Layer(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[4.0, -1.0]]), 2.0)}
+        weights = AdapterWeights(start, device, dtype)
+        branch, graphs = weights.branches["layer"], Graphs(device)
+        leaves = branch.down.leaf, branch.up.leaf
+
+        def loss(batch: Batch, leaves: tuple[Tensor, ...] = leaves) -> Tensor:
+            return squares(*(leaf.float() for leaf in leaves)) * batch.weight.sum() * 1e3
+
+        more = {"optimizer": optimizer, "rate_changes": True, "ema_decay": 0.9}
+        stepper = Stepper(weights, loss, graphs, RATE, DECAY, 0.7, **more)
+        for step in range(12):
+            weight = torch.tensor([math.nan if step == 4 else 1.0])
+            nothing = torch.zeros(1)
+            batch = Batch(nothing, nothing, nothing, weight, {}, "one")
+            stepper.learning_rate = 0.1 / (1 + step)
+            assert math.isnan(stepper.step([batch, batch])) == (step == 4)
+        assert graphs.active == (device.type == "cuda")
+        with stepper.shown():
+            masters.append(weights.master.cpu().clone())
+        masters.append(weights.master.cpu().clone())
+    torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)

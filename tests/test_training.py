@@ -1,6 +1,7 @@
 """Training on small linear models: it finds what there is to find, restarts on schedule, and stops when told to."""
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aclora_core.checkpoint import Checkpoints
 from aclora_core.config import TrainConfig
 from aclora_core.report import RankReport, training_summary
 from aclora_core.restart import dynamic_threshold
+from aclora_core.schedule import rate_at
 from aclora_core.training import Progress, train
 from tests.toy import FLOW, WIDTH, planted, toy
 
@@ -301,3 +304,213 @@ def test_what_cannot_be_trained_is_refused_before_it_starts() -> None:
     with pytest.raises(ValueError, match=f"can only have rank {WIDTH}"):
         train(toy(), replace(QUICK, max_rank=WIDTH + 1), seen.append)
     assert not seen
+
+
+@pytest.mark.parametrize("pictures", [12, 10])
+def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(pictures: int) -> None:
+    """n × 1 is 1 × n, also in the smaller step at the end of an epoch, and across restarts and held-out pictures."""
+    config = replace(QUICK, steps=40, mode="product", restart_every=3, held_out=0.2, highest_threshold=0.9)
+    ways = [replace(config, batch_size=size, accumulate=4 // size) for size in (4, 2, 1)]
+    once, *others = (train(toy(pictures, objective=FLOW), way) for way in ways)
+    assert once.report.restarts and once.report.validation
+    for other in others:
+        assert other.report.losses == pytest.approx(once.report.losses, rel=1e-4)
+        assert [restart.step for restart in other.report.restarts] == [restart.step for restart in once.report.restarts]
+        assert [step for step, _ in other.report.validation] == [step for step, _ in once.report.validation]
+        assert other.report.settings["epochs"] == once.report.settings["epochs"]
+        for found, expected in zip(tensors(other), tensors(once), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_pictures_that_are_all_different_share_a_step_by_accumulation() -> None:
+    model = toy(8, groups=list(range(8)))
+    report = train(model, replace(QUICK, steps=4, batch_size=4, accumulate=4)).report
+    assert report.settings["epochs"] == 2 and len(model.calls) == 1 + 4 * 4
+
+
+def test_the_learning_rate_follows_its_schedule_and_is_told() -> None:
+    seen: list[float] = []
+    train(
+        toy(), replace(QUICK, steps=10, schedule="cosine", warm_up=4), lambda p: seen.append(p.learning_rate)
+    )
+    assert seen == pytest.approx([rate_at(step, 10, 0.01, "cosine", 4) for step in range(10)]) and seen[3] == 0.01
+
+
+def test_the_second_pass_learns_at_the_rates_of_the_first() -> None:
+    seen: dict[str, list[float]] = {}
+    config = replace(QUICK, steps=24, batch_size=8, held_out=0.2, schedule="linear")
+    train(toy(16), config, lambda p: seen.setdefault(p.stage, []).append(p.learning_rate))
+    again = seen["training on all"]
+    assert 0 < len(again) <= 24 and again == seen["training"][: len(again)]
+
+
+def test_the_average_of_the_last_steps_is_given_and_measured() -> None:
+    """With no held-out pictures against a loop over what the steps left; the steps themselves are as without."""
+    config = replace(QUICK, steps=30, ema_decay=0.7)
+    plain, averaged = train(toy(), replace(config, ema_decay=0.0)), train(toy(), config)
+    assert averaged.report.losses == plain.report.losses
+    expected = [torch.zeros_like(tensor) for tensor in tensors(plain)]
+    for count in range(31):
+        now = tensors(train(toy(), replace(config, steps=count, ema_decay=0.0))) if count else None
+        if now is None:
+            start = train(toy(), replace(config, steps=1, learning_rate=1e-30, weight_decay=0.0))
+            expected = tensors(start)
+            continue
+        share = min(0.7, (1 + count) / (10 + count))
+        expected = [share * old + (1 - share) * new for old, new in zip(expected, now, strict=True)]
+    for found, wanted in zip(tensors(averaged), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["paper", "product"])
+def test_an_average_across_restarts_and_with_pictures_held_out_finds_the_update_too(mode) -> None:
+    config = replace(
+        THOROUGH, batch_size=16, held_out=0.2, ema_decay=0.9, mode=mode, restart_every=10, highest_threshold=0.95,
+        refit=False,
+    )  # fmt: skip
+    plain, averaged = (train(toy(), replace(config, ema_decay=decay)).report for decay in (0.0, 0.9))
+    assert averaged.restarts and averaged.losses[:10] == plain.losses[:10]
+    assert averaged.validation != plain.validation and min(loss for _, loss in averaged.validation) < 0.05
+
+
+def test_after_bad_losses_the_average_is_that_of_the_last_good_steps() -> None:
+    config = replace(QUICK, steps=50, ema_decay=0.5)
+    given = train(toy(spoil=lambda call: call > 5), config)
+    for found, expected in zip(tensors(given), tensors(train(toy(), replace(config, steps=4))), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "package"),
+    [
+        ("SGD", 0.5, "torch"), ("Adafactor", 0.05, "torch"), ("Prodigy", 1.0, "prodigyopt"),
+        ("AdamWScheduleFree", 0.1, "schedulefree"), ("AdamW8bit", 0.05, "bitsandbytes"),
+    ],
+)  # fmt: skip
+def test_every_optimizer_finds_the_update_across_restarts(optimizer, rate: float, package: str) -> None:
+    pytest.importorskip(package)
+    config = replace(
+        THOROUGH, steps=150, optimizer=optimizer, learning_rate=rate, batch_size=16, held_out=0.2, refit=False,
+        mode="product", restart_every=10, highest_threshold=0.99,
+    )  # fmt: skip
+    report = train(toy(), config).report
+    assert report.restarts and report.settings["optimizer"] == optimizer
+    assert min(loss for _, loss in report.validation) < 0.1 * report.validation[0][1]
+
+
+def test_loss_weights_change_what_is_learned_but_not_what_is_told() -> None:
+    """The first loss, before anything is learned, is the same; and so is what the threshold goes by."""
+    plain, weighted = (train(toy(objective=FLOW), replace(QUICK, loss_weight=kind)) for kind in ("none", "debiased"))
+    assert plain.report.losses[0] == weighted.report.losses[0]
+    assert plain.report.losses[1:] != weighted.report.losses[1:]
+    down, up = (tensors(result)[1] for result in (plain, weighted))
+    assert not torch.equal(down, up)
+
+
+def test_the_log_says_what_was_chosen(caplog) -> None:
+    with caplog.at_level(logging.INFO, logger="aclora"):
+        train(toy(objective=FLOW), QUICK)
+        train(toy(objective=FLOW), replace(QUICK, timesteps="uniform", loss_weight="min-SNR"))
+    assert "timesteps are drawn logit-normal (automatic), loss weights: none." in caplog.text
+    assert "timesteps are drawn uniform, loss weights: min-SNR." in caplog.text
+
+
+def test_timesteps_as_wished_give_another_unit() -> None:
+    """What losses are divided by is of the noise levels that are drawn."""
+    automatic, same, other = (
+        train(toy(objective=FLOW), replace(QUICK, timesteps=how)).report.losses
+        for how in ("automatic", "logit-normal", "uniform")
+    )
+    assert automatic == same and automatic[0] != other[0]
+
+
+def test_layers_and_ranks_follow_their_patterns() -> None:
+    model = toy()
+    model.network["mlp"] = nn.Linear(WIDTH, WIDTH)
+    config = replace(QUICK, include_layers="attn\nmlp", layer_ranks="attn=2", layers="all")
+    layers = train(model, config).adapter.layers
+    assert {name: layer.rank for name, layer in layers.items()} == {"toy.attn": 2, "toy.mlp": 4}
+    assert {layer.scale for layer in layers.values()} == {2.0}
+    assert set(train(model, replace(config, exclude_layers="mlp")).adapter.layers) == {"toy.attn"}
+
+
+def test_float16_is_learned_without_losing_steps() -> None:
+    """The first scale is far too large for these gradients; no step is left out for that."""
+    model, exact = toy(dtype=torch.float16), toy()
+    model.network.half()
+    denoise = model.denoise
+    model.denoise = lambda noisy, sigma, condition: denoise(noisy.half(), sigma, condition).float()
+    config = replace(THOROUGH, steps=60)
+    losses, expected = train(model, config).report.losses, train(exact, config).report.losses
+    assert all(map(math.isfinite, losses)) and losses[0] == pytest.approx(expected[0], rel=1e-2)
+    assert losses[-1] < 0.01 * losses[0]
+
+
+MORE_BAD: list[tuple[dict, str]] = [
+    ({"accumulate": 0}, "accumulate must be 1 or more, but is 0"),
+    ({"warm_up": -1}, "warm_up must be 0 or more and fewer than the 600 steps, but is -1"),
+    ({"warm_up": 10, "steps": 10}, "fewer than the 10 steps, but is 10"),
+    ({"ema_decay": 1.0}, "ema_decay must be 0 .* below 1, but is 1.0"),
+    ({"ema_decay": math.nan}, "ema_decay .* is nan"),
+    ({"min_snr_gamma": 0.0}, "min_snr_gamma must be above 0"),
+    ({"optimizer": "Lion"}, "optimizer must be AdamW or .* or AdamW8bit, but is 'Lion'"),
+    ({"schedule": "poly"}, "constant or cosine or linear, but is 'poly'"),
+    ({"timesteps": "cosmap"}, "automatic or uniform or logit-normal or shifted, but is 'cosmap'"),
+    ({"loss_weight": "p2"}, "none or min-SNR or debiased, but is 'p2'"),
+    ({"optimizer": "AdamWScheduleFree", "schedule": "cosine"}, "in place of a schedule.*cosine and 0"),
+    ({"optimizer": "AdamWScheduleFree", "ema_decay": 0.9}, "constant and 0.9"),
+    ({"optimizer": "Prodigy"}, "Prodigy finds the learning rate by itself.*0.0005; set it to 1"),
+    ({"include_layers": "a("}, r"'a\(' is no regular expression"),
+    ({"exclude_layers": "ok\n[a"}, r"'\[a' is no regular expression"),
+    ({"layer_ranks": "attn"}, "pattern=rank"),
+    ({"layer_ranks": "a(=3"}, r"'a\(' is no regular expression"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MORE_BAD)
+def test_settings_of_learning_out_of_range_are_refused_when_made(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
+
+
+def test_what_does_not_fit_the_model_is_refused_before_it_starts() -> None:
+    seen: list[Progress] = []
+    for changes, message in (
+        ({"include_layers": "mlp"}, r"'mlp' \(include_layers\)"), ({"layer_ranks": "mlp=3"}, r"'mlp' \(layer_ranks\)"),
+        ({"exclude_layers": "attn"}, "no layer to train"), ({"timesteps": "shifted"}, "flow models only"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            train(toy(), replace(QUICK, **changes), seen.append)
+    assert not seen
+
+
+@pytest.mark.parametrize("stop_at", [1, 9, 17])
+@pytest.mark.parametrize(
+    ("changes", "package"),
+    [
+        ({"ema_decay": 0.9, "accumulate": 2, "batch_size": 2, "schedule": "cosine", "warm_up": 3}, "torch"),
+        ({"optimizer": "Adafactor", "ema_decay": 0.9}, "torch"),
+        ({"optimizer": "SGD", "learning_rate": 0.1}, "torch"),
+        ({"optimizer": "Prodigy", "learning_rate": 1.0}, "prodigyopt"),
+        ({"optimizer": "AdamWScheduleFree"}, "schedulefree"),
+        ({"optimizer": "AdamW8bit"}, "bitsandbytes"),
+    ],
+)
+def test_a_stopped_training_goes_on_bit_for_bit_whatever_it_learns_with(changes, package, stop_at, tmp_path) -> None:
+    pytest.importorskip(package)
+    config = replace(QUICK, steps=24, mode="product", restart_every=2, highest_threshold=0.9, held_out=0.2, **changes)
+    seen: list[int] = []
+
+    def stop() -> bool:
+        return len(seen) == stop_at
+
+    whole = train(toy(16), config)
+    train(toy(16), config, lambda p: seen.append(p.done), stop, checkpoints=Checkpoints(tmp_path, every=100))
+    resumed: list[int] = []
+    again = train(
+        toy(16), config, lambda p: resumed.append(p.resumed_at), checkpoints=Checkpoints(tmp_path, every=100)
+    )
+    assert set(resumed) == {stop_at}
+    assert again.report.losses == whole.report.losses and again.report.validation == whole.report.validation
+    for found, expected in zip(tensors(again), tensors(whole), strict=True):
+        assert torch.equal(found, expected)

@@ -33,6 +33,7 @@ class Toy:
     latents: Sequence[Tensor]
     objective: Objective = CLEAN
     groups: Sequence[Hashable] = ()
+    variants: dict[int, list[int]] = field(default_factory=dict)
     prefix: str = "toy."
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32

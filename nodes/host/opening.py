@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
-import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor
 
+from .kernels import kernels_for_training
 from .noise import objective_of
-from .pictures import prepared
+from .pictures import prepared, variants_of
+from .second_copy import plain_copy
 from .trainable import TrainableModel
 
 
@@ -34,17 +35,11 @@ def training(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -
     # Still in the mode in which the host made the weights: moved in the other one, they could be used in neither.
     comfy.model_management.load_models_gpu([patcher], force_full_load=True)
     base, device = patcher.model, patcher.load_device
-    before = comfy.model_management.in_training
-    try:
-        # Some of the host's fused kernels have no backward; this flag makes it leave them out.
-        comfy.model_management.in_training = True
-        with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(base), _fast_attention():
-            scaled, conditions, groups = prepared(base, latents, conditioning, device)
-            options = patcher.model_options.get("transformer_options", {})
-            objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
-            yield TrainableModel(patcher, device, scaled, conditions, groups, objective, options)
-    finally:
-        comfy.model_management.in_training = before
+    with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(base), kernels_for_training():
+        scaled, conditions, groups = prepared(base, latents, conditioning, device)
+        options = patcher.model_options.get("transformer_options", {})
+        objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
+        yield TrainableModel(patcher, device, scaled, conditions, groups, objective, options, variants_of(latents))
 
 
 def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
@@ -82,23 +77,14 @@ def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[An
 
 def _patcher_for_training(model: Any) -> Any:
     """A clone whose weights stay in place while training, and that computes in a type with a usable gradient."""
-    patcher = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
+    if model.is_dynamic():
+        patcher = model.clone(disable_dynamic=True) if model.cached_patcher_init else plain_copy(model)
+    else:
+        patcher = model.clone()
     float16 = patcher.model.get_dtype_inference() == torch.float16
     if float16 and comfy.model_management.should_use_bf16(patcher.load_device):
         patcher.set_model_compute_dtype(torch.bfloat16)  # float16 gradients vanish
     return patcher
-
-
-@contextmanager
-def _fast_attention() -> Iterator[None]:
-    """cuDNN's attention first: on an H100 its way back takes half the time of the one that the host prefers."""
-    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # there only with a GPU
-    before = list(order)
-    order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
-    try:
-        yield
-    finally:
-        order[:] = before
 
 
 @contextmanager
@@ -116,6 +102,15 @@ def _differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for store, name, tensor in swapped:
             store[name] = tensor
+        _forget_graphs(module)
+
+
+def _forget_graphs(module: torch.nn.Module) -> None:
+    """Some networks keep a tensor of their last run, and with it all that it was computed from."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(part, name, value.detach())
 
 
 def _alias(tensor: Tensor) -> Tensor:

@@ -62,3 +62,14 @@ def _signature(condition: dict[str, Any]) -> Hashable:
         return tuple(kind(item) for item in value) if isinstance(value, list) else repr(value)
 
     return tuple((name, type(cond).__name__, kind(cond.cond)) for name, cond in sorted(condition.items()))
+
+
+def variants_of(latents: Sequence[dict]) -> dict[int, list[int]]:
+    """For the first variant of each picture the numbers of all its variants; empty where the dataset made none."""
+    if not any("aclora" in latent for latent in latents):
+        return {}
+    pictures: dict[Any, list[int]] = {}
+    for number, latent in enumerate(latents):
+        known = latent.get("aclora")
+        pictures.setdefault(number if known is None else ("picture", known["picture"]), []).append(number)
+    return {numbers[0]: numbers for numbers in pictures.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -31,6 +31,7 @@ class TrainableModel:
     groups: list[Hashable]
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
+    variants: dict[int, list[int]] = field(default_factory=dict)  # of each picture, by the number of its first
     prefix: str = PREFIX
     interrupted: bool = False  # the user asked to stop in the middle of a step
 

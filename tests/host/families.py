@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
+# What the layers are called that give the answer.
+OUTPUTS = ("out.2.weight", "final_layer.linear.weight", "proj_out.weight", "head.head.weight")
 UNET: dict[str, Any] = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2], "transformer_depth": [0, 1], "transformer_depth_middle": 1,
+    "channel_mult": [1, 1], "transformer_depth": [0, 1], "transformer_depth_middle": 1,
     "transformer_depth_output": [0, 0, 1, 1], "context_dim": 24, "use_spatial_transformer": True, "legacy": False,
     "use_checkpoint": False, "use_temporal_attention": False, "use_temporal_resblock": False, "adm_in_channels": None,
+}  # fmt: skip
+SD3: dict[str, Any] = {
+    "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "adm_in_channels": 16,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 64}},
+    "pos_embed_max_size": 16, "pos_embed_scaling_factor": None, "num_patches": 256, "qk_norm": "rms",
+    "x_block_self_attn_layers": [],
 }  # fmt: skip
 FLUX: dict[str, Any] = {
     "hidden_size": 64, "num_heads": 2, "axes_dim": [8, 12, 12], "context_in_dim": 24, "depth": 1,
@@ -56,23 +64,31 @@ class Family:
     latent: tuple[int, ...]  # channels, [frames,] height, width
     text: tuple[int, int] = (7, 24)  # tokens, width
     pooled: int | None = None  # width of the pooled caption
-    contrast: float = 3.0  # of the two pictures
+    contrast: float = 4.0  # of the two pictures; those that predict the noise alone learn nothing by more
     extras: dict[str, Callable[[torch.Generator], Any]] = field(default_factory=dict)  # beside the caption
     file: dict[str, Tensor] = field(default_factory=dict)  # what the host looks at in a file, besides shapes
+    loading: Callable[[], dict[str, Any]] | None = None  # options for the host's loader, which then loads the weights
 
 
 def _llama(generator: torch.Generator) -> Tensor:
     return torch.randn(1, 2, 5, 20, generator=generator)  # captions, layers, tokens, width
 
 
-def _t5_ids(generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 100, (6,), generator=generator, dtype=torch.int)
+def _whole_mask(generator: torch.Generator) -> Tensor:
+    return torch.ones(1, 7)
+
+
+def _fast_fp8() -> dict[str, Any]:
+    """The layers that multiply in fp8, which the host takes on a GPU that can."""
+    import comfy.ops
+
+    return {"dtype": torch.float8_e4m3fn, "custom_operations": comfy.ops.fp8_ops}
 
 
 FAMILIES = {
-    "SD1.5": Family("SD15", UNET | {"use_linear_in_transformer": False}, (4, 8, 8)),
+    "SD1.5": Family("SD15", UNET | {"use_linear_in_transformer": False}, (4, 8, 8), contrast=1.0),
     "SD2.1": Family(
-        "SD20", UNET | {"use_linear_in_transformer": True, "model_channels": 64}, (4, 8, 8),
+        "SD20", UNET | {"use_linear_in_transformer": True, "model_channels": 64}, (4, 8, 8), contrast=1.0,
         # By this the host tells those that predict v from those that predict noise.
         file={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.linspace(-1, 1, 8)},
     ),
@@ -82,18 +98,11 @@ FAMILIES = {
             "model_channels": 64, "use_linear_in_transformer": True, "num_classes": "sequential",
             "adm_in_channels": 16 + 6 * 256,  # the pooled caption, and six sizes of the picture
         },
-        (4, 8, 8), pooled=16,
+        (4, 8, 8), pooled=16, contrast=1.0,
     ),
-    "SD3": Family(
-        "SD3",
-        {
-            "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "adm_in_channels": 16,
-            "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 64}},
-            "pos_embed_max_size": 16, "pos_embed_scaling_factor": None, "num_patches": 256,
-            "qk_norm": "rms", "x_block_self_attn_layers": [],
-        },
-        (16, 8, 8), pooled=16,
-    ),
+    "SD3": Family("SD3", SD3, (16, 8, 8), pooled=16),
+    "SD3 in fp8": Family("SD3", SD3, (16, 8, 8), pooled=16, loading=lambda: {"dtype": torch.float8_e4m3fn}),
+    "SD3 in fast fp8": Family("SD3", SD3, (16, 8, 8), pooled=16, loading=_fast_fp8),
     "Flux.1": Family(
         "Flux",
         FLUX | {
@@ -110,7 +119,7 @@ FAMILIES = {
             "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False, "default_ref_method": "index",
             "ref_index_scale": 10.0, "txt_ids_dims": [3],
         },
-        (128, 4, 4),
+        (128, 4, 4), text=(256, 24),  # the host adds zeros up to 512 tokens
     ),
     "Chroma": Family(
         "Chroma",
@@ -120,14 +129,14 @@ FAMILIES = {
         },
         (16, 8, 8),
     ),
-    "Lumina 2": Family("Lumina2", LUMINA | {"n_kv_heads": 1}, (16, 8, 8)),
+    "Lumina 2": Family("Lumina2", LUMINA | {"n_kv_heads": 1}, (16, 8, 8), extras={"attention_mask": _whole_mask}),
     "Z-Image": Family(
         "ZImage",
         LUMINA | {
-            "dim": 256, "n_heads": 8, "n_kv_heads": 8, "rope_theta": 256.0, "z_image_modulation": True, "time_scale": 1000.0,
-            "pad_tokens_multiple": 32,
+            "dim": 256, "n_heads": 8, "n_kv_heads": 8, "rope_theta": 256.0, "z_image_modulation": True,
+            "time_scale": 1000.0, "pad_tokens_multiple": 32,
         },
-        (16, 8, 8),
+        (16, 8, 8), extras={"attention_mask": _whole_mask},
     ),
     "Qwen-Image": Family(
         "QwenImage",
@@ -144,17 +153,23 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def build(family: Family) -> Any:
+def build(family: Family, disable_dynamic: bool = False) -> Any:
     """The MODEL as a loader gives it, made in the mode in which the host runs its nodes."""
     import comfy.model_patcher
+    import comfy.sd
     import comfy.supported_models
 
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     with torch.inference_mode():
         config = getattr(comfy.supported_models, family.config)(family.network)
         config.set_inference_dtype(torch.float32, None, device=CPU)
         base = config.get_model(dict(family.file), "")
         fill(base.diffusion_model)
-        model = comfy.model_patcher.CoreModelPatcher(base, load_device=CPU, offload_device=CPU)
+        if family.loading is None:
+            model = kind(base, load_device=CPU, offload_device=CPU)
+        else:
+            weights, options = base.diffusion_model.state_dict(), family.loading()
+            model = comfy.sd.load_diffusion_model_state_dict(weights, options, disable_dynamic=disable_dynamic)
     model.cached_patcher_init = (build, (family,))
     return model
 
@@ -163,15 +178,15 @@ def build(family: Family) -> Any:
 def fill(network: nn.Module, seed: int = 0) -> None:
     """Random weights that keep activations near 1; the last layer's are small, so that little is foretold at first."""
     generator = torch.Generator().manual_seed(seed)
-    parameters = dict(network.named_parameters())
-    for name, parameter in parameters.items():
-        if parameter.ndim > 1:
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5)
+    weights = {name: weight for name, weight in network.state_dict().items() if weight.is_floating_point()}
+    for name, weight in weights.items():
+        if weight.ndim > 1:
+            weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
         elif name.endswith("bias"):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
         else:
-            parameter.fill_(1)  # of a norm
-    *_, last = (parameter for name, parameter in parameters.items() if name.endswith("weight"))
+            weight.fill_(1)  # of a norm
+    (last,) = (weights[name] for name in OUTPUTS if name in weights)
     last.mul_(0.1)
 
 

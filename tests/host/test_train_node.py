@@ -495,3 +495,42 @@ def test_a_quantised_model_is_trained(pack, parts, pictures):
     first_step(model, pictures[1][0])  # takes the patches of the changed copy off again
     assert isinstance(qkv.weight, QuantizedTensor) and torch.equal(qkv.weight.dequantize(), before)
     assert not qkv._forward_hooks
+
+
+def test_settings_of_learning_reach_the_training(pack, model, pictures, caplog):
+    settings = {
+        "optimizer": "Adafactor", "schedule": "cosine", "warm_up": 1, "accumulate": 2, "batch_size": 1,
+        "ema_decay": 0.5, "timesteps": "shifted", "loss_weight": "min-SNR", "min_snr_gamma": 3.0,
+        "include_layers": "attn.qkv\nmlp", "exclude_layers": "context", "layer_ranks": r"mlp\.fc[12]=2",
+    }  # fmt: skip
+    with caplog.at_level(logging.INFO), untouched(model):
+        _, lora_model, loss_map, report = trained(pack, model, *pictures, **settings)
+    assert "predicts the velocity of a flow; timesteps are drawn shifted, loss weights: min-SNR" in caplog.text
+    assert len(loss_map["loss"]) == 3 and {name: report.settings[name] for name in settings} == settings
+    ranks = {key.removesuffix(".lora_down.weight"): len(t) for key, t in lora_model.items() if "lora_down" in key}
+    assert ranks and all(("attn.qkv" in name or "mlp" in name) and "context" not in name for name in ranks)
+    assert {rank for name, rank in ranks.items() if "mlp" in name} == {2}
+    assert {rank for name, rank in ranks.items() if "mlp" not in name} == {4}
+
+
+def test_the_learning_rate_is_shown_where_it_is_not_what_was_set(pack):
+    made = pack.nodes.train
+    bar = pack.nodes.host.Bar(10)
+    steady, falling = (made.Progress(10, 1, losses=[0.5], learning_rate=rate) for rate in (5e-4, 1.234e-4))
+    assert "learning rate" not in made._line(steady, bar, 5e-4)
+    assert "learning rate 0.00012" in made._line(falling, bar, 5e-4)
+
+
+def test_a_model_in_float16_is_trained(pack, parts, pictures):
+    """Its gradients are scaled; no step is lost to that."""
+    import comfy.sd
+    from safetensors.torch import load_file
+
+    weights = load_file(pack.nodes.tiny_base.FOLDER / "denoiser.safetensors")
+    with torch.inference_mode():
+        model = comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float16})
+    if model.model.get_dtype_inference() != torch.float16:
+        model.model.manual_cast_dtype = torch.float16
+    assert model.model.get_dtype_inference() == torch.float16
+    losses = trained(pack, model, *pictures, steps=16, learning_rate=2e-3)[2]["loss"]
+    assert all(map(math.isfinite, losses)) and sum(losses[-4:]) < 0.8 * sum(losses[:4])

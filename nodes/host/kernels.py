@@ -1,0 +1,68 @@
+"""Which of the host's kernels a training uses: those with a way back, and of these the fast ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.ops
+import comfy.quant_ops
+
+
+@contextmanager
+def kernels_for_training() -> Iterator[None]:
+    """As long as the context lasts, everything that the host's networks compute can be differentiated."""
+    before = comfy.model_management.in_training
+    # Some of the host's fused kernels have no way back; this flag makes most of its networks leave them out.
+    comfy.model_management.in_training = True
+    try:
+        with _plain_rotations(), _whole_products(), _fast_attention():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+@contextmanager
+def _plain_rotations() -> Iterator[None]:
+    """For the networks that ask for the fused kernels all the same, such as Cosmos: the same in plain steps."""
+    kitchen = getattr(comfy.quant_ops, "ck", None)
+    plain = getattr(getattr(kitchen, "backends", None), "eager", None)
+    # Those that end in _ write over what they are given, which no way back would survive.
+    names = [name for name in vars(plain or object) if "rope" in name and not name.endswith("_")]
+    fused = {name: getattr(kitchen, name) for name in names if callable(getattr(kitchen, name, None))}
+    try:
+        for name in fused:
+            setattr(kitchen, name, getattr(plain, name))
+        yield
+    finally:
+        for name, function in fused.items():
+            setattr(kitchen, name, function)
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """The host's products in fp8 have no way back: each would be tried, fail with a line in the log, and be done anew.
+
+    What its layers do then, they do at once where there is no such product.
+    """
+    before = getattr(comfy.ops, "fp8_linear", None)
+    try:
+        if before is not None:
+            comfy.ops.fp8_linear = lambda layer, input: None
+        yield
+    finally:
+        if before is not None:
+            comfy.ops.fp8_linear = before
+
+
+@contextmanager
+def _fast_attention() -> Iterator[None]:
+    """cuDNN's attention first: on an H100 its way back takes half the time of the one that the host prefers."""
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # there only with a GPU
+    before = list(order)
+    order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
+    try:
+        yield
+    finally:
+        order[:] = before
