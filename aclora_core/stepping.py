@@ -25,8 +25,8 @@ class Stepper:
 
     loss_of: what a batch, on the adapter's device, adds to the loss of its step; a scalar, or two: what is to become
     smaller, and what is told. Whether a step is finite, and how far its gradient is shortened, is decided on the
-    device, so that the GPU never waits for the processor. rate_changes: whether the learning rate will be set between steps.
-    ema_decay: of the running average that is shown and given in the end; 0 for none.
+    device, so that the GPU never waits for the processor. rate_changes: whether the learning rate will be set between
+    steps. ema_decay: of the running average that is shown and given in the end; 0 for none.
 
     Gradients of float16 are scaled. A step whose gradient overflows is done once more at half the scale, so no picture
     is passed over.

@@ -183,6 +183,19 @@ def test_a_preset_means_the_layers_that_do_it(pack, name):
     assert set(find_layers(network, "attention and feed-forward")) == chosen
 
 
+# Those whose blocks write over their input, leave experts out, or ask for kernels that cannot be differentiated.
+@pytest.mark.parametrize("name", ["Flux.1", "HiDream", "Cosmos Predict 2"])
+def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
+    family = FAMILIES[name]
+    once, twice = (
+        train(pack, build(family), *pictures(family), steps=2, checkpointing=checkpointing)
+        for checkpointing in ("off", "all")
+    )
+    assert once[2] == twice[2] and once[1].keys() == twice[1].keys()
+    for key, tensor in once[1].items():
+        torch.testing.assert_close(tensor, twice[1][key], rtol=1e-4, atol=1e-5, msg=key)
+
+
 def foreign(model, monkeypatch, dynamic):
     """A MODEL of a loader that leaves no way to load it again; dynamic: on a GPU, where the host streams weights."""
     model.cached_patcher_init = None
