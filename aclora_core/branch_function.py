@@ -27,11 +27,11 @@ class AdaptedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: Branch):  # type: ignore[no-untyped-def]
         flat = x.reshape(-1, x.shape[-1])
         inner = flat @ down.flatten(1).t()
-        output = F.linear(x, weight, bias)
-        output.view(-1, output.shape[-1]).addmm_(inner, up.flatten(1).t(), alpha=branch.scale)
+        output = F.linear(flat, weight, bias).addmm_(inner, up.flatten(1).t(), alpha=branch.scale)
         ctx.save_for_backward(flat, inner, weight)
         ctx.branch, ctx.shape = branch, x.shape
-        return output  # no view, since the model may add to it in place
+        # No view, since the model may add to it in place; F.linear gives one where x is not contiguous.
+        return torch.ops.aten._unsafe_view(output, [*x.shape[:-1], len(weight)])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -98,6 +98,18 @@ def test_a_saved_layer_has_the_weights_shape_and_the_branchs_delta(kind: str) ->
     assert not saved.lora_down.requires_grad and not saved.lora_up.requires_grad
 
 
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("x", [torch.ones(2, 7, 6), torch.ones(6, 7, 2).mT.transpose(0, 1), torch.ones(0, 6)])
+def test_models_may_add_in_place_to_what_a_layer_gives(is_plain: bool, x: Tensor) -> None:
+    layer = nn.Linear(x.shape[-1], 5).requires_grad_(False)
+    branches = filled({"layer": layer}, 2, 1.0, seeded(), CPU)
+    with attached({"layer": layer}, branches, lambda module: is_plain):
+        found = layer(x)
+    found += 1
+    found.sum().backward()
+    assert found.shape == (*x.shape[:-1], 5) and branches["layer"].up.leaf.grad.any() == bool(x.numel())
+
+
 @pytest.mark.parametrize("kind", ["linear on tokens", "conv2d"])
 def test_the_output_keeps_the_models_type(kind: str) -> None:
     make, shape = LAYERS[kind]
