@@ -175,17 +175,23 @@ class TrainingPass:
         batch = self._drawing.trial(self._pictures[0])
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
-        try:
-            self._loss(batch)[0].backward()
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:
+        if not self._works(batch):
             # Most likely the network overwrites what its backward pass needs; that shows in many ways.
             self.memory.out_of_place = True
             self._loss(batch)[0].backward()
         self.stepper.clear_gradients()
         if self.config.checkpointing == "automatic":
             self.memory.again.clear()
+
+    def _works(self, batch: Batch) -> bool:
+        """Whether the network gives gradients. Kept, its error would keep the hooks of checkpoints alive."""
+        try:
+            self._loss(batch)[0].backward()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return False
+        return True
 
     def _fit_memory(self) -> None:
         """Sees to it that the largest batch fits, and says what it takes."""

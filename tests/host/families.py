@@ -13,9 +13,9 @@ CPU = torch.device("cpu")
 # What the layers are called that give the answer.
 OUTPUTS = ("out.2.weight", "final_layer.linear.weight", "proj_out.weight", "head.head.weight")
 UNET: dict[str, Any] = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-    "channel_mult": [1, 1], "transformer_depth": [0, 1], "transformer_depth_middle": 1,
-    "transformer_depth_output": [0, 0, 1, 1], "context_dim": 24, "use_spatial_transformer": True, "legacy": False,
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
+    "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1], "context_dim": 24, "use_spatial_transformer": True, "legacy": False,
     "use_checkpoint": False, "use_temporal_attention": False, "use_temporal_resblock": False, "adm_in_channels": None,
 }  # fmt: skip
 SD3: dict[str, Any] = {

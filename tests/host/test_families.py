@@ -5,7 +5,7 @@ import importlib
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import torch
 from tests.host.families import FAMILIES, Family, build, pictures
 
 LEARNING = {
-    "steps": 30, "batch_size": 2, "max_rank": 8, "alpha": 8.0, "learning_rate": 1e-2, "layers": "all", "mode": "off",
+    "steps": 24, "batch_size": 2, "max_rank": 8, "alpha": 8.0, "learning_rate": 1e-2, "layers": "all", "mode": "off",
 }  # fmt: skip
 PREFIX = "diffusion_model."
 
@@ -177,9 +177,9 @@ def test_a_preset_means_the_layers_that_do_it(pack, name):
     network, (attention, feed_forward) = build(FAMILIES[name]).model.diffusion_model, PRESETS[name]
     find_layers = pack.aclora_core.lora.find_layers
     blocks = [layer for layer in find_layers(network, "all") if "embedder" not in layer]
-    chosen = {layer for layer in blocks if re.search(rf"[._]({attention})$", layer)}
+    chosen = {layer for layer in blocks if re.search(rf"(^|[._])({attention})$", layer)}
     assert chosen and set(find_layers(network, "attention")) == chosen
-    chosen |= {layer for layer in blocks if re.search(rf"[._]({feed_forward})$", layer)}
+    chosen |= {layer for layer in blocks if re.search(rf"(^|[._])({feed_forward})$", layer)}
     assert set(find_layers(network, "attention and feed-forward")) == chosen
 
 
@@ -237,3 +237,12 @@ def test_products_in_fp8_are_not_tried_in_vain(pack, caplog):
     with caplog.at_level(logging.INFO):
         train(pack, build(family), *pictures(family), steps=2)
     assert "fp8 op" not in caplog.text
+
+
+def test_what_a_network_keeps_of_its_last_run_holds_no_graph(pack):
+    family = FAMILIES["Cosmos Predict 2"]  # keeps its embedding of the time, which is trained here
+    family = replace(family, network=family.network | {"use_adaln_lora": False})
+    model = build(family)
+    train(pack, model, *pictures(family), steps=1)
+    kept = model.model.diffusion_model.affline_emb
+    assert isinstance(kept, torch.Tensor) and not has_graph(kept) and not kept.requires_grad
