@@ -24,7 +24,7 @@ class TrainConfig:
     """The settings of a training. Raises ValueError for a value out of its range."""
 
     steps: int = 600  # optimisation steps, at most
-    learning_rate: float = 5e-4  # of AdamW
+    learning_rate: float = 5e-4  # of the optimizer
     batch_size: int = 4  # pictures in a step
     max_rank: int = 16  # generous upper bound; the signal is found inside it
     alpha: float = 8.0  # strength of the branches: scale = alpha / rank, so the learning speed does not follow the rank

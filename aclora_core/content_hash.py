@@ -45,7 +45,7 @@ def weights_hash(weights: Iterable[tuple[str, Tensor, torch.dtype | None]]) -> s
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor, dtype in sorted(weights, key=lambda weight: weight[0]):
-        for part in _plain_parts(tensor):
+        for part in _with_numbers(tensor):
             used = dtype if dtype is not None and part is tensor else part.dtype
             _write(digest, f"{name} {used} {tuple(part.shape)}")
             sample = _sample(part).to(used)
@@ -59,7 +59,7 @@ def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, _SCALARS):
         _write(digest, repr(value))
     elif isinstance(value, Tensor):
-        for part in _plain_parts(value):
+        for part in _with_numbers(value):
             _write(digest, f"{part.dtype} {tuple(part.shape)}")
             _feed_bytes(digest, part)
     elif isinstance(value, list | tuple):
@@ -84,15 +84,20 @@ def _feed_bytes(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _plain_parts(tensor: Any) -> Iterator[Tensor]:
+def plain_parts(tensor: Any) -> Iterator[Tensor]:
     """The tensor itself, or those that a quantised one is made of."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain_parts(getattr(tensor, name))
-    elif tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise CannotHash(f"a tensor of {tensor.dtype} on {tensor.device} has no plain numbers")
+            yield from plain_parts(getattr(tensor, name))
     else:
         yield tensor
+
+
+def _with_numbers(tensor: Tensor) -> Iterator[Tensor]:
+    for part in plain_parts(tensor):
+        if part.is_meta or part.layout != torch.strided or part.is_quantized or part.is_complex():
+            raise CannotHash(f"a tensor of {part.dtype} on {part.device} has no plain numbers")
+        yield part
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
+from .content_hash import plain_parts
 from .graphs import tensors_in
 from .model import Model
 
@@ -133,15 +134,6 @@ def _model_facts(model: Model) -> dict[str, str]:
         "layers": names.hexdigest(),
         "weights": values.hexdigest(),
     }
-
-
-def plain_parts(tensor: Any) -> Iterator[Tensor]:
-    """The tensor itself, or those that a quantised one is made of."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_parts(getattr(tensor, name))
-    else:
-        yield tensor
 
 
 def _some_bytes(tensor: Tensor) -> bytes:

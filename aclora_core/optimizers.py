@@ -121,13 +121,22 @@ class Updater:
     @torch.no_grad()
     def forget(self, spans: Iterable[slice]) -> None:
         """Clears what the optimizer knows of weights that others have changed: it speaks of weights that are gone."""
-        for span in spans:
-            if self.name == "Adafactor":
+        spans = list(spans)
+        if self.name == "Adafactor":
+            for span in spans:
                 self.optimizer.state.pop(self._parameters[span.start], None)
+            return
+        for key, tensor in self._moments(0).items():
+            if not (isinstance(tensor, Tensor) and tensor.numel() == self._gradient.numel() and spans):
                 continue
-            for key, tensor in self._moments(0).items():
-                if isinstance(tensor, Tensor) and tensor.numel() == self._gradient.numel():
-                    tensor[span] = self._weights.master[span] if key in _OF_WEIGHTS else self._zero_of(key, tensor)
+            parts = [tensor[span] for span in spans]
+            if key in _OF_WEIGHTS:
+                torch._foreach_copy_(parts, [self._weights.master[span] for span in spans])
+            elif zero := self._zero_of(key, tensor):
+                for part in parts:
+                    part.fill_(zero)
+            else:  # all layers in a few launches: 800 of them would cost a GPU as much as the restart itself
+                torch._foreach_zero_(parts)
 
     def _zero_of(self, key: str, tensor: Tensor) -> int:
         """0, or the number that stands for it in a state of eight bits."""

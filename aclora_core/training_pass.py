@@ -17,9 +17,9 @@ from .adapter_restart import LayerRestart, Mode, restart_adapter
 from .batches import Batch, largest_batch
 from .block_memory import BlockMemory
 from .config import TrainConfig
+from .content_hash import plain_parts
 from .drawing import Drawing
 from .fast_modules import fast_modules
-from .fingerprint import plain_parts
 from .graphs import Graphs
 from .layer_patterns import ranks
 from .model import Model

@@ -55,7 +55,8 @@ class Bench:
         print(f"\n{name}, torch {torch.__version__}: {peak / 1e12:.4g} TFLOP/s in a product of {product}", flush=True)
         facts = {
             "device": name, "torch": torch.__version__, "peak_flops": peak, "peak_product": product,
-            "options": {key: str(value) for key, value in vars(args).items()}, "variants": VARIANTS,
+            "options": {key: str(value) for key, value in vars(args).items() if not isinstance(value, Path)},
+            "variants": VARIANTS,
         }  # fmt: skip
         self.table = Table(facts, results_file(args, device))
 

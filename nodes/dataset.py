@@ -14,7 +14,7 @@ from ..aclora_core.variants import Variant, variants
 from . import host
 from .encoding import Encoded, encode_captions, encode_pictures
 from .folders import dataset_folders, first_example, resolve_folder
-from .known_encodings import KnownEncodings
+from .host.known_encodings import KnownEncodings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE

@@ -11,7 +11,7 @@ import torch
 
 from ..aclora_core import images
 from . import host
-from .known_encodings import KnownEncodings
+from .host.known_encodings import KnownEncodings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE

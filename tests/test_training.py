@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,14 +17,7 @@ from aclora_core.schedule import rate_at
 from aclora_core.training import Progress, train
 from tests.toy import FLOW, WIDTH, planted, toy
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """These matrices are so small that a second thread only costs time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 QUICK = TrainConfig(

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,17 +13,11 @@ from aclora_core.training import Progress, train
 from aclora_core.validation import HeldOut, Validation, denoising_loss, split
 from tests.toy import FLOW, Toy, toy
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = TrainConfig(
     steps=60, learning_rate=0.02, batch_size=8, max_rank=8, mode="off", weight_decay=0.0, refit=False, smallest=False
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,7 @@ def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed
 
 def _shape(trainable: TrainableModel) -> tuple[int, ...]:
     """That of the commonest picture, made smaller where it is large."""
-    shapes = [tuple(latent.shape) for latent in trainable.latents]
-    *others, height, width = max(set(shapes), key=shapes.count)
+    *others, height, width = trainable.commonest_shape
     share = min(1.0, (_LARGEST / (height * width)) ** 0.5)
     return (*others, *(max(4, round(side * share / 4) * 4) if share < 1 else side for side in (height, width)))
 

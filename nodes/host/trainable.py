@@ -35,12 +35,12 @@ class TrainableModel:
     prefix: str = PREFIX
     interrupted: bool = False  # the user asked to stop in the middle of a step
 
+    fast_classes = (GEGLU, SpatialTransformer)
+
     @property
     def base(self) -> Any:
         """The host's BaseModel."""
         return self.patcher.model
-
-    fast_classes = (GEGLU, SpatialTransformer)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -52,10 +52,15 @@ class TrainableModel:
         return type(self.base.model_config).__name__
 
     @property
+    def commonest_shape(self) -> tuple[int, ...]:
+        """Of the latents."""
+        shapes = [tuple(latent.shape) for latent in self.latents]
+        return max(set(shapes), key=shapes.count)
+
+    @property
     def resolution(self) -> str:
         """Width x height in pixels of the commonest picture."""
-        shapes = [tuple(latent.shape[-2:]) for latent in self.latents]
-        height, width = max(set(shapes), key=shapes.count)
+        *_, height, width = self.commonest_shape
         pixels = self.base.latent_format.spacial_downscale_ratio
         return f"{width * pixels}x{height * pixels}"
 

@@ -6,6 +6,7 @@ The host is the folder in COMFYUI_PATH, else .runtime/ComfyUI; without one these
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -122,13 +123,32 @@ def server_options(base: Path, warnings: Path) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def running(host: Path, base: Path, name: str) -> Iterator[HostServer]:
+    """The real server on a free port, on the CPU, with the pack in it; several may follow each other over one base."""
+    for part in ("input", "output", "user", "models/loras"):
+        (base / part).mkdir(parents=True, exist_ok=True)
+    folder = next((path.name for path in (base / "custom_nodes").glob("*")), None) or link_pack(base / "custom_nodes")
+    log, warnings = base / f"{name}.log", base / f"{name}_warnings.log"
+    with Server(host, Path(sys.executable), server_options(base, warnings), log) as server:
+        yield HostServer(server, base, folder, log, messages(warnings))
+
+
 @pytest.fixture(scope="session")
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
-    """The real server on a free port, on the CPU, with the pack in its custom_nodes and temporary folders."""
-    base = tmp_path_factory.mktemp("server")
-    for name in ("input", "output", "user", "models/loras"):
-        (base / name).mkdir(parents=True)
-    folder = link_pack(base / "custom_nodes")
-    log, warnings = base / "server.log", base / "warnings.log"
-    with Server(host, Path(sys.executable), server_options(base, warnings), log) as running:
-        yield HostServer(running, base, folder, log, messages(warnings))
+    """One server for all tests, in temporary folders."""
+    with running(host, tmp_path_factory.mktemp("server"), "server") as server:
+        yield server
+
+
+@pytest.fixture
+def loras(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty models/loras of this test's own."""
+    import folder_paths
+
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    yield folder
+    folder_paths.filename_list_cache.pop("loras", None)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tools.runtime.host import link_pack
 
-from .test_train_resume import running
+from .conftest import running
 
 
 class Calls:
@@ -64,7 +64,7 @@ def folder(pack: ModuleType) -> Iterator[Path]:
     """Three pictures with two captions, and an empty cache."""
     import folder_paths
 
-    shutil.rmtree(pack.nodes.known_encodings.cache_folder(), ignore_errors=True)
+    shutil.rmtree(pack.nodes.host.known_encodings.cache_folder(), ignore_errors=True)
     path = Path(folder_paths.get_input_directory(), "kept")
     path.mkdir(parents=True)
     for number, caption in enumerate(("a rocket", "a cat", "a cat")):
@@ -202,7 +202,7 @@ def test_looking_at_the_weights_changes_and_moves_nothing(pack: ModuleType, monk
         ]
 
     before, settings = facts(), [sorted(vars(model)) for model in models]
-    known = pack.nodes.known_encodings.KnownEncodings(calls.vae, calls.clip)
+    known = pack.nodes.host.known_encodings.KnownEncodings(calls.vae, calls.clip)
     assert known.caption_key({"l": [[(1, 1.0)]]}) is not None
     assert facts() == before and [sorted(vars(model)) for model in models] == settings
 
@@ -210,7 +210,7 @@ def test_looking_at_the_weights_changes_and_moves_nothing(pack: ModuleType, monk
 def test_off_means_that_nothing_is_read_or_written(
     pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = pack.nodes.known_encodings.cache_folder()
+    kept = pack.nodes.host.known_encodings.cache_folder()
     calls = Calls(pack, monkeypatch)
     assert calls.encoded(cache=False) == (3, 2)
     assert not kept.exists()
@@ -222,7 +222,7 @@ def test_off_means_that_nothing_is_read_or_written(
 def test_damaged_files_are_made_anew(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(pack, monkeypatch)
     before = calls.run().result
-    for file in pack.nodes.known_encodings.cache_folder().iterdir():
+    for file in pack.nodes.host.known_encodings.cache_folder().iterdir():
         file.write_bytes(file.read_bytes()[:-1])
     after = calls.run().result
     assert (calls.pictures, calls.captions) == (3, 2)

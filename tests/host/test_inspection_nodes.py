@@ -7,33 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-NAMES = [f"diffusion_model.joint_blocks.{block}.x_block.attn.{part}" for block in range(3) for part in ("qkv", "proj")]
+from .loras import attention_names, halving_lora
+
+NAMES = attention_names(3)
 BROKEN = f"{NAMES[1]}.lora_up.weight"
 
 
-def lora(rank=6, seed=0):
-    """A LORA_MODEL whose components halve from one to the next."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name in NAMES:
-        left, right = (torch.linalg.qr(torch.randn(side, rank, generator=generator)).Q for side in (24, 32))
-        state[f"{name}.lora_up.weight"] = left.contiguous()
-        state[f"{name}.lora_down.weight"] = (right * 2.0 ** -torch.arange(rank)).T.contiguous()
-        state[f"{name}.alpha"] = torch.tensor(float(rank))
-    return state
-
-
-@pytest.fixture
-def loras(pack, tmp_path, monkeypatch):
-    """An empty models/loras of this test's own."""
-    import folder_paths
-
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
-    folder_paths.filename_list_cache.pop("loras", None)
-    yield folder
-    folder_paths.filename_list_cache.pop("loras", None)
+def lora(rank=6):
+    return halving_lora(NAMES, rank)
 
 
 @pytest.fixture

@@ -8,33 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-NAMES = [f"diffusion_model.joint_blocks.{block}.x_block.attn.{part}" for block in range(2) for part in ("qkv", "proj")]
+from .loras import attention_names, halving_lora
+
+NAMES = attention_names(2)
 LOKR = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
 
 
 def lora(rank=6):
-    """A LoRA whose components halve from one to the next, so each holds a quarter of the energy of the one before."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name in NAMES:
-        left, right = (torch.linalg.qr(torch.randn(side, rank, generator=generator)).Q for side in (24, 32))
-        state[f"{name}.lora_up.weight"] = left.contiguous()
-        state[f"{name}.lora_down.weight"] = (right * 2.0 ** -torch.arange(rank)).T.contiguous()
-        state[f"{name}.alpha"] = torch.tensor(float(rank))
-    return state
-
-
-@pytest.fixture
-def loras(pack, tmp_path, monkeypatch):
-    """An empty models/loras of this test's own."""
-    import folder_paths
-
-    folder = tmp_path / "loras"
-    folder.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors"}))
-    folder_paths.filename_list_cache.pop("loras", None)
-    yield folder
-    folder_paths.filename_list_cache.pop("loras", None)
+    return halving_lora(NAMES, rank)
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,24 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tools.runtime.host import link_pack
-from tools.runtime.server import Server
-
-from .conftest import HostServer, messages, server_options
+from .conftest import HostServer, running
 
 STEPS = 24
 TRAIN = "3"
-
-
-@contextlib.contextmanager
-def running(host: Path, base: Path, name: str) -> Iterator[HostServer]:
-    """A server of its own, so that it can be killed; several may follow each other over one base folder."""
-    for part in ("input", "output", "user", "models/loras"):
-        (base / part).mkdir(parents=True, exist_ok=True)
-    folder = next((path.name for path in (base / "custom_nodes").glob("*")), None) or link_pack(base / "custom_nodes")
-    log, warnings = base / f"{name}.log", base / f"{name}_warnings.log"
-    with Server(host, Path(sys.executable), server_options(base, warnings), log) as server:
-        yield HostServer(server, base, folder, log, messages(warnings))
 
 
 def prompt(server: HostServer, file: str, **settings: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..aclora_core.content_hash import CannotHash, content_hash, weights_hash
-from ..aclora_core.encoding_cache import EncodingCache
-from ..aclora_core.images import Picture
+from ...aclora_core.content_hash import CannotHash, content_hash, weights_hash
+from ...aclora_core.encoding_cache import EncodingCache
+from ...aclora_core.images import Picture
 
 VERSION = 1  # raise it whenever images.load gives other pixels, or the node hands other things to the VAE or CLIP
 # A VAE's and a text encoder's own settings, as far as they change what it gives.
