@@ -5,6 +5,13 @@ from comfy_api.latest import ComfyExtension, io
 from .dataset import ACLoRADataset
 from .inspection import ACLoRAInspect
 from .loading import ACLoRALoad
+from .options.checkpoints import ACLoRACheckpointOptions
+from .options.layers import ACLoRALayerOptions
+from .options.learning import ACLoRALearningOptions
+from .options.previews import ACLoRAPreviewOptions
+from .options.ranks import ACLoRARankOptions
+from .options.speed import ACLoRASpeedOptions
+from .options.validation import ACLoRAValidationOptions
 from .resizing import ACLoRAResize
 from .saving import ACLoRASave
 from .tiny_base import ACLoRATinyBase
@@ -18,4 +25,6 @@ class ACLoRAExtension(ComfyExtension):
         """The nodes, in the order in which a workflow uses them."""
         return [
             ACLoRATinyBase, ACLoRADataset, ACLoRATrain, ACLoRASave, ACLoRALoad, ACLoRAInspect, ACLoRAResize,
+            ACLoRALearningOptions, ACLoRALayerOptions, ACLoRARankOptions, ACLoRAValidationOptions,
+            ACLoRAPreviewOptions, ACLoRACheckpointOptions, ACLoRASpeedOptions,
         ]  # fmt: skip

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
 from ..aclora_core.adapter_file import to_state_dict
 from ..aclora_core.charts import training_chart
 from ..aclora_core.config import TrainConfig
+from ..aclora_core.lora import Preset
 from ..aclora_core.report import training_summary
 from ..aclora_core.training import Progress, train
-from . import checkpoint_folder, host, learning_inputs, live_previews, run_control
+from . import host
+from .live_previews import LivePreviews
+from .options.chain import TYPE as OPTIONS
+from .options.chain import Options
+from .options.checkpoint_folder import note_cancel
 
 _PICTURE_EVERY = 2.0  # seconds between two live charts
 
@@ -29,36 +35,31 @@ class ACLoRATrain(io.ComfyNode):
             "model with the style in it. Cancel keeps what was learned so far.",
             search_aliases=["train lora", "lora training", "style training", "finetune", "svd lora", "lora rank"],
             is_input_list=True,
-            inputs=[*_links(), *_widgets(), *_advanced(), *_more()],
+            inputs=[*_links(), *_widgets()],
             outputs=_outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint_name: list | None = None) -> bool | str:
-        return run_control.check_name(checkpoint_name)
-
-    @classmethod
-    def fingerprint_inputs(cls, **settings: list) -> int:
-        return run_control.state(settings)
-
-    @classmethod
-    def execute(cls, model: list, latents: list, conditioning: list, **settings: list) -> io.NodeOutput:
-        # Every widget comes as a list of one, since the pictures come as lists.
-        values = {name: given[0] for name, given in settings.items()}
-        checkpoints, checkpoint_name = run_control.take(values)
-        shown = live_previews.LivePreviews(values)
-        config = TrainConfig(**values)
+    def execute(
+        cls, model: list, latents: list, conditioning: list, options: Sequence[Options] = (), **widgets: list
+    ) -> io.NodeOutput:
+        chosen = options[0] if options else Options()
+        # Every input comes as a list, since the pictures do.
+        config = TrainConfig(**{name: given[0] for name, given in widgets.items()} | chosen.settings)
+        shown = LivePreviews(chosen.previews)
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
         with host.training(model[0], latents, conditioning) as trainable:
             previews = shown.drawn_with(trainable, config.seed)
             show = _Show(bar, shown, config.learning_rate)
+            checkpoints = chosen.checkpoints
             result = train(trainable, config, show, trainable.cancelled, checkpoints=checkpoints, previews=previews)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
             cancelled = trainable.cancelled()
         if cancelled:
             host.accept_cancel()
-            checkpoint_folder.note_cancel(checkpoint_name)
+            if checkpoints:
+                note_cancel(checkpoints.folder)
         result.report.settings.update(facts)
         lora_model = to_state_dict(result.adapter)
         return io.NodeOutput(
@@ -70,7 +71,7 @@ class ACLoRATrain(io.ComfyNode):
 class _Show:
     """Called after every step: moves the bar, and now and then draws the chart. rate: the learning rate as set."""
 
-    def __init__(self, bar: host.Bar, previews: live_previews.LivePreviews, rate: float) -> None:
+    def __init__(self, bar: host.Bar, previews: LivePreviews, rate: float) -> None:
         self.bar, self.previews, self.rate = bar, previews, rate
         self.drawn = -math.inf
 
@@ -107,6 +108,11 @@ def _links() -> list[Any]:
         io.Conditioning.Input(
             "conditioning", tooltip="The caption of each picture, in the order of the latents; as many as pictures."
         ),
+        OPTIONS.Input(
+            "options", optional=True,
+            tooltip="Nothing, or one of the AC-LoRA options nodes: they change how the training goes. Several are "
+            "connected one behind the other.",
+        ),
     ]
 
 
@@ -131,6 +137,10 @@ def _widgets() -> list[Any]:
             tooltip="The most that a layer can learn. Be generous: the training finds out by itself how much of it is "
             "used, and what is not used can be cut off.",
         ),
+        io.Combo.Input(
+            "layers", options=list(get_args(Preset)), default=TrainConfig.layers,
+            tooltip="Which layers learn. More layers learn finer detail, make a larger file and forget more.",
+        ),
         io.Int.Input(
             "seed", default=TrainConfig.seed, min=0, max=2**63 - 1,
             control_after_generate=io.ControlAfterGenerate.fixed,
@@ -138,98 +148,6 @@ def _widgets() -> list[Any]:
             "seed gives the same style again.",
         ),
     ]  # fmt: skip
-
-
-def _advanced() -> list[Any]:
-    return [
-        io.Float.Input(
-            "alpha", default=TrainConfig.alpha, min=0.01, max=1024.0, step=0.5, advanced=True,
-            tooltip="Strength of the adapter while it learns; its scale is alpha divided by the rank. Larger learns "
-            "faster. It need not follow the maximum rank.",
-        ),
-        io.Combo.Input(
-            "layers", options=["attention", "attention and feed-forward", "all"], default=TrainConfig.layers,
-            advanced=True,
-            tooltip="Which layers learn. More layers learn finer detail, make a larger file and forget more.",
-        ),
-        io.Combo.Input(
-            "mode", options=["paper", "product", "product_redraw", "off"], default=TrainConfig.mode, advanced=True,
-            tooltip="How noise in the adapter is replaced at a restart. paper: each matrix by itself, as published. "
-            "product: the noise of both together is dropped. product_redraw: it is drawn anew. off: a plain LoRA.",
-        ),
-        io.Combo.Input(
-            "measure", options=["energy", "sum"], default=TrainConfig.measure, advanced=True,
-            tooltip="What the threshold is a share of: the squared singular values (energy) or the values (sum). sum "
-            "counts more components as noise.",
-        ),
-        io.Int.Input(
-            "restart_every", default=TrainConfig.restart_every, min=1, max=10_000, advanced=True,
-            tooltip="Epochs between two restarts; an epoch shows every picture once. Smaller restarts more often.",
-        ),
-        io.Float.Input(
-            "lowest_threshold", default=TrainConfig.lowest_threshold, min=0.0, max=1.0, step=0.01, advanced=True,
-            tooltip="The dynamic threshold, the share of an adapter that is signal, is never below this. Larger keeps "
-            "more.",
-        ),
-        io.Float.Input(
-            "highest_threshold", default=TrainConfig.highest_threshold, min=0.0, max=1.0, step=0.01, advanced=True,
-            tooltip="The dynamic threshold is never above this. Smaller redraws more.",
-        ),
-        io.Boolean.Input(
-            "clear_moments", default=TrainConfig.clear_moments, advanced=True,
-            tooltip="Whether the optimizer forgets what it knew of weights that were drawn anew. On suits best.",
-        ),
-        io.Float.Input(
-            "weight_decay", default=TrainConfig.weight_decay, min=0.0, max=10.0, step=0.001, advanced=True,
-            tooltip="Pulls the adapter's weights towards zero at every step. Larger keeps the style weaker.",
-        ),
-        io.Float.Input(
-            "max_norm", default=TrainConfig.max_norm, min=0.001, max=1000.0, step=0.1, advanced=True,
-            tooltip="Gradients longer than this are shortened to it, so that one odd batch cannot spoil the adapter.",
-        ),
-        io.Combo.Input(
-            "threshold", options=["dynamic", "fixed", "noise floor"], default=TrainConfig.threshold,
-            optional=True, advanced=True,
-            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a set share. "
-            "noise floor: by what random numbers alone would look like.",
-        ),
-        io.Float.Input(
-            "fixed_threshold", default=TrainConfig.fixed_threshold, min=0.01, max=1.0, step=0.01,
-            optional=True, advanced=True,
-            tooltip="The share of an adapter that counts as signal, for the fixed threshold.",
-        ),
-        io.Float.Input(
-            "held_out", default=TrainConfig.held_out, min=0.0, max=0.5, step=0.05, optional=True, advanced=True,
-            tooltip="Share of the pictures that are set aside, from eight pictures on, to see which step is best. "
-            "0 learns from all and takes the last step.",
-        ),
-        io.Boolean.Input(
-            "stop_early", default=TrainConfig.stop_early, optional=True, advanced=True,
-            tooltip="Stops when the pictures set aside have only got worse for a while.",
-        ),
-        io.Boolean.Input(
-            "refit", default=TrainConfig.refit, optional=True, advanced=True,
-            tooltip="Once the best step is known, trains again up to it with all pictures, those set aside too.",
-        ),
-        io.Boolean.Input(
-            "smallest", default=TrainConfig.smallest, optional=True, advanced=True,
-            tooltip="Gives the smallest adapter that is as good as the whole one, by the pictures set aside.",
-        ),
-        io.Combo.Input(
-            "checkpointing", options=["automatic", "all", "off"], default=TrainConfig.checkpointing,
-            optional=True, advanced=True,
-            tooltip="Computes parts of the model twice instead of keeping them, which needs less memory and a third "
-            "more time. automatic: as many parts as it takes for a step to fit.",
-        ),
-        io.Boolean.Input(
-            "graph", default=TrainConfig.graph, optional=True, advanced=True,
-            tooltip="Records the steps as CUDA graphs, which is several times faster. Off only to look for a fault.",
-        ),
-    ]  # fmt: skip
-
-
-def _more() -> list[Any]:
-    return [*learning_inputs.inputs(), *run_control.inputs(), *live_previews.inputs()]
 
 
 def _outputs() -> list[Any]:

@@ -17,7 +17,6 @@ from .trainable import TrainableModel
 
 STEPS = 12
 _LARGEST = 96 * 96  # latent pixels; larger ones are drawn smaller
-_GUIDANCE = 4.0  # of models that are not told their guidance as a number
 _ROOM = 1.3  # times the memory that the host expects a VAE to take
 
 
@@ -26,7 +25,7 @@ def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
     return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in (*prompts, "")]
 
 
-def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed: int) -> list[Tensor]:
+def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed: int, guidance: float) -> list[Tensor]:
     """A picture (height, width, 3) for each conditioning but the last, which is the negative one of all.
 
     The model is neither loaded nor moved for it. Where a VAE would not fit beside it, or there is none, pictures are
@@ -38,7 +37,7 @@ def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed
         generator = torch.Generator().manual_seed(seed + number)
         noise = torch.randn(_shape(trainable), generator=generator)
         try:
-            pictures.append(_decode(trainable, vae, _sample(trainable, noise, positive, negative, seed)))
+            pictures.append(_decode(trainable, vae, _sample(trainable, noise, positive, negative, seed, guidance)))
         except comfy.model_management.InterruptProcessingException:
             trainable.interrupted = True  # the host forgets that the user asked to stop
             break
@@ -52,11 +51,13 @@ def _shape(trainable: TrainableModel) -> tuple[int, ...]:
     return (*others, *(max(4, round(side * share / 4) * 4) if share < 1 else side for side in (height, width)))
 
 
-def _sample(trainable: TrainableModel, noise: Tensor, positive: Any, negative: Any, seed: int) -> Tensor:
+def _sample(
+    trainable: TrainableModel, noise: Tensor, positive: Any, negative: Any, seed: int, guidance: float
+) -> Tensor:
     patcher, base = trainable.patcher, trainable.base
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds(cloned(positive), cloned(negative))
-    guider.set_cfg(1.0 if _knows_guidance(trainable.network) else _GUIDANCE)
+    guider.set_cfg(1.0 if _knows_guidance(trainable.network) else guidance)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     comfy.patcher_extension.add_wrapper_with_key(kind, "aclora", _already_loaded, guider.model_options, True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.host.families import FAMILIES, Family, build, pictures
+from tests.host.training import train
 
 LEARNING = {
     "steps": 24, "batch_size": 2, "max_rank": 8, "alpha": 8.0, "learning_rate": 1e-2, "layers": "all", "mode": "off",
@@ -33,11 +34,9 @@ class Learned:
     lora_model: dict[str, torch.Tensor]
 
 
-def train(pack, model, latents, captions, **settings):
-    """The node's outputs, called as the host calls it: every input a list, under inference mode."""
-    lists = {name: [value] for name, value in {**LEARNING, **settings}.items()}
-    with torch.inference_mode():
-        return pack.nodes.train.ACLoRATrain.execute([model], latents, captions, **lists).result
+def trained(pack, model, latents, captions, **settings):
+    """The node's outputs."""
+    return train(pack, model, latents, captions, LEARNING | settings)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -45,7 +44,7 @@ def learned(request, pack) -> Iterator[Learned]:
     family = FAMILIES[request.param]
     model, (latents, captions) = build(family), pictures(family)
     before = state_of(model)
-    changed, lora_model, *_ = train(pack, model, latents, captions)
+    changed, lora_model, *_ = trained(pack, model, latents, captions)
     yield Learned(request.param, family, model, latents, captions, before, changed, lora_model)
 
 
@@ -188,7 +187,7 @@ def test_a_preset_means_the_layers_that_do_it(pack, name):
 def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
     family = FAMILIES[name]
     once, twice = (
-        train(pack, build(family), *pictures(family), steps=2, checkpointing=checkpointing)
+        trained(pack, build(family), *pictures(family), steps=2, checkpointing=checkpointing)
         for checkpointing in ("off", "all")
     )
     assert once[2] == twice[2] and once[1].keys() == twice[1].keys()
@@ -213,9 +212,9 @@ def test_a_model_that_cannot_be_loaded_again_is_trained(pack, monkeypatch, name,
     with pack.nodes.host.training(model, latents, captions) as trainable:
         assert (trainable.base is not model.model) == dynamic
         assert trainable.base.model_type == model.model.model_type and trainable.dtype == torch.float32
-    _, lora_model, loss_map, _ = train(pack, model, latents, captions, steps=4)
+    _, lora_model, loss_map, _ = trained(pack, model, latents, captions, steps=4)
     monkeypatch.undo()
-    expected = train(pack, build(family), latents, captions, steps=4)
+    expected = trained(pack, build(family), latents, captions, steps=4)
     assert loss_map == expected[2] and all(torch.equal(tensor, expected[1][key]) for key, tensor in lora_model.items())
     for key, weight in model.model.state_dict().items():
         assert torch.equal(bits(weight), before[key]), key
@@ -229,13 +228,13 @@ def test_a_model_that_cannot_be_made_again_gets_a_sentence(pack, monkeypatch):
     model, (latents, captions) = foreign(build(family), monkeypatch, True), pictures(family)
     monkeypatch.setattr(model.model.model_config, "get_model", fail)
     with pytest.raises(ValueError, match="leaves no way to load it a second time.*ComfyUI's own nodes"):
-        train(pack, model, latents, captions)
+        trained(pack, model, latents, captions)
 
 
 def test_products_in_fp8_are_not_tried_in_vain(pack, caplog):
     family = FAMILIES["SD3 in fast fp8"]
     with caplog.at_level(logging.INFO):
-        train(pack, build(family), *pictures(family), steps=2)
+        trained(pack, build(family), *pictures(family), steps=2)
     assert "fp8 op" not in caplog.text
 
 
@@ -243,6 +242,6 @@ def test_what_a_network_keeps_of_its_last_run_holds_no_graph(pack):
     family = FAMILIES["Cosmos Predict 2"]  # keeps its embedding of the time, which is trained here
     family = replace(family, network=family.network | {"use_adaln_lora": False})
     model = build(family)
-    train(pack, model, *pictures(family), steps=1)
+    trained(pack, model, *pictures(family), steps=1)
     kept = model.model.diffusion_model.affline_emb
     assert isinstance(kept, torch.Tensor) and not has_graph(kept) and not kept.requires_grad

@@ -17,7 +17,9 @@ from .conftest import HostServer, messages, server_options
 
 DOCS = ROOT / "nodes" / "web" / "docs"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-NODES = {f"ACLoRA{name}" for name in ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize")}
+STEPS = ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize")
+OPTIONS = ("Learning", "Layer", "Rank", "Validation", "Preview", "Checkpoint", "Speed")
+NODES = {f"ACLoRA{name}" for name in (*STEPS, *(f"{kind}Options" for kind in OPTIONS))}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_all_nodes_are_there(object_info: dict[str, Any]) -> None:
 def test_every_node_describes_itself(object_info: dict[str, Any]) -> None:
     for node_id, node in object_info.items():
         assert node_id.startswith("ACLoRA")
-        assert node["category"] == "AC-LoRA", node_id
+        assert node["category"] == ("AC-LoRA/options" if node_id.endswith("Options") else "AC-LoRA"), node_id
         assert "AC-LoRA" in node["display_name"], node_id
         assert node["description"].strip(), node_id
         assert node["search_aliases"], node_id

@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 
+from .training import train
+
 SHORT, LONG = "a red diamond, mine style", "a blue ball " + "on a quiet white page " * 8
 QUICK = {"steps": 3, "batch_size": 2, "max_rank": 4, "learning_rate": 1e-3}
 DENOISER = "diffusion_model."
@@ -42,11 +44,9 @@ def pictures(parts):
     return latents, [caption(parts, SHORT), caption(parts, "a blue ball, mine style")]
 
 
-def trained(pack, model, latents, conditioning, **settings):
-    """The node's four outputs, called as the host calls it: every input a list, under inference mode."""
-    lists = {name: [value] for name, value in {**QUICK, **settings}.items()}
-    with torch.inference_mode():
-        return pack.nodes.train.ACLoRATrain.execute([model], latents, conditioning, **lists).result
+def trained(pack, model, latents, conditioning, previews=None, **settings):
+    """The node's four outputs."""
+    return train(pack, model, latents, conditioning, QUICK | settings, previews=previews)
 
 
 def first_step(model, conditioning, seed=3):

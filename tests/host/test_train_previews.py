@@ -15,8 +15,12 @@ parts, model, pictures, interrupt = training.parts, training.model, training.pic
 PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
 
 
-def preview_settings(parts, **changes):
-    return {"preview_every": 2, "preview_prompts": PROMPTS, "clip": parts[1], "vae": parts[2], "steps": 4, **changes}
+def wishes(pack, parts, prompts=PROMPTS, **changes):
+    """What the options node hands to the training."""
+    inputs = {"preview_every": 2, "preview_prompts": prompts, "preview_guidance": 4.0, "clip": parts[1]}
+    with torch.inference_mode():
+        node = pack.nodes.options.previews.ACLoRAPreviewOptions
+        return node.execute(**inputs | {"vae": parts[2]} | changes).result[0].previews
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, mod
     settings = {"learning_rate": 1e-2}
     shown = []
     with untouched(model), progress(lambda value, total, preview: shown.append(preview)):
-        result = trained(pack, model, *pictures, **preview_settings(parts), **settings)
+        result = trained(pack, model, *pictures, wishes(pack, parts), steps=4, **settings)
     assert [len(pictures) for pictures in drawn] == [2, 2] and drawn[0][0].shape == (128, 128, 3)
     first, last = drawn
     assert (first[0] - last[0]).abs().mean() > 0.005 and (last[0] - last[1]).abs().mean() > 0.01
@@ -51,7 +55,7 @@ def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, mod
 def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, model, pictures, drawn):
     import nodes
 
-    result = trained(pack, model, *pictures, **preview_settings(parts, steps=2), learning_rate=1e-2)
+    result = trained(pack, model, *pictures, wishes(pack, parts), steps=2, learning_rate=1e-2)
     positive, negative = caption(parts, "a red diamond, mine style"), caption(parts, "")
     found = []
     for chosen in (result[0], model):
@@ -64,16 +68,14 @@ def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, m
 
 
 def test_without_a_vae_the_latents_are_shown(pack, parts, model, pictures, drawn):
-    settings = preview_settings(parts, steps=2)
-    settings.pop("vae")
     with untouched(model):
-        trained(pack, model, *pictures, **settings)
+        trained(pack, model, *pictures, wishes(pack, parts, vae=None), steps=2)
     assert drawn[0][0].shape == (16, 16, 3) and 0.02 < drawn[0][0].std()
 
 
 def test_a_vae_that_does_not_fit_beside_the_model_is_left_out(pack, parts, model, pictures, drawn, monkeypatch):
     monkeypatch.setattr(pack.nodes.host.sampling, "_fits", lambda *_: False)
-    trained(pack, model, *pictures, **preview_settings(parts, steps=2))
+    trained(pack, model, *pictures, wishes(pack, parts), steps=2)
     assert drawn[0][0].shape == (16, 16, 3)
 
 
@@ -85,7 +87,7 @@ def test_a_sampler_that_fails_ends_the_previews_alone(pack, parts, model, pictur
 
     monkeypatch.setattr(comfy.samplers, "sampling_function", fail)
     with untouched(model), caplog.at_level(logging.WARNING, logger="aclora"):
-        result = trained(pack, model, *pictures, **preview_settings(parts))
+        result = trained(pack, model, *pictures, wishes(pack, parts), steps=4)
     assert "no preview could be drawn (no kernel image is available)" in caplog.text
     assert len(result[2]["loss"]) == 4 and "without previews" in result[3].settings["notes"]
 
@@ -103,13 +105,17 @@ def test_a_cancel_while_a_preview_is_drawn_keeps_the_work(pack, parts, model, pi
 
     monkeypatch.setattr(comfy.samplers, "sampling_function", press_cancel)
     with untouched(model):
-        result = trained(pack, model, *pictures, **preview_settings(parts, steps=20))
+        result = trained(pack, model, *pictures, wishes(pack, parts), steps=20)
     assert len(result[2]["loss"]) == 2 and not comfy.model_management.processing_interrupted()
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"), [({"preview_prompts": " \n"}, "nothing to preview"), ({"clip": None}, "Connect clip")]
-)
-def test_previews_without_what_they_need_are_refused(pack, parts, model, pictures, changes, sentence):
-    with untouched(model), pytest.raises(ValueError, match=sentence):
-        trained(pack, model, *pictures, **preview_settings(parts, **changes))
+@pytest.mark.parametrize(("prompts", "sentence"), [(" \n", "nothing to preview"), ("a ball\n" * 9, "has 9 lines")])
+def test_prompts_that_cannot_be_shown_are_refused(pack, parts, prompts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        wishes(pack, parts, prompts)
+
+
+def test_guidance_is_what_the_node_says(pack, parts, model, pictures, drawn):
+    for guidance in (1.0, 6.0):
+        trained(pack, model, *pictures, wishes(pack, parts, preview_guidance=guidance), steps=2)
+    assert (drawn[0][0] - drawn[1][0]).abs().mean() > 0.005

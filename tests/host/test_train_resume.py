@@ -21,21 +21,24 @@ STEPS = 24
 TRAIN = "3"
 
 
-def prompt(server: HostServer, file: str, **settings: Any) -> dict[str, Any]:
-    """A short training on the tiny base, with every other setting as it comes."""
-    found = server.get_json("/object_info/ACLoRATrain")["ACLoRATrain"]["input"]
-    kinds = {**found["required"], **found["optional"]}
-    widgets = {name: kind[1]["default"] for name, kind in kinds.items() if len(kind) > 1 and "default" in kind[1]}
-    short = {"steps": STEPS, "batch_size": 2, "max_rank": 4, "layers": "attention", "held_out": 0.0, "restart_every": 2}
+def prompt(server: HostServer, file: str, checkpoints: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """A short training on the tiny base, with checkpoints where they are asked for."""
+    short = {"steps": STEPS, "batch_size": 2, "max_rank": 4, "layers": "attention"}
+    pictures = {"folder": "example: fluent-emoji-high-contrast", "resolution": 128, "vae": ["1", 2], "clip": ["1", 1]}
     links = {"model": ["1", 0], "latents": ["2", 0], "conditioning": ["2", 1]}
-    dataset = {"folder": "example: fluent-emoji-high-contrast", "resolution": 128, "trigger_word": ""}
-    save = {"filename": file, "precision": "fp32", "overwrite": True, "trigger": ""}
-    return {
-        "1": {"class_type": "ACLoRATinyBase", "inputs": {}},
-        "2": {"class_type": "ACLoRADataset", "inputs": {**dataset, "vae": ["1", 2], "clip": ["1", 1]}},
-        TRAIN: {"class_type": "ACLoRATrain", "inputs": {**widgets, **short, **settings, **links}},
-        "4": {"class_type": "ACLoRASave", "inputs": {**save, "lora_model": [TRAIN, 1]}},
+    last = "7" if checkpoints else "6"
+    save = {"filename": file, "precision": "fp32", "overwrite": True}
+    found = {
+        "1": server.node("ACLoRATinyBase"),
+        "2": server.node("ACLoRADataset", **pictures),
+        TRAIN: server.node("ACLoRATrain", **short | settings | links, options=[last, 0]),
+        "4": server.node("ACLoRASave", **save, lora_model=[TRAIN, 1]),
+        "5": server.node("ACLoRAValidationOptions", held_out=0.0),
+        "6": server.node("ACLoRARankOptions", restart_every=2, options=["5", 0]),
     }
+    if checkpoints:
+        found["7"] = server.node("ACLoRACheckpointOptions", **checkpoints, options=["6", 0])
+    return found
 
 
 def checkpoints(server: HostServer, name: str) -> list[str]:
@@ -71,7 +74,7 @@ def whole(host: Path, base: Path) -> dict[str, torch.Tensor]:
     """The adapter of an undisturbed training. Then a second server is killed while it trains the same."""
     with running(host, base, "first") as server:
         server.run(prompt(server, "whole"))
-        server.submit(prompt(server, "crashed", checkpoint_every=3, checkpoint_name="crashed"))
+        server.submit(prompt(server, "crashed", {"checkpoint_every": 3, "checkpoint_name": "crashed"}))
         wait_for_checkpoint(server, "crashed")
         process = server.server.process
         assert process is not None
@@ -101,18 +104,18 @@ def test_after_a_crash_the_same_workflow_goes_on_to_the_same_bits(server_after: 
     server = server_after
     assert not (server.base / "models" / "loras" / "crashed.safetensors").exists()
     settings = {"checkpoint_every": 3, "checkpoint_name": "crashed"}
-    server.run(prompt(server, "crashed", **settings))
+    server.run(prompt(server, "crashed", settings))
     assert 0 < resumed_at(server)[-1] < STEPS
     assert_whole(adapter(server, "crashed"), whole)
     assert len(checkpoints(server, "crashed")) == 2
-    again = server.run(prompt(server, "crashed", **settings))
+    again = server.run(prompt(server, "crashed", settings))
     assert was_cached(again, TRAIN) and len(resumed_at(server)) == 1
 
 
 def test_a_cancelled_training_is_not_served_from_the_cache_but_goes_on(server_after: HostServer, whole) -> None:
     server = server_after
     before = len(resumed_at(server))
-    queued = prompt(server, "cancelled", checkpoint_every=3, checkpoint_name="styles/cancelled")
+    queued = prompt(server, "cancelled", {"checkpoint_every": 3, "checkpoint_name": "styles/cancelled"})
     prompt_id = server.submit(queued)
     wait_for_checkpoint(server, "styles/cancelled")
     server.post_json("/interrupt", {"prompt_id": prompt_id})
@@ -130,18 +133,18 @@ def test_a_cancelled_training_is_not_served_from_the_cache_but_goes_on(server_af
 def test_another_setting_is_refused_with_a_sentence_and_more_steps_go_on(server_after: HostServer) -> None:
     server = server_after
     settings = {"checkpoint_every": 12, "checkpoint_name": "longer"}
-    server.run(prompt(server, "longer", **settings))
-    history = server.wait(server.submit(prompt(server, "longer", **settings, learning_rate=1e-3)))
+    server.run(prompt(server, "longer", settings))
+    history = server.wait(server.submit(prompt(server, "longer", settings, learning_rate=1e-3)))
     assert history["status"]["status_str"] == "error"
     told = str(history["status"]["messages"])
     assert "learning_rate was 0.0005 and is 0.001" in told and "another checkpoint name" in told
-    more = server.run(prompt(server, "longer", **settings | {"steps": STEPS + 4}, resume="for more steps"))
+    more = server.run(prompt(server, "longer", settings | {"resume": "for more steps"}, steps=STEPS + 4))
     assert resumed_at(server)[-1] == STEPS and says(more).startswith(f"{STEPS + 4} steps")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/tmp/here", "a:b", ""])
 def test_a_name_that_leads_elsewhere_is_refused_before_the_work(server_after: HostServer, name: str) -> None:
     with pytest.raises(HTTPError) as refusal:
-        server_after.post_json("/prompt", {"prompt": prompt(server_after, "bad", checkpoint_name=name)})
+        server_after.post_json("/prompt", {"prompt": prompt(server_after, "bad", {"checkpoint_name": name})})
     told = refusal.value.read().decode()
     assert "leads outside models/aclora_checkpoints" in told or "cannot be a file name on every system" in told

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import folder_paths
 
-from . import lora_folder
+from .. import lora_folder
 
 FOLDER = "aclora_checkpoints"  # beside models/loras, or where extra_model_paths.yaml says
-_cancelled: Counter[str] = Counter()
+_cancelled: Counter[Path] = Counter()
 
 
 def folder_of(name: str) -> Path:
@@ -23,11 +23,11 @@ def folder_of(name: str) -> Path:
     return root / cleaned
 
 
-def note_cancel(name: str) -> None:
+def note_cancel(folder: Path) -> None:
     """Remembers that a training ended early, so that it is not taken for done when it is queued again."""
-    _cancelled[name.strip()] += 1
+    _cancelled[folder] += 1
 
 
-def cancels(name: str) -> int:
+def cancels(folder: Path) -> int:
     """How often that was."""
-    return _cancelled[name.strip()]
+    return _cancelled[folder]

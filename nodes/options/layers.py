@@ -1,0 +1,45 @@
+"""The options node about which layers learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...aclora_core.config import TrainConfig
+from .chain import Options, schema, settings_node
+
+
+class ACLoRALayerOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ACLoRALayerOptions",
+            "AC-LoRA Layer Options",
+            "Which of a model's layers learn, by their names, and how much each may learn.",
+            _layers(),
+            ["layer filter", "block weights", "target modules", "only some layers", "rank per layer"],
+        )
+
+    @classmethod
+    def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
+        return settings_node(options, settings)
+
+
+def _layers() -> list[Any]:
+    return [
+        io.String.Input(
+            "include_layers", default=TrainConfig.include_layers, multiline=True,
+            tooltip="Of the layers chosen above only those with one of these lines in their name: a part of the name, "
+            "such as double_blocks.7. or a regular expression. Empty takes all.",
+        ),
+        io.String.Input(
+            "exclude_layers", default=TrainConfig.exclude_layers, multiline=True,
+            tooltip="And none of the layers with one of these lines in their name.",
+        ),
+        io.String.Input(
+            "layer_ranks", default=TrainConfig.layer_ranks, multiline=True,
+            tooltip="Lines such as attn=32: layers with this in their name get this maximum rank instead of max_rank. "
+            "Of several lines for a layer the last counts.",
+        ),
+    ]  # fmt: skip

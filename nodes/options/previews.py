@@ -1,0 +1,71 @@
+"""The options node about pictures that are drawn while a training runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from .. import host
+from ..live_previews import PreviewWishes
+from .chain import Options, schema
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP, VAE
+
+_MOST = 8  # prompts
+
+
+class ACLoRAPreviewOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ACLoRAPreviewOptions",
+            "AC-LoRA Preview Options",
+            "Draws pictures with the style as it grows, and shows them on the training node.",
+            _inputs(),
+            ["sample prompts", "live preview", "sample images", "training samples"],
+        )
+
+    @classmethod
+    def execute(
+        cls, preview_every: int, preview_prompts: str, preview_guidance: float, clip: CLIP,
+        vae: VAE | None = None, options: Options | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        # Encoded here, before the training, so that the text encoder needs no memory beside it.
+        prompts = _prompts(preview_prompts)
+        wishes = PreviewWishes(preview_every, prompts, host.encoded(clip, prompts), preview_guidance, vae)
+        return io.NodeOutput(replace(options or Options(), previews=wishes))
+
+
+def _prompts(text: str) -> list[str]:
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError("There is nothing to preview. Write prompts into preview_prompts, one a line.")
+    if len(prompts) > _MOST:
+        raise ValueError(f"preview_prompts has {len(prompts)} lines, and {_MOST} are the most. Leave some out.")
+    return prompts
+
+
+def _inputs() -> list[Any]:
+    return [
+        io.Int.Input(
+            "preview_every", default=50, min=1, max=100_000,
+            tooltip="Steps between two sets of preview pictures. Each picture takes as long as some 5 to 10 steps.",
+        ),
+        io.String.Input(
+            "preview_prompts", default="", multiline=True,
+            tooltip=f"What the previews show: one prompt a line, {_MOST} at most.",
+        ),
+        io.Float.Input(
+            "preview_guidance", default=4.0, min=1.0, max=30.0, step=0.5,
+            tooltip="How strictly previews follow their prompts, as a KSampler's cfg. 1 is right for models that are "
+            "told their guidance, such as Flux, and for the tiny base; it takes half the time.",
+        ),
+        io.Clip.Input("clip", tooltip="The text encoder of the model, for the prompts."),
+        io.Vae.Input(
+            "vae", optional=True,
+            tooltip="The VAE of the model. Without one, or without memory for it, the pictures are small and blurred.",
+        ),
+    ]  # fmt: skip

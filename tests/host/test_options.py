@@ -1,0 +1,49 @@
+"""The options nodes: together they reach every setting of a training, and what they say holds."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+KINDS = ("learning", "layers", "ranks", "validation", "speed")
+
+
+def node_of(pack: ModuleType, kind: str) -> Any:
+    module = getattr(pack.nodes.options, kind)
+    return next(value for name, value in vars(module).items() if name.startswith("ACLoRA"))
+
+
+def widgets(node: Any) -> dict[str, Any]:
+    """The defaults of a node's widgets."""
+    return {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
+
+
+def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None:
+    config = pack.aclora_core.config.TrainConfig
+    nodes = [pack.nodes.train.ACLoRATrain, *(node_of(pack, kind) for kind in KINDS)]
+    found = [item for node in nodes for item in widgets(node).items()]
+    assert len(found) == len(dict(found)), "a setting is on two nodes"
+    assert dict(found) == {field.name: field.default for field in fields(config)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_adds_up_and_changes_nothing_given(pack: ModuleType, kind: str) -> None:
+    Options = pack.nodes.options.chain.Options
+    node = node_of(pack, kind)
+    name, default = next(iter(widgets(node).items()))
+    before = Options({"steps": 5, name: "earlier"}, previews="kept")
+    after = node.execute(before, **widgets(node)).result[0]
+    assert after.settings == {"steps": 5, **widgets(node)} and after.settings[name] == default
+    assert after.previews == "kept" and before.settings == {"steps": 5, name: "earlier"}
+
+
+def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
+    before = pack.nodes.options.chain.Options({"alpha": 2.0})
+    given = pack.nodes.options.checkpoints.ACLoRACheckpointOptions.execute(
+        checkpoint_every=9, checkpoint_name="ink", checkpoint_keep=3, resume="never", options=before
+    ).result[0]
+    assert given.settings == {"alpha": 2.0} and given.checkpoints.folder.parts[-2:] == ("aclora_checkpoints", "ink")
+    assert (given.checkpoints.every, given.checkpoints.keep, given.checkpoints.resume) == (9, 3, "never")
