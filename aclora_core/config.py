@@ -57,6 +57,7 @@ class TrainConfig:
     include_layers: str = ""  # patterns, one a line: of the layers only those with one of them in their name
     exclude_layers: str = ""  # and none with one of these
     layer_ranks: str = ""  # lines of pattern=rank: the maximum rank of layers that get another
+    text_learning: float = 0.0  # how fast text encoders learn, compared with the model; 0 leaves them as they are
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
@@ -88,6 +89,8 @@ class TrainConfig:
         self._check_learning()
 
     def _check_learning(self) -> None:
+        if not 0 <= self.text_learning <= 10:
+            raise ValueError(f"text_learning must be 0 (no text encoder) to 10, but is {self.text_learning}.")
         if not (self.warm_up == 0 or 0 < self.warm_up < self.steps):
             raise ValueError(f"warm_up must be 0 or more and fewer than the {self.steps} steps, but is {self.warm_up}.")
         if not 0 <= self.ema_decay < 1:

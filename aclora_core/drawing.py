@@ -47,9 +47,10 @@ class Drawing:
         return Step(batches, epoch, ends_epoch)
 
     def trial(self, picture: int) -> Batch:
-        """A batch of one picture, on the device, to try out what a step takes."""
+        """A batch of one picture, on the device, to try out what a step takes; text encoders are not asked to learn."""
         noise, sigma = self._draw([picture], torch.Generator().manual_seed(0))
-        batch: Batch = moved(self._batch([picture], noise, sigma, 1.0), self.model.device)
+        with torch.no_grad():
+            batch: Batch = moved(self._batch([picture], noise, sigma, 1.0), self.model.device)
         return batch
 
     def _draw(self, pictures: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .content_hash import plain_parts
@@ -121,7 +121,8 @@ def _sums(tensor: Tensor, signs: dict[int, Tensor]) -> list[float]:
 
 def _model_facts(model: Model) -> dict[str, str]:
     names, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    stored = [*model.network.named_parameters(), *model.network.named_buffers()]
+    networks = [("", model.network), *model.text_encoders.items()]
+    stored = [pair for prefix, part in networks for pair in _named_tensors(part, prefix)]
     for name, tensor in sorted(stored, key=lambda pair: pair[0]):
         names.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         for part in plain_parts(tensor):
@@ -134,6 +135,10 @@ def _model_facts(model: Model) -> dict[str, str]:
         "layers": names.hexdigest(),
         "weights": values.hexdigest(),
     }
+
+
+def _named_tensors(network: nn.Module, prefix: str) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(prefix), *network.named_buffers(prefix)]
 
 
 def _some_bytes(tensor: Tensor) -> bytes:

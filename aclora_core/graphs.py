@@ -50,6 +50,15 @@ def moved(value: Any, device: torch.device) -> Any:
     return map_tensors(value, lambda tensor: tensor.to(device))
 
 
+def _given(value: Any, device: torch.device, copy: bool = False) -> Any:
+    """The same on the device as leaves of their own; what asks for a gradient gets it there, not where it came from."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device, copy=copy).requires_grad_(tensor.requires_grad)
+
+    return map_tensors(value, leaf)
+
+
 class Graphs:
     """Runs functions on a device, recorded as CUDA graphs where that is possible and wished.
 
@@ -72,7 +81,7 @@ class Graphs:
         cannot be recorded, as it waits for the GPU in its middle, is run as it is from then on.
         """
         if not self.active:
-            return function(moved(argument, self.device))
+            return function(_given(argument, self.device))
         key = (function, key)
         if key not in self._recorded:
             before = [tensor.detach().clone() for tensor in changes]
@@ -86,10 +95,10 @@ class Graphs:
                 for tensor, value in zip(changes, before, strict=True):
                     tensor.copy_(value)
             if not self.active:
-                return function(moved(argument, self.device))
+                return function(_given(argument, self.device))
         graph, inputs, output = self._recorded[key]
         for fixed, given in zip(inputs, tensors_in(argument), strict=True):
-            fixed.copy_(given, non_blocking=True)
+            fixed.detach().copy_(given.detach(), non_blocking=True)
         graph.replay()
         return output
 
@@ -101,7 +110,7 @@ class Graphs:
             torch.cuda.empty_cache()
 
     def _record(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
-        fixed = map_tensors(argument, lambda tensor: tensor.to(self.device, copy=True))
+        fixed = _given(argument, self.device, copy=True)
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):  # libraries choose and load their kernels in a first run

@@ -21,7 +21,6 @@ from .adapter_file import Layer
 from .adapter_weights import AdapterWeights, Branch
 from .branch_convolution import adapted_convolution, can_adapt
 from .branch_function import AdaptedLinear, LinearBranch
-from .layer_patterns import select
 
 log = logging.getLogger("aclora")
 
@@ -46,17 +45,11 @@ def _is_convolution(module: nn.Module) -> bool:
     )
 
 
-def find_layers(
-    model: nn.Module, preset: Preset, prefix: str = "", include: str = "", exclude: str = ""
-) -> dict[str, nn.Module]:
+def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str, nn.Module]:
     """The layers that a preset means, by their full name with the prefix before it.
 
     "attention" and "attention and feed-forward" take the Linear layers so named; "all" takes every Linear and every
-    plain convolution. A model without such names is taken whole. include, exclude: patterns (see layer_patterns), one
-    a line, that leave some of them.
-
-    Raises:
-        ValueError: a pattern is in no name, or no layer is left.
+    plain convolution. A model without such names is taken whole.
     """
     linear = {name: module for name, module in model.named_modules() if is_linear(module)}
     if preset == "all":
@@ -68,8 +61,7 @@ def find_layers(
         if linear and not chosen:
             log.info("AC-LoRA: no layer of this model is named as '%s', so all its linear layers are trained.", preset)
             chosen = linear
-    named = {prefix + name: module for name, module in chosen.items()}
-    return {name: named[name] for name in select(named, include, exclude, prefix)}
+    return {prefix + name: module for name, module in chosen.items()}
 
 
 def make_weights(
@@ -80,11 +72,13 @@ def make_weights(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     ranks: Mapping[str, int] | None = None,
+    strengths: Mapping[str, float] | None = None,
 ) -> AdapterWeights:
     """A branch for each layer: lora_down uniform in ±1/√in from the generator (on the CPU), lora_up zero.
 
     A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays. dtype: the type that
-    the model computes in. ranks: of layers that get another, with the same scale.
+    the model computes in. ranks: of layers that get another, with the same scale. strengths: what alpha is multiplied
+    by in some layers, which then learn so much slower or faster.
 
     Raises:
         ValueError: no layer is as large as the rank.
@@ -103,7 +97,8 @@ def make_weights(
         cut += kept < wanted
         bound = 1 / math.sqrt(math.prod(inputs))
         down = (torch.rand(kept, *inputs, generator=generator) * 2 - 1) * bound
-        start[name] = Layer(down, torch.zeros(outputs, kept, *(1 for _ in inputs[1:])), alpha * kept / rank)
+        up = torch.zeros(outputs, kept, *(1 for _ in inputs[1:]))
+        start[name] = Layer(down, up, alpha * kept / rank * (strengths or {}).get(name, 1.0))
     if cut:
         log.info("AC-LoRA: %d of %d layers are smaller than rank %d and get their own size.", cut, len(layers), rank)
     return AdapterWeights(start, device, dtype)

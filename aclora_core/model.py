@@ -23,9 +23,13 @@ class Model(Protocol):
     variants: Mapping[int, Sequence[int]]  # a picture's number -> those of all its variants; empty without variants
     objective: Objective
     fast_classes: tuple[type[nn.Module], ...]  # its gated GELUs and its transformers on pictures, for fast_modules
+    text_encoders: Mapping[str, nn.Module]  # that learn too, by the prefix of their layers' names; most often none
 
     def condition(self, pictures: Sequence[int]) -> Any:
-        """The captions of pictures of one group, as denoise wants them: tensors in nested dictionaries and lists."""
+        """The captions of pictures of one group, as denoise wants them: tensors in nested dictionaries and lists.
+
+        Where text encoders learn, it is what they give now, and gradients flow through it back to them.
+        """
         ...
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: Any) -> Tensor:

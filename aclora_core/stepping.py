@@ -13,7 +13,7 @@ from torch import Tensor
 from .adapter_weights import AdapterWeights
 from .average import Average
 from .batches import Batch
-from .graphs import Graphs
+from .graphs import Graphs, tensors_in
 from .loss_scale import LossScale
 from .optimizers import Name, Updater
 
@@ -84,7 +84,12 @@ class Stepper:
     def _try(self, batches: Sequence[Batch]) -> tuple[float, bool]:
         """One step, and whether it was left out for the scale of its gradient alone."""
         for batch in batches:
-            self.graphs.call(self._accumulate, batch, batch.key, [self._loss, self._gradient, self.weights.gradient])
+            changed = [self._loss, self._gradient, self.weights.gradient]
+            gradients = self.graphs.call(self._accumulate, batch, batch.key, changed)
+            if gradients:
+                # Kept, since the step may be done once more on the same batches.
+                torch.autograd.backward(_learned(batch), gradients, retain_graph=True)
+                self._add_gradients()
         if self.updater.on_device:
             told = self.graphs.call(self._update, (), (), self._changed())
         else:
@@ -99,15 +104,22 @@ class Stepper:
             changed += self._average.tensors()
         return changed + self._scale.tensors() if self._scale else changed
 
-    def _accumulate(self, batch: Batch) -> None:
+    def _accumulate(self, batch: Batch) -> list[Tensor]:
+        """Adds a batch's loss and gradients. Gives the gradients of what came from text encoders that learn."""
         loss = self._loss_of(batch)
         descended, told = loss if isinstance(loss, tuple) else (loss, loss)
         (descended * self._scale.value if self._scale else descended).backward()
         with torch.no_grad():
             self._loss += told
-            if self._gradient is not self.weights.gradient:
-                self._gradient += self.weights.gradient
-                self.weights.gradient.zero_()
+        self._add_gradients()
+        return [_taken(tensor) for tensor in _learned(batch)]
+
+    @torch.no_grad()
+    def _add_gradients(self) -> None:
+        """Adds those of the leaves to the sum, where that is another tensor."""
+        if self._gradient is not self.weights.gradient:
+            self._gradient += self.weights.gradient
+            self.weights.gradient.zero_()
 
     def clear_gradients(self) -> None:
         """Forgets what an unfinished step has added up."""
@@ -207,3 +219,14 @@ class Stepper:
             self._average.load_state_dict(state["average"])
         if self._scale:
             self._scale.load_state_dict(state["scale"])
+
+
+def _learned(batch: Batch) -> list[Tensor]:
+    """What text encoders that learn have made of a batch's captions."""
+    return [tensor for tensor in tensors_in(batch) if tensor.requires_grad]
+
+
+def _taken(tensor: Tensor) -> Tensor:
+    """The tensor's gradient, which it has no more."""
+    gradient, tensor.grad = tensor.grad, None
+    return torch.zeros_like(tensor) if gradient is None else gradient

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from . import batches, lora, objective
+from . import batches, objective
 from .adapter_file import Adapter
 from .checkpoint import Checkpoints, Store
+from .chosen_layers import chosen_layers
 from .config import TrainConfig
 from .fingerprint import fingerprint
 from .model import Model
@@ -54,9 +55,7 @@ def train(
     if not pictures:
         raise ValueError("There are no pictures to learn from.")
     check_installed(config.optimizer)
-    chosen = config.layers, model.prefix, config.include_layers, config.exclude_layers
-    if not lora.find_layers(model.network, *chosen):
-        raise ValueError("This model has no linear layer that a LoRA could be trained on.")
+    chosen_layers(model, config)
     store = Store(checkpoints, fingerprint(model, config, pictures)) if checkpoints else None
     return _Training(model, config, pictures, on_step, should_stop, store, previews).run()
 

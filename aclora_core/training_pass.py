@@ -16,6 +16,7 @@ from .adapter_file import Adapter
 from .adapter_restart import LayerRestart, Mode, restart_adapter
 from .batches import Batch, largest_batch
 from .block_memory import BlockMemory
+from .chosen_layers import chosen_layers, strengths
 from .config import TrainConfig
 from .content_hash import plain_parts
 from .drawing import Drawing
@@ -50,12 +51,10 @@ class TrainingPass:
         self._pictures, self._on_gpu = pictures, model.device.type == "cuda"
         self.generator = torch.Generator().manual_seed(config.seed)
         self.noises = torch.Generator(model.device).manual_seed(config.seed)  # drawn where it is used: there it is fast
-        self.layers = lora.find_layers(
-            model.network, config.layers, model.prefix, config.include_layers, config.exclude_layers
-        )
+        self.layers = chosen_layers(model, config)
         self.weights = lora.make_weights(
             self.layers, config.max_rank, config.alpha, self.generator, model.device, model.dtype,
-            ranks(self.layers, config.layer_ranks, model.prefix),
+            ranks(self.layers, config.layer_ranks, model.prefix), strengths(model, config),
         )  # fmt: skip
         self.graphs = Graphs(model.device, config.graph)
         self.memory = BlockMemory(model.network)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +40,9 @@ class HeldOut:
         self.model, self.pictures = model, list(pictures)
         self._graphs = graphs or Graphs(model.device, wished=False)
         together = alike(pictures, model.groups, batch_size)
-        self._batches = [self._rows(numbers, place, seed) for place in range(len(SHARES)) for numbers in together]
+        self._batches = [
+            (numbers, self._rows(numbers, place, seed)) for place in range(len(SHARES)) for numbers in together
+        ]
 
     def _rows(self, pictures: Sequence[int], place: int, seed: int) -> Batch:
         noise = torch.cat([_noise(self.model, number, seed, place) for number in pictures])
@@ -48,7 +51,12 @@ class HeldOut:
 
     def losses(self) -> Tensor:
         """The loss of each picture at each level, float64 on the CPU, always in the same order."""
-        parts = [self._graphs.call(self._measure, batch, batch.key).double().cpu() for batch in self._batches]
+        parts = []
+        for pictures, batch in self._batches:
+            if self.model.text_encoders:  # which may have learned since
+                with torch.no_grad():
+                    batch = replace(batch, condition=self.model.condition(pictures))
+            parts.append(self._graphs.call(self._measure, batch, batch.key).double().cpu())
         return torch.cat(parts)
 
     def _measure(self, batch: Batch) -> Tensor:

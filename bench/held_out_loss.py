@@ -62,7 +62,7 @@ def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int
         for seed in seeds:
             began = time.monotonic()
             widgets = {name: [value] for name, value in {**settings, "seed": seed}.items()}
-            trained, _, _, report = nodes.train.ACLoRATrain.execute(
+            trained, _, _, report, _ = nodes.train.ACLoRATrain.execute(
                 model=[model], latents=latents, conditioning=conditioning, **widgets
             ).result
             result["seconds"].append(round(time.monotonic() - began, 1))

@@ -11,6 +11,7 @@ from .options.learning import ACLoRALearningOptions
 from .options.previews import ACLoRAPreviewOptions
 from .options.ranks import ACLoRARankOptions
 from .options.speed import ACLoRASpeedOptions
+from .options.text_encoder import ACLoRATextEncoderOptions
 from .options.validation import ACLoRAValidationOptions
 from .resizing import ACLoRAResize
 from .saving import ACLoRASave
@@ -26,5 +27,5 @@ class ACLoRAExtension(ComfyExtension):
         return [
             ACLoRATinyBase, ACLoRADataset, ACLoRATrain, ACLoRASave, ACLoRALoad, ACLoRAInspect, ACLoRAResize,
             ACLoRALearningOptions, ACLoRALayerOptions, ACLoRARankOptions, ACLoRAValidationOptions,
-            ACLoRAPreviewOptions, ACLoRACheckpointOptions, ACLoRASpeedOptions,
+            ACLoRATextEncoderOptions, ACLoRAPreviewOptions, ACLoRACheckpointOptions, ACLoRASpeedOptions,
         ]  # fmt: skip

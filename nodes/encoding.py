@@ -90,7 +90,7 @@ def encode_captions(
         if conditioning is None:
             conditioning = clip.encode_from_tokens_scheduled(tokens)
             known.put(key, conditioning)
-        conditionings[caption] = conditioning
+        conditionings[caption] = host.with_caption(conditioning, caption)
         advance(1)
     return conditionings
 

@@ -42,7 +42,8 @@ class LivePreviews:
             return None
 
         def draw(done: int) -> None:
-            drawn = host.draw(trainable, wishes.vae, wishes.conditionings, seed, wishes.guidance)
+            encoded = trainable.encoded_now(wishes.prompts) or wishes.conditionings
+            drawn = host.draw(trainable, wishes.vae, encoded, seed, wishes.guidance)
             self.pictures = drawn or self.pictures
 
         return Previews(wishes.every, draw)

@@ -33,7 +33,7 @@ def _text_model(config: dict, dtype, device, operations):
     return model
 
 
-def load_text_encoder():
+def load_text_encoder(disable_dynamic: bool = False):
     """The text encoder and its tokenizer as the host's CLIP."""
     settings = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     config, length = settings["text"], settings["length"]
@@ -56,7 +56,14 @@ def load_text_encoder():
         functools.partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder),
     )
     weights = comfy.utils.load_torch_file(str(FOLDER / "text_encoder.safetensors"))
-    return comfy.sd.CLIP(target, parameters=comfy.utils.calculate_parameters(weights), state_dict=[weights])
+    size = comfy.utils.calculate_parameters(weights)
+    clip = comfy.sd.CLIP(target, parameters=size, state_dict=[weights], disable_dynamic=disable_dynamic)
+    clip.patcher.cached_patcher_init = (_text_encoder_patcher, ())  # how the host makes a second copy
+    return clip
+
+
+def _text_encoder_patcher(disable_dynamic: bool = False):
+    return load_text_encoder(disable_dynamic).patcher
 
 
 def load_autoencoder():

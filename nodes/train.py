@@ -49,7 +49,7 @@ class ACLoRATrain(io.ComfyNode):
         config = TrainConfig(**{name: given[0] for name, given in widgets.items()} | chosen.settings)
         shown = LivePreviews(chosen.previews)
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
-        with host.training(model[0], latents, conditioning) as trainable:
+        with host.training(model[0], latents, conditioning, chosen.clip) as trainable:
             previews = shown.drawn_with(trainable, config.seed)
             show = _Show(bar, shown, config.learning_rate)
             checkpoints = chosen.checkpoints
@@ -62,8 +62,9 @@ class ACLoRATrain(io.ComfyNode):
                 note_cancel(checkpoints.folder)
         result.report.settings.update(facts)
         lora_model = to_state_dict(result.adapter)
+        adapted, clip = host.with_adapter(model[0], chosen.clip, lora_model)
         return io.NodeOutput(
-            host.with_adapter(model[0], lora_model), lora_model, {"loss": result.report.losses}, result.report,
+            adapted, lora_model, {"loss": result.report.losses}, result.report, clip,
             ui={"text": (training_summary(result.report),)},
         )  # fmt: skip
 
@@ -158,5 +159,9 @@ def _outputs() -> list[Any]:
         io.Custom("RANK_REPORT").Output(
             display_name="rank_report",
             tooltip="What the training found out: settings, losses, and the ranks at every restart.",
+        ),
+        io.Clip.Output(
+            display_name="clip",
+            tooltip="The text encoder with what it learned. Nothing, unless AC-LoRA Text Encoder Options is connected.",
         ),
     ]

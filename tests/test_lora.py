@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aclora_core.adapter_weights import Branch
+from aclora_core.layer_patterns import select
 from aclora_core.lora import attached, find_layers, make_weights
 
 CPU = torch.device("cpu")
@@ -324,11 +325,11 @@ def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
 def test_patterns_choose_among_the_presets_layers() -> None:
     attention, feed_forward, others = FAMILIES["Flux"]
     model = tree([*attention, *feed_forward, *others])
-    found = find_layers(model, "attention", "diffusion_model.", "img_attn\ntxt_attn.proj", "img_attn.proj")
+    found = select(find_layers(model, "attention", "diffusion_model."), "img_attn\ntxt_attn.proj", "img_attn.proj")
     assert list(found) == [f"diffusion_model.double_blocks.0.{part}" for part in ("img_attn.qkv", "txt_attn.proj")]
     with pytest.raises(ValueError, match="'single_blocks'"):
-        find_layers(model, "attention", "diffusion_model.", "single_blocks")
-    assert len(find_layers(model, "attention and feed-forward", "", "single_blocks")) == 2
+        select(find_layers(model, "attention", "diffusion_model."), "single_blocks", "")
+    assert len(select(find_layers(model, "attention and feed-forward"), "single_blocks", "")) == 2
 
 
 def test_layers_may_have_a_rank_of_their_own_with_the_same_scale() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from aclora_core.adapter_file import Layer
 from aclora_core.adapter_weights import AdapterWeights, Branch
 from aclora_core.batches import Batch
+from aclora_core.branch_function import LinearBranch
 from aclora_core.graphs import Graphs
 from aclora_core.stepping import Stepper
 
@@ -365,3 +366,32 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
             masters.append(weights.master.cpu().clone())
         masters.append(weights.master.cpu().clone())
     torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_came_from_layers_that_learn_too_hands_its_gradient_back_to_them(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    weights = AdapterWeights({n: Layer(random(2, 4), random(4, 2), 2.0) for n in ("text", "network")}, CPU, dtype)
+    text, network = weights.branches.values()
+    word = random(3, 4).to(dtype)
+
+    def through(branch: Branch, x: Tensor) -> Tensor:
+        return LinearBranch.apply(torch.zeros_like(x), x, branch.down.leaf, branch.up.leaf, branch)
+
+    stepper = Stepper(
+        weights, lambda batch: through(network, batch.condition).float().square().mean(), Graphs(CPU), RATE, 0.0, 1e9,
+        optimizer="SGD",
+    )  # fmt: skip
+    factors = [part.master.clone().requires_grad_() for branch in (text, network) for part in (branch.down, branch.up)]
+    encoded = word.float() @ factors[0].t() @ factors[1].t()
+    (encoded @ factors[2].t() @ factors[3].t()).square().mean().backward()
+    nothing = torch.zeros(1)
+    stepper.step([Batch(nothing, nothing, nothing, nothing, through(text, word), "one")])
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    for part, plain in zip((text.down, text.up, network.down, network.up), factors, strict=True):
+        assert plain.grad is not None
+        torch.testing.assert_close(part.master, plain.detach() - RATE * plain.grad, **close)

@@ -39,6 +39,7 @@ class Toy:
     dtype: torch.dtype = torch.float32
     spoil: Callable[[int], bool] = lambda call: False  # calls (from 0, the trial) that answer NaN
     fast_classes: tuple = ()
+    text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
     network: nn.Module = field(init=False)
 

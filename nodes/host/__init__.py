@@ -3,9 +3,10 @@
 from .opening import training, with_adapter
 from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
 from .sampling import draw, encoded
+from .text_encoder import with_caption
 from .trainable import PREFIX, TrainableModel
 
 __all__ = [
     "PREFIX", "Bar", "TrainableModel", "accept_cancel", "blocked", "cancelled", "draw", "encoded", "hidden_node_id",
-    "raise_if_cancelled", "send_text", "training", "with_adapter",
+    "raise_if_cancelled", "send_text", "training", "with_adapter", "with_caption",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -15,31 +15,47 @@ from .kernels import kernels_for_training
 from .noise import objective_of
 from .pictures import prepared, variants_of
 from .second_copy import plain_copy
+from .text_encoder import TextEncoder, check_kind
 from .trainable import TrainableModel
 
 
-def with_adapter(model: Any, state_dict: dict[str, Tensor]) -> Any:
-    """A copy of the MODEL with a LoRA on it at strength 1; the MODEL itself stays as it is."""
-    return comfy.sd.load_lora_for_models(model, None, state_dict, 1.0, 0.0)[0]
+def with_adapter(model: Any, clip: Any, state_dict: dict[str, Tensor]) -> tuple[Any, Any]:
+    """Copies of the MODEL and of the CLIP, if any, with a LoRA on them at strength 1; both stay as they are."""
+    return comfy.sd.load_lora_for_models(model, clip, state_dict, 1.0, 1.0)
 
 
 @contextmanager
-def training(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> Iterator[TrainableModel]:
+def training(
+    model: Any, latents: Sequence[dict], conditioning: Sequence[Any], clip: Any = None
+) -> Iterator[TrainableModel]:
     """Opens a MODEL for training, with each latent's own caption; afterwards everything is as it was.
+
+    clip: a CLIP that learns too.
 
     Raises:
         ValueError: what came in cannot be trained on; the sentence says which picture and what to do.
     """
     _check_inputs(model, latents, conditioning)
     patcher = _patcher_for_training(model)
+    text = _text_encoder(clip, conditioning) if clip else None
+    patchers = [patcher, text.patcher] if text else [patcher]
     # Still in the mode in which the host made the weights: moved in the other one, they could be used in neither.
-    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+    comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     base, device = patcher.model, patcher.load_device
-    with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(base), kernels_for_training():
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for each in patchers:
+            stack.enter_context(_differentiable_weights(each.model))
+        stack.enter_context(kernels_for_training())
+        if text:
+            stack.enter_context(text.differentiable())
         scaled, conditions, groups = prepared(base, latents, conditioning, device)
         options = patcher.model_options.get("transformer_options", {})
         objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
-        yield TrainableModel(patcher, device, scaled, conditions, groups, objective, options, variants_of(latents))
+        yield TrainableModel(
+            patcher, device, scaled, conditions, groups, objective, options, variants_of(latents), text=text
+        )
 
 
 def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
@@ -73,6 +89,17 @@ def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[An
                 f"Caption {number} is made of {len(conditioning[number - 1])} conditionings. Give each picture one, "
                 "not a combination."
             )
+
+
+def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:
+    check_kind(clip)
+    if clip.patcher.is_dynamic() and not clip.patcher.cached_patcher_init:
+        raise ValueError(
+            "This CLIP comes from a loader that leaves no way to load it a second time, so it cannot learn. Load it "
+            "with one of ComfyUI's own nodes, such as Load Checkpoint or Load CLIP, or start ComfyUI with "
+            "--disable-dynamic-vram."
+        )
+    return TextEncoder(clip, clip.patcher.clone(disable_dynamic=True), conditioning)
 
 
 def _patcher_for_training(model: Any) -> Any:

@@ -23,13 +23,13 @@ def prepared(
         for samples, cond in zip(scaled, conditioning, strict=True):
             key = (id(cond), tuple(samples.shape))
             if key not in known:
-                known[key] = _condition(base, cond, samples, device)
+                known[key] = condition_of(base, cond, samples, device)
             conditions.append(known[key])
     groups = [(tuple(s.shape), _signature(c)) for s, c in zip(scaled, conditions, strict=True)]
     return scaled, conditions, groups
 
 
-def _condition(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
+def condition_of(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
     """What the host's model wants for one picture, by name, kept in main memory."""
     single = comfy.sampler_helpers.convert_cond(cloned(conditioning))
     noise = torch.zeros_like(samples, device=device)

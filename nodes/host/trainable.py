@@ -12,7 +12,10 @@ from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
 from torch import Tensor
 
 from ...aclora_core.objective import Objective
+from .pictures import condition_of
 from .progress import cancelled
+from .text_encoder import PREFIX as TEXT_PREFIX
+from .text_encoder import TextEncoder
 
 # Where the forward of a layer is defined that does nothing of its own.
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
@@ -33,6 +36,7 @@ class TrainableModel:
     options: dict[str, Any]  # the MODEL's transformer_options
     variants: dict[int, list[int]] = field(default_factory=dict)  # of each picture, by the number of its first
     prefix: str = PREFIX
+    text: TextEncoder | None = None  # where it learns too
     interrupted: bool = False  # the user asked to stop in the middle of a step
 
     fast_classes = (GEGLU, SpatialTransformer)
@@ -45,6 +49,10 @@ class TrainableModel:
     @property
     def network(self) -> torch.nn.Module:
         return self.base.diffusion_model
+
+    @property
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        return {TEXT_PREFIX: self.text.network} if self.text else {}
 
     @property
     def base_name(self) -> str:
@@ -71,9 +79,19 @@ class TrainableModel:
 
     def condition(self, pictures: Sequence[int]) -> dict[str, Any]:
         """What the host's model wants besides noise, by name, for pictures of one group; in main memory."""
-        first, *others = [self.conditions[number] for number in pictures]
+        first, *others = [self._condition(number) for number in pictures]
         # Only pictures of one group come together, so the host joins their conditions without padding any.
         return {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
+
+    def encoded_now(self, prompts: Sequence[str]) -> list[Any]:
+        """The conditionings of prompts, and last of an empty one, by a text encoder that learns; none without one."""
+        return [self.text.encode(prompt) for prompt in (*prompts, "")] if self.text else []
+
+    def _condition(self, picture: int) -> dict[str, Any]:
+        if self.text is None:
+            return self.conditions[picture]
+        conditioning = self.text.encode(self.text.captions[picture])
+        return condition_of(self.base, conditioning, self.latents[picture], self.device)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
         options = {**self.options, "cond_or_uncond": [0] * len(noisy), "sigmas": sigma}
@@ -101,7 +119,8 @@ class TrainableModel:
         if self.device.type == "cpu":
             return None
         loaded = comfy.model_management.current_loaded_models
-        ours = [entry for entry in loaded if getattr(entry.model, "model", None) is self.base]
+        networks = [self.base, *self.text_encoders.values()]
+        ours = [entry for entry in loaded if any(getattr(entry.model, "model", None) is n for n in networks)]
         comfy.model_management.free_memory(wanted, self.device, keep_loaded=ours)
         return int(comfy.model_management.get_free_memory(self.device))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ...aclora_core.checkpoint import Checkpoints
 from ..live_previews import PreviewWishes
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
 
 TYPE = io.Custom("ACLORA_OPTIONS")
 
@@ -24,6 +27,7 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
     previews: PreviewWishes | None = None
+    clip: CLIP | None = None  # that learns too
 
     def with_settings(self, settings: Mapping[str, Any]) -> Options:
         """These options with further settings, which count instead of those that are there."""

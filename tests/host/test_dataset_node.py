@@ -106,7 +106,8 @@ def test_it_gives_what_the_hosts_own_dataset_node_gives(pack: ModuleType, vae: A
     theirs = MakeTrainingDataset.execute([pixels], [vae], [clip], ["inkstyle a rocket"]).result
     torch.testing.assert_close(ours[0], theirs[0])
     torch.testing.assert_close(ours[1][0][0][0], theirs[1][0][0][0])
-    assert ours[1][0][0][1].keys() == theirs[1][0][0][1].keys()
+    assert ours[1][0][0][1].keys() == theirs[1][0][0][1].keys() | {"aclora_caption"}
+    assert ours[1][0][0][1]["aclora_caption"] == "inkstyle a rocket"
 
 
 def test_repeats_are_the_same_latent_again(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:

@@ -26,7 +26,7 @@ def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None
     nodes = [pack.nodes.train.ACLoRATrain, *(node_of(pack, kind) for kind in KINDS)]
     found = [item for node in nodes for item in widgets(node).items()]
     assert len(found) == len(dict(found)), "a setting is on two nodes"
-    assert dict(found) == {field.name: field.default for field in fields(config)}
+    assert dict(found) == {field.name: field.default for field in fields(config) if field.name != "text_learning"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,6 +38,13 @@ def test_a_chain_adds_up_and_changes_nothing_given(pack: ModuleType, kind: str) 
     after = node.execute(before, **widgets(node)).result[0]
     assert after.settings == {"steps": 5, **widgets(node)} and after.settings[name] == default
     assert after.previews == "kept" and before.settings == {"steps": 5, name: "earlier"}
+
+
+def test_the_text_encoder_learns_where_its_node_is(pack: ModuleType) -> None:
+    before = pack.nodes.options.chain.Options({"alpha": 2.0})
+    node = pack.nodes.options.text_encoder.ACLoRATextEncoderOptions
+    after = node.execute("the clip", options=before, **widgets(node)).result[0]
+    assert after.clip == "the clip" and after.settings == {"alpha": 2.0, "text_learning": 0.2}
 
 
 def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:

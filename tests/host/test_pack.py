@@ -18,7 +18,7 @@ from .conftest import HostServer, messages, server_options
 DOCS = ROOT / "nodes" / "web" / "docs"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 STEPS = ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize")
-OPTIONS = ("Learning", "Layer", "Rank", "Validation", "Preview", "Checkpoint", "Speed")
+OPTIONS = ("Learning", "Layer", "Rank", "Validation", "TextEncoder", "Preview", "Checkpoint", "Speed")
 NODES = {f"ACLoRA{name}" for name in (*STEPS, *(f"{kind}Options" for kind in OPTIONS))}
 
 

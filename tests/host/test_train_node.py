@@ -44,9 +44,9 @@ def pictures(parts):
     return latents, [caption(parts, SHORT), caption(parts, "a blue ball, mine style")]
 
 
-def trained(pack, model, latents, conditioning, previews=None, **settings):
-    """The node's four outputs."""
-    return train(pack, model, latents, conditioning, QUICK | settings, previews=previews)
+def trained(pack, model, latents, conditioning, previews=None, clip=None, **settings):
+    """The node's outputs."""
+    return train(pack, model, latents, conditioning, QUICK | settings, previews=previews, clip=clip)
 
 
 def first_step(model, conditioning, seed=3):
@@ -127,8 +127,9 @@ def test_an_overfit_of_two_pictures_is_learned_and_drawn(pack, parts, model, pic
     assert after < 0.5 * before
 
 
-def test_the_four_outputs_are_what_the_hosts_nodes_take(pack, parts, model, pictures):
-    changed, lora_model, loss_map, report = trained(pack, model, *pictures)
+def test_the_outputs_are_what_the_hosts_nodes_take(pack, parts, model, pictures):
+    changed, lora_model, loss_map, report, clip = trained(pack, model, *pictures)
+    assert clip is None
     assert type(changed) is type(model) and changed is not model and changed.model is model.model
     suffixes = {".".join(key.split(".")[-2:]) for key in lora_model if not key.endswith(".alpha")}
     assert suffixes == {"lora_up.weight", "lora_down.weight"} and all(key.startswith(DENOISER) for key in lora_model)
@@ -146,7 +147,7 @@ def test_the_adapter_goes_through_the_stock_loader_without_a_warning(
 
     import nodes
 
-    changed, lora_model, _, _ = trained(pack, model, *pictures, layers="all", steps=6)
+    changed, lora_model, _, *_ = trained(pack, model, *pictures, layers="all", steps=6)
     save_file(lora_model, tmp_path / "mine.safetensors")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
     folder_paths.filename_list_cache.pop("loras", None)
@@ -268,7 +269,7 @@ def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_as_it_is(pack, mo
 
     shifted = advanced.ModelSamplingSD3().patch(model, 3.0)[0]
     styled = trained(pack, shifted, *pictures, learning_rate=5e-3)[0]
-    shifted_too = pack.nodes.host.with_adapter(styled, {})
+    shifted_too, _ = pack.nodes.host.with_adapter(styled, None, {})
     seen = first_step(styled, pictures[1][0])  # the host puts patches onto the shared weights here
     with untouched(shifted_too):
         with torch.inference_mode(), open_training(pack, shifted_too, *pictures) as trainable, torch.no_grad():
@@ -314,7 +315,7 @@ def test_a_cancel_before_the_first_step_gives_one_step_and_is_taken_as_done(pack
 
     with untouched(model), progress(refuse):
         interrupt()
-        _, lora_model, loss_map, report = trained(pack, model, *pictures)
+        _, lora_model, loss_map, report, *_ = trained(pack, model, *pictures)
     assert len(loss_map["loss"]) == len(report.losses) == 1
     assert any(tensor.any() for key, tensor in lora_model.items() if "lora_up" in key)
     assert not comfy.model_management.processing_interrupted()
@@ -336,7 +337,7 @@ def test_a_cancel_in_the_middle_of_a_step_ends_the_step_and_keeps_it(pack, model
 
     with untouched(model):
         monkeypatch.setattr(final, "forward", press_cancel)
-        _, lora_model, loss_map, _ = trained(pack, model, *pictures, steps=40)
+        _, lora_model, loss_map, *_ = trained(pack, model, *pictures, steps=40)
         monkeypatch.undo()
     assert len(loss_map["loss"]) == 2 and len(calls) == 4 and all(map(math.isfinite, loss_map["loss"]))
     assert not comfy.model_management.processing_interrupted()
@@ -358,7 +359,7 @@ def test_a_cancel_on_the_way_keeps_what_was_learned(pack, model, pictures, inter
             interrupt()
 
     with untouched(model), progress(press_cancel), caplog.at_level(logging.INFO, logger="aclora"):
-        changed, _, loss_map, _ = trained(pack, model, *pictures, steps=40)
+        changed, _, loss_map, *_ = trained(pack, model, *pictures, steps=40)
     assert len(loss_map["loss"]) == steps[-1] < 40 and f"stopped at step {steps[-1]} of 40" in caplog.text
     assert not comfy.model_management.processing_interrupted()
     assert (first_step(changed, pictures[1][0]) - first_step(model, pictures[1][0])).abs().max() > 0
@@ -430,7 +431,7 @@ def test_a_unet_is_trained_with_its_convolutions(pack, unet, caplog):
     latents, captions = unet_pictures()
     with untouched(unet), caplog.at_level(logging.WARNING):
         settings = {"layers": "all", "steps": 10, "learning_rate": 5e-3, "restart_every": 4}
-        changed, lora_model, loss_map, report = trained(pack, unet, latents, captions, **settings)
+        changed, lora_model, loss_map, report, *_ = trained(pack, unet, latents, captions, **settings)
     assert not caplog.records
     losses = loss_map["loss"]
     assert len(report.restarts) == 1 and sum(losses[-3:]) < sum(losses[:3])
@@ -442,7 +443,7 @@ def test_the_saved_adapter_is_what_was_trained(pack, unet):
     """Branches beside the layers and the host's patched weights give the same answer, convolutions and strides too."""
     core = pack.aclora_core
     latents, captions = unet_pictures()
-    changed, lora_model, _, _ = trained(pack, unet, latents, captions, layers="all", learning_rate=1e-2)
+    changed, lora_model, _, *_ = trained(pack, unet, latents, captions, layers="all", learning_rate=1e-2)
     layers = core.adapter_file.from_state_dict(lora_model).layers
     branches = core.adapter_weights.AdapterWeights(layers, torch.device("cpu")).branches
     answers = []
@@ -489,7 +490,7 @@ def test_a_quantised_model_is_trained(pack, parts, pictures):
     qkv = model.model.diffusion_model.joint_blocks[0].x_block.attn.qkv
     assert isinstance(qkv.weight, QuantizedTensor)
     before = qkv.weight.dequantize().clone()
-    changed, lora_model, loss_map, _ = trained(pack, model, *pictures, steps=16, learning_rate=2e-3)
+    changed, lora_model, loss_map, *_ = trained(pack, model, *pictures, steps=16, learning_rate=2e-3)
     assert lora_model[f"{DENOISER}joint_blocks.0.x_block.attn.qkv.lora_up.weight"].any()
     losses = loss_map["loss"]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4]) and denoising_loss(pack, changed, *pictures) < sum(losses[:4]) / 4
@@ -505,7 +506,7 @@ def test_settings_of_learning_reach_the_training(pack, model, pictures, caplog):
         "include_layers": "attn.qkv\nmlp", "exclude_layers": "context", "layer_ranks": r"mlp\.fc[12]=2",
     }  # fmt: skip
     with caplog.at_level(logging.INFO), untouched(model):
-        _, lora_model, loss_map, report = trained(pack, model, *pictures, **settings)
+        _, lora_model, loss_map, report, *_ = trained(pack, model, *pictures, **settings)
     assert "predicts the velocity of a flow; timesteps are drawn shifted, loss weights: min-SNR" in caplog.text
     assert len(loss_map["loss"]) == 3 and {name: report.settings[name] for name in settings} == settings
     ranks = {key.removesuffix(".lora_down.weight"): len(t) for key, t in lora_model.items() if "lora_down" in key}

@@ -10,13 +10,16 @@ import torch
 
 def train(
     pack: ModuleType, model: Any, latents: Any, conditioning: Any,
-    settings: dict[str, Any], checkpoints: Any = None, previews: Any = None,
+    settings: dict[str, Any], **others: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """The node's outputs: every input a list, under inference mode. settings: of TrainConfig, the node's own or not."""
+    """The node's outputs: every input a list, under inference mode. settings: of TrainConfig, the node's own or not.
+
+    others: what the options hold besides.
+    """
     node = pack.nodes.train.ACLoRATrain
     own = {widget.id for widget in node.define_schema().inputs} & settings.keys()
-    others = {name: value for name, value in settings.items() if name not in own}
-    options = pack.nodes.options.chain.Options(others, checkpoints, previews)
+    more = {name: value for name, value in settings.items() if name not in own}
+    options = pack.nodes.options.chain.Options(more, **others)
     lists = {name: [settings[name]] for name in own}
     with torch.inference_mode():
         return node.execute([model], latents, conditioning, options=[options], **lists).result
