@@ -25,6 +25,7 @@ class Progress:
     restarts: list[Restart] = field(default_factory=list)  # of this pass
     validation: list[tuple[int, float]] = field(default_factory=list)  # step and held-out loss
     resumed_at: int = 0  # steps that an earlier run had done
+    memory: str = ""  # what a step was expected to take, where that is known
     notes: list[str] = field(default_factory=list)  # sentences for the user: what went wrong, and what to do
 
     def state_dict(self) -> dict[str, Any]:

@@ -164,7 +164,9 @@ class TrainingPass:
         except torch.cuda.OutOfMemoryError:
             if self.config.checkpointing != "automatic" or not self.memory.all_again():
                 raise
-        log.info("AC-LoRA: out of memory. Each block is computed twice from now on, which needs less and is slower.")
+        sentence = "Out of memory: each block is computed twice from now on, which needs less and is slower."
+        log.info("AC-LoRA: %s", sentence)
+        self.progress.notes.append(sentence)
         self.graphs.clear()
         self.stepper.clear_gradients()
         return self.stepper.step(batches)
@@ -202,10 +204,9 @@ class TrainingPass:
         free = self.model.free_memory(kept.peak(rows, set()))
         if free is not None:
             expected = self.memory.fit(kept, rows, free)
-            log.info(
-                "AC-LoRA: a step takes some %.1f GB of %.1f GB free; %d of %d blocks are computed twice for that.",
-                expected / 1e9, free / 1e9, len(self.memory.again), len(self.memory.blocks),
-            )  # fmt: skip
+            twice = f"{len(self.memory.again)} of {len(self.memory.blocks)} blocks computed twice"
+            self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {twice}"
+            log.info("AC-LoRA: %s.", self.progress.memory)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a batch adds to what its step makes smaller, and to the loss that is told, which AC-LoRA Eq. 5 takes."""

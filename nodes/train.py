@@ -99,7 +99,7 @@ def _line(progress: Progress, bar: host.Bar, rate: float) -> str:
     if progress.resumed_at:
         parts.append(f"resumed at step {progress.resumed_at}")
     line = ", ".join([*parts, bar.time_left(progress.done, progress.resumed_at)])
-    return "\n".join([line, *progress.notes[-1:]])
+    return "\n".join([line, *filter(None, [progress.memory]), *progress.notes[-1:]])
 
 
 def _links() -> list[Any]:

@@ -523,6 +523,12 @@ def test_the_learning_rate_is_shown_where_it_is_not_what_was_set(pack):
     assert "learning rate 0.00012" in made._line(falling, bar, 5e-4)
 
 
+def test_the_expected_memory_and_the_latest_note_stand_below_the_loss(pack):
+    progress = pack.nodes.train.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
+    first, *others = pack.nodes.train._line(progress, pack.nodes.host.Bar(10), 5e-4).split("\n")
+    assert first.startswith("training, loss 0.500") and others == ["3 GB of 8", "newer"]
+
+
 def test_a_model_in_float16_is_trained(pack, parts, pictures):
     """Its gradients are scaled; no step is lost to that."""
     import comfy.sd
