@@ -34,7 +34,6 @@ class ACLoRADataset(io.ComfyNode):
             category="AC-LoRA",
             description="Reads a folder of pictures and their captions and prepares both for training.",
             search_aliases=["training images", "image folder", "captions", "load dataset", "make training dataset"],
-            is_experimental=True,
             inputs=[
                 io.Combo.Input(
                     "folder",

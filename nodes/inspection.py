@@ -27,7 +27,6 @@ class ACLoRAInspect(io.ComfyNode):
             description="Shows what a LoRA holds: how strong each layer is, and how many of its components count.",
             search_aliases=["inspect lora", "lora rank", "lora spectrum", "singular values", "lora info", "heat map"],
             is_output_node=True,
-            is_experimental=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *lora_choice.sources("inspect"),

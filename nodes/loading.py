@@ -29,7 +29,6 @@ class ACLoRALoad(io.ComfyNode):
             category="AC-LoRA",
             description="Loads a LoRA file, whole or cut, applies it to what is connected, and shows what it says.",
             search_aliases=["load lora", "apply lora", "lora loader", "lora metadata", "trigger word", "lora rank"],
-            is_experimental=True,
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
                 io.Combo.Input("lora_name", options=lora_folder.names(), tooltip="A LoRA file in models/loras."),

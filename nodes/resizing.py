@@ -29,7 +29,6 @@ class ACLoRAResize(io.ComfyNode):
             category="AC-LoRA",
             description="Cuts each layer of a LoRA to the rank that it needs, by a rule or to a file size.",
             search_aliases=["lora resize", "reduce lora rank", "shrink lora", "svd lora", "prune lora", "lora size"],
-            is_experimental=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *lora_choice.sources("cut"),

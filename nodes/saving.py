@@ -25,7 +25,6 @@ class ACLoRASave(io.ComfyNode):
             description="Saves a LoRA into models/loras, where every LoRA loader finds it, with how it was made.",
             search_aliases=["save lora", "export lora", "lora file", "write safetensors"],
             is_output_node=True,
-            is_experimental=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.LoraModel.Input("lora_model", tooltip="The LoRA to save, from Train AC-LoRA or another node."),
