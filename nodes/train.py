@@ -62,10 +62,12 @@ class ACLoRATrain(io.ComfyNode):
                 note_cancel(checkpoints.folder)
         result.report.settings.update(facts)
         lora_model = to_state_dict(result.adapter)
+        summary = training_summary(result.report)
+        host.send_text(summary, host.hidden_node_id(cls))  # in place of the last step's line
         adapted, clip = host.with_adapter(model[0], chosen.clip, lora_model)
         return io.NodeOutput(
             adapted, lora_model, {"loss": result.report.losses}, result.report, clip,
-            ui={"text": (training_summary(result.report),)},
+            ui={"text": (summary,)},
         )  # fmt: skip
 
 
