@@ -26,9 +26,15 @@ log = logging.getLogger("aclora")
 
 Preset = Literal["attention", "attention and feed-forward", "all"]
 _ATTENTION = re.compile(
-    r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$")
-# The embedders of timestep and prompt have an mlp too, but it is no feed-forward layer.
-_FEED_FORWARD = re.compile(r"(^|(?<!embedder)[._])(ff|ff_context|ffn|mlp|feed_forward)([._]|$)|(^|\.)linear[12]$")
+    r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$"
+    r"|(^|\.)single_blocks\.\d+\.linear[12]$"  # attention and feed-forward of Flux in one
+)
+# The embedders of timestep and prompt have an mlp too, but it is no feed-forward layer. channelwise: Stable Cascade.
+_FEED_FORWARD = re.compile(
+    r"(^|(?<!embedder)(?<!embedding)[._])(ff|ff_context|ffn|mlp[CX]?|feed_forward|channelwise)([._]|$)|(^|\.)linear[12]$"
+)
+# Named after attention or an mlp, and neither: what scales and shifts, and what prepares words and timesteps.
+_ASIDE = re.compile(r"modulation|(^|\.)(mlp_t5|t_embedding|llm_adapter)\.")
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
 
@@ -57,7 +63,8 @@ def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str,
         chosen = linear | convolutions
     else:
         patterns = [_ATTENTION] if preset == "attention" else [_ATTENTION, _FEED_FORWARD]
-        chosen = {name: m for name, m in linear.items() if any(pattern.search(name) for pattern in patterns)}
+        inside = {name: module for name, module in linear.items() if not _ASIDE.search(name)}
+        chosen = {name: m for name, m in inside.items() if any(pattern.search(name) for pattern in patterns)}
         if linear and not chosen:
             log.info("AC-LoRA: no layer of this model is named as '%s', so all its linear layers are trained.", preset)
             chosen = linear

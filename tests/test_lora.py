@@ -242,9 +242,9 @@ FAMILIES: dict[str, tuple[list[str], list[str], list[str]]] = {
         [f"{JOINT}.adaLN_modulation.1", "context_embedder", "final_layer.linear"],
     ),
     "Flux": (
-        [f"double_blocks.0.{part}" for part in ("img_attn.qkv", "img_attn.proj", "txt_attn.qkv", "txt_attn.proj")],
-        [f"double_blocks.0.{part}" for part in ("img_mlp.0", "img_mlp.2", "txt_mlp.0", "txt_mlp.2")]
+        [f"double_blocks.0.{part}" for part in ("img_attn.qkv", "img_attn.proj", "txt_attn.qkv", "txt_attn.proj")]
         + ["single_blocks.0.linear1", "single_blocks.0.linear2"],
+        [f"double_blocks.0.{part}" for part in ("img_mlp.0", "img_mlp.2", "txt_mlp.0", "txt_mlp.2")],
         ["img_in", "time_in.in_layer", "vector_in.out_layer", "double_blocks.0.img_mod.lin", "final_layer.linear"],
     ),
     "Wan": (
@@ -256,6 +256,26 @@ FAMILIES: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["layers.0.attention.qkv", "layers.0.attention.out", "context_refiner.1.attention.qkv"],
         ["layers.0.feed_forward.w1", "layers.0.feed_forward.w2", "noise_refiner.0.feed_forward.w3"],
         ["layers.0.adaLN_modulation.1", "cap_embedder.1", "x_embedder", "final_layer.linear"],
+    ),
+    "Cosmos": (
+        ["blocks.0.self_attn.q_proj", "blocks.0.cross_attn.output_proj"],
+        ["blocks.0.mlp.layer1", "blocks.0.mlp.layer2"],
+        ["blocks.0.adaln_modulation_self_attn.1", "blocks.0.adaln_modulation_mlp.2", "t_embedder.1.linear_1"],
+    ),
+    "HunyuanDiT": (
+        ["blocks.0.attn1.Wqkv", "blocks.0.attn2.kv_proj"],
+        ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"],
+        ["mlp_t5.0", "t_embedder.mlp.0", "blocks.0.default_modulation.1", "blocks.0.skip_linear"],
+    ),
+    "AuraFlow": (
+        ["double_layers.0.attn.w1q", "single_layers.0.attn.w1o"],
+        ["double_layers.0.mlpC.c_fc1", "double_layers.0.mlpX.c_proj", "single_layers.0.mlp.c_fc2"],
+        ["double_layers.0.modC.1", "t_embedder.mlp.0", "cond_seq_linear"],
+    ),
+    "Stable Cascade": (
+        ["down_blocks.0.2.attention.attn.to_q", "up_blocks.1.5.attention.attn.to_out.0"],
+        ["down_blocks.0.0.channelwise.0", "down_blocks.0.0.channelwise.4"],
+        ["clip_txt_mapper", "down_blocks.0.1.mapper"],
     ),
     "Qwen": (
         [f"{BLOCK}.attn.{part}" for part in ("to_q", "to_k", "to_v", "add_q_proj", "to_out.0", "to_add_out")],
@@ -327,9 +347,9 @@ def test_patterns_choose_among_the_presets_layers() -> None:
     model = tree([*attention, *feed_forward, *others])
     found = select(find_layers(model, "attention", "diffusion_model."), "img_attn\ntxt_attn.proj", "img_attn.proj")
     assert list(found) == [f"diffusion_model.double_blocks.0.{part}" for part in ("img_attn.qkv", "txt_attn.proj")]
-    with pytest.raises(ValueError, match="'single_blocks'"):
-        select(find_layers(model, "attention", "diffusion_model."), "single_blocks", "")
-    assert len(select(find_layers(model, "attention and feed-forward"), "single_blocks", "")) == 2
+    with pytest.raises(ValueError, match="'img_mlp'"):
+        select(find_layers(model, "attention", "diffusion_model."), "img_mlp", "")
+    assert len(select(find_layers(model, "attention and feed-forward"), "img_mlp", "")) == 2
 
 
 def test_layers_may_have_a_rank_of_their_own_with_the_same_scale() -> None:

@@ -165,13 +165,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-# Where find_layers is still wrong.
-MISSED = pytest.mark.xfail(strict=True, reason="attention leaves out the single blocks, which hold it too")
-ADDED = pytest.mark.xfail(strict=True, reason="modulations named after attention or mlp are taken for it")
-MARKS = {"Flux.1": MISSED, "Flux.2": MISSED, "Chroma": MISSED, "Cosmos Predict 2": ADDED}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in PRESETS])
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_means_the_layers_that_do_it(pack, name):
     network, (attention, feed_forward) = build(FAMILIES[name]).model.diffusion_model, PRESETS[name]
     find_layers = pack.aclora_core.lora.find_layers
