@@ -50,12 +50,13 @@ def training(
         stack.enter_context(kernels_for_training())
         if text:
             stack.enter_context(text.differentiable())
-        scaled, conditions, groups = prepared(base, latents, conditioning, device)
+        scaled, conditions, groups, lengths = prepared(base, latents, conditioning, device)
         options = patcher.model_options.get("transformer_options", {})
         objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
         yield TrainableModel(
-            patcher, device, scaled, conditions, groups, objective, options, variants_of(latents), text=text
-        )
+            patcher, device, scaled, conditions, groups, objective, options, variants_of(latents),
+            lengths=lengths, text=text,
+        )  # fmt: skip
 
 
 def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:

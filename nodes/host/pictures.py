@@ -10,11 +10,13 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from .caption_lengths import Lengths, common_lengths, repeated
+
 
 def prepared(
     base: Any, latents: Sequence[dict], conditioning: Sequence[Any], device: torch.device
-) -> tuple[list[Tensor], list[dict[str, Any]], list[Hashable]]:
-    """Latents as the host's network sees them, what it wants besides, by name, and what can share a batch."""
+) -> tuple[list[Tensor], list[dict[str, Any]], list[Hashable], Lengths]:
+    """Latents as the host's network sees them, what it wants besides, by name, what can share a batch, and lengths."""
     scaled = [base.process_latent_in(latent["samples"].clone().float().cpu()) for latent in latents]
     # The same tensors come again for repeated pictures and shared captions; each is prepared once.
     known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {}
@@ -25,8 +27,11 @@ def prepared(
             if key not in known:
                 known[key] = condition_of(base, cond, samples, device)
             conditions.append(known[key])
+    lengths = common_lengths(known.values())
+    longer = {id(condition): repeated(condition, lengths) for condition in known.values()}
+    conditions = [longer[id(condition)] for condition in conditions]
     groups = [(tuple(s.shape), _signature(c)) for s, c in zip(scaled, conditions, strict=True)]
-    return scaled, conditions, groups
+    return scaled, conditions, groups, lengths
 
 
 def condition_of(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:

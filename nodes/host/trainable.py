@@ -12,6 +12,7 @@ from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
 from torch import Tensor
 
 from ...aclora_core.objective import Objective
+from .caption_lengths import Lengths, repeated
 from .pictures import condition_of
 from .progress import cancelled
 from .text_encoder import PREFIX as TEXT_PREFIX
@@ -36,6 +37,7 @@ class TrainableModel:
     options: dict[str, Any]  # the MODEL's transformer_options
     variants: dict[int, list[int]] = field(default_factory=dict)  # of each picture, by the number of its first
     prefix: str = PREFIX
+    lengths: Lengths = field(default_factory=dict)  # to which captions of fewer tokens are repeated
     text: TextEncoder | None = None  # where it learns too
     interrupted: bool = False  # the user asked to stop in the middle of a step
 
@@ -91,7 +93,7 @@ class TrainableModel:
         if self.text is None:
             return self.conditions[picture]
         conditioning = self.text.encode(self.text.captions[picture])
-        return condition_of(self.base, conditioning, self.latents[picture], self.device)
+        return repeated(condition_of(self.base, conditioning, self.latents[picture], self.device), self.lengths)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
         options = {**self.options, "cond_or_uncond": [0] * len(noisy), "sigmas": sigma}
