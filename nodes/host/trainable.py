@@ -36,6 +36,8 @@ class TrainableModel:
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
     variants: dict[int, list[int]] = field(default_factory=dict)  # of each picture, by the number of its first
+    masks: dict[int, Tensor] = field(default_factory=dict)  # of the latents that have one, by number
+    regularisation: dict[int, float] = field(default_factory=dict)  # what pictures outside the style count, by number
     prefix: str = PREFIX
     lengths: Lengths = field(default_factory=dict)  # to which captions of fewer tokens are repeated
     text: TextEncoder | None = None  # where it learns too

@@ -28,8 +28,8 @@ def losses(pack, trainable, numbers):
     core = pack.aclora_core
     shapes = {number: trainable.latents[number].shape for number in numbers}
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n, shape in shapes.items()]
-    sigma = torch.full((len(numbers),), trainable.objective.sigma_at(0.5))
-    return core.objective.denoising_losses(trainable, core.batches.make_batch(trainable, numbers, torch.cat(noise), sigma, 1.0))
+    joined, sigma = torch.cat(noise), torch.full((len(numbers),), trainable.objective.sigma_at(0.5))
+    return core.objective.denoising_losses(trainable, core.batches.make_batch(trainable, numbers, joined, sigma, 1.0))
 
 
 @pytest.mark.parametrize("name", JOINED)
