@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,56 +15,10 @@ from .masks import joined_weights
 if TYPE_CHECKING:
     from .model import Model
 
-_SAMPLED_EPOCHS = 64
 
-
-def steps_per_epoch(
-    pictures: Iterable[int], groups: Sequence[Hashable], batch_size: int, accumulate: int = 1
-) -> int:
-    """How many steps it takes to see every one of the pictures once."""
-    counts = Counter(groups[number] for number in pictures).values()
-    whole = sum(count // (batch_size * accumulate) for count in counts)
-    rests = [math.ceil(count % (batch_size * accumulate) / batch_size) for count in counts]
-    return whole + len(_packed([rest for rest in rests if rest], accumulate))
-
-
-def usual_steps_per_epoch(
-    pictures: Sequence[int],
-    groups: Sequence[Hashable],
-    batch_size: int,
-    accumulate: int = 1,
-    variants: Mapping[int, Sequence[int]] | None = None,
-) -> int:
-    """How many steps an epoch takes; where variants go into other groups and it depends on the draw, the mean of some.
-    """
-    variants = variants or {}
-    own = [variants.get(number) or [number] for number in pictures]
-    if all(len({groups[number] for number in numbers}) == 1 for numbers in own):
-        return steps_per_epoch(pictures, groups, batch_size, accumulate)
-    generator = torch.Generator().manual_seed(0)
-    counts = []
-    for _ in range(_SAMPLED_EPOCHS):
-        shown = [numbers[int(torch.randint(len(numbers), (), generator=generator))] for numbers in own]
-        counts.append(steps_per_epoch(shown, groups, batch_size, accumulate))
-    return round(sum(counts) / len(counts))
-
-
-def _packed(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """The places of things of these sizes, put together so that no pack is larger than the room.
-
-    The largest first, each into the first pack that has room, so that their number does not follow the order.
-    """
-    packs: list[list[int]] = []
-    left: list[int] = []
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        fitting = next((number for number, space in enumerate(left) if space >= sizes[place]), None)
-        if fitting is None:
-            fitting = len(packs)
-            packs.append([])
-            left.append(room)
-        packs[fitting].append(place)
-        left[fitting] -= sizes[place]
-    return packs
+def steps_per_epoch(pictures: int, batch_size: int, accumulate: int = 1) -> int:
+    """How many steps it takes to see so many pictures once."""
+    return math.ceil(pictures / (batch_size * accumulate))
 
 
 def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
@@ -78,35 +31,40 @@ def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -
     ]
 
 
-def epoch_batches(
-    pictures: Sequence[int],
-    groups: Sequence[Hashable],
-    batch_size: int,
-    generator: torch.Generator,
-    accumulate: int = 1,
+def parts(step: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """The batches that a step's pictures go through the model in, each of one group.
+
+    Where a step is of several groups, a batch that is not full has a power of two: a CUDA graph is recorded for every
+    number of rows of every group, and so there are few.
+    """
+    batches = alike(step, groups, batch_size)
+    if len({groups[number] for number in step}) == 1:
+        return batches
+    return [part for batch in batches for part in ([batch] if len(batch) == batch_size else _powers_of_two(batch))]
+
+
+def _powers_of_two(numbers: list[int]) -> Iterator[list[int]]:
+    while numbers:
+        count = 1 << (len(numbers).bit_length() - 1)
+        yield numbers[:count]
+        numbers = numbers[count:]
+
+
+def epoch_steps(
+    pictures: Sequence[int], groups: Sequence[Hashable], size: int, generator: torch.Generator
 ) -> list[list[int]]:
     """One epoch: the picture numbers of each step, in an order drawn from the generator.
 
-    groups: for each picture what it must have in common with the others of its batch (size, kind of caption). A group
-    that does not fill its last batch gives a smaller one.
-
-    accumulate: how many batches may go into a step; alike takes the step apart into them. As long as a group fills
-    them, they are those of one batch so many times as large, so n × 1 is 1 × n. What is left of the groups comes
-    together, since only the pictures of a batch must be alike: else a set in which each picture has its own size, or
-    its own length of caption, would gain nothing.
+    groups: for each picture what it must have in common with the others of its batch (size, kind of caption). size:
+    pictures in a step; only the one step that is left over may have fewer. As long as a group fills a step, it fills it
+    alone, which is quickest; what is left of the groups shares steps. So every picture counts alike, whatever its size.
     """
     order = torch.randperm(len(pictures), generator=generator).tolist()
-    steps = alike([pictures[place] for place in order], groups, batch_size * accumulate)
-    if accumulate > 1:
-        steps = _rests_joined(steps, batch_size, accumulate)
+    batches = alike([pictures[place] for place in order], groups, size)
+    steps = [batch for batch in batches if len(batch) == size]
+    rest = [number for batch in batches if len(batch) < size for number in batch]
+    steps += [rest[start : start + size] for start in range(0, len(rest), size)]
     return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
-
-
-def _rests_joined(steps: list[list[int]], batch_size: int, accumulate: int) -> list[list[int]]:
-    whole = [step for step in steps if len(step) == batch_size * accumulate]
-    rests = [step for step in steps if len(step) < batch_size * accumulate]
-    packs = _packed([math.ceil(len(rest) / batch_size) for rest in rests], accumulate)
-    return whole + [[number for place in pack for number in rests[place]] for pack in packs]
 
 
 class Order:
@@ -116,13 +74,12 @@ class Order:
         self,
         pictures: Sequence[int],
         groups: Sequence[Hashable],
-        batch_size: int,
+        size: int,
         generator: torch.Generator,
-        accumulate: int = 1,
         variants: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        self._pictures, self._groups, self._batch_size = pictures, groups, batch_size
-        self._generator, self._accumulate, self._variants = generator, accumulate, variants or {}
+        self._pictures, self._groups, self._size = pictures, groups, size
+        self._generator, self._variants = generator, variants or {}
         self._epoch = 0
         self._left: list[list[int]] = []  # steps of this epoch that are still to come
 
@@ -133,9 +90,9 @@ class Order:
         if not self._left:
             self._epoch += 1
             shown = [self._picked(number) for number in self._pictures]
-            self._left = epoch_batches(shown, self._groups, self._batch_size, self._generator, self._accumulate)
-        batch = self._left.pop(0)
-        return self._epoch, not self._left, batch
+            self._left = epoch_steps(shown, self._groups, self._size, self._generator)
+        step = self._left.pop(0)
+        return self._epoch, not self._left, step
 
     def _picked(self, picture: int) -> int:
         """One of a picture's variants, each as likely as the others."""
@@ -146,11 +103,11 @@ class Order:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands; the generator, which others may draw from too, is not part of it."""
-        return {"epoch": self._epoch, "left": [list(batch) for batch in self._left]}
+        return {"epoch": self._epoch, "left": [list(step) for step in self._left]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from where another one stood."""
-        self._epoch, self._left = int(state["epoch"]), [list(batch) for batch in state["left"]]
+        self._epoch, self._left = int(state["epoch"]), [list(step) for step in state["left"]]
 
 
 def largest_batch(pictures: Sequence[int], model: Model, batch_size: int) -> tuple[int, int]:

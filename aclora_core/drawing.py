@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .batches import Batch, Order, alike, make_batch, usual_steps_per_epoch
+from .batches import Batch, Order, alike, make_batch, parts, steps_per_epoch
 from .config import TrainConfig
 from .graphs import moved
 from .model import Model
@@ -37,21 +37,22 @@ class Drawing:
     ) -> None:
         self.model, self.config, self._generator = model, config, generator
         self._objective = with_timesteps(model.objective, config.timesteps)
-        arrangement = pictures, model.groups, config.batch_size
-        self.per_epoch = usual_steps_per_epoch(*arrangement, config.accumulate, model.variants)
-        self._order = Order(*arrangement, generator, config.accumulate, model.variants)
+        self.per_epoch = steps_per_epoch(len(pictures), config.batch_size, config.accumulate)
+        size = config.batch_size * config.accumulate
+        self._order = Order(pictures, model.groups, size, generator, model.variants)
 
     def next_step(self) -> Step:
         """The next one. What is alike is drawn together, so its numbers are those of one batch, however it is split."""
         epoch, ends_epoch, pictures = next(self._order)
-        batches = []
-        style = style_of(self.model, pictures)
+        drawn: dict[int, tuple[Tensor, Tensor]] = {}
         for same in alike(pictures, self.model.groups, len(pictures)):
             noise, sigma = self._draw(same, self._generator)
-            for start in range(0, len(same), self.config.batch_size):
-                part = slice(start, start + self.config.batch_size)
-                weights, learned = self._weights(same[part], style or pictures, len(pictures))
-                batches.append(self._batch(same[part], noise[part], sigma[part], weights, learned))
+            drawn |= zip(same, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
+        style = style_of(self.model, pictures)
+        batches = []
+        for part in parts(pictures, self.model.groups, self.config.batch_size):
+            noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[number] for number in part), strict=True))
+            batches.append(self._batch(part, noise, sigma, *self._weights(part, style or pictures, len(pictures))))
         return Step(batches, epoch, ends_epoch, bool(style))
 
     def trial(self, picture: int) -> Batch:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from . import batches, objective
+from . import objective
 from .adapter_file import Adapter
+from .batches import steps_per_epoch
 from .checkpoint import Checkpoints, Store
 from .chosen_layers import chosen_layers
 from .config import TrainConfig
@@ -113,8 +114,7 @@ class _Training:
             self.facts["checkpoint_seconds"] = round(self.writing_seconds, 2)
         if self.progress.notes:
             self.facts["notes"] = " ".join(dict.fromkeys(self.progress.notes))
-        sizes = self.config.batch_size, self.config.accumulate
-        per_epoch = batches.usual_steps_per_epoch(self.pictures, self.model.groups, *sizes, self.model.variants)
+        per_epoch = steps_per_epoch(len(self.pictures), self.config.batch_size, self.config.accumulate)
         self.facts |= {"epochs": math.ceil(len(self.progress.losses) / per_epoch), "finished_at": time.time()}
         return Result(adapter, make_report(self.config, self.facts, self.progress, adapter, found.cuts))
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from aclora_core.batches import (
     Order,
-    alike,
-    epoch_batches,
+    epoch_steps,
     largest_batch,
+    parts,
     steps_per_epoch,
-    usual_steps_per_epoch,
 )
 from tests.toy import toy
 
@@ -35,28 +34,35 @@ sizes = st.integers(1, 9)
 
 @given(groups, sizes, st.integers(0, 99))
 def test_every_picture_comes_once_in_an_epoch(groups: list, size: int, seed: int) -> None:
-    batches = epoch_batches(everyone(groups), groups, size, seeded(seed))
-    assert sorted(itertools.chain(*batches)) == list(range(len(groups)))
+    steps = epoch_steps(everyone(groups), groups, size, seeded(seed))
+    assert sorted(itertools.chain(*steps)) == list(range(len(groups)))
 
 
 @given(groups, sizes, st.integers(0, 99))
-def test_a_batch_holds_pictures_of_one_group_and_is_full_where_it_can_be(groups: list, size: int, seed: int) -> None:
-    batches = epoch_batches(everyone(groups), groups, size, seeded(seed))
-    for batch in batches:
-        assert len({groups[number] for number in batch}) == 1 and 1 <= len(batch) <= size
-    smaller = Counter(groups[batch[0]] for batch in batches if len(batch) < size)
-    assert all(count == 1 for count in smaller.values())
+def test_every_step_is_full_but_one(groups: list, size: int, seed: int) -> None:
+    """So every picture counts alike, also the only one of its size."""
+    steps = epoch_steps(everyone(groups), groups, size, seeded(seed))
+    assert len(steps) == steps_per_epoch(len(groups), size) == math.ceil(len(groups) / size)
+    assert all(len(step) == size for step in sorted(steps, key=len)[1:])
+    alone = sum(len({groups[number] for number in step}) == 1 and len(step) == size for step in steps)
+    assert alone >= sum(count // size for count in Counter(groups).values())
 
 
-@given(groups, sizes)
-def test_steps_per_epoch_is_the_number_of_batches(groups: list, size: int) -> None:
-    count = steps_per_epoch(everyone(groups), groups, size)
-    assert count == len(epoch_batches(everyone(groups), groups, size, seeded())) >= math.ceil(len(groups) / size)
+@given(groups, sizes, sizes, st.integers(0, 9))
+def test_what_goes_through_the_model_together_is_alike(groups: list, size: int, batch_size: int, seed: int) -> None:
+    for step in epoch_steps(everyone(groups), groups, size, seeded(seed)):
+        batches = parts(step, groups, batch_size)
+        assert sorted(itertools.chain(*batches)) == sorted(step)
+        assert all(len({groups[number] for number in batch}) == 1 and len(batch) <= batch_size for batch in batches)
+        if len({groups[number] for number in step}) == 1:
+            assert len(batches) == math.ceil(len(step) / batch_size)
+        else:  # few numbers of rows, since a graph is recorded for each
+            assert all(len(batch) == batch_size or len(batch).bit_count() == 1 for batch in batches)
 
 
 @given(groups, sizes, st.integers(1, 4))
 def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int, epochs: int) -> None:
-    length = steps_per_epoch(everyone(groups), groups, size)
+    length = steps_per_epoch(len(groups), size)
     taken = list(itertools.islice(Order(everyone(groups), groups, size, seeded()), epochs * length))
     assert [epoch for epoch, _, _ in taken] == [1 + place // length for place in range(len(taken))]
     assert [ends for _, ends, _ in taken] == [(place + 1) % length == 0 for place in range(len(taken))]
@@ -83,23 +89,22 @@ def test_pictures_of_a_group_meet_others_and_groups_mix() -> None:
 
 
 def test_a_batch_larger_than_the_dataset_takes_all_of_it() -> None:
-    assert sorted(epoch_batches(range(3), ["x"] * 3, 100, seeded())[0]) == [0, 1, 2]
-    assert steps_per_epoch(range(3), ["x"] * 3, 100) == 1
+    assert sorted(epoch_steps(range(3), ["x"] * 3, 100, seeded())[0]) == [0, 1, 2]
+    assert steps_per_epoch(3, 100) == 1
 
 
 def test_random_numbers_of_others_are_not_touched() -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    epoch_batches(range(9), ["x"] * 9, 2, seeded(3))
+    epoch_steps(range(9), ["x"] * 9, 2, seeded(3))
     assert torch.rand(1) == pytest.approx(float(expected), abs=0)
 
 
 def test_only_the_pictures_that_were_named_take_part() -> None:
     groups = ["a", "b"] * 6
     named = [1, 2, 5, 8, 9]
-    assert sorted(itertools.chain(*epoch_batches(named, groups, 2, seeded()))) == named
-    assert steps_per_epoch(named, groups, 2) == 3  # 1, 5, 9 of one group and 2, 8 of the other
+    assert sorted(itertools.chain(*epoch_steps(named, groups, 2, seeded()))) == named
 
 
 @given(groups, sizes, st.integers(0, 60))
@@ -115,40 +120,20 @@ def test_an_order_goes_on_where_another_stood(groups: list, size: int, place: in
     assert list(itertools.islice(again, 50)) == list(itertools.islice(whole, 50))
 
 
-@pytest.mark.parametrize("count", [1, 7, 12, 13])
-@pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 2), (3, 3)])
-def test_several_batches_of_a_step_are_one_large_batch(count: int, size: int, accumulate: int) -> None:
-    alone = epoch_batches(range(count), ["x"] * count, size * accumulate, seeded())
-    assert epoch_batches(range(count), ["x"] * count, size, seeded(), accumulate) == alone
-    assert steps_per_epoch(range(count), ["x"] * count, size, accumulate) == len(alone)
-
-
-def test_what_is_left_of_groups_shares_steps() -> None:
-    """Twelve pictures, each of its own size: without that a step would have one of them, however many it could take."""
-    steps = epoch_batches(range(12), list(range(12)), 4, seeded(), 4)
-    assert sorted(map(len, steps)) == [4, 4, 4] and sorted(itertools.chain(*steps)) == list(range(12))
+def test_what_is_left_of_groups_shares_steps_and_alike_ones_stay_together() -> None:
     groups = ["wide"] * 6 + ["tall"] * 6
-    steps = epoch_batches(range(12), groups, 1, seeded(), 4)
-    kinds = sorted(sorted(groups[number] for number in step) for step in steps)
-    assert kinds == [["tall"] * 4, ["tall"] * 2 + ["wide"] * 2, ["wide"] * 4]
+    for seed in range(5):
+        steps = epoch_steps(range(12), groups, 4, seeded(seed))
+        kinds = sorted(sorted(groups[number] for number in step) for step in steps)
+        assert kinds == [["tall"] * 4, ["tall"] * 2 + ["wide"] * 2, ["wide"] * 4]
+        assert sorted(len(part) for step in steps for part in parts(step, groups, 4)) == [2, 2, 4, 4]
 
 
-@given(groups, sizes, st.integers(1, 5))
-def test_every_picture_is_in_one_step_of_at_most_so_many_batches(groups: list, size: int, accumulate: int) -> None:
-    pictures = everyone(groups)
-    for seed in range(3):
-        steps = epoch_batches(pictures, groups, size, seeded(seed), accumulate)
-        assert sorted(itertools.chain(*steps)) == list(pictures)
-        assert len(steps) == steps_per_epoch(pictures, groups, size, accumulate)
-        for step in steps:
-            batches = alike(step, groups, size)
-            assert 1 <= len(batches) <= accumulate
-            assert all(len({groups[number] for number in batch}) == 1 for batch in batches)
-
-
-def test_one_batch_a_step_is_as_it_always_was() -> None:
-    groups = ["a", "b", "a", "c", "a", "b", "a"]
-    assert epoch_batches(range(7), groups, 2, seeded(4), 1) == epoch_batches(range(7), groups, 2, seeded(4))
+def test_a_picture_in_a_mixed_step_meets_others_each_time() -> None:
+    groups = list(range(12))  # each of its own size
+    taken = [step for _, _, step in itertools.islice(Order(everyone(groups), groups, 4, seeded()), 300)]
+    partners = Counter(number for step in taken if 3 in step for number in step)
+    assert len(partners) == 12 and min(partners.values()) > 10
 
 
 def test_one_variant_of_each_picture_comes_in_an_epoch() -> None:
@@ -161,18 +146,6 @@ def test_one_variant_of_each_picture_comes_in_an_epoch() -> None:
         assert len(numbers) == 3 and all(len(set(numbers) & set(own)) == 1 for own in variants.values())
     shown = Counter(number for numbers in epochs.values() for number in numbers)
     assert all(50 < shown[number] < 85 for number in (0, 1, 2)) and shown[3] == 200
-
-
-def test_the_usual_length_of_an_epoch_counts_variants_of_other_sizes() -> None:
-    groups, variants = ["small", "large"] * 6, {2 * place: [2 * place, 2 * place + 1] for place in range(6)}
-    pictures = list(variants)
-    assert usual_steps_per_epoch(pictures, groups, 6) == steps_per_epoch(pictures, groups, 6) == 1
-    length = usual_steps_per_epoch(pictures, groups, 6, variants=variants)
-    order = Order(pictures, groups, 6, seeded(5), variants=variants)
-    taken = list(itertools.takewhile(lambda step: step[0] <= 100, order))
-    assert length == 2 == round(len(taken) / 100)  # almost never are all six drawn in one size
-    alike_ones = ["x"] * 12
-    assert usual_steps_per_epoch(pictures, alike_ones, 4, 1, variants) == steps_per_epoch(pictures, alike_ones, 4)
 
 
 def test_the_largest_batch_is_found_among_variants_of_all_sizes() -> None:

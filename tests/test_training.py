@@ -314,9 +314,9 @@ def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(pictures: int
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_pictures_that_are_all_different_share_a_step_by_accumulation() -> None:
+def test_pictures_that_are_all_different_share_a_step() -> None:
     model = toy(8, groups=list(range(8)))
-    report = train(model, replace(QUICK, steps=4, batch_size=4, accumulate=4)).report
+    report = train(model, replace(QUICK, steps=4, batch_size=4)).report
     assert report.settings["epochs"] == 2 and len(model.calls) == 1 + 4 * 4
 
 
