@@ -37,6 +37,7 @@ FROM_SETTINGS = {
     "ss_seed": "seed",
     "ss_num_epochs": "epochs",
     "ss_num_train_images": "images",
+    "ss_num_reg_images": "regularisation_images",
     "ss_num_validation_images": "validation_images",
     "ss_optimizer": "optimizer",
     "ss_resolution": "resolution",

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .masks import joined_weights
+
 if TYPE_CHECKING:
     from .model import Model
+
+_SAMPLED_EPOCHS = 64
 
 
 def steps_per_epoch(
@@ -23,6 +27,27 @@ def steps_per_epoch(
     whole = sum(count // (batch_size * accumulate) for count in counts)
     rests = [math.ceil(count % (batch_size * accumulate) / batch_size) for count in counts]
     return whole + len(_packed([rest for rest in rests if rest], accumulate))
+
+
+def usual_steps_per_epoch(
+    pictures: Sequence[int],
+    groups: Sequence[Hashable],
+    batch_size: int,
+    accumulate: int = 1,
+    variants: Mapping[int, Sequence[int]] | None = None,
+) -> int:
+    """How many steps an epoch takes; where variants go into other groups and it depends on the draw, the mean of some.
+    """
+    variants = variants or {}
+    own = [variants.get(number) or [number] for number in pictures]
+    if all(len({groups[number] for number in numbers}) == 1 for numbers in own):
+        return steps_per_epoch(pictures, groups, batch_size, accumulate)
+    generator = torch.Generator().manual_seed(0)
+    counts = []
+    for _ in range(_SAMPLED_EPOCHS):
+        shown = [numbers[int(torch.randint(len(numbers), (), generator=generator))] for numbers in own]
+        counts.append(steps_per_epoch(shown, groups, batch_size, accumulate))
+    return round(sum(counts) / len(counts))
 
 
 def _packed(sizes: Sequence[int], room: int) -> list[list[int]]:
@@ -129,8 +154,12 @@ class Order:
 
 
 def largest_batch(pictures: Sequence[int], model: Model, batch_size: int) -> tuple[int, int]:
-    """Rows of the batch with the most numbers in it, and one of its pictures."""
-    batches = alike(pictures, model.groups, batch_size)
+    """Rows of the batch with the most numbers in it, and one of its pictures; any variants of them may meet."""
+    members: dict[Hashable, list[int]] = {}  # one variant of each picture that may be in the group
+    for picture in pictures:
+        for group, number in {model.groups[n]: n for n in model.variants.get(picture, (picture,))}.items():
+            members.setdefault(group, []).append(number)
+    batches = [same[:batch_size] for same in members.values()]
     largest = max(batches, key=lambda batch: len(batch) * model.latents[batch[0]].numel())
     return len(largest), largest[0]
 
@@ -146,6 +175,8 @@ class Batch:
     condition: Any  # what the model wants besides: tensors in nested dictionaries and lists
     key: Hashable  # alike for batches that differ in the values of their tensors only
     loss_weight: Tensor | None = None  # (n,), of each noise level, in what is learned and not in the loss that is told
+    learned: Tensor | None = None  # (n,), of each picture in what is learned, where that is not its weight
+    positions: Tensor | None = None  # (n, 1, ..., h, w), of each place of the latents; their mean in a picture is 1
 
 
 def make_batch(
@@ -153,11 +184,17 @@ def make_batch(
     pictures: Sequence[int],
     noise: Tensor,
     sigma: Tensor,
-    weight: float,
+    weight: float | Tensor,
     loss_weight: Tensor | None = None,
+    learned: Tensor | None = None,
+    mask_floor: float = 0.0,
 ) -> Batch:
-    """A batch of pictures of one group, each with its own noise and noise level."""
+    """A batch of pictures of one group, each with its own noise and noise level.
+
+    weight: of every picture, or (n,) of each. mask_floor: what counts where a mask is black.
+    """
     latents = torch.cat([model.latents[number] for number in pictures])
-    weights = torch.full((len(pictures),), weight)
+    weights = weight if isinstance(weight, Tensor) else torch.full((len(pictures),), weight)
     key = (model.groups[pictures[0]], len(pictures))
-    return Batch(latents, noise, sigma, weights, model.condition(pictures), key, loss_weight)
+    positions = joined_weights(model, pictures, mask_floor)
+    return Batch(latents, noise, sigma, weights, model.condition(pictures), key, loss_weight, learned, positions)

@@ -59,6 +59,8 @@ class TrainConfig:
     layer_ranks: str = ""  # lines of pattern=rank: the maximum rank of layers that get another
     text_learning: float = 0.0  # how fast text encoders learn, compared with the model; 0 leaves them as they are
 
+    mask_floor: float = 0.0  # what the black of a picture's mask counts; 0 nothing, 1 as much as the white
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
             if getattr(self, name) < 1:
@@ -70,6 +72,8 @@ class TrainConfig:
             raise ValueError(f"weight_decay must be 0 or more, but is {self.weight_decay}.")
         if not 0 <= self.held_out <= 0.5:
             raise ValueError(f"held_out must be 0 (none) to 0.5 (half of the pictures), but is {self.held_out}.")
+        if not 0 <= self.mask_floor <= 1:
+            raise ValueError(f"mask_floor must be 0 (black counts nothing) to 1 (as white), but is {self.mask_floor}.")
         if not 0 < self.fixed_threshold <= 1:
             raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:

@@ -8,19 +8,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .batches import Batch, Order, alike, make_batch, steps_per_epoch
+from .batches import Batch, Order, alike, make_batch, usual_steps_per_epoch
 from .config import TrainConfig
 from .graphs import moved
 from .model import Model
 from .objective import draw_sigmas, loss_weights, with_timesteps
+from .validation import style_of
 
 
 class Step(NamedTuple):
-    """The batches of a step, whose pictures weigh 1 together; its epoch, from 1; whether it is the last of it."""
+    """The batches of a step, whose pictures weigh 1 together; its epoch, from 1; whether it is the last of it.
+
+    Among regularisation pictures those of the style alone weigh, unless there are none: the loss that is told is
+    theirs. What is learned is the mean over all, each times what it counts.
+    """
 
     batches: list[Batch]
     epoch: int
     ends_epoch: bool
+    tells: bool = True  # whether its loss is that of the style; where regularisation pictures are alone it is theirs
 
 
 class Drawing:
@@ -32,26 +38,29 @@ class Drawing:
         self.model, self.config, self._generator = model, config, generator
         self._objective = with_timesteps(model.objective, config.timesteps)
         arrangement = pictures, model.groups, config.batch_size
-        self.per_epoch = steps_per_epoch(*arrangement, config.accumulate)
+        self.per_epoch = usual_steps_per_epoch(*arrangement, config.accumulate, model.variants)
         self._order = Order(*arrangement, generator, config.accumulate, model.variants)
 
     def next_step(self) -> Step:
         """The next one. What is alike is drawn together, so its numbers are those of one batch, however it is split."""
         epoch, ends_epoch, pictures = next(self._order)
         batches = []
+        style = style_of(self.model, pictures)
         for same in alike(pictures, self.model.groups, len(pictures)):
             noise, sigma = self._draw(same, self._generator)
             for start in range(0, len(same), self.config.batch_size):
                 part = slice(start, start + self.config.batch_size)
-                batches.append(self._batch(same[part], noise[part], sigma[part], 1 / len(pictures)))
-        return Step(batches, epoch, ends_epoch)
+                weights, learned = self._weights(same[part], style or pictures, len(pictures))
+                batches.append(self._batch(same[part], noise[part], sigma[part], weights, learned))
+        return Step(batches, epoch, ends_epoch, bool(style))
 
     def trial(self, picture: int) -> Batch:
         """A batch of one picture, on the device, to try out what a step takes; text encoders are not asked to learn."""
         noise, sigma = self._draw([picture], torch.Generator().manual_seed(0))
         with torch.no_grad():
-            batch: Batch = moved(self._batch([picture], noise, sigma, 1.0), self.model.device)
-        return batch
+            batch = self._batch([picture], noise, sigma, *self._weights([picture], [picture], 1))
+            on_device: Batch = moved(batch, self.model.device)
+        return on_device
 
     def _draw(self, pictures: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise and noise levels for pictures of one group."""
@@ -59,9 +68,21 @@ class Drawing:
         noise = torch.randn((len(pictures), *latent.shape[1:]), generator=generator)
         return noise, draw_sigmas(self._objective, len(pictures), generator, latent)
 
-    def _batch(self, pictures: Sequence[int], noise: Tensor, sigma: Tensor, weight: float) -> Batch:
+    def _weights(
+        self, pictures: Sequence[int], telling: Sequence[int], count: int
+    ) -> tuple[float | Tensor, Tensor | None]:
+        """What pictures weigh in the loss of a step of so many, and in what it learns where that differs."""
+        known = self.model.regularisation
+        if not known:
+            return 1 / count, None
+        told = torch.tensor([1 / len(telling) if number in telling else 0.0 for number in pictures])
+        return told, torch.tensor([known.get(number, 1.0) / count for number in pictures])
+
+    def _batch(
+        self, pictures: Sequence[int], noise: Tensor, sigma: Tensor, weight: float | Tensor, learned: Tensor | None
+    ) -> Batch:
         of_levels = loss_weights(self._objective, sigma, self.config.loss_weight, self.config.min_snr_gamma)
-        return make_batch(self.model, pictures, noise, sigma, weight, of_levels)
+        return make_batch(self.model, pictures, noise, sigma, weight, of_levels, learned, self.config.mask_floor)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands; the generator, which others may draw from too, is not part of it."""

@@ -46,11 +46,18 @@ def fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> F
     settings = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
     signs: dict[int, Tensor] = {}
     sums = [
-        [_sums(tensor, signs) for tensor in tensors_in([model.latents[number], model.condition([number])])]
+        [_sums(tensor, signs) for tensor in tensors_in(_parts(model, number))]
         for picture in pictures
         for number in model.variants.get(picture, [picture])
     ]
     return Fingerprint(json.loads(json.dumps(settings)), sums, _model_facts(model))
+
+
+def _parts(model: Model, number: int) -> list[Any]:
+    """What there is of a picture. A regularisation picture has its weight with it."""
+    more = [model.masks[number]] if number in model.masks else []
+    weights = [torch.tensor(model.regularisation[number])] if number in model.regularisation else []
+    return [model.latents[number], model.condition([number]), *more, *weights]
 
 
 def differences(before: Fingerprint, now: Fingerprint, free: Sequence[str] = ()) -> list[str]:

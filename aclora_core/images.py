@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .pixels import read_rgb, upright_size
+from .mask_files import find_masks, is_mask, is_mask_folder
+from .pixels import read_mask, read_rgb, upright_size
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first that exists is read
 MIN_SIDE = 32  # pixels; below this there is nothing to learn from
+_SAME_SHAPE = 0.03  # of a picture and its mask: how far their ratios of sides may be apart
 MAX_REPEATS = 1000  # a folder named "2024_spring" is a date, not 2024 repeats
 
 
@@ -30,6 +33,7 @@ class Picture:
     width: int  # in pixels, after EXIF rotation
     height: int
     repeats: int = 1  # how often it counts in an epoch, from a subfolder named N_name
+    mask: Path | None = None  # the file that says what of it is learned
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,6 +44,7 @@ class Picture:
 class Scan:
     pictures: tuple[Picture, ...]  # in natural order: the folder itself, then its subfolders
     problems: tuple[str, ...]  # a sentence for each picture that was left out
+    spare_masks: tuple[str, ...] = ()  # names of masks without a picture
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,20 @@ class _Entry:
     name: str
     caption: Path | None
     repeats: int
+    mask: Path | None = None
 
 
-def scan(folder: Path, trigger: str = "") -> Scan:
+def scan(folder: Path, trigger: str = "", without: Path | None = None) -> Scan:
     """Read the captions and the headers of the pictures in a folder and in its direct subfolders.
 
     A subfolder "N_name" counts N times, any other once; names that start with a dot are skipped. A picture that cannot
     be read is left out and named in `problems`. A caption is text beside the picture (same stem, .txt or .caption); a
-    missing or empty one becomes `trigger`, one without the trigger gets it in front.
+    missing or empty one becomes `trigger`, one without the trigger gets it in front. A mask is no picture: it belongs
+    to one, as mask_files says. without: a subfolder that is left out.
 
     Raises ValueError naming the files: nothing to read, a caption that is not UTF-8, a side under MIN_SIDE pixels.
     """
-    entries = _entries(folder)
+    entries, spare = _entries(folder, without)
     if not entries:
         kinds = ", ".join(sorted(PICTURE_SUFFIXES))
         raise ValueError(f'The folder "{folder.name}" has no pictures: put some in ({kinds}) or choose another folder.')
@@ -81,14 +88,14 @@ def scan(folder: Path, trigger: str = "") -> Scan:
         raise ValueError("\n".join(faults[:5]) + more)
     if not pictures:
         raise ValueError(f'None of the {len(entries)} pictures in "{folder.name}" can be used. {problems[0]}')
-    return Scan(tuple(pictures), tuple(problems))
+    return Scan(tuple(pictures), tuple(problems), tuple(spare))
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of the names, sizes and times of all pictures and captions that `scan` would read. Opens no file."""
+    """A hash of the names, sizes and times of all pictures, captions and masks that `scan` would read. Opens no file."""
     digest = hashlib.sha256()
-    for entry in _entries(folder):
-        for path in filter(None, (entry.path, entry.caption)):
+    for entry in _entries(folder)[0]:
+        for path in filter(None, (entry.path, entry.caption, entry.mask)):
             status = path.stat()
             digest.update(f"{entry.name}\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -136,32 +143,70 @@ def load(picture: Picture, bucket: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255.0)
 
 
+def load_mask(picture: Picture, bucket: tuple[int, int], alpha: bool = False) -> Tensor | None:
+    """What of a picture is learned, float32 (height, width) in 0..1, cropped and scaled as `load` does; None: all.
+
+    alpha: a picture without a mask of its own has what is not transparent in it.
+
+    Raises ValueError naming the picture when its mask is broken or has another shape.
+    """
+    if picture.mask is None:
+        found = read_mask(picture.path, picture.name, bucket, alpha=True) if alpha else None
+    else:
+        found = _mask_from_file(picture, picture.mask, bucket)
+    return None if found is None else torch.from_numpy(np.asarray(found, dtype=np.float32) / 255.0)
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts img2 before img10, without regard to case; the name itself breaks ties."""
     parts = re.split(r"([0-9]+)", name.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _entries(folder: Path) -> list[_Entry]:
-    """All pictures of a folder, then of its direct subfolders, in natural order, each with its caption file."""
+def _mask_from_file(picture: Picture, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
+    try:
+        width, height = upright_size(mask, mask.name)
+        found = read_mask(mask, mask.name, bucket)
+    except ValueError as error:
+        raise ValueError(
+            f"The mask {mask.name} of {picture.name} cannot be read as a picture. Save it anew, as PNG, or take it away."
+        ) from error
+    if abs(math.log(width / height * picture.height / picture.width)) > _SAME_SHAPE:
+        raise ValueError(
+            f"The mask of {picture.name} is {width} × {height} pixels, but the picture {picture.width} × "
+            f"{picture.height}. Give it the same shape, so that it lies on the picture."
+        )
+    return found
+
+
+def _entries(folder: Path, without: Path | None = None) -> tuple[list[_Entry], list[str]]:
+    """All pictures of a folder, then of its direct subfolders, in natural order, each with its caption file and mask.
+
+    Also the names of masks that belong to none of them.
+    """
     entries: list[_Entry] = []
+    spare: list[str] = []
     try:
         subfolders = sorted((item.name for item in _visible(folder) if item.is_dir()), key=natural_key)
         for prefix in ("", *subfolders):
             repeats = _repeats(prefix)
-            if repeats == 0:
+            if repeats == 0 or is_mask_folder(prefix) or folder / prefix == without:
                 continue
-            files = {item.name for item in _visible(folder / prefix) if item.is_file()}
+            items = _visible(folder / prefix)
+            files = {item.name for item in items if item.is_file()}
+            inner = [item.name for item in items if item.is_dir()]
+            masks, left = find_masks(folder / prefix, files, inner, PICTURE_SUFFIXES)
+            spare += [path.relative_to(folder).as_posix() for path in left]
             captions = _captions(files)
             for name in sorted(files, key=natural_key):
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in PICTURE_SUFFIXES:
+                if suffix.lower() in PICTURE_SUFFIXES and not is_mask(name):
                     caption = folder / prefix / captions[stem] if stem in captions else None
                     inside = f"{prefix}/{name}" if prefix else name
-                    entries.append(_Entry(folder / prefix / name, inside, caption, repeats))
+                    entries.append(_Entry(folder / prefix / name, inside, caption, repeats, masks.get(name)))
     except OSError as error:
         raise ValueError(f'The folder "{folder.name}" cannot be read: {error.strerror}.') from error
-    return entries
+    return entries, spare
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -198,7 +243,7 @@ def _picture(entry: _Entry, width: int, height: int, trigger: str) -> Picture:
             f"{MIN_SIDE}. Replace it with a larger picture or take it out of the folder."
         )
     caption = _with_trigger(_read_caption(entry), " ".join(trigger.split()))
-    return Picture(entry.path, entry.name, caption, width, height, entry.repeats)
+    return Picture(entry.path, entry.name, caption, width, height, entry.repeats, entry.mask)
 
 
 def _read_caption(entry: _Entry) -> str:

@@ -21,6 +21,8 @@ class Model(Protocol):
     latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
     groups: Sequence[Hashable]  # what pictures of one batch have in common
     variants: Mapping[int, Sequence[int]]  # a picture's number -> those of all its variants; empty without variants
+    masks: Mapping[int, Tensor]  # (1, 1, ..., h, w) in 0..1 of the latents that have one; at the latent's size
+    regularisation: Mapping[int, float]  # numbers that are no part of the style -> what each counts in what is learned
     objective: Objective
     fast_classes: tuple[type[nn.Module], ...]  # its gated GELUs and its transformers on pictures, for fast_modules
     text_encoders: Mapping[str, nn.Module]  # that learn too, by the prefix of their layers' names; most often none

@@ -113,17 +113,28 @@ def loss_weights(objective: Objective, sigma: Tensor, kind: LossWeight, gamma: f
     return (of_x0 * gain.square()).float()
 
 
-def prediction_loss(objective: Objective, sigma: Tensor, noisy: Tensor, latent: Tensor, denoised: Tensor) -> Tensor:
-    """Mean squared error of the raw output for each picture, (n,), from the x0 that the model gave."""
+def prediction_loss(
+    objective: Objective,
+    sigma: Tensor,
+    noisy: Tensor,
+    latent: Tensor,
+    denoised: Tensor,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error of the raw output for each picture, (n,), from the x0 that the model gave.
+
+    positions: what each place counts, (n, 1, ..., h, w); None where all count the same.
+    """
     error = (denoised.float() - latent) / output_gain(objective, sigma, noisy)
-    return error.square().flatten(1).mean(1)
+    squares = error.square() if positions is None else error.square() * positions
+    return squares.flatten(1).mean(1)
 
 
 def denoising_losses(model: Model, batch: Batch) -> Tensor:
     """What the model loses on each picture of a batch on its device, (n,)."""
     noisy = model.objective.add_noise(batch.sigma, batch.noise, batch.latents)
     denoised = model.denoise(noisy, batch.sigma, batch.condition)
-    return prediction_loss(model.objective, batch.sigma, noisy, batch.latents, denoised)
+    return prediction_loss(model.objective, batch.sigma, noisy, batch.latents, denoised, batch.positions)
 
 
 def target_variance(objective: Objective, latents: Sequence[Tensor], seed: int, draws: int = 8) -> float:

@@ -34,7 +34,27 @@ def read_rgb(path: Path, name: str, bucket: tuple[int, int]) -> Image.Image:
     with _opened(path, name) as image:
         # JPEG can be decoded at 1/2, 1/4 or 1/8 for next to nothing; twice the bucket keeps the detail Lanczos needs.
         image.draft(None, (2 * max(bucket), 2 * max(bucket)))
-        return ImageOps.fit(_on_white(ImageOps.exif_transpose(image)), bucket, Image.Resampling.LANCZOS)
+        return ImageOps.fit(_flattened(ImageOps.exif_transpose(image), "white"), bucket, Image.Resampling.LANCZOS)
+
+
+def read_mask(path: Path, name: str, bucket: tuple[int, int], alpha: bool = False) -> Image.Image | None:
+    """A mask as grey, 0 to 255, upright, scaled by mean areas and cropped as read_rgb does with the picture.
+
+    alpha: of a picture, how far it is not transparent; None where it is nowhere. Else the file is the mask, and what is
+    transparent in it is black. Raises ValueError that calls the file `name` when its content is broken.
+    """
+    with _opened(path, name) as image:
+        if alpha and not image.has_transparency_data:
+            return None
+        image.draft(None, (2 * max(bucket), 2 * max(bucket)))
+        upright = ImageOps.exif_transpose(image)
+        if alpha:
+            grey = upright.convert("RGBA").getchannel("A")
+            if grey.getextrema() == (255, 255):
+                return None
+        else:
+            grey = _flattened(upright, "black").convert("L")
+        return ImageOps.fit(grey, bucket, Image.Resampling.BOX)
 
 
 @lru_cache(maxsize=1)
@@ -70,16 +90,16 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB; what is transparent becomes white."""
+def _flattened(image: Image.Image, paper: str) -> Image.Image:
+    """Any mode -> RGB; what is transparent becomes paper."""
     if image.mode.startswith(("I", "F")):
         image = _deep_to_grey(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
+    flat = Image.new("RGB", image.size, paper)
+    flat.paste(image, mask=image.getchannel("A"))
+    return flat
 
 
 def _deep_to_grey(image: Image.Image) -> Image.Image:

@@ -132,7 +132,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def training_summary(report: RankReport) -> str:
     """What a training did, in a few sentences."""
     settings, ranks = report.settings, list(report.signal.values())
-    lines = [f"{settings.get('steps_run', len(report.losses))} steps over {settings['images']} pictures."]
+    others = settings.get("regularisation_images")
+    more = f" and {others} regularisation pictures" if others else ""
+    lines = [f"{settings.get('steps_run', len(report.losses))} steps over {settings['images']} pictures{more}."]
     if report.validation and "best_step" in settings:
         held_out = settings["held_out_images"]
         best = min(loss for step, loss in report.validation if step > 0)

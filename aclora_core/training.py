@@ -24,7 +24,7 @@ from .report import CutLoss, Setting
 from .smallest import WHOLE, Cut, smallest_cut
 from .training_pass import TrainingPass
 from .training_report import make_report
-from .validation import FEWEST_PICTURES, HeldOut, Validation, split
+from .validation import FEWEST_PICTURES, HeldOut, Validation, split, style_of
 
 log = logging.getLogger("aclora")
 
@@ -52,7 +52,7 @@ def train(
         FloatingPointError: the loss was not finite for ten steps in a row, and never before.
     """
     pictures = list((model.variants or range(len(model.latents))) if pictures is None else pictures)
-    if not pictures:
+    if not style_of(model, pictures):
         raise ValueError("There are no pictures to learn from.")
     check_installed(config.optimizer)
     chosen_layers(model, config)
@@ -77,9 +77,12 @@ class _Training:
         self.store, self.previews = store, previews
         self.on_step, self.should_stop = on_step, should_stop
         self.progress = Progress(config.steps)
-        self.facts: dict[str, Setting] = {"images": len(pictures), "started_at": time.time()}
+        style = style_of(model, pictures)
+        self.facts: dict[str, Setting] = {"images": len(style), "started_at": time.time()}
+        if len(style) < len(pictures):
+            self.facts["regularisation_images"] = len(pictures) - len(style)
         chosen = objective.with_timesteps(model.objective, config.timesteps)
-        self.unit = objective.target_variance(chosen, [model.latents[n] for n in pictures], config.seed)
+        self.unit = objective.target_variance(chosen, [model.latents[n] for n in style], config.seed)
         log.info(
             "AC-LoRA: this model predicts %s; timesteps are drawn %s%s, loss weights: %s.", chosen.prediction,
             chosen.sampling, " (automatic)" if config.timesteps == "automatic" else "", config.loss_weight,
@@ -111,7 +114,7 @@ class _Training:
         if self.progress.notes:
             self.facts["notes"] = " ".join(dict.fromkeys(self.progress.notes))
         sizes = self.config.batch_size, self.config.accumulate
-        per_epoch = batches.steps_per_epoch(self.pictures, self.model.groups, *sizes)
+        per_epoch = batches.usual_steps_per_epoch(self.pictures, self.model.groups, *sizes, self.model.variants)
         self.facts |= {"epochs": math.ceil(len(self.progress.losses) / per_epoch), "finished_at": time.time()}
         return Result(adapter, make_report(self.config, self.facts, self.progress, adapter, found.cuts))
 
@@ -127,7 +130,8 @@ class _Training:
         with work.attached():
             validation = None
             if held:
-                held_out = HeldOut(self.model, held, self.config.seed, self.config.batch_size, work.graphs)
+                settings = self.config.seed, self.config.batch_size, work.graphs, self.config.mask_floor
+                held_out = HeldOut(self.model, held, *settings)
                 per_step = self.config.batch_size * self.config.accumulate
                 validation = Validation(held_out, work.weights, per_step, self.unit)
                 self.progress.validation = validation.history

@@ -66,6 +66,7 @@ class TrainingPass:
         self._drawing = Drawing(model, config, pictures, self.generator)
         self.total_epochs = max(1, steps // self._drawing.per_epoch)
         self._restarted_at = 0
+        self._silent: list[int] = []  # steps since the last restart whose loss tells nothing of the style
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -86,8 +87,10 @@ class TrainingPass:
 
     def step(self) -> None:
         """Takes the next batch, and restarts the adapter where an interval ends."""
-        batches, epoch, ends_epoch = self._drawing.next_step()
+        batches, epoch, ends_epoch, tells = self._drawing.next_step()
         losses = self.progress.losses
+        if not tells:
+            self._silent.append(len(losses))
         self.stepper.learning_rate = self._rate(len(losses))
         losses.append(self._fitting_step(batches) / self.unit)
         self.progress.learning_rate = self.stepper.learning_rate
@@ -139,6 +142,7 @@ class TrainingPass:
             "generator": self.generator.get_state(),
             "noises": self.noises.get_state(),
             "restarted_at": self._restarted_at,
+            "silent": self._silent,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,6 +155,7 @@ class TrainingPass:
         self.generator.set_state(state["generator"])
         self.noises.set_state(state["noises"])
         self._restarted_at = state["restarted_at"]
+        self._silent = list(state.get("silent", []))
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step. The second pass has that of the first: it is to repeat what was best in it."""
@@ -211,17 +216,22 @@ class TrainingPass:
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a batch adds to what its step makes smaller, and to the loss that is told, which AC-LoRA Eq. 5 takes."""
         with OutOfPlace() if self.memory.out_of_place else nullcontext():
-            losses = denoising_losses(self.model, batch) * batch.weight
-            told = losses.sum()
-            return (told if batch.loss_weight is None else (losses * batch.loss_weight).sum()), told
+            losses = denoising_losses(self.model, batch)
+            weighed = losses * batch.weight
+            told = weighed.sum()
+            learned = weighed if batch.learned is None else losses * batch.learned
+            if batch.loss_weight is not None:
+                learned = learned * batch.loss_weight
+            return (told if learned is weighed else learned.sum()), told
 
     def _restart_if_known(self, epoch: int) -> None:
         """Restarts, if there was a finite loss since the last time: else nothing tells how much is signal."""
         losses = self.progress.losses
-        since = [loss for loss in losses[self._restarted_at :] if math.isfinite(loss)]
+        steps = range(self._restarted_at, len(losses))
+        since = [losses[step] for step in steps if math.isfinite(losses[step]) and step not in self._silent]
         if since:
             self.progress.restarts.append(self._restart(epoch, sum(since) / len(since)))
-            self._restarted_at = len(losses)
+            self._restarted_at, self._silent = len(losses), []
 
     def _restart(self, epoch: int, loss: float) -> Restart:
         """Splits every layer into signal and noise and draws the noise afresh (AC-LoRA Eq. 2, 3, 5, 6)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,10 @@ class HeldOut:
     """Pictures at four fixed noise levels each. Every picture's noise follows from the seed and its number alone."""
 
     def __init__(
-        self, model: Model, pictures: Sequence[int], seed: int, batch_size: int = 16, graphs: Graphs | None = None
+        self, model: Model, pictures: Sequence[int], seed: int, batch_size: int = 16, graphs: Graphs | None = None,
+        mask_floor: float = 0.0,
     ) -> None:
-        self.model, self.pictures = model, list(pictures)
+        self.model, self.pictures, self._mask_floor = model, list(pictures), mask_floor
         self._graphs = graphs or Graphs(model.device, wished=False)
         together = alike(pictures, model.groups, batch_size)
         self._batches = [
@@ -47,7 +48,7 @@ class HeldOut:
     def _rows(self, pictures: Sequence[int], place: int, seed: int) -> Batch:
         noise = torch.cat([_noise(self.model, number, seed, place) for number in pictures])
         sigma = torch.full((len(pictures),), self.model.objective.sigma_at(SHARES[place]))
-        return make_batch(self.model, pictures, noise, sigma, 1.0)
+        return make_batch(self.model, pictures, noise, sigma, 1.0, mask_floor=self._mask_floor)
 
     def losses(self) -> Tensor:
         """The loss of each picture at each level, float64 on the CPU, always in the same order."""
@@ -69,13 +70,19 @@ def denoising_loss(model: Model, pictures: Sequence[int], seed: int, batch_size:
     return float(HeldOut(model, pictures, seed, batch_size).losses().mean())
 
 
+def style_of(model: Model, pictures: Iterable[int]) -> list[int]:
+    """Those that show the style; the others are regularisation pictures."""
+    return [number for number in pictures if number not in model.regularisation]
+
+
 def split(model: Model, pictures: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(for training, held out), drawn by the seed. A picture that comes several times is never on both sides.
 
-    Nothing is held out of fewer than eight different pictures, or when the share is 0.
+    Nothing is held out of fewer than eight different pictures, or when the share is 0. Regularisation pictures are no
+    part of the style: they are neither counted nor held out.
     """
     copies: dict[bytes, list[int]] = {}
-    for number in pictures:
+    for number in style_of(model, pictures):
         content = model.latents[number].contiguous().cpu().view(torch.uint8).numpy().tobytes()
         copies.setdefault(hashlib.blake2b(content).digest(), []).append(number)
     if share == 0 or len(copies) < FEWEST_PICTURES:

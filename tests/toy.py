@@ -34,6 +34,8 @@ class Toy:
     objective: Objective = CLEAN
     groups: Sequence[Hashable] = ()
     variants: dict[int, list[int]] = field(default_factory=dict)
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    regularisation: dict[int, float] = field(default_factory=dict)
     prefix: str = "toy."
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
