@@ -7,7 +7,6 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -92,35 +91,13 @@ def scan(folder: Path, trigger: str = "", without: Path | None = None) -> Scan:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of the names, sizes and times of all pictures, captions and masks that `scan` would read. Opens no file."""
+    """A hash of the names, sizes and times of all files that `scan` would read, masks too. Opens none of them."""
     digest = hashlib.sha256()
     for entry in _entries(folder)[0]:
         for path in filter(None, (entry.path, entry.caption, entry.mask)):
             status = path.stat()
             digest.update(f"{entry.name}\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def bucket_step(resolution: int, multiple: int = 8) -> int:
-    """The grid of bucket sides: about resolution / 8 as a power of two from 16 to 64, and a multiple of `multiple`."""
-    power = 1 << (max(resolution // 8, 1).bit_length() - 1)
-    return math.lcm(min(64, max(16, power)), multiple)
-
-
-def bucket_for(width: int, height: int, resolution: int, step: int | None = None) -> tuple[int, int]:
-    """The (width, height) nearest in shape: about resolution² pixels, sides multiples of `step`, at most 4 : 1."""
-    step = bucket_step(resolution) if step is None else step
-    if step > resolution:
-        raise ValueError(
-            f"Resolution {resolution} is too small: picture sides have to be multiples of {step} pixels here. "
-            f"Raise the resolution to {step} or more."
-        )
-    shape = math.log(width / height)
-    area = resolution * resolution
-    return min(
-        _buckets(resolution, step),
-        key=lambda size: (round(abs(math.log(size[0] / size[1]) - shape), 9), abs(size[0] * size[1] - area), size),
-    )
 
 
 def enlargement(picture: Picture, bucket: tuple[int, int]) -> float:
@@ -169,7 +146,7 @@ def _mask_from_file(picture: Picture, mask: Path, bucket: tuple[int, int]) -> Im
         found = read_mask(mask, mask.name, bucket)
     except ValueError as error:
         raise ValueError(
-            f"The mask {mask.name} of {picture.name} cannot be read as a picture. Save it anew, as PNG, or take it away."
+            f"The mask {mask.name} of {picture.name} cannot be read as a picture. Save it anew as PNG, or take it away."
         ) from error
     if abs(math.log(width / height * picture.height / picture.width)) > _SAME_SHAPE:
         raise ValueError(
@@ -271,17 +248,3 @@ def _with_trigger(caption: str, trigger: str) -> str:
     if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return f"{trigger}, {caption}"
-
-
-@lru_cache(maxsize=16)
-def _buckets(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
-    """Every size on the grid from square to 4 : 1, both ways round, whose area is within an eighth of resolution²."""
-    area = resolution * resolution
-    square = math.floor(resolution / step + 0.5) * step
-    sizes = {(square, square)}
-    for long in range(square + step, 2 * square + 1, step):
-        below = max(area // (long * step), 1) * step
-        fitting = [short for short in (below, below + step) if abs(long * short / area - 1) <= 1 / 8]
-        for short in fitting or [below]:
-            sizes |= {(long, short), (short, long)}
-    return tuple(sorted(sizes))

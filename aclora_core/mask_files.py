@@ -32,24 +32,23 @@ def find_masks(
     A file beside the picture goes before one in a subfolder, and there the very same name before another ending.
     suffixes: of files that are pictures, in small letters. Raises OSError when a folder cannot be read.
     """
-    pictures = [name for name in files if _is_picture(name, suffixes)]
-    beside = [folder / name for name in pictures if is_mask(name)]
+    named = [name for name in files if _is_picture(name, suffixes)]
+    beside = [folder / name for name in sorted(named) if is_mask(name)]
     inside = [
         folder / subfolder / name
         for subfolder in sorted(filter(is_mask_folder, subfolders))
         for name in sorted(os.listdir(folder / subfolder))
         if _is_picture(name, suffixes)
     ]
-    by_name = {path.name: path for path in reversed(inside)}
-    by_stem = {_stem(path.name): path for path in reversed([*sorted(beside), *inside])}
-    masks: dict[str, Path] = {}
-    for name in pictures:
-        stem = _stem(name)
-        if not is_mask(name) and (stem in by_stem or name in by_name):
-            found = by_stem[stem] if stem in by_stem else by_name[name]
-            masks[name] = found if found in beside else by_name.get(name, found)
-    used = set(masks.values())
-    return masks, [path for path in [*beside, *inside] if path not in used]
+    of_stem = {_stem(path.name): path for path in reversed(beside)}
+    of_name = {path.name: path for path in reversed(inside)}
+    of_stem_inside = {_stem(path.name): path for path in reversed(inside)}
+    masks = {}
+    for name in named:
+        found = of_stem.get(_stem(name)) or of_name.get(name) or of_stem_inside.get(_stem(name))
+        if found and not is_mask(name):
+            masks[name] = found
+    return masks, [path for path in [*beside, *inside] if path not in masks.values()]
 
 
 def _is_picture(name: str, suffixes: Collection[str]) -> bool:

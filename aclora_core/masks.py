@@ -24,9 +24,10 @@ def at_latent_size(mask: Tensor, latent: Tensor) -> Tensor:
     return small.reshape(1, *(1 for _ in latent.shape[1:-2]), height, width)
 
 
-def is_black(mask: Tensor) -> bool:
-    """Whether nothing of the picture would be learned."""
-    return float(mask.max()) < _BLACK
+def is_black(mask: Tensor, step: int = 1) -> bool:
+    """Whether nothing would be learned of a picture with this mask, (..., height, width), in means of step × step."""
+    flat = mask.float().reshape(1, 1, *mask.shape[-2:])
+    return float(torch.nn.functional.avg_pool2d(flat, step).max()) < _BLACK
 
 
 def position_weights(mask: Tensor, floor: float = 0.0) -> Tensor:

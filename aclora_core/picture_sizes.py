@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .images import Picture, bucket_for, bucket_step, enlargement
+from .buckets import bucket_for, bucket_step
+from .images import Picture, enlargement
 
 SMALLEST, LARGEST = 64, 4096  # of a resolution, as the node's own input has it
 

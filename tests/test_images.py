@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aclora_core import images
-from aclora_core.images import Picture, bucket_for, bucket_step, fingerprint, load, scan
+from aclora_core.buckets import bucket_for, bucket_step
+from aclora_core.images import Picture, fingerprint, load, scan
 from aclora_core.pixels import upright_size
 
 

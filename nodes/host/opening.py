@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .kernels import kernels_for_training
 from .noise import objective_of
-from .pictures import prepared, variants_of
+from .pictures import masks_of, prepared, regularisation_of, variants_of
 from .second_copy import plain_copy
 from .text_encoder import TextEncoder, check_kind
 from .trainable import TrainableModel
@@ -53,8 +53,9 @@ def training(
         scaled, conditions, groups = prepared(base, latents, conditioning, device)
         options = patcher.model_options.get("transformer_options", {})
         objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
+        marks = {"masks": masks_of(latents, scaled), "regularisation": regularisation_of(latents)}
         yield TrainableModel(
-            patcher, device, scaled, conditions, groups, objective, options, variants_of(latents), text=text
+            patcher, device, scaled, conditions, groups, objective, options, variants_of(latents), text=text, **marks
         )
 
 

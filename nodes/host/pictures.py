@@ -10,6 +10,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...aclora_core.masks import at_latent_size, is_black
+
 
 def prepared(
     base: Any, latents: Sequence[dict], conditioning: Sequence[Any], device: torch.device
@@ -62,6 +64,37 @@ def _signature(condition: dict[str, Any]) -> Hashable:
         return tuple(kind(item) for item in value) if isinstance(value, list) else repr(value)
 
     return tuple((name, type(cond).__name__, kind(cond.cond)) for name, cond in sorted(condition.items()))
+
+
+def masks_of(latents: Sequence[dict], scaled: Sequence[Tensor]) -> dict[int, Tensor]:
+    """The masks of those that have one, by number, brought down to the size of the network's latents.
+
+    Raises:
+        ValueError: a mask is all black, or holds more than one picture.
+    """
+    masks = {}
+    for number, (latent, samples) in enumerate(zip(latents, scaled, strict=True)):
+        mask = latent.get("noise_mask")
+        if mask is None:
+            continue
+        if mask.shape[:-2].numel() != 1:
+            raise ValueError(
+                f"The mask of latent {number + 1} holds {mask.shape[:-2].numel()} pictures. Give each latent one mask."
+            )
+        flat = mask.clone().float().cpu().reshape(mask.shape[-2:]).nan_to_num().clamp(0, 1)
+        masks[number] = at_latent_size(flat, samples)
+        if is_black(masks[number]):
+            raise ValueError(
+                f"The mask of latent {number + 1} is all black, so that nothing of it would be learned. White is what "
+                "is learned: invert the mask or take the picture away."
+            )
+    return masks
+
+
+def regularisation_of(latents: Sequence[dict]) -> dict[int, float]:
+    """What each regularisation picture counts, by number."""
+    marks = {number: latent.get("aclora", {}) for number, latent in enumerate(latents)}
+    return {number: float(mark["regularisation"]) for number, mark in marks.items() if "regularisation" in mark}
 
 
 def variants_of(latents: Sequence[dict]) -> dict[int, list[int]]:

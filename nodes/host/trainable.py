@@ -35,6 +35,8 @@ class TrainableModel:
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
     variants: dict[int, list[int]] = field(default_factory=dict)  # of each picture, by the number of its first
+    masks: dict[int, Tensor] = field(default_factory=dict)  # of the latents that have one, by number
+    regularisation: dict[int, float] = field(default_factory=dict)  # what pictures outside the style count, by number
     prefix: str = PREFIX
     text: TextEncoder | None = None  # where it learns too
     interrupted: bool = False  # the user asked to stop in the middle of a step

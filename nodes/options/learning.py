@@ -21,8 +21,9 @@ class ACLoRALearningOptions(io.ComfyNode):
             "AC-LoRA Learning Options",
             "How the steps of a training learn: the optimizer, its learning rate over time, and how much noise "
             "the steps are given.",
-            [*_steps(), *_noise()],
-            ["optimizer", "scheduler", "prodigy", "ema", "min snr", "timestep sampling", "gradient accumulation"],
+            [*_steps(), *_noise(), *_masks()],
+            ["optimizer", "scheduler", "prodigy", "ema", "min snr", "timestep sampling", "gradient accumulation",
+             "masked loss"],
         )
 
     @classmethod
@@ -84,5 +85,15 @@ def _noise() -> list[Any]:
         io.Float.Input(
             "min_snr_gamma", default=TrainConfig.min_snr_gamma, min=0.01, max=1000.0, step=0.5,
             tooltip="For min-SNR: larger lets little noise count more. 5 is usual.",
+        ),
+    ]  # fmt: skip
+
+
+def _masks() -> list[Any]:
+    return [
+        io.Float.Input(
+            "mask_floor", default=TrainConfig.mask_floor, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
+            tooltip="What the black of a picture's mask counts. 0: nothing, so a watermark under it is never learned. "
+            "0.1 lets the background count a little, for backgrounds that come out empty. 1: as if there were no mask.",
         ),
     ]  # fmt: skip
