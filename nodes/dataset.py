@@ -69,7 +69,7 @@ class ACLoRADataset(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latents",
                     is_output_list=True,
-                    tooltip="One latent for each picture, as the VAE gives it, with its mask where it has one. A picture "
+                    tooltip="One latent for each picture, as the VAE gives it, with its mask if it has one. A picture "
                     "in a subfolder named 10_name comes 10 times.",
                 ),
                 io.Conditioning.Output(

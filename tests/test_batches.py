@@ -10,7 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aclora_core.batches import Order, alike, epoch_batches, steps_per_epoch
+from aclora_core.batches import (
+    Order,
+    alike,
+    epoch_batches,
+    largest_batch,
+    steps_per_epoch,
+    usual_steps_per_epoch,
+)
+from tests.toy import toy
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -153,3 +161,25 @@ def test_one_variant_of_each_picture_comes_in_an_epoch() -> None:
         assert len(numbers) == 3 and all(len(set(numbers) & set(own)) == 1 for own in variants.values())
     shown = Counter(number for numbers in epochs.values() for number in numbers)
     assert all(50 < shown[number] < 85 for number in (0, 1, 2)) and shown[3] == 200
+
+
+def test_the_usual_length_of_an_epoch_counts_variants_of_other_sizes() -> None:
+    groups, variants = ["small", "large"] * 6, {2 * place: [2 * place, 2 * place + 1] for place in range(6)}
+    pictures = list(variants)
+    assert usual_steps_per_epoch(pictures, groups, 6) == steps_per_epoch(pictures, groups, 6) == 1
+    length = usual_steps_per_epoch(pictures, groups, 6, variants=variants)
+    order = Order(pictures, groups, 6, seeded(5), variants=variants)
+    taken = list(itertools.takewhile(lambda step: step[0] <= 100, order))
+    assert length == 2 == round(len(taken) / 100)  # almost never are all six drawn in one size
+    alike_ones = ["x"] * 12
+    assert usual_steps_per_epoch(pictures, alike_ones, 4, 1, variants) == steps_per_epoch(pictures, alike_ones, 4)
+
+
+def test_the_largest_batch_is_found_among_variants_of_all_sizes() -> None:
+    model = toy(6, groups=["small", "large", "small", "large", "small", "small"])
+    model.latents = [torch.zeros(1, 4, 8, 8) if kind == "large" else torch.zeros(1, 4, 2, 2) for kind in model.groups]
+    assert largest_batch([0, 2, 4], model, 4) == (3, 0)
+    model.variants = {0: [0, 1], 2: [2, 3], 4: [4, 5]}
+    rows, number = largest_batch([0, 2, 4], model, 4)
+    assert rows == 2 and number in (1, 3)  # the third picture has no large variant
+    assert largest_batch([0, 2, 4], model, 1)[0] == 1

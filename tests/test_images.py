@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from aclora_core import images
-from aclora_core.buckets import bucket_for, bucket_step
 from aclora_core.images import Picture, fingerprint, load, scan
 from aclora_core.pixels import upright_size
 
@@ -274,39 +271,6 @@ def test_a_large_photograph_read_at_reduced_size_looks_the_same(tmp_path: Path) 
     torch.testing.assert_close(small[0], small[1], atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(("resolution", "step"), [(64, 16), (128, 16), (256, 32), (384, 32), (512, 64), (1024, 64)])
-def test_the_step_follows_the_resolution(resolution: int, step: int) -> None:
-    assert bucket_step(resolution) == step
-    assert bucket_step(resolution, 32) == max(step, 32)
-    assert bucket_for(700, 700, resolution) == (resolution, resolution)
-
-
-def test_usual_shapes_get_usual_buckets() -> None:
-    assert bucket_for(3000, 2000, 512) == (640, 448)
-    assert bucket_for(2000, 3000, 512) == (448, 640)
-    assert bucket_for(1920, 1080, 1024) == (1344, 768)
-    assert bucket_for(9000, 100, 1024) == (2048, 512)
-
-
-def test_a_step_over_the_resolution_is_an_error() -> None:
-    with pytest.raises(ValueError, match="Resolution 128 is too small.*multiples of 2048"):
-        bucket_for(100, 100, 128, 2048)
-
-
-@settings(max_examples=200, deadline=None)
-@given(width=st.integers(32, 20_000), height=st.integers(32, 20_000), sixteenths=st.integers(8, 128))
-def test_every_bucket_is_near_its_area_on_the_grid_and_mirrored(width: int, height: int, sixteenths: int) -> None:
-    resolution = 16 * sixteenths
-    step = bucket_step(resolution)
-    bucket = bucket_for(width, height, resolution)
-    assert bucket[0] % step == bucket[1] % step == 0
-    assert 0.8 < bucket[0] * bucket[1] / resolution**2 < 1.25
-    assert bucket_for(height, width, resolution) == bucket[::-1]
-    if max(width, height) <= 3 * min(width, height):
-        found = Picture(Path("a"), "a", "", width, height)
-        assert images.cropped_share(found, bucket) < 0.2
-
-
 def test_the_fingerprint_sees_edits_of_pictures_and_captions(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png")
     seen = [fingerprint(tmp_path)]
@@ -337,3 +301,65 @@ def test_reading_leaves_no_file_open(tmp_path: Path) -> None:
         load(picture(path), (64, 64))
         with pytest.raises(ValueError):
             upright_size(Path(__file__), "test.py")
+
+
+def test_a_mask_is_no_picture_and_is_cropped_and_scaled_as_its_picture(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2, (12, 10), dtype=np.uint8).repeat(16, 0).repeat(16, 1) * 255
+    grey = Image.fromarray(pixels)
+    grey.convert("RGB").save(tmp_path / "a.png")
+    grey.resize((80, 96), Image.Resampling.NEAREST).save(save(tmp_path / "masks" / "a.png"))
+    grey.save(tmp_path / "b-masklabel.png")
+    save(tmp_path / "b.jpg", (160, 192))
+    save(tmp_path / "c.png")
+    save(tmp_path / "4_more" / "d.png")
+    save(tmp_path / "4_more" / "masks" / "d.webp", color="white")
+    found = scan(tmp_path)
+    assert [item.name for item in found.pictures] == ["a.png", "b.jpg", "c.png", "4_more/d.png"]
+    assert [item.mask is not None for item in found.pictures] == [True, True, False, True] and not found.spare_masks
+    for size in ((64, 64), (96, 32), (160, 192)):
+        seen = load(picture(tmp_path / "a.png"), size)[..., 0]
+        for name in ("a.png", "b.jpg"):
+            mask = images.load_mask(picture(tmp_path / name), size)
+            assert mask.shape == seen.shape and float((mask - seen).abs().mean()) < 0.06
+    assert images.load_mask(picture(tmp_path / "c.png"), (64, 64)) is None
+    before = fingerprint(tmp_path)
+    os.utime(tmp_path / "masks" / "a.png", ns=(1, 1))
+    assert fingerprint(tmp_path) != before
+
+
+def test_what_is_transparent_can_be_the_mask(tmp_path: Path) -> None:
+    half = two_halves(64, 64).convert("RGBA")
+    half.putalpha(Image.fromarray(np.repeat(np.uint8([[0] * 32 + [255] * 32]), 64, 0)))
+    half.save(tmp_path / "a.png")
+    two_halves(64, 64).convert("RGBA").save(tmp_path / "b.png")  # a channel that hides nothing
+    mask = images.load_mask(picture(tmp_path / "a.png"), (32, 32), alpha=True)
+    assert not mask[:, :16].any() and (mask[:, 16:] == 1).all()
+    assert images.load_mask(picture(tmp_path / "a.png"), (32, 32)) is None
+    assert images.load_mask(picture(tmp_path / "b.png"), (32, 32), alpha=True) is None
+    save(tmp_path / "a-masklabel.png", color="white")
+    assert (images.load_mask(picture(tmp_path / "a.png"), (32, 32), alpha=True) == 1).all()  # the file goes first
+
+
+def test_a_mask_painted_on_nothing_is_black_where_nothing_is(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    painted = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    painted.paste("white", (0, 0, 64, 32))
+    painted.save(tmp_path / "a-masklabel.png")
+    mask = images.load_mask(picture(tmp_path / "a.png"), (64, 64))
+    assert (mask[:32] == 1).all() and not mask[32:].any()
+
+
+def test_a_mask_of_another_shape_or_of_nothing_is_an_error_that_names_the_picture(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "masks" / "a.png", (64, 48), "white")
+    with pytest.raises(ValueError, match=r"The mask of a\.png is 64 × 48 pixels, but the picture 64 × 64"):
+        images.load_mask(picture(tmp_path / "a.png"), (64, 64))
+    (tmp_path / "masks" / "a.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"The mask a\.png of a\.png cannot be read"):
+        images.load_mask(picture(tmp_path / "a.png"), (64, 64))
+
+
+def test_a_subfolder_can_be_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "plain" / "b.png")
+    assert [item.name for item in scan(tmp_path, without=tmp_path / "plain").pictures] == ["a.png"]

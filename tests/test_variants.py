@@ -55,3 +55,13 @@ def test_captions_are_dropped_about_as_often_as_wanted(flip: bool, shuffles: int
 def test_an_impossible_dropout_is_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"The caption dropout is 0\.9\. Set a share"):
         variants("ink", dropout=0.9)
+
+
+@given(TAGS, st.booleans(), st.integers(0, 3), st.sampled_from([0.0, 0.1, 0.5]), st.integers(1, 3))
+def test_every_look_comes_in_every_size_as_often(tags: list[str], flip: bool, shuffles: int, drop: float, n: int):
+    caption = ",".join(tags)
+    one, several = variants(caption, flip, shuffles, 1, drop), variants(caption, flip, shuffles, 1, drop, n)
+    assert several[0] == Variant(caption) and variants(caption, flip, shuffles, 1, drop, 1) == one
+    counts = {size: sorted((v.caption, v.mirrored) for v in several if v.size == size) for size in range(n)}
+    assert all(own == counts[0] for own in counts.values())
+    assert counts[0] == sorted((v.caption, v.mirrored) for v in one)
