@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aclora_core.config import TrainConfig
 from aclora_core.drawing import Drawing, Step
+from aclora_core.graphs import tensors_in
 from aclora_core.objective import loss_weights
 from tests.toy import FLOW, toy
 
@@ -88,3 +89,15 @@ def test_another_one_goes_on_in_the_middle_of_an_epoch() -> None:
     for _ in range(5):
         one, two = whole.next_step(), other.next_step()
         assert one[1:] == two[1:] and torch.equal(joined(one, "noise"), joined(two, "noise"))
+
+
+def test_batches_of_one_key_hold_tensors_of_the_same_shapes_also_where_some_pictures_have_masks() -> None:
+    """A recorded graph has the inputs of the first; those of all others are copied into them."""
+    masks = {number: torch.ones(1, 1, 1, 1) for number in (0, 5)}
+    model = toy(12, objective=FLOW, masks=masks, regularisation={9: 0.5}, groups=["wide"] * 8 + ["tall"] * 4)
+    known: dict = {}
+    for step in drawn(model, 30):
+        for batch in step.batches:
+            shapes = [(tensor.shape, tensor.dtype) for tensor in tensors_in(batch)]
+            assert known.setdefault(batch.key, shapes) == shapes and len(shapes) == 7
+    assert len(known) >= 2
