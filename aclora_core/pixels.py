@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # never EPS and the like, which start programs
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for an attack
+_STRIP = 512  # rows
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap width and height
 
 
@@ -34,7 +35,8 @@ def read_rgb(path: Path, name: str, bucket: tuple[int, int]) -> Image.Image:
     with _opened(path, name) as image:
         # JPEG can be decoded at 1/2, 1/4 or 1/8 for next to nothing; twice the bucket keeps the detail Lanczos needs.
         image.draft(None, (2 * max(bucket), 2 * max(bucket)))
-        return ImageOps.fit(_flattened(ImageOps.exif_transpose(image), "white"), bucket, Image.Resampling.LANCZOS)
+        ImageOps.exif_transpose(image, in_place=True)  # the other form copies a picture that stands upright, too
+        return ImageOps.fit(_flattened(image, "white"), bucket, Image.Resampling.LANCZOS)
 
 
 def read_mask(path: Path, name: str, bucket: tuple[int, int], alpha: bool = False) -> Image.Image | None:
@@ -47,13 +49,13 @@ def read_mask(path: Path, name: str, bucket: tuple[int, int], alpha: bool = Fals
         if alpha and not image.has_transparency_data:
             return None
         image.draft(None, (2 * max(bucket), 2 * max(bucket)))
-        upright = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if alpha:
-            grey = upright.convert("RGBA").getchannel("A")
+            grey = image.convert("RGBA").getchannel("A")
             if grey.getextrema() == (255, 255):
                 return None
         else:
-            grey = _flattened(upright, "black").convert("L")
+            grey = _flattened(image, "black").convert("L")
         return ImageOps.fit(grey, bucket, Image.Resampling.BOX)
 
 
@@ -92,8 +94,24 @@ def _reason(error: Exception) -> str:
 
 def _flattened(image: Image.Image, paper: str) -> Image.Image:
     """Any mode -> RGB; what is transparent becomes paper."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    white_point = _white_point(image)
+    whole = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        whole.paste(_flattened_strip(strip, paper, white_point), (0, top))
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in strips with their upper edges: large ones would take several times their size on the way."""
+    for top in range(0, image.height, _STRIP):
+        yield top, image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+
+
+def _flattened_strip(image: Image.Image, paper: str, white_point: float) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        image = _deep_to_grey(image)
+        image = _deep_to_grey(image, white_point)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -102,13 +120,17 @@ def _flattened(image: Image.Image, paper: str) -> Image.Image:
     return flat
 
 
-def _deep_to_grey(image: Image.Image) -> Image.Image:
+def _white_point(image: Image.Image) -> float:
+    """Of deep grey. The file does not say it; the smallest usual one that holds the values is taken."""
+    if image.mode.startswith("I;16") or not image.mode.startswith(("I", "F")):
+        return 65535.0
+    top = float(np.fmax.reduce([np.fmax.reduce(np.asarray(strip), axis=None) for _, strip in _strips(image)]))
+    white = next((v for v in (1.0, 255.0, 65535.0) if top <= v), top)
+    return max(white, 65535.0) if image.mode == "I" else white
+
+
+def _deep_to_grey(image: Image.Image, white_point: float) -> Image.Image:
     """16-bit, 32-bit and float grey -> 8 bits; Pillow's own conversion would clip instead of scale."""
     values = np.asarray(image).astype(np.float32)
-    top = float(np.nanmax(values))
-    # The file does not say its white point; the smallest usual one that holds the values is taken.
-    white = 65535.0 if image.mode.startswith("I;16") else next((v for v in (1.0, 255.0, 65535.0) if top <= v), top)
-    if image.mode == "I":
-        white = max(white, 65535.0)
-    scaled = np.nan_to_num(values / white).clip(0.0, 1.0) * 255.0
+    scaled = np.nan_to_num(values / np.float32(white_point)).clip(0.0, 1.0) * 255.0
     return Image.fromarray(scaled.round().astype(np.uint8))

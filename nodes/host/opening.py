@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -43,6 +44,10 @@ def training(
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     base, device = patcher.model, patcher.load_device
     with ExitStack() as stack:
+        # A training's parts refer to one another, and drawing its charts leaves its frames behind. Until Python looks
+        # for such rings by itself, which may take long, they would hold its memory while the next nodes draw, and a
+        # patcher on which the host may stumble: its list of loaded models is not meant to lose one at any moment.
+        stack.callback(gc.collect)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for each in patchers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import shutil
 import sys
 import time
 import uuid
@@ -145,6 +146,16 @@ def running(host: Path, base: Path, name: str) -> Iterator[HostServer]:
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
     """One server for all tests, in temporary folders."""
     with running(host, tmp_path_factory.mktemp("server"), "server") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def probed(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+    """A server of its own for the tests of trouble, which tells at /held what it holds in memory."""
+    base = tmp_path_factory.mktemp("probed")
+    link_pack(base / "custom_nodes")
+    shutil.copy(ROOT / "bench" / "trouble_parts" / "probe.py", base / "custom_nodes" / "probe.py")
+    with running(host, base, "probed") as server:
         yield server
 
 

@@ -1,0 +1,64 @@
+"""What a running ComfyUI holds in memory, for tests and measurements: copied into custom_nodes, it answers at a page.
+
+It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import folder_paths
+import psutil
+import torch
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@PromptServer.instance.routes.get("/held")
+async def held(request: web.Request) -> web.Response:
+    """Memory, threads, files, and the state of every diffusion model that is somewhere in memory."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory stays with the process for the next time
+    process = psutil.Process()
+    objects = gc.get_objects()
+    # Their types, since asking some lazy objects for their class runs code.
+    networks = [each for each in objects if issubclass(type(each), comfy.model_base.BaseModel)]
+    temp = Path(folder_paths.get_temp_directory())
+    return web.json_response(
+        {
+            "memory": process.memory_info().rss,
+            "tensors": sum(issubclass(type(each), torch.Tensor) for each in objects),
+            "threads": process.num_threads(),
+            "python_threads": sorted(thread.name for thread in threading.enumerate()),
+            "files": sorted(file.path for file in process.open_files()),
+            "temporary": sorted(path.name for path in temp.rglob("*") if path.is_file()) if temp.is_dir() else [],
+            "networks": [_state(network) for network in networks],
+        }
+    )
+
+
+def _state(network: Any) -> dict[str, Any]:
+    modules = list(network.modules())
+    parameters = list(network.parameters())
+    digest = hashlib.blake2b()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "weights": digest.hexdigest(),
+        "hooks": sum(len(getattr(module, kind)) for module in modules for kind in _HOOKS),
+        "own_forwards": sum("forward" in vars(module) for module in modules),
+        "with_gradient": sum(p.requires_grad or p.grad is not None for p in parameters),
+        "training": sum(module.training for module in modules),
+    }
