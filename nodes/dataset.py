@@ -144,11 +144,17 @@ class ACLoRADataset(io.ComfyNode):
         notes = [*summaries(encoded, regularisation_weight), *problems, *remarks(plans, encoded), *known.problems]
         shown = encoded[0].previews
         sheet = contact_sheet(list(shown.values()), [picture.caption for picture in shown], notes)
-        return io.NodeOutput(
-            latents,
-            conditioning,
-            ui={**ui.PreviewImage(sheet[None]).as_dict(), "text": ("\n".join(notes),)},
-        )
+        return io.NodeOutput(latents, conditioning, ui=_shown(sheet, notes))
+
+
+def _shown(sheet: torch.Tensor, notes: list[str]) -> dict[str, Any]:
+    """What the node shows. The picture is a file: where it cannot be written, what was encoded is worth more."""
+    try:
+        pictures = ui.PreviewImage(sheet[None]).as_dict()
+    except OSError as error:
+        notes = [*notes, f"The pictures cannot be shown here ({error.strerror or error}). Free some space."]
+        pictures = {}
+    return {**pictures, "text": ("\n".join(notes),)}
 
 
 def _require(vae: VAE | None, clip: CLIP | None) -> None:

@@ -1,0 +1,191 @@
+"""What the real server's memory does over many trainings, with a thousand pictures, and with huge ones.
+
+    python -m bench.trouble --host path/to/ComfyUI --runs 20
+
+On the CPU, with the tiny base. Runs: the dataset (from the cache), 10 steps with a restart, saving, drawing with it, each
+time with another seed; every fourth is cancelled after some steps. Writes bench/results/trouble.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from tools.runtime.environment import ROOT
+from tools.runtime.host import OWN, link_pack
+from tools.runtime.server import Server
+
+PROBE = ROOT / "bench" / "trouble_parts" / "probe.py"
+SIDE = 10_000  # pixels of the huge pictures
+EXAMPLE = "example: fluent-emoji-high-contrast"
+
+
+def prompt(folder: str, resolution: int, seed: int, steps: int) -> dict[str, Any]:
+    """The graph: dataset, training, saving, drawing."""
+    pictures = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
+    training = {"steps": steps, "learning_rate": 5e-4, "batch_size": 4, "max_rank": 16, "layers": "all", "seed": seed}
+    links = {"model": ["base", 0], "latents": ["data", 0], "conditioning": ["data", 1], "options": ["ranks", 0]}
+    ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
+    sampling = {"steps": 4, "cfg": 1.0, "seed": 1, "denoise": 1.0, "sampler_name": "euler", "scheduler": "normal"}
+    drawn = {"model": ["train", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
+    saved = {"lora_model": ["train", 1], "filename": "bench", "precision": "fp16", "overwrite": True}
+    nodes = {
+        "base": ("ACLoRATinyBase", {}),
+        "data": ("ACLoRADataset", pictures),
+        "whole": ("ACLoRAValidationOptions", {"held_out": 0.0}),
+        "ranks": ("ACLoRARankOptions", ranks),
+        "train": ("ACLoRATrain", training | links),
+        "save": ("ACLoRASave", saved),
+        "text": ("CLIPTextEncode", {"clip": ["base", 1], "text": "a rocket"}),
+        "empty": ("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}),
+        "draw": ("KSampler", sampling | drawn),
+        "see": ("VAEDecode", {"samples": ["draw", 0], "vae": ["base", 2]}),
+        "look": ("PreviewImage", {"images": ["see", 0]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+class Run:
+    """A server with the probe in it."""
+
+    def __init__(self, server: Server, base: Path) -> None:
+        self.server, self.base = server, base
+        assert server.process is not None
+        self.process = psutil.Process(server.process.pid)
+
+    def do(self, nodes: dict[str, Any], cancel_after: float = 0.0) -> dict[str, Any]:
+        """Runs a graph to its end: seconds until it was accepted, until it ended, and the most memory on the way."""
+        before, began = self.process.memory_info().rss, time.monotonic()
+        prompt_id = self.server.post_json("/prompt", {"prompt": self._completed(nodes)})["prompt_id"]
+        accepted = time.monotonic() - began
+        with self._highest() as highest:
+            while prompt_id not in (history := self.server.get_json(f"/history/{prompt_id}")):
+                if cancel_after and time.monotonic() - began > cancel_after:
+                    self.server.post_json("/interrupt", {"prompt_id": prompt_id})
+                    cancel_after = 0.0
+                time.sleep(0.05)
+        seconds, found = time.monotonic() - began, history[prompt_id]
+        if found["status"]["status_str"] != "success":
+            raise SystemExit(f"the graph failed: {found['status']['messages'][-1]}")
+        growth = (highest[0] - before) / 1e6
+        return {"accepted": accepted, "seconds": seconds, "growth": growth, "outputs": found["outputs"]}
+
+    def _completed(self, nodes: dict[str, Any]) -> dict[str, Any]:
+        """With the defaults of what a node was not given."""
+        for node in nodes.values():
+            found = self.server.get_json(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]
+            specs = {**found.get("required", {}), **found.get("optional", {})}
+            defaults = {name: spec[1]["default"] for name, spec in specs.items() if "default" in (spec[1:] or ({},))[0]}
+            node["inputs"] = defaults | node["inputs"]
+        return nodes
+
+    @contextmanager
+    def _highest(self) -> Iterator[list[int]]:
+        highest, end = [0], threading.Event()
+
+        def watch() -> None:
+            while not end.wait(0.02):
+                highest[0] = max(highest[0], self.process.memory_info().rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield highest
+        finally:
+            end.set()
+            watcher.join()
+
+    def held(self) -> dict[str, Any]:
+        """What the server holds in memory."""
+        found = dict(self.server.get_json("/held"))
+        return found | {"memory": found["memory"] / 1e6}
+
+
+def many_runs(run: Run, runs: int) -> list[dict[str, Any]]:
+    """What the server holds after each training."""
+    rows = []
+    for number in range(runs):
+        cancelled = number % 4 == 3
+        run.do(prompt(EXAMPLE, 128, number, 400 if cancelled else 10), 3.0 if cancelled else 0.0)
+        held = run.held()
+        network = held["networks"][0]
+        row = {name: held[name] for name in ("memory", "tensors", "threads")}
+        row |= {"files": len(held["files"]), "temporary": len(held["temporary"]), "networks": len(held["networks"])}
+        row |= {"hooks": network["hooks"] + network["own_forwards"]}
+        rows.append(row)
+        print(f"{number + 1:3}", "cancelled" if cancelled else "ended    ", row, flush=True)
+    return rows
+
+
+def thousand(run: Run, count: int) -> dict[str, Any]:
+    """A folder of so many small pictures, learned from twice."""
+    folder = run.base / "input" / "thousand"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text(f"pattern {number}", encoding="utf-8")
+    rows = {which: run.do(prompt("thousand", 128, seed, 20)) for seed, which in enumerate(("first", "same folder"))}
+    (folder / "0.txt").write_text("another", encoding="utf-8")
+    rows["one caption changed"] = run.do(prompt("thousand", 128, 2, 20))
+    return {which: {name: row[name] for name in ("accepted", "seconds", "growth")} for which, row in rows.items()}
+
+
+def huge(run: Run) -> dict[str, Any]:
+    """Pictures of 100 megapixels, one at a time."""
+    rows = {}
+    for kind, mode, suffix in (("RGB", "RGB", "png"), ("JPEG", "RGB", "jpg"), ("transparent", "RGBA", "png"),
+                               ("16 bits grey", "I;16", "png")):  # fmt: skip
+        folder = run.base / "input" / f"huge {kind}"
+        folder.mkdir()
+        picture = Image.new(mode, (SIDE, SIDE), 900 if mode == "I;16" else (9, 120, 60, 99)[: len(mode)])
+        picture.save(folder / f"huge.{suffix}")
+        del picture
+        nodes = prompt(folder.name, 128, 0, 1)
+        nodes = {name: nodes[name] for name in ("base", "data")}
+        row = run.do(nodes | {"look": {"class_type": "PreviewAny", "inputs": {"source": ["data", 0]}}})
+        rows[kind] = {name: row[name] for name in ("seconds", "growth")}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", type=Path, default=OWN)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=1000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        for part in ("input", "output", "user", "models/loras"):
+            (base / part).mkdir(parents=True)
+        link_pack(base / "custom_nodes")
+        shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
+        words = ["--cpu", "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        with Server(options.host, Path(sys.executable), words, base / "server.log") as server:
+            run = Run(server, base)
+            found = {"runs": many_runs(run, options.runs)}
+            for name, rows in (("thousand", thousand(run, options.pictures)), ("huge", huge(run))):
+                found[name] = rows
+                for which, row in rows.items():
+                    print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
+    target = ROOT / "bench" / "results" / "trouble.json"
+    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
