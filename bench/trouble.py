@@ -2,8 +2,8 @@
 
     python -m bench.trouble --host path/to/ComfyUI --runs 20
 
-On the CPU, with the tiny base. Runs: the dataset (from the cache), 10 steps with a restart, saving, drawing with it, each
-time with another seed; every fourth is cancelled after some steps. Writes bench/results/trouble.json.
+On the CPU, with the tiny base. Runs: the dataset (from the cache), 10 steps with restarts, saving, drawing with it,
+each time with another seed; every fourth is cancelled after some steps. Writes bench/results/trouble.json.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def thousand(run: Run, count: int) -> dict[str, Any]:
     rows = {which: run.do(prompt("thousand", 128, seed, 20)) for seed, which in enumerate(("first", "same folder"))}
     (folder / "0.txt").write_text("another", encoding="utf-8")
     rows["one caption changed"] = run.do(prompt("thousand", 128, 2, 20))
-    return {which: {name: row[name] for name in ("accepted", "seconds", "growth")} for which, row in rows.items()}
+    found = {which: {name: row[name] for name in ("accepted", "seconds", "growth")} for which, row in rows.items()}
+    return found | {"afterwards": {"memory": run.held()["memory"]}}
 
 
 def huge(run: Run) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 from .conftest import HostServer
 from .trouble import (
-    DATASET, SAVE, TRAIN, Browser, failure, let_go, no_file_longer_than, noise_pictures, prompt, says, until, was_cached,
+    DATASET,
+    SAVE,
+    TRAIN,
+    failure,
+    let_go,
+    no_file_longer_than,
+    noise_pictures,
+    prompt,
+    says,
+    until,
+    was_cached,
     with_checkpoints,
 )  # fmt: skip
 
@@ -62,7 +71,7 @@ def test_a_dataset_is_encoded_and_learned_on_a_full_disk(probed: HostServer) -> 
     queued = prompt(probed, "packed", "packed", 64, steps=2)
     del queued[SAVE]
     queued["look"] = probed.node("PreviewAny", source=[TRAIN, 2])
-    with no_file_longer_than(probed, 0), Browser(probed, uuid.uuid4().hex):
+    with no_file_longer_than(probed, 0):
         history = probed.wait(probed.submit(queued))
     assert history["status"]["status_str"] == "success", failure(history)
     assert "cannot be kept for the next time" in says(history, DATASET) and says(history).startswith("2 steps")

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from .conftest import HostServer
-from .trouble import TRAIN, Browser, drawing, failure, held, let_go, prompt, until
 from .training import train
+from .trouble import TRAIN, Browser, drawing, failure, held, let_go, prompt, until
 
 GROWTH = 8e6  # bytes that the server's memory may differ by; bench/README.md has what 20 runs give
 

@@ -13,7 +13,19 @@ from PIL import Image
 
 from .conftest import HostServer
 from .trouble import (
-    DATASET, KNOWN, TRAIN, Browser, adapter, drawing, let_go, noise_pictures, prompt, same_bits, says, until, was_cached,
+    DATASET,
+    KNOWN,
+    TRAIN,
+    Browser,
+    adapter,
+    drawing,
+    let_go,
+    noise_pictures,
+    prompt,
+    same_bits,
+    says,
+    until,
+    was_cached,
 )  # fmt: skip
 
 
@@ -74,6 +86,7 @@ def test_a_browser_that_was_closed_and_opened_again_sees_the_training_go_on(prob
         history = probed.wait(training)
         until(lambda: "execution_success" in same.kinds, "the end of the training")
     assert history["status"]["status_str"] == "success" and says(history).startswith("40 steps")
+    assert not another.progress  # ComfyUI tells it only to the page that queued the prompt
     assert "executing" in same.kinds  # so the page knows at once which node is at work
 
 
@@ -84,6 +97,19 @@ def test_the_same_again_trains_nothing_and_another_setting_trains(probed: HostSe
     other = probed.run(prompt(probed, "again", seed=1, learning_rate=1e-3))
     assert was_cached(other, DATASET) and not was_cached(other, TRAIN)
     assert not same_bits(adapter(probed, "again"), alone)
+
+
+def test_a_cancelled_training_without_checkpoints_is_given_again(probed: HostServer) -> None:
+    client, queued = uuid.uuid4().hex, prompt(probed, "stopped", seed=4, steps=400)
+    with Browser(probed, client) as browser:
+        training = submit_as(probed, queued, client)
+        until(lambda: trains(probed, browser), "the training")
+        probed.post_json("/interrupt", {"prompt_id": training})
+        history = probed.wait(training)
+    assert history["status"]["status_str"] == "success" and not says(history).startswith("400 steps")
+    learned = adapter(probed, "stopped")
+    assert was_cached(probed.run(queued), TRAIN)
+    assert same_bits(adapter(probed, "stopped"), learned)
 
 
 def test_unloading_every_model_while_training_disturbs_nothing(probed: HostServer, alone: dict[str, Any]) -> None:
