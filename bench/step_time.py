@@ -154,6 +154,8 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
     parser.add_argument("--check", action="store_true", help="compare training with and without CUDA graphs")
+    names = [scenario.name for scenario in check.SCENARIOS]
+    parser.add_argument("--scenarios", nargs="+", choices=names, metavar="NAME", default=[], help="of the check")
     return parser.parse_args(words)
 
 
@@ -161,7 +163,7 @@ def checked(pack: ModuleType, args: argparse.Namespace, device: torch.device) ->
     """Whether training with graphs agrees with eager training."""
     small = argparse.Namespace(**{**vars(args), "cases": args.cases or ["sd15" if device.type == "cuda" else "tiny"]})
     print(f"\nWith and without CUDA graphs, {check.STEPS} steps, {device_name(device)}", flush=True)
-    return check.run(pack, chosen_cases(small, device))
+    return check.run(pack, chosen_cases(small, device), wanted=args.scenarios)
 
 
 def main() -> None:

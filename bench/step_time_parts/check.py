@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -27,14 +29,22 @@ class Scenario:
     settings: dict[str, Any] = field(default_factory=dict)
     sizes: int = 1  # of pictures
     stop_after: int = STEPS  # a cancel at this step
+    resumed: bool = False  # whether another training goes on from there
+    preview_every: int = 0  # steps; only where graphs are in use, as previews change nothing
 
 
 SCENARIOS = (
     Scenario("plain"),
     Scenario("restarts", {"mode": "paper", "restart_every": 5}),
+    Scenario("learning rate changes", {"schedule": "cosine", "warm_up": 5}),
+    Scenario("gradients added up, two sizes", {"batch_size": 1, "accumulate": 3}, sizes=2),
     Scenario("pictures of two sizes", sizes=2),
     Scenario("last batch smaller", {"batch_size": 3}),
+    Scenario("running average", {"ema_decay": 0.9}),
     Scenario("cancelled", stop_after=20),
+    Scenario("resumed", {"mode": "paper", "restart_every": 5}, stop_after=20, resumed=True),
+    Scenario("previews", preview_every=7),
+    Scenario("blocks computed twice", {"checkpointing": "all"}),
 )
 
 
@@ -94,10 +104,11 @@ def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     return float(((one[1].T @ other[1]) * (one[0] @ other[0].T)).sum())
 
 
-def run(pack: ModuleType, cases: Sequence[Case], steps: int = STEPS) -> bool:
-    """Every scenario for every case; prints what differs, and gives whether all agree."""
-    agree = [_scenario(pack, case, scenario, steps) for case in cases for scenario in SCENARIOS]
-    for case in cases:
+def run(pack: ModuleType, cases: Sequence[Case], steps: int = STEPS, wanted: Sequence[str] = ()) -> bool:
+    """Every scenario, or those wanted, for every case; prints what differs, and gives whether all agree."""
+    chosen = [scenario for scenario in SCENARIOS if not wanted or scenario.name in wanted]
+    agree = [_scenario(pack, case, scenario, steps) for case in cases for scenario in chosen]
+    for case in cases if SCENARIOS[0] in chosen else ():
         # Kernels that add in no fixed order differ from run to run: this is how much of the above is theirs.
         noise = compare(*(_trained(pack, case, SCENARIOS[0], steps, graph=False)[0] for _ in range(2)))
         print(f"  {case.title}, eager twice: losses {noise.loss:.4%}, ΔW {noise.delta:.3%} apart", flush=True)
@@ -106,14 +117,21 @@ def run(pack: ModuleType, cases: Sequence[Case], steps: int = STEPS) -> bool:
 
 def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int) -> bool:
     graph, said = _trained(pack, case, scenario, steps, graph=True)
-    eager, _ = _trained(pack, case, scenario, steps, graph=False)
+    whole = replace(scenario, resumed=False, stop_after=steps) if scenario.resumed else scenario
+    eager, _ = _trained(pack, case, replace(whole, preview_every=0), steps, graph=False)
     difference = compare(graph, eager)
-    wrong = difference.complaints() + [message for message in said if "cannot be recorded" in message]
-    expected = min(steps, scenario.stop_after)
+    told = said + str(graph.report.settings.get("notes", "")).splitlines()
+    wrong = difference.complaints()
+    wrong += [line for line in told if any(sign in line for sign in ("cannot be recorded", "no preview", "no checkpoint"))]
+    expected = steps if scenario.resumed else min(steps, scenario.stop_after)
     if difference.steps[0] != expected:
         wrong.append(f"{difference.steps[0]} steps were made instead of {expected}")
     if "mode" in scenario.settings and steps == STEPS and not graph.report.restarts:
         wrong.append("there was no restart")
+    if scenario.resumed and steps > scenario.stop_after and not any("resumed at" in line for line in said):
+        wrong.append("it was not resumed")
+    if scenario.preview_every and not graph.report.settings.get("preview_seconds"):
+        wrong.append("no preview was drawn")
     print(
         f"  {case.title}, {scenario.name}: losses {difference.loss:.4%} and ΔW {difference.delta:.3%} apart, "
         f"‖ΔW‖ {difference.norm:.3g}{''.join(f'; WRONG: {sentence}' for sentence in wrong)}",
@@ -124,7 +142,17 @@ def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int) -> b
 
 def _trained(pack: ModuleType, case: Case, scenario: Scenario, steps: int, graph: bool) -> tuple[Any, list[str]]:
     settings = {"steps": steps, "batch_size": 2, **scenario.settings, "graph": graph}
-    release()
-    with listening() as said:
-        result = ours.trained(pack, case, settings, scenario.sizes, lambda losses: len(losses) >= scenario.stop_after)
-    return result, said
+
+
+    def part(stop_after: int, folder: Path | None = None) -> Any:
+        release()
+        return ours.trained(
+            pack, case, settings, scenario.sizes, lambda losses: len(losses) >= stop_after, folder,
+            scenario.preview_every,
+        )  # fmt: skip
+
+    with listening() as said, TemporaryDirectory() as folder:
+        if not scenario.resumed:
+            return part(scenario.stop_after), said
+        part(scenario.stop_after, Path(folder))
+        return part(steps, Path(folder)), said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -68,16 +69,26 @@ def trained(
     settings: dict[str, Any],
     sizes: int = 1,
     should_stop: Callable[[Sequence[float]], bool] = lambda losses: False,
+    checkpoints: Path | None = None,
+    preview_every: int = 0,
 ) -> Any:
-    """A whole training's result, on pictures of so many sizes; should_stop is asked with the losses so far."""
+    """A whole training's result, on pictures of so many sizes; should_stop is asked with the losses so far.
+
+    checkpoints: a folder for them; a training that stopped there before goes on. preview_every: steps between pictures
+    that the host's sampler draws.
+    """
     config = core(pack).TrainConfig(**{**PLAIN, **settings})
     latents, captions = pictures(case, sizes=sizes)
     losses: list[float] = []
     with torch.inference_mode():
         with pack.nodes.host.training(build(case), latents, captions) as trainable:
-            return core(pack).train(
+            host, parts = pack.nodes.host, core(pack)
+            previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0))
+            return parts.train(
                 trainable,
                 config,
                 on_step=lambda progress: losses.append(progress.losses[-1]),
                 should_stop=lambda: should_stop(losses),
+                checkpoints=parts.Checkpoints(checkpoints) if checkpoints else None,
+                previews=previews if preview_every else None,
             )
