@@ -1,12 +1,13 @@
 """Convolution and LoRA branch as one operation, forwards and backwards; see branch_function.py for why.
 
 cuDNN's fast kernels want the channels last, and turn their operands around at each call. Here the picture is turned
-once for the layer and its branch, and the frozen weight once for the whole training.
+once for the layer and its branch, and the frozen weight once for the whole training, in its own memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from .adapter_weights import Branch
 from .branch_function import AdaptedLinear
+
+_TURNED = 64  # outputs of a layer whose weights are turned at a time, so that it takes next to no memory
 
 
 class _Shape(NamedTuple):
@@ -31,12 +34,40 @@ def can_adapt(layer: nn.Module) -> bool:
 def adapted_convolution(layer: nn.Conv2d, branch: Branch) -> Callable[[Tensor], Tensor]:
     """The layer's forward with its branch in it; the weight must be of the type of the branch's leaves."""
     down, up = branch.down.leaf, branch.up.leaf
-    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
+    if _is_pointwise(layer):
         weight = layer.weight.flatten(1)
         return lambda x: _pointwise(x, weight, layer.bias, down, up, branch)
-    turned = layer.weight.contiguous(memory_format=torch.channels_last)
     shape = _Shape(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
-    return lambda x: AdaptedConvolution.apply(x, turned, layer.bias, down, up, branch, shape)
+    return lambda x: AdaptedConvolution.apply(x, layer.weight, layer.bias, down, up, branch, shape)
+
+
+@contextmanager
+def channels_last(layer: nn.Conv2d) -> Iterator[None]:
+    """Has the numbers of the layer's weight stand channels last in the memory in which they are, and puts them back."""
+    own = layer.weight
+    if _is_pointwise(layer) or not own.is_contiguous():
+        yield
+        return
+    channels, height, width = own.shape[1:]
+    strides = channels * height * width, 1, width * channels, channels
+    turned = own.detach().as_strided(own.shape, strides)
+    _rearrange(own.detach(), turned)
+    layer.weight = nn.Parameter(turned, requires_grad=False)
+    try:
+        yield
+    finally:
+        _rearrange(layer.weight.detach(), own.detach())
+        layer.weight = own
+
+
+def _rearrange(source: Tensor, target: Tensor) -> None:
+    """Copies between two orders of the same memory."""
+    for given, taken in zip(source.split(_TURNED), target.split(_TURNED), strict=True):
+        taken.copy_(given.clone())
+
+
+def _is_pointwise(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: Branch) -> Tensor:

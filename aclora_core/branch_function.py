@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapter_weights import Branch
+from .kernels import find_kernels
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -38,12 +39,9 @@ class AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[no-untyped-def]
         flat, inner, weight = ctx.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1])
-        through = _add_gradients(ctx.branch, flat, inner, gradient)
-        if not ctx.needs_input_grad[0]:
-            return (None,) * 6
-        down = ctx.branch.down.leaf.detach().flatten(1)
-        of_input = (gradient @ weight).addmm_(through, down, alpha=ctx.branch.scale)
-        return of_input.view(ctx.shape), None, None, None, None, None
+        of_input = gradient @ weight if ctx.needs_input_grad[0] else None
+        way_back(ctx.branch, flat, inner, gradient, of_input)
+        return None if of_input is None else of_input.view(ctx.shape), None, None, None, None, None
 
 
 class LinearBranch(torch.autograd.Function):
@@ -64,19 +62,28 @@ class LinearBranch(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[no-untyped-def]
         flat, inner = ctx.saved_tensors
-        leaf = ctx.branch.down.leaf.detach()
-        through = _add_gradients(ctx.branch, flat, inner, gradient.reshape(-1, gradient.shape[-1]).to(leaf.dtype))
-        of_input = None
-        if ctx.needs_input_grad[1]:
-            of_input = (through @ (leaf * ctx.branch.scale)).to(ctx.dtype).view(ctx.shape)
-        return gradient, of_input, None, None, None
+        leaf = ctx.branch.down.leaf
+        rows = gradient.reshape(-1, gradient.shape[-1]).to(leaf.dtype)
+        of_input = torch.zeros_like(flat) if ctx.needs_input_grad[1] else None
+        way_back(ctx.branch, flat, inner, rows, of_input)
+        return gradient, None if of_input is None else of_input.to(ctx.dtype).view(ctx.shape), None, None, None
 
 
-def _add_gradients(branch: Branch, flat: Tensor, inner: Tensor, gradient: Tensor) -> Tensor:
-    """Adds the factors' gradients to their .grad, and gives gradient · up (n, rank)."""
-    down, up = branch.down.leaf, branch.up.leaf
-    through = gradient @ up.detach().flatten(1)
-    assert down.grad is not None and up.grad is not None
-    up.grad.flatten(1).addmm_(gradient.t(), inner, alpha=branch.scale)
-    down.grad.flatten(1).addmm_(through.t(), flat, alpha=branch.scale)
-    return through
+def way_back(branch: Branch, x: Tensor, inner: Tensor, gradient: Tensor, of_input: Tensor | None) -> None:
+    """Adds the gradients of a branch: of its factors to their .grad, and of x to of_input, if that is wanted.
+
+    x: (n, in), inner = x · downᵀ: (n, rank), gradient: (n, out).
+    """
+    down, up = (factor.leaf.detach().flatten(1) for factor in (branch.down, branch.up))
+    assert branch.down.leaf.grad is not None and branch.up.leaf.grad is not None
+    of_down, of_up = branch.down.leaf.grad.flatten(1), branch.up.leaf.grad.flatten(1)
+    kernels = find_kernels(gradient.device, gradient.dtype)
+    if kernels is not None and kernels.take_branch(gradient, x, len(down)):
+        through = kernels.through_output(gradient, inner, up, of_up, branch.scale)
+        kernels.through_input(of_input, x, through, down, of_down, branch.scale)
+        return
+    through = gradient @ up
+    of_up.addmm_(gradient.t(), inner, alpha=branch.scale)
+    of_down.addmm_(through.t(), x, alpha=branch.scale)
+    if of_input is not None:
+        of_input.addmm_(through, down, alpha=branch.scale)

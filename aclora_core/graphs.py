@@ -6,8 +6,12 @@ has fixed inputs: each call copies its own into them.
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -59,6 +63,28 @@ def _given(value: Any, device: torch.device, copy: bool = False) -> Any:
     return map_tensors(value, leaf)
 
 
+@functools.lru_cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which all graphs are recorded: libraries keep memory for every stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """Has what waits for the GPU fail, as it would in a recording; there, what comes after is worse than an error.
+
+    With the allocator that ComfyUI chooses, memory of a recording that has failed cannot even be freed.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that not everything that waits is found
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 class Graphs:
     """Runs functions on a device, recorded as CUDA graphs where that is possible and wished.
 
@@ -84,7 +110,8 @@ class Graphs:
             return function(_given(argument, self.device))
         key = (function, key)
         if key not in self._recorded:
-            before = [tensor.detach().clone() for tensor in changes]
+            # In main memory, since a step may just fit into that of the GPU.
+            before = [tensor.detach().to("cpu", copy=True) for tensor in changes]
             try:
                 self._recorded[key] = self._record(function, argument)
             except torch.cuda.OutOfMemoryError:
@@ -111,25 +138,39 @@ class Graphs:
 
     def _record(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
         fixed = _given(argument, self.device, copy=True)
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):  # libraries choose and load their kernels in a first run
+        stream = recording_stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream), _refusing_to_wait():  # libraries choose and load their kernels in a first run
             output = map_tensors(function(fixed), lambda tensor: torch.empty_like(tensor, requires_grad=False))
-        torch.cuda.current_stream(self.device).wait_stream(side)
+        # A step that has failed may live on in its error, with nodes that would wait for the stream that it was on.
+        gc.collect()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what the first run held is needed for the graph's own memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = function(fixed)
-            for own, given in zip(tensors_in(output), tensors_in(result), strict=True):
-                own.copy_(given)  # so that no memory of the graph is in anybody's hands
-            del result
+        # The outer context puts the stream back where recording fails; the inner one does not.
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            _copy(function(fixed), output)  # so that no memory of the graph is in anybody's hands
+        # A network may keep a tensor of its last run; that memory is only there once the graph has run.
+        graph.replay()
         return graph, list(tensors_in(fixed)), output
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _give_up(self, error: BaseException) -> None:
+        """Goes on without graphs. The last of several errors only says that there was one before."""
+        with suppress(RuntimeError, AttributeError):  # else the allocator waits for the end of what has failed
+            torch._C._cuda_endAllocateToPool(self.device.index or 0, self._pool)  # type: ignore[arg-type]
+        while error.__context__ is not None:
+            error = error.__context__
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise error
         self.active = False
         self.clear()
         log.info(
             "AC-LoRA: this model cannot be recorded as a CUDA graph (%s), so its steps are slower.",
             str(error).split("\n")[0],
         )
+
+
+def _copy(source: Any, target: Any) -> None:
+    """Fills the tensors of one nesting with those of another."""
+    for given, own in zip(tensors_in(source), tensors_in(target), strict=True):
+        own.copy_(given)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .adapter_file import Layer
 from .adapter_weights import AdapterWeights, Branch
-from .branch_convolution import adapted_convolution, can_adapt
+from .branch_convolution import adapted_convolution, can_adapt, channels_last
 from .branch_function import AdaptedLinear, LinearBranch
 
 log = logging.getLogger("aclora")
@@ -136,6 +136,8 @@ def attached(
             layer = layers[name]
             together = _together(layer, branch) if is_plain(layer) and "forward" not in vars(layer) else None
             if together is not None:
+                if can_adapt(layer):
+                    undo.enter_context(channels_last(layer))  # type: ignore[arg-type]
                 layer.forward = together
                 undo.callback(delattr, layer, "forward")
             else:

@@ -73,15 +73,18 @@ class Stepper:
     def learning_rate(self, value: float) -> None:
         self.updater.rate = value
 
-    def step(self, batches: Sequence[Batch]) -> float:
-        """One step on the sum of the batches' losses, and its value; NaN where the step was left out."""
-        value, overflowed = self._try(batches)
+    def step(self, batches: Sequence[Batch], meanwhile: Callable[[], None] = lambda: None) -> float:
+        """One step on the sum of the batches' losses, and its value; NaN where the step was left out.
+
+        meanwhile: what the processor may do while the GPU works.
+        """
+        value, overflowed = self._try(batches, meanwhile)
         while overflowed:
             value, overflowed = self._try(batches)
         self.skipped_in_a_row = 0 if math.isfinite(value) else self.skipped_in_a_row + 1
         return value
 
-    def _try(self, batches: Sequence[Batch]) -> tuple[float, bool]:
+    def _try(self, batches: Sequence[Batch], meanwhile: Callable[[], None] = lambda: None) -> tuple[float, bool]:
         """One step, and whether it was left out for the scale of its gradient alone."""
         for batch in batches:
             changed = [self._loss, self._gradient, self.weights.gradient]
@@ -94,6 +97,7 @@ class Stepper:
             told = self.graphs.call(self._update, (), (), self._changed())
         else:
             told = self._update(())
+        meanwhile()
         value, overflowed = told.tolist()
         return value, bool(overflowed)
 

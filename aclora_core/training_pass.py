@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,9 @@ from .block_memory import BlockMemory
 from .chosen_layers import chosen_layers, strengths
 from .config import TrainConfig
 from .content_hash import plain_parts
-from .drawing import Drawing
+from .drawing import Drawing, Step
 from .fast_modules import fast_modules
-from .graphs import Graphs
+from .graphs import Graphs, map_tensors
 from .layer_patterns import ranks
 from .model import Model
 from .objective import denoising_losses
@@ -64,6 +65,8 @@ class TrainingPass:
             ema_decay=config.ema_decay,
         )  # fmt: skip
         self._drawing = Drawing(model, config, pictures, self.generator)
+        self._upcoming: Step | None = None  # drawn ahead, while the GPU was busy
+        self._before_upcoming: dict[str, Any] = {}  # where a checkpoint has to go on
         self.total_epochs = max(1, steps // self._drawing.per_epoch)
         self._restarted_at = 0
         self._silent: list[int] = []  # steps since the last restart whose loss tells nothing of the style
@@ -87,7 +90,8 @@ class TrainingPass:
 
     def step(self) -> None:
         """Takes the next batch, and restarts the adapter where an interval ends."""
-        batches, epoch, ends_epoch, tells = self._drawing.next_step()
+        batches, epoch, ends_epoch, tells = self._upcoming or self._drawing.next_step()
+        self._upcoming = None
         losses = self.progress.losses
         if not tells:
             self._silent.append(len(losses))
@@ -138,12 +142,24 @@ class TrainingPass:
         return {
             "weights": self.weights.master,
             "stepper": self.stepper.state_dict(),
-            "order": self._drawing.state_dict(),
-            "generator": self.generator.get_state(),
+            **(self._before_upcoming if self._upcoming else self._position()),
             "noises": self.noises.get_state(),
             "restarted_at": self._restarted_at,
             "silent": self._silent,
         }
+
+    def _position(self) -> dict[str, Any]:
+        """What the batches that are still to be drawn depend on."""
+        return {"order": self._drawing.state_dict(), "generator": self.generator.get_state()}
+
+    def _draw_ahead(self) -> None:
+        """Draws the next step, for a GPU into memory from which it is copied without waiting."""
+        if self._upcoming is not None:
+            return
+        self._before_upcoming = self._position()
+        self._upcoming = self._drawing.next_step()
+        if self._on_gpu:
+            self._upcoming = self._upcoming._replace(batches=map_tensors(self._upcoming.batches, _pinned))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from where another pass over the same pictures, with the same settings, stood."""
@@ -151,6 +167,7 @@ class TrainingPass:
             self.weights.master.copy_(state["weights"])
         self.weights.refresh()
         self.stepper.load_state_dict(state["stepper"])
+        self._upcoming = None
         self._drawing.load_state_dict(state["order"])
         self.generator.set_state(state["generator"])
         self.noises.set_state(state["noises"])
@@ -165,7 +182,7 @@ class TrainingPass:
     def _fitting_step(self, batches: Sequence[Batch]) -> float:
         """One step; when it does not fit, once more with every block computed twice."""
         try:
-            return self.stepper.step(batches)
+            return self.stepper.step(batches, self._draw_ahead)
         except torch.cuda.OutOfMemoryError:
             if self.config.checkpointing != "automatic" or not self.memory.all_again():
                 raise
@@ -182,6 +199,7 @@ class TrainingPass:
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
         if not self._works(batch):
+            gc.collect()  # the error and the frames that it came through hold each other, and the failed step
             # Most likely the network overwrites what its backward pass needs; that shows in many ways.
             self.memory.out_of_place = True
             self._loss(batch)[0].backward()
@@ -264,3 +282,8 @@ def _redrawn(parts: dict[str, Any], results: dict[str, LayerRestart]) -> Iterato
             yield down
         if result.redrawn_up:
             yield up
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in memory that a GPU reads by itself."""
+    return tensor if tensor.is_cuda else tensor.detach().pin_memory().requires_grad_(tensor.requires_grad)

@@ -1,14 +1,28 @@
 """Our kernels against float64; test_kernels.py runs this file on the CPU, with Triton's interpreter."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from triton.runtime import interpreter
 
+from aclora_core.kernels.branch import through_input, through_output
 from aclora_core.kernels.geglu import geglu
 from aclora_core.kernels.group_norm import group_norm
+
+_patch = interpreter._patch_lang_tensor
+
+
+def _with_index(tensor: Any) -> None:
+    """Newer NumPys do not take an array of one number for a number, as the interpreter does where it counts a loop."""
+    _patch(tensor)
+    tensor.__index__ = lambda self: self.handle.data.item()
+
+
+interpreter._patch_lang_tensor = _with_index
 
 # Of the largest value: a float16 has 11 bits, a bfloat16 has 8, of which the interpreter cuts off the rest unrounded.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
@@ -119,3 +133,30 @@ def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
     with torch.no_grad():
         assert group_norm(x, 2, torch.ones(6), torch.zeros(6), 1e-5).grad_fn is None
         assert geglu(draw(2, 6).requires_grad_()).grad_fn is None
+
+
+# Rows, inputs, outputs and rank: one small tile; several that end within; one row; rows that are summed up in parts.
+BRANCHES = [(5, 3, 4, 2), (70, 150, 90, 16), (1, 40, 33, 5), (300, 65, 20, 20)]
+
+
+@pytest.mark.parametrize("size", BRANCHES, ids=str)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_branchs_way_back_is_that_of_float64(size: tuple[int, int, int, int], wanted: bool) -> None:
+    """All gradients are added to what is there, and rows may lie apart. The interpreter has no products of bfloat16."""
+    (rows, inputs, outputs, rank), dtype = size, torch.float16
+    x, gradient = (draw(rows, width + 8, seed=width).to(dtype)[:, :width] for width in (inputs, outputs))
+    inner, up, of_up = draw(rows, rank).to(dtype), draw(outputs, rank).to(dtype), draw(outputs, rank, seed=3).to(dtype)
+    down, of_down, of_input = (draw(n, inputs, seed=n).to(dtype) for n in (rank, rank, rows))
+    before = of_up.double(), of_down.double(), of_input.double()
+    through = through_output(gradient, inner, up, of_up, 0.5)
+    through_input(of_input if wanted else None, x, through, down, of_down, 0.5)
+    pairs = [
+        (through, gradient.double() @ up.double()),
+        (of_up, before[0] + 0.5 * gradient.double().t() @ inner.double()),
+        (of_down, before[1] + 0.5 * through.double().t() @ x.double()),
+        (of_input, before[2] + 0.5 * through.double() @ down.double() if wanted else before[2]),
+    ]
+    for found, right in pairs:
+        assert found.dtype == dtype
+        error = (found.double() - right).abs().max() / right.abs().max()
+        assert error <= TOLERANCE[dtype], error

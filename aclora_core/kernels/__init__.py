@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 log = logging.getLogger("aclora")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_HIGHEST_RANK = 64  # above it the branch's products are not thin any more
+_LONGEST = 5120  # numbers that one program sums up; PyTorch shares longer sums out
 
 
 class Geglu(Protocol):
@@ -29,16 +32,39 @@ class GroupNorm(Protocol):
     ) -> Tensor: ...
 
 
+class ThroughOutput(Protocol):
+    def __call__(self, gradient: Tensor, inner: Tensor, up: Tensor, of_up: Tensor, scale: float) -> Tensor: ...
+
+
+class ThroughInput(Protocol):
+    def __call__(
+        self, of_input: Tensor | None, x: Tensor, through: Tensor, down: Tensor, of_down: Tensor, scale: float
+    ) -> None: ...
+
+
 class Kernels(NamedTuple):
     """The kernels, and the kind of device that they run on."""
 
     device: str
     geglu: Geglu
     group_norm: GroupNorm
+    through_output: ThroughOutput
+    through_input: ThroughInput
 
     def take(self, x: Tensor) -> bool:
         """Whether they can compute with such a tensor."""
         return x.device.type == self.device and x.dtype in DTYPES
+
+    def take_branch(self, gradient: Tensor, x: Tensor, rank: int) -> bool:
+        """Whether a branch's way back is theirs: for the (n, out) and (n, in) of a layer whose sums are not long."""
+        return (
+            gradient.device.type == self.device
+            and gradient.dtype == x.dtype != torch.float32
+            and gradient.stride(1) == x.stride(1) == 1
+            and rank <= _HIGHEST_RANK
+            and 0 < len(gradient) <= _LONGEST
+            and gradient.shape[1] <= _LONGEST
+        )
 
     def take_picture(self, x: Tensor) -> bool:
         """Whether group_norm can; pictures whose channels come first in memory are left to PyTorch."""
@@ -59,10 +85,11 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     if device.type != "cuda" or dtype not in DTYPES:
         return None
     try:
+        from .branch import through_input, through_output
         from .geglu import geglu
         from .group_norm import group_norm
 
-        kernels = Kernels(device.type, geglu, group_norm)
+        kernels = Kernels(device.type, geglu, group_norm, through_output, through_input)
         error = _largest_error(kernels, device, dtype)
         if not error < 0.02:
             raise ValueError(f"they are wrong by {error:.2g} on this device")
@@ -91,5 +118,25 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
             gradient = draw(expected.shape)
             ways_back = [torch.autograd.grad(it, source, gradient, retain_graph=True)[0] for it in (ours, expected)]
             for found, right in ((ours.detach(), expected.detach()), ways_back):
-                errors.append((found - right).abs().max() / right.abs().max())
-        return float(torch.stack(errors).max())
+                errors.append(_error(found, right))
+        return float(torch.stack([*errors, *_errors_of_branch(kernels, draw)]).max())
+
+
+def _errors_of_branch(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """The same for a branch's way back, in the types that it has kernels for."""
+    x, inner, gradient = draw(70, 96), draw(70, 4), draw(70, 80)
+    down, up, of_input = draw(4, 96), draw(80, 4), draw(70, 96)
+    if not kernels.take_branch(gradient, x, 4):
+        return []
+    of_up, of_down, before = up.clone(), down.clone(), of_input.clone()
+    through = kernels.through_output(gradient, inner, up, of_up, 0.5)
+    kernels.through_input(of_input, x, through, down, of_down, 0.5)
+    pairs = (
+        (through, gradient @ up), (of_up, up + 0.5 * gradient.t() @ inner),
+        (of_input, before + 0.5 * through @ down), (of_down, down + 0.5 * through.t() @ x),
+    )  # fmt: skip
+    return [_error(found, right) for found, right in pairs]
+
+
+def _error(found: Tensor, right: Tensor) -> Tensor:
+    return (found - right).abs().max() / right.abs().max()

@@ -21,6 +21,9 @@ LOSS_TOLERANCE = 2**-7  # of a step's loss, relative: two roundings of bf16
 DELTA_TOLERANCE = 0.05  # Frobenius norm of the difference of all ΔW, relative to that of ΔW
 
 
+_FAILURES = "cannot be recorded", "no preview", "no checkpoint"  # in what the pack says
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What happens during a training while graphs are in use."""
@@ -122,7 +125,7 @@ def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int) -> b
     difference = compare(graph, eager)
     told = said + str(graph.report.settings.get("notes", "")).splitlines()
     wrong = difference.complaints()
-    wrong += [line for line in told if any(sign in line for sign in ("cannot be recorded", "no preview", "no checkpoint"))]
+    wrong += [line for line in told if any(sign in line for sign in _FAILURES)]
     expected = steps if scenario.resumed else min(steps, scenario.stop_after)
     if difference.steps[0] != expected:
         wrong.append(f"{difference.steps[0]} steps were made instead of {expected}")

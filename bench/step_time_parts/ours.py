@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -41,19 +42,23 @@ def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any])
         with torch.inference_mode():  # as the host runs loaders and nodes
             model = build(case)
             clock.start()
-            with pack.nodes.host.training(model, latents, captions) as trainable:
-                _take_away(settings.get(WITHOUT), pack, trainable)
+            opened = pack.nodes.host.training(model, latents, captions)
+            with opened as trainable, _without(settings.get(WITHOUT), pack, trainable):
                 core(pack).train(trainable, config, on_step=lambda progress: clock.tick(progress.losses[-1]))
 
     return run
 
 
-def _take_away(lever: str | None, pack: ModuleType, trainable: Any) -> None:
+@contextmanager
+def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[None]:
     """Makes one model slower; it is thrown away with its training."""
     plain, norms = trainable.is_plain, torch.nn.GroupNorm
+    branches = importlib.import_module(f"{pack.__name__}.aclora_core.branch_function")
+    find_kernels = branches.find_kernels
     if lever == "kernels":
         trainable.fast_classes = ()
         trainable.is_plain = lambda layer: not isinstance(layer, norms) and plain(layer)
+        branches.find_kernels = lambda device, dtype: None
     elif lever == "joint layers":
         trainable.is_plain = lambda layer: isinstance(layer, norms) and plain(layer)
     elif lever == "attention":
@@ -61,6 +66,10 @@ def _take_away(lever: str | None, pack: ModuleType, trainable: Any) -> None:
 
         order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])
         order.sort(key=lambda backend: backend.name != "FLASH_ATTENTION")  # the host's; put back when training ends
+    try:
+        yield
+    finally:
+        branches.find_kernels = find_kernels
 
 
 def trained(
