@@ -77,13 +77,15 @@ def way_back(branch: Branch, x: Tensor, inner: Tensor, gradient: Tensor, of_inpu
     down, up = (factor.leaf.detach().flatten(1) for factor in (branch.down, branch.up))
     assert branch.down.leaf.grad is not None and branch.up.leaf.grad is not None
     of_down, of_up = branch.down.leaf.grad.flatten(1), branch.up.leaf.grad.flatten(1)
-    kernels = find_kernels(gradient.device, gradient.dtype)
-    if kernels is not None and kernels.take_branch(gradient, x, len(down)):
+    kernels, rank = find_kernels(gradient.device, gradient.dtype), len(down)
+    if kernels is not None and kernels.take_output(gradient, rank):
         through = kernels.through_output(gradient, inner, up, of_up, branch.scale)
+    else:
+        through = gradient @ up
+        of_up.addmm_(gradient.t(), inner, alpha=branch.scale)
+    if kernels is not None and kernels.take_input(x, rank):
         kernels.through_input(of_input, x, through, down, of_down, branch.scale)
         return
-    through = gradient @ up
-    of_up.addmm_(gradient.t(), inner, alpha=branch.scale)
     of_down.addmm_(through.t(), x, alpha=branch.scale)
     if of_input is not None:
         of_input.addmm_(through, down, alpha=branch.scale)

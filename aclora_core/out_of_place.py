@@ -21,3 +21,27 @@ class OutOfPlace(TorchFunctionMode):
         if func is Tensor.add_ and torch.is_grad_enabled():
             func = torch.add
         return func(*args, **(kwargs or {}))
+
+
+class Overwritten(TorchFunctionMode):
+    """Remembers what x += y has written into, for a step that may fail for it.
+
+    What a failed step saved for its way back holds such an x, and that holds the step: without help neither is ever
+    freed, nor the model's weights with them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tensors: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.add_ and torch.is_grad_enabled():
+            self._tensors.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+    def let_go(self) -> None:
+        """Takes the step from the tensors."""
+        for tensor in self._tensors:
+            if not tensor._is_view():
+                tensor.detach_()
+        self._tensors.clear()

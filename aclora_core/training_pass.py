@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from .graphs import Graphs, map_tensors
 from .layer_patterns import ranks
 from .model import Model
 from .objective import denoising_losses
-from .out_of_place import OutOfPlace
+from .out_of_place import OutOfPlace, Overwritten
 from .report import Restart
 from .restart import dynamic_threshold, is_restart_epoch
 from .schedule import is_constant, rate_at
@@ -199,7 +198,6 @@ class TrainingPass:
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
         if not self._works(batch):
-            gc.collect()  # the error and the frames that it came through hold each other, and the failed step
             # Most likely the network overwrites what its backward pass needs; that shows in many ways.
             self.memory.out_of_place = True
             self._loss(batch)[0].backward()
@@ -209,11 +207,14 @@ class TrainingPass:
 
     def _works(self, batch: Batch) -> bool:
         """Whether the network gives gradients. Kept, its error would keep the hooks of checkpoints alive."""
+        overwritten = Overwritten()
         try:
-            self._loss(batch)[0].backward()
+            with overwritten:
+                self._loss(batch)[0].backward()
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:
+            overwritten.let_go()
             return False
         return True
 

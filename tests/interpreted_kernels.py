@@ -16,9 +16,9 @@ from aclora_core.kernels.group_norm import group_norm
 _patch = interpreter._patch_lang_tensor
 
 
-def _with_index(tensor: Any) -> None:
+def _with_index(tensor: Any, *more: Any) -> None:
     """Newer NumPys do not take an array of one number for a number, as the interpreter does where it counts a loop."""
-    _patch(tensor)
+    _patch(tensor, *more)
     tensor.__index__ = lambda self: self.handle.data.item()
 
 

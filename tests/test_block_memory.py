@@ -109,7 +109,7 @@ def full_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     calls: list[int] = []
     step = Stepper.step
 
-    def failing(self, batches):
+    def failing(self, batches, *more):
         calls.append(len(calls))
         if len(calls) == 1:
             self.weights.gradient.fill_(5)

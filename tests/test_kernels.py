@@ -66,7 +66,7 @@ def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.0)
     for name in ("triton", "triton.language"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("branch", "geglu", "group_norm"):
+    for name in ("branch", "geglu", "group_norm", "launch"):
         monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     assert find_kernels(CUDA, torch.bfloat16) is None

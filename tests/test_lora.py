@@ -203,6 +203,17 @@ def test_the_gradients_are_those_of_the_built_delta(kind: str, way: str, input_l
     assert layer.weight.grad is None and "forward" not in vars(layer)
 
 
+def test_a_convolutions_weights_are_turned_in_their_own_memory_and_back() -> None:
+    layer = nn.Conv2d(70, 130, 3, padding=1).requires_grad_(False)  # more outputs than are turned at a time
+    own, before = layer.weight, layer.weight.clone()
+    branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
+    with pytest.raises(RuntimeError, match="stop"), attached({"layer": layer}, branches, PLAIN["together"]):
+        assert layer.weight.data_ptr() == own.data_ptr() and torch.equal(layer.weight, before)
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        raise RuntimeError("stop")
+    assert layer.weight is own and torch.equal(own, before)
+
+
 def test_the_rank_is_cut_to_a_small_layer_and_keeps_the_scale(caplog: pytest.LogCaptureFixture) -> None:
     layers = {"wide": nn.Linear(20, 30), "low": nn.Linear(20, 3), "thin": nn.Conv2d(1, 30, 2)}
     with caplog.at_level(logging.INFO, logger="aclora"):

@@ -1,11 +1,14 @@
 """Models that overwrite what their backward pass needs are trained all the same, with the same gradients."""
 
+import gc
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from aclora_core.config import TrainConfig
-from aclora_core.out_of_place import OutOfPlace
+from aclora_core.out_of_place import OutOfPlace, Overwritten
 from aclora_core.training import train
 from tests.toy import WIDTH, toy
 
@@ -65,3 +68,27 @@ def test_other_errors_are_not_taken_for_it() -> None:
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
         train(broken, TrainConfig(steps=1, max_rank=2))
+
+
+def test_a_failed_step_is_let_go() -> None:
+    """Its norm has saved what was overwritten, and that knows its norm: unbroken, the ring would never be freed."""
+
+    def accumulator() -> Any:
+        return leaf.view_as(leaf).grad_fn.next_functions[0][0]
+
+    leaf = torch.ones(3, requires_grad=True)
+    for helped in (False, True):
+        overwritten = Overwritten()
+        with overwritten:
+            x = leaf * 2
+            accumulator().metadata["of this step"] = helped
+            y = torch.nn.functional.layer_norm(x, (3,))
+            x += y
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                x.sum().backward()
+        if helped:
+            overwritten.let_go()
+        del x, y, overwritten
+        gc.collect()
+        assert ("of this step" in accumulator().metadata) != helped
+        leaf = torch.ones(3, requires_grad=True)

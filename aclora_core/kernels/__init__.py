@@ -18,8 +18,6 @@ from torch import Tensor
 log = logging.getLogger("aclora")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_HIGHEST_RANK = 64  # above it the branch's products are not thin any more
-_LONGEST = 5120  # numbers that one program sums up; PyTorch shares longer sums out
 
 
 class Geglu(Protocol):
@@ -55,16 +53,16 @@ class Kernels(NamedTuple):
         """Whether they can compute with such a tensor."""
         return x.device.type == self.device and x.dtype in DTYPES
 
-    def take_branch(self, gradient: Tensor, x: Tensor, rank: int) -> bool:
-        """Whether a branch's way back is theirs: for the (n, out) and (n, in) of a layer whose sums are not long."""
-        return (
-            gradient.device.type == self.device
-            and gradient.dtype == x.dtype != torch.float32
-            and gradient.stride(1) == x.stride(1) == 1
-            and rank <= _HIGHEST_RANK
-            and 0 < len(gradient) <= _LONGEST
-            and gradient.shape[1] <= _LONGEST
-        )
+    def take_output(self, gradient: Tensor, rank: int) -> bool:
+        """Whether through_output can, and is quicker than PyTorch, which shares long sums out."""
+        return self._take_thin(gradient, rank) and max(gradient.shape) <= 5120
+
+    def take_input(self, x: Tensor, rank: int) -> bool:
+        """The same for through_input."""
+        return self._take_thin(x, rank) and len(x) <= 2048
+
+    def _take_thin(self, rows: Tensor, rank: int) -> bool:
+        return self.take(rows) and rows.dtype != torch.float32 and rows.stride(1) == 1 and len(rows) > 0 and rank <= 64
 
     def take_picture(self, x: Tensor) -> bool:
         """Whether group_norm can; pictures whose channels come first in memory are left to PyTorch."""
@@ -126,7 +124,7 @@ def _errors_of_branch(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Ten
     """The same for a branch's way back, in the types that it has kernels for."""
     x, inner, gradient = draw(70, 96), draw(70, 4), draw(70, 80)
     down, up, of_input = draw(4, 96), draw(80, 4), draw(70, 96)
-    if not kernels.take_branch(gradient, x, 4):
+    if not kernels.take_output(gradient, 4):
         return []
     of_up, of_down, before = up.clone(), down.clone(), of_input.clone()
     through = kernels.through_output(gradient, inner, up, of_up, 0.5)

@@ -9,6 +9,8 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
+from .launch import launch
+
 _ROWS, _COLUMNS = 8, 256  # of a tile; a power of two that divides the usual widths
 
 
@@ -28,7 +30,7 @@ class _Geglu(torch.autograd.Function):
         output = hidden.new_empty(*hidden.shape[:-1], width)
         rows = output.numel() // width
         with torch.cuda.device_of(hidden):
-            _forward[_grid(rows, width)](hidden, output, rows, width, _ROWS, _COLUMNS)
+            launch(_forward, _grid(rows, width), hidden, output, rows, width, _ROWS, _COLUMNS)
         ctx.save_for_backward(hidden)
         return output
 
@@ -40,7 +42,7 @@ class _Geglu(torch.autograd.Function):
         width = gradient.shape[-1]
         rows = gradient.numel() // width
         with torch.cuda.device_of(hidden):
-            _backward[_grid(rows, width)](hidden, gradient, of_hidden, rows, width, _ROWS, _COLUMNS)
+            launch(_backward, _grid(rows, width), hidden, gradient, of_hidden, rows, width, _ROWS, _COLUMNS)
         return of_hidden
 
 

@@ -15,6 +15,8 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
+from .launch import launch
+
 _PIXELS, _CHANNELS = 64, 64  # of a tile
 _JOINED, _WARPS = 2048, 8  # sums that are joined at once, and by how many warps
 
@@ -36,11 +38,12 @@ class _GroupNorm(torch.autograd.Function):
         mean, slope = _results(x)
         output = torch.empty_like(x)
         with torch.cuda.device_of(x):
-            _sum_tiles[tiles](x, sums, spreads, pixels, channels, _PIXELS, _CHANNELS)
-            _join_moments[groups, n](
-                sums, spreads, mean, slope, tiles[1], pixels, channels, each, eps, _PIXELS, _JOINED, num_warps=_WARPS
-            )
-            _apply[tiles](x, output, mean, slope, weight, bias, pixels, channels, silu, _PIXELS, _CHANNELS)
+            launch(_sum_tiles, tiles, x, sums, spreads, pixels, channels, _PIXELS, _CHANNELS)
+            launch(
+                _join_moments, (groups, n), sums, spreads, mean, slope, tiles[1], pixels, channels, each, eps,
+                _PIXELS, _JOINED, num_warps=_WARPS,
+            )  # fmt: skip
+            launch(_apply, tiles, x, output, mean, slope, weight, bias, pixels, channels, silu, _PIXELS, _CHANNELS)
         ctx.save_for_backward(x, weight, bias, mean, slope)
         ctx.groups, ctx.silu = groups, silu
         return output
@@ -57,11 +60,12 @@ class _GroupNorm(torch.autograd.Function):
         given = x, gradient, mean, slope, weight, bias
         sizes = pixels, channels, ctx.silu, _PIXELS, _CHANNELS
         with torch.cuda.device_of(x):
-            _sum_gradients[tiles](*given, sums, products, *sizes)
-            _join_gradients[ctx.groups, n](
-                sums, products, sum_, product, tiles[1], pixels, channels, each, _JOINED, num_warps=_WARPS
-            )
-            _apply_gradients[tiles](*given, sum_, product, of_input, *sizes)
+            launch(_sum_gradients, tiles, *given, sums, products, *sizes)
+            launch(
+                _join_gradients, (ctx.groups, n), sums, products, sum_, product, tiles[1], pixels, channels, each,
+                _JOINED, num_warps=_WARPS,
+            )  # fmt: skip
+            launch(_apply_gradients, tiles, *given, sum_, product, of_input, *sizes)
         return of_input, None, None, None, None, None
 
 
