@@ -152,13 +152,17 @@ class TrainingPass:
         return {"order": self._drawing.state_dict(), "generator": self.generator.get_state()}
 
     def _draw_ahead(self) -> None:
-        """Draws the next step, for a GPU into memory from which it is copied without waiting."""
-        if self._upcoming is not None:
+        """Draws the next step, for a GPU into memory from which it is copied without waiting.
+
+        Text encoders that learn are asked when this step is over: what they give follows from it.
+        """
+        if self._upcoming is not None or self.model.text_encoders:
             return
         self._before_upcoming = self._position()
         self._upcoming = self._drawing.next_step()
         if self._on_gpu:
-            self._upcoming = self._upcoming._replace(batches=map_tensors(self._upcoming.batches, _pinned))
+            batches = map_tensors(self._upcoming.batches, lambda it: it if it.is_cuda else it.pin_memory())
+            self._upcoming = self._upcoming._replace(batches=batches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from where another pass over the same pictures, with the same settings, stood."""
@@ -283,8 +287,3 @@ def _redrawn(parts: dict[str, Any], results: dict[str, LayerRestart]) -> Iterato
             yield down
         if result.redrawn_up:
             yield up
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """A copy in memory that a GPU reads by itself."""
-    return tensor if tensor.is_cuda else tensor.detach().pin_memory().requires_grad_(tensor.requires_grad)
