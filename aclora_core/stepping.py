@@ -90,8 +90,10 @@ class Stepper:
             changed = [self._loss, self._gradient, self.weights.gradient]
             gradients = self.graphs.call(self._accumulate, batch, batch.key, changed)
             if gradients:
+                given = _learned(batch)  # which may be in main memory
+                of_given = [gradient.to(tensor.device) for gradient, tensor in zip(gradients, given, strict=True)]
                 # Kept, since the step may be done once more on the same batches.
-                torch.autograd.backward(_learned(batch), gradients, retain_graph=True)
+                torch.autograd.backward(given, of_given, retain_graph=True)
                 self._add_gradients()
         if self.updater.on_device:
             told = self.graphs.call(self._update, (), (), self._changed())

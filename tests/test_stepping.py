@@ -401,7 +401,7 @@ def test_what_came_from_layers_that_learn_too_hands_its_gradient_back(dtype: tor
         encoded = word.float() @ factors[0].t() @ factors[1].t()
         (encoded @ factors[2].t() @ factors[3].t()).square().mean().backward()
         plain.step()
-        stepper.step([Batch(nothing, nothing, nothing, nothing, through(text, word), "one")])
+        stepper.step([Batch(nothing, nothing, nothing, nothing, through(text, word).cpu(), "one")])
     assert stepper.graphs.active == (device == "cuda")
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     for part, factor in zip((text.down, text.up, network.down, network.up), factors, strict=True):
