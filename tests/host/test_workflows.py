@@ -98,7 +98,7 @@ def test_with_the_files_the_server_takes_it_and_begins_to_load(
     assert failure["node_id"] in {node_id for node_id, _, _ in model_files(large)}
 
 
-def test_the_front_end_offers_the_files_and_the_note_links_to_them(large: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_the_note_and_the_front_end_link_to_the_files(large: dict[str, Any], request: pytest.FixtureRequest) -> None:
     name = request.node.callspec.params["large"]
     nodes = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
     offered = {(m["name"], m["directory"]): m["url"] for node in nodes for m in node["properties"].get("models", ())}
