@@ -2,8 +2,9 @@
 
     python -m bench.trouble --host path/to/ComfyUI --runs 20
 
-On the CPU, with the tiny base. Runs: the dataset (from the cache), 10 steps with restarts, saving, drawing with it,
-each time with another seed; every fourth is cancelled after some steps. Writes bench/results/trouble.json.
+With the tiny base, on a CUDA GPU where there is one. Runs: the dataset (from the cache), 10 steps with restarts,
+saving, drawing with it, each time with another seed; every fourth is cancelled after some steps. --only-runs leaves the
+pictures out. Writes bench/results/trouble.json, or trouble_cuda.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from tools.runtime.environment import ROOT
+from tools.runtime.environment import ROOT, has_cuda
 from tools.runtime.host import OWN, link_pack
 from tools.runtime.server import Server
 
@@ -111,7 +112,7 @@ class Run:
     def held(self) -> dict[str, Any]:
         """What the server holds in memory."""
         found = dict(self.server.get_json("/held"))
-        return found | {"memory": found["memory"] / 1e6}
+        return found | {"memory": found["memory"] / 1e6, "gpu": found["gpu"] / 1e6}
 
 
 def many_runs(run: Run, runs: int) -> list[dict[str, Any]]:
@@ -122,7 +123,7 @@ def many_runs(run: Run, runs: int) -> list[dict[str, Any]]:
         run.do(prompt(EXAMPLE, 128, number, 400 if cancelled else 10), 3.0 if cancelled else 0.0)
         held = run.held()
         network = held["networks"][0]
-        row = {name: held[name] for name in ("memory", "tensors", "threads")}
+        row = {name: held[name] for name in ("memory", "gpu", "tensors", "threads")}
         row |= {"files": len(held["files"]), "temporary": len(held["temporary"]), "networks": len(held["networks"])}
         row |= {"hooks": network["hooks"] + network["own_forwards"]}
         rows.append(row)
@@ -168,22 +169,26 @@ def main() -> None:
     parser.add_argument("--host", type=Path, default=OWN)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--only-runs", action="store_true")
     options = parser.parse_args()
+    cuda = has_cuda(Path(sys.executable))
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         for part in ("input", "output", "user", "models/loras"):
             (base / part).mkdir(parents=True)
         link_pack(base / "custom_nodes")
         shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
-        words = ["--cpu", "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        words += [] if cuda else ["--cpu"]
         with Server(options.host, Path(sys.executable), words, base / "server.log") as server:
             run = Run(server, base)
-            found = {"runs": many_runs(run, options.runs)}
-            for name, rows in (("thousand", thousand(run, options.pictures)), ("huge", huge(run))):
-                found[name] = rows
-                for which, row in rows.items():
-                    print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
-    target = ROOT / "bench" / "results" / "trouble.json"
+            found: dict[str, Any] = {"runs": many_runs(run, options.runs)}
+            if not options.only_runs:
+                found |= {"thousand": thousand(run, options.pictures), "huge": huge(run)}
+    for name in found.keys() - {"runs"}:
+        for which, row in found[name].items():
+            print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
+    target = ROOT / "bench" / "results" / ("trouble_cuda.json" if cuda else "trouble.json")
     target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target.relative_to(ROOT)}")
 

@@ -38,6 +38,7 @@ async def held(request: web.Request) -> web.Response:
     return web.json_response(
         {
             "memory": process.memory_info().rss,
+            "gpu": torch.cuda.memory_allocated() if torch.cuda.is_available() else 0,
             "tensors": sum(issubclass(type(each), torch.Tensor) for each in objects),
             "threads": process.num_threads(),
             "python_threads": sorted(thread.name for thread in threading.enumerate()),

@@ -1,4 +1,4 @@
-"""Every options node and every kind of picture in one prompt, in the real server, from the folder to a drawn picture."""
+"""Every options node and every kind of picture in one prompt, in the real server, from the folder to a picture."""
 
 from __future__ import annotations
 
