@@ -7,11 +7,11 @@ import logging
 import pytest
 import torch
 
-from . import test_train_node as training
-from .test_train_node import caption, trained, untouched
+from . import tiny
 from .test_train_previews import wishes
+from .tiny import caption, trained, untouched
 
-parts, model = training.parts, training.model
+parts, model = tiny.parts, tiny.model
 TEXT = "text_encoders."
 LEARNING = {"text_learning": 1.0, "learning_rate": 5e-3, "steps": 4}
 

@@ -7,11 +7,11 @@ import logging
 import pytest
 import torch
 
-from . import test_train_node as training
-from .test_train_node import caption, progress, trained, untouched
+from . import tiny
+from .tiny import caption, progress, trained, untouched
 
 # Fixtures: the tiny base, two pictures, and the host's Cancel.
-parts, model, pictures, interrupt = training.parts, training.model, training.pictures, training.interrupt
+parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
 PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
 
 
