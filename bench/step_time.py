@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -124,7 +125,10 @@ def chosen_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else 0
     usual = ["sdxl", "sd15", "flux"] if cuda or args.tiny else []
-    return [case_named(name, args.tiny, memory) for name in args.cases or [*usual, *([] if cuda else ["tiny"])]]
+    cases = [case_named(name, args.tiny, memory) for name in args.cases or [*usual, *([] if cuda else ["tiny"])]]
+    if args.weights == "fp16":
+        cases = [replace(case, title=f"{case.title}, weights in fp16", dtype=torch.float16) for case in cases]
+    return cases
 
 
 def device_name(device: torch.device) -> str:
@@ -152,6 +156,7 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns that ours and the bare loop take on a CPU")
     parser.add_argument("--seconds", type=float, default=math.inf, help="rows that would begin later are skipped")
     parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--weights", choices=["bf16", "fp16"], default="bf16", help="of the models, on a GPU")
     parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
     parser.add_argument("--check", action="store_true", help="compare training with and without CUDA graphs")
     names = [scenario.name for scenario in check.SCENARIOS]

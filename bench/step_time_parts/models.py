@@ -54,6 +54,7 @@ class Case:
     latent: tuple[int, int, int]  # channels, height, width
     text: tuple[int, int]  # tokens, width
     pooled: int | None = None  # width of the pooled caption
+    dtype: torch.dtype = torch.bfloat16  # of the weights on a GPU
 
 
 CASES = {
@@ -104,7 +105,7 @@ def _cut_flux(case: Case, memory: int) -> Case:
 
 
 def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> Any:
-    """The MODEL as a loader gives it, with random weights on the device: bf16 on a GPU, else float32.
+    """The MODEL as a loader gives it, with random weights on the device: of the case's type on a GPU, else float32.
 
     Without weights it is a husk that only knows how the host makes its second copy.
     """
@@ -118,7 +119,7 @@ def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> An
         return importlib.import_module(f"{PACK_NAME}.nodes.tiny_base").load_denoiser(disable_dynamic)
     device = comfy.model_management.get_torch_device()
     config = getattr(comfy.supported_models, case.config)(case.network)
-    config.set_inference_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32, None, device=device)
+    config.set_inference_dtype(case.dtype if device.type == "cuda" else torch.float32, None, device=device)
     base = config.get_model({}, "", device=device if weights else torch.device("meta"))
     if weights:
         fill(base.diffusion_model)
