@@ -14,7 +14,6 @@ from . import objective
 from .adapter_file import Adapter
 from .batches import steps_per_epoch
 from .checkpoint import Checkpoints, Store
-from .chosen_layers import chosen_layers
 from .config import TrainConfig
 from .fingerprint import fingerprint
 from .model import Model
@@ -56,7 +55,6 @@ def train(
     if not style_of(model, pictures):
         raise ValueError("There are no pictures to learn from.")
     check_installed(config.optimizer)
-    chosen_layers(model, config)
     store = Store(checkpoints, fingerprint(model, config, pictures)) if checkpoints else None
     return _Training(model, config, pictures, on_step, should_stop, store, previews).run()
 
