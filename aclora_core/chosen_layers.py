@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from .config import TrainConfig
@@ -25,9 +27,9 @@ def chosen_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
     return {name: layers[name] for name in select(layers, config.include_layers, config.exclude_layers, model.prefix)}
 
 
-def strengths(model: Model, config: TrainConfig) -> dict[str, float]:
+def strengths(layers: Iterable[str], model: Model, config: TrainConfig) -> dict[str, float]:
     """What the alpha of text layers is multiplied by: how fast they learn, as AdamW's steps have one length."""
-    return dict.fromkeys(_text_layers(model, config), config.text_learning) if config.text_learning else {}
+    return {name: config.text_learning for name in layers if name.startswith(tuple(model.text_encoders))}
 
 
 def _text_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:

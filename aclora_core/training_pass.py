@@ -54,7 +54,7 @@ class TrainingPass:
         self.layers = chosen_layers(model, config)
         self.weights = lora.make_weights(
             self.layers, config.max_rank, config.alpha, self.generator, model.device, model.dtype,
-            ranks(self.layers, config.layer_ranks, model.prefix), strengths(model, config),
+            ranks(self.layers, config.layer_ranks, model.prefix), strengths(self.layers, model, config),
         )  # fmt: skip
         self.graphs = Graphs(model.device, config.graph)
         self.memory = BlockMemory(model.network)

@@ -70,7 +70,8 @@ class Run:
     def do(self, nodes: dict[str, Any], cancel_after: float = 0.0) -> dict[str, Any]:
         """Runs a graph to its end: seconds until it was accepted, until it ended, and the most memory on the way."""
         before, began = self.process.memory_info().rss, time.monotonic()
-        prompt_id = self.server.post_json("/prompt", {"prompt": self._completed(nodes)})["prompt_id"]
+        completed = {name: self.server.node(node["class_type"], **node["inputs"]) for name, node in nodes.items()}
+        prompt_id = self.server.post_json("/prompt", {"prompt": completed})["prompt_id"]
         accepted = time.monotonic() - began
         with self._highest() as highest:
             while prompt_id not in (history := self.server.get_json(f"/history/{prompt_id}")):
@@ -83,15 +84,6 @@ class Run:
             raise SystemExit(f"the graph failed: {found['status']['messages'][-1]}")
         growth = (highest[0] - before) / 1e6
         return {"accepted": accepted, "seconds": seconds, "growth": growth, "outputs": found["outputs"]}
-
-    def _completed(self, nodes: dict[str, Any]) -> dict[str, Any]:
-        """With the defaults of what a node was not given."""
-        for node in nodes.values():
-            found = self.server.get_json(f"/object_info/{node['class_type']}")[node["class_type"]]["input"]
-            specs = {**found.get("required", {}), **found.get("optional", {})}
-            defaults = {name: spec[1]["default"] for name, spec in specs.items() if "default" in (spec[1:] or ({},))[0]}
-            node["inputs"] = defaults | node["inputs"]
-        return nodes
 
     @contextmanager
     def _highest(self) -> Iterator[list[int]]:

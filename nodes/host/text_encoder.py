@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.clip_model
-import comfy.sd
 import comfy.sd1_clip
 import torch
 
@@ -24,7 +23,7 @@ class TextEncoder:
     """A CLIP, loaded, with the caption of each picture.
 
     Raises:
-        ValueError: it is made of other text models than CLIP's, or captions are not known.
+        ValueError: captions are not known.
     """
 
     def __init__(self, clip: Any, patcher: Any, conditioning: Sequence[Any]) -> None:
@@ -84,15 +83,11 @@ def captions_of(conditioning: Sequence[Any]) -> list[str]:
 def check_kind(clip: Any) -> None:
     """Raises ValueError where a text encoder is made of something else than CLIP's text models."""
     parts = [part for part in clip.cond_stage_model.modules() if isinstance(part, comfy.sd1_clip.SDClipModel)]
-    others = [type(part.transformer).__name__ for part in parts]
-    others = [name for part, name in zip(parts, others, strict=True) if not _is_clip(part)]
+    models = [part.transformer for part in parts]
+    others = [type(each).__name__ for each in models if not isinstance(each, comfy.clip_model.CLIPTextModel)]
     if others or not parts:
         what = ", ".join(dict.fromkeys(others)) or type(clip.cond_stage_model).__name__
         raise ValueError(
             f"This text encoder holds {what}, and only CLIP's own text models (as of SD1.5, SD2.1 and SDXL) can learn. "
             "Leave Text Encoder Options out: the model itself learns the style."
         )
-
-
-def _is_clip(part: Any) -> bool:
-    return isinstance(part.transformer, comfy.clip_model.CLIPTextModel)

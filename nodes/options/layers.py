@@ -30,8 +30,8 @@ def _layers() -> list[Any]:
     return [
         io.String.Input(
             "include_layers", default=TrainConfig.include_layers, multiline=True,
-            tooltip="Of the layers chosen above only those with one of these lines in their name: a part of the name, "
-            "such as double_blocks.7. or a regular expression. Empty takes all.",
+            tooltip="Of the layers that the training node chooses only those with one of these lines in their name: a "
+            "part of the name, such as double_blocks.7. or a regular expression. Empty takes all.",
         ),
         io.String.Input(
             "exclude_layers", default=TrainConfig.exclude_layers, multiline=True,

@@ -82,10 +82,7 @@ class HostServer:
 
     def node(self, kind: str, **inputs: Any) -> dict[str, Any]:
         """A node of a prompt; what is not given is as it comes."""
-        found = self.get_json(f"/object_info/{kind}")[kind]["input"]
-        specs = {**found.get("required", {}), **found.get("optional", {})}
-        defaults = {name: spec[1]["default"] for name, spec in specs.items() if "default" in (spec[1:] or ({},))[0]}
-        return {"class_type": kind, "inputs": defaults | inputs}
+        return self.server.node(kind, **inputs)
 
     def submit(self, prompt: dict[str, Any]) -> str:
         """Queue a prompt and give its id; AssertionError with the server's words when it refuses."""

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from aclora_core.report import RankReport
 
 from .conftest import HostServer
-from .trouble import TRAIN, adapter, drawing, noise_pictures, prompt, says
+from .runs import adapter
+from .trouble import TRAIN, drawing, noise_pictures, prompt, says
 
 
 def test_everything_at_once(server: HostServer) -> None:

@@ -12,7 +12,6 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 
 from aclora_core.adapter_file import Adapter, Layer, save
@@ -21,6 +20,7 @@ from aclora_core.report import CutLoss, LayerRank, RankReport, Restart
 from tools.runtime.environment import ROOT
 
 from .conftest import HostServer
+from .runs import pixels, titled
 
 PROMPT = ROOT / "tests" / "host" / "prompts" / "inspect_and_resize.json"
 DENOISER = ROOT / "assets" / "tiny_base" / "denoiser.safetensors"
@@ -71,18 +71,6 @@ def report_for(layers: dict[str, Layer]) -> RankReport:
 def finished(server: HostServer, prompt: dict[str, Any], lora: Path) -> dict[str, Any]:
     """The history of the workflow, run once for all tests here."""
     return server.run(prompt, timeout=300)
-
-
-def titled(prompt: dict[str, Any], title: str) -> str:
-    """The id of the node with this title."""
-    (found,) = (node_id for node_id, node in prompt.items() if node["_meta"]["title"] == title)
-    return found
-
-
-def pixels(server: HostServer, finished: dict[str, Any], node: str) -> np.ndarray:
-    (image,) = finished["outputs"][node]["images"]
-    with Image.open(server.base / "output" / image["subfolder"] / image["filename"]) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
 
 
 def test_the_larger_cut_changes_the_pictures_more(

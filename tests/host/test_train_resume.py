@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,55 +12,27 @@ from urllib.error import HTTPError
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from . import trouble
 from .conftest import HostServer, running
+from .runs import adapter, checkpoints, until, was_cached
+from .trouble import TRAIN, says
 
 STEPS = 24
-TRAIN = "3"
 
 
-def prompt(server: HostServer, file: str, checkpoints: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+def prompt(server: HostServer, file: str, wished: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """A short training on the tiny base, with checkpoints where they are asked for."""
-    short = {"steps": STEPS, "batch_size": 2, "max_rank": 4, "layers": "attention"}
-    pictures = {"folder": "example: fluent-emoji-high-contrast", "resolution": 128, "vae": ["1", 2], "clip": ["1", 1]}
-    links = {"model": ["1", 0], "latents": ["2", 0], "conditioning": ["2", 1]}
-    last = "7" if checkpoints else "6"
-    save = {"filename": file, "precision": "fp32", "overwrite": True}
-    found = {
-        "1": server.node("ACLoRATinyBase"),
-        "2": server.node("ACLoRADataset", **pictures),
-        TRAIN: server.node("ACLoRATrain", **short | settings | links, options=[last, 0]),
-        "4": server.node("ACLoRASave", **save, lora_model=[TRAIN, 1]),
-        "5": server.node("ACLoRAValidationOptions", held_out=0.0),
-        "6": server.node("ACLoRARankOptions", restart_every=2, options=["5", 0]),
-    }
-    if checkpoints:
-        found["7"] = server.node("ACLoRACheckpointOptions", **checkpoints, options=["6", 0])
+    found = trouble.prompt(server, file, **{"steps": STEPS} | settings)
+    found["ranks"], last = server.node("ACLoRARankOptions", restart_every=2, options=["plain", 0]), "ranks"
+    if wished:
+        found["kept"], last = server.node("ACLoRACheckpointOptions", **wished, options=[last, 0]), "kept"
+    found[TRAIN]["inputs"]["options"] = [last, 0]
     return found
 
 
-def checkpoints(server: HostServer, name: str) -> list[str]:
-    return sorted(path.name for path in (server.base / "models" / "aclora_checkpoints" / name).glob("first_*"))
-
-
-def wait_for_checkpoint(server: HostServer, name: str, patience: float = 60) -> None:
-    until = time.monotonic() + patience
-    while not checkpoints(server, name):
-        assert time.monotonic() < until, "no checkpoint came"
-        time.sleep(0.02)
-
-
-def adapter(server: HostServer, file: str) -> dict[str, torch.Tensor]:
-    return load_file(server.base / "models" / "loras" / f"{file}.safetensors")
-
-
-def was_cached(history: dict[str, Any], node: str) -> bool:
-    return any(kind == "execution_cached" and node in facts["nodes"] for kind, facts in history["status"]["messages"])
-
-
-def says(history: dict[str, Any]) -> str:
-    return str(history["outputs"][TRAIN]["text"][0])
+def wait_for_checkpoint(server: HostServer, name: str) -> None:
+    until(lambda: bool(checkpoints(server, name)), "a checkpoint")
 
 
 @pytest.fixture(scope="module")

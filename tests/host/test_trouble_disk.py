@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .conftest import HostServer
+from .runs import until, was_cached
 from .trouble import (
     DATASET,
     SAVE,
@@ -15,10 +16,8 @@ from .trouble import (
     noise_pictures,
     prompt,
     says,
-    until,
-    was_cached,
     with_checkpoints,
-)  # fmt: skip
+)
 
 ROOM = 40_000  # bytes; the log is shorter, and a checkpoint or a LoRA longer
 

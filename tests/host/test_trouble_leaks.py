@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from .conftest import HostServer
+from .runs import until
 from .training import train
-from .trouble import TRAIN, Browser, drawing, failure, held, let_go, prompt, until
+from .trouble import TRAIN, Browser, drawing, failure, held, let_go, prompt
 
 # Bytes that the server's memory may differ by. It swings by some 40 MB (bench/README.md has what 20 runs give); what is
 # exact is the number of tensors.

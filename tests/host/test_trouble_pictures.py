@@ -10,7 +10,8 @@ import psutil
 from PIL import Image
 
 from .conftest import HostServer
-from .trouble import DATASET, Browser, adapter, noise_pictures, prompt, says, until, was_cached
+from .runs import adapter, until, was_cached
+from .trouble import DATASET, Browser, noise_pictures, prompt, says
 
 MANY = 200
 HUGE = (10_000, 10_000)

@@ -12,21 +12,8 @@ import pytest
 from PIL import Image
 
 from .conftest import HostServer
-from .trouble import (
-    DATASET,
-    KNOWN,
-    TRAIN,
-    Browser,
-    adapter,
-    drawing,
-    let_go,
-    noise_pictures,
-    prompt,
-    same_bits,
-    says,
-    until,
-    was_cached,
-)  # fmt: skip
+from .runs import adapter, until, was_cached
+from .trouble import DATASET, KNOWN, TRAIN, Browser, drawing, let_go, noise_pictures, prompt, same_bits, says
 
 
 @pytest.fixture(scope="module")

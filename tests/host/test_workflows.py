@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors import safe_open
 
 from aclora_core import adapter_file
@@ -19,6 +16,7 @@ from aclora_core.report import RankReport
 from tools.runtime.environment import ROOT
 
 from .conftest import HostServer
+from .runs import checkpoints, pixels, titled, until
 
 PROMPTS = ROOT / "tests" / "host" / "prompts"
 LARGE = ("sd15", "sdxl", "flux", "z_image")
@@ -37,18 +35,6 @@ def prompt(name: str, **settings: Any) -> dict[str, Any]:
         if node["class_type"] == "ACLoRATrain":
             node["inputs"] |= settings
     return nodes
-
-
-def titled(nodes: dict[str, Any], title: str) -> str:
-    """The id of the node with this title."""
-    (found,) = (node_id for node_id, node in nodes.items() if node["_meta"]["title"] == title)
-    return found
-
-
-def pixels(server: HostServer, finished: dict[str, Any], node: str) -> np.ndarray:
-    (image,) = finished["outputs"][node]["images"]
-    with Image.open(server.base / "output" / image["subfolder"] / image["filename"]) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
 
 
 def model_files(nodes: dict[str, Any]) -> set[tuple[str, str, str]]:
@@ -147,19 +133,12 @@ def test_the_three_are_drawn_apart_and_inspected(server: HostServer, compared: t
     assert len(inspected) == 3 and all(len(history["outputs"][node_id]["images"]) >= 3 for node_id in inspected)
 
 
-def checkpoints(server: HostServer) -> list[Path]:
-    return list((server.base / "models" / "aclora_checkpoints" / "resume_example").glob("first_*"))
-
-
 def test_resume_goes_on_after_a_cancel_and_then_for_more_steps(server: HostServer) -> None:
     steps = 26
     nodes = prompt("resume", steps=steps, batch_size=2, layers="attention")
     train, drawn = titled(nodes, "Train AC-LoRA"), titled(nodes, "What it has learned so far")
     prompt_id = server.submit(nodes)
-    until = time.monotonic() + 60
-    while not checkpoints(server):
-        assert time.monotonic() < until, "no checkpoint came"
-        time.sleep(0.02)
+    until(lambda: bool(checkpoints(server, "resume_example")), "a checkpoint")
     server.post_json("/interrupt", {"prompt_id": prompt_id})
     cancelled = server.wait(prompt_id)
     assert cancelled["status"]["status_str"] == "success"

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from tools.runtime.client import read_text_event
 
@@ -65,16 +64,8 @@ def drawing(server: HostServer, prefix: str, steps: int = 4) -> dict[str, Any]:
     }
 
 
-def adapter(server: HostServer, file: str) -> dict[str, torch.Tensor]:
-    return load_file(server.base / "models" / "loras" / f"{file}.safetensors")
-
-
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in one.items())
-
-
-def was_cached(history: dict[str, Any], node: str) -> bool:
-    return any(kind == "execution_cached" and node in facts["nodes"] for kind, facts in history["status"]["messages"])
 
 
 def says(history: dict[str, Any], node: str = TRAIN) -> str:
@@ -96,14 +87,6 @@ def noise_pictures(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -
         coarse.resize(size, Image.Resampling.NEAREST).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"pattern {number % 7}", encoding="utf-8")
     return folder
-
-
-def until(condition: Callable[[], bool], what: str, patience: float = 60) -> None:
-    """Return when the condition holds."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.01)
 
 
 def held(server: HostServer) -> dict[str, Any]:

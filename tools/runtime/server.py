@@ -121,3 +121,10 @@ class Server:
         with HTTP.open(request, timeout=30) as answer:
             body = answer.read()
         return json.loads(body) if body else None
+
+    def node(self, kind: str, **inputs: Any) -> dict[str, Any]:
+        """A node of a prompt; what is not given is as it comes."""
+        found = self.get_json(f"/object_info/{kind}")[kind]["input"]
+        specs = {**found.get("required", {}), **found.get("optional", {})}
+        defaults = {name: spec[1]["default"] for name, spec in specs.items() if "default" in (spec[1:] or ({},))[0]}
+        return {"class_type": kind, "inputs": defaults | inputs}
