@@ -27,7 +27,7 @@ from PIL import Image
 
 from tools.runtime.environment import ROOT, has_cuda
 from tools.runtime.host import OWN, link_pack
-from tools.runtime.server import Server
+from tools.runtime.server import COMPARABLE_MEMORY, Server
 
 PROBE = ROOT / "bench" / "trouble_parts" / "probe.py"
 SIDE = 10_000  # pixels of the huge pictures
@@ -172,7 +172,7 @@ def main() -> None:
         shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
         words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         words += [] if cuda else ["--cpu"]
-        with Server(options.host, Path(sys.executable), words, base / "server.log") as server:
+        with Server(options.host, Path(sys.executable), words, base / "server.log", environment=COMPARABLE_MEMORY) as server:
             run = Run(server, base)
             found: dict[str, Any] = {"runs": many_runs(run, options.runs)}
             if not options.only_runs:

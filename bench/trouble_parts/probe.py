@@ -1,10 +1,12 @@
 """What a running ComfyUI holds in memory, for tests and measurements: copied into custom_nodes, it answers at a page.
 
-It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more.
+It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the server,
+which frees models in another thread, has done so too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import hashlib
@@ -21,23 +23,22 @@ from aiohttp import web
 from server import PromptServer
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
+_SETTLED = 2_000_000  # bytes between two readings
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @PromptServer.instance.routes.get("/held")
 async def held(request: web.Request) -> web.Response:
     """Memory, threads, files, and the state of every diffusion model that is somewhere in memory."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory stays with the process for the next time
     process = psutil.Process()
+    memory = await _settled_memory(process)
     objects = gc.get_objects()
     # Their types, since asking some lazy objects for their class runs code.
     networks = [each for each in objects if issubclass(type(each), comfy.model_base.BaseModel)]
     temp = Path(folder_paths.get_temp_directory())
     return web.json_response(
         {
-            "memory": process.memory_info().rss,
+            "memory": memory,
             "gpu": torch.cuda.memory_allocated() if torch.cuda.is_available() else 0,
             "tensors": sum(issubclass(type(each), torch.Tensor) for each in objects),
             "threads": process.num_threads(),
@@ -47,6 +48,24 @@ async def held(request: web.Request) -> web.Response:
             "networks": [_state(network) for network in networks],
         }
     )
+
+
+async def _settled_memory(process: psutil.Process) -> int:
+    """The resident memory in bytes, read until it no longer falls."""
+    memory = _memory(process)
+    for _ in range(10):
+        await asyncio.sleep(0.4)
+        before, memory = memory, _memory(process)
+        if before - memory < _SETTLED:
+            break
+    return memory
+
+
+def _memory(process: psutil.Process) -> int:
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory stays with the process for the next time
+    return int(process.memory_info().rss)
 
 
 def _state(network: Any) -> dict[str, Any]:

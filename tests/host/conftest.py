@@ -25,7 +25,7 @@ import pytest
 from tools.runtime.environment import ROOT
 from tools.runtime.host import OWN, given_folder, is_comfyui, link_pack
 from tools.runtime.inprocess import load_pack, open_host
-from tools.runtime.server import Server
+from tools.runtime.server import COMPARABLE_MEMORY, Server
 
 HOST_TESTS = Path(__file__).parent
 
@@ -129,13 +129,13 @@ def server_options(base: Path, warnings: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(host: Path, base: Path, name: str) -> Iterator[HostServer]:
+def running(host: Path, base: Path, name: str, **how: Any) -> Iterator[HostServer]:
     """The real server on a free port, on the CPU, with the pack in it; several may follow each other over one base."""
     for part in ("input", "output", "user", "models/loras"):
         (base / part).mkdir(parents=True, exist_ok=True)
     folder = next((path.name for path in (base / "custom_nodes").glob("*")), None) or link_pack(base / "custom_nodes")
     log, warnings = base / f"{name}.log", base / f"{name}_warnings.log"
-    with Server(host, Path(sys.executable), server_options(base, warnings), log) as server:
+    with Server(host, Path(sys.executable), server_options(base, warnings), log, **how) as server:
         yield HostServer(server, base, folder, log, messages(warnings))
 
 
@@ -152,7 +152,7 @@ def probed(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
     base = tmp_path_factory.mktemp("probed")
     link_pack(base / "custom_nodes")
     shutil.copy(ROOT / "bench" / "trouble_parts" / "probe.py", base / "custom_nodes" / "probe.py")
-    with running(host, base, "probed") as server:
+    with running(host, base, "probed", environment=COMPARABLE_MEMORY) as server:
         yield server
 
 

@@ -17,9 +17,8 @@ from .runs import until
 from .training import train
 from .trouble import TRAIN, Browser, drawing, failure, held, let_go, prompt
 
-# Bytes that the server's memory may differ by. It swings by some 40 MB (bench/README.md has what 20 runs give); what is
-# exact is the number of tensors.
-GROWTH = 50e6
+# Bytes that the server's memory may differ by: well below one copy of the tiny base (90 MB), far above what it swings by.
+GROWTH = 20e6
 
 
 def cancelled(server: HostServer, seed: int) -> None:

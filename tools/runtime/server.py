@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
@@ -33,16 +34,22 @@ def free_port(wanted: int = 0) -> int:
     raise StepFailed("Starting ComfyUI", "no port is free on 127.0.0.1.", "Close other servers and try again.")
 
 
+# glibc keeps freed blocks of a size that grows while the program runs; with a fixed one, memory can be compared over time.
+COMPARABLE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
+
+
 class Server:
     """A running ComfyUI, as a context manager.
 
     `log`: where its output goes; None shows it in the terminal. `options`: further words of its command line.
+    `environment`: variables that it gets besides those of this program.
     """
 
-    def __init__(self, folder: Path, python: Path, options: Sequence[str], log: Path | None, port: int = 0) -> None:
+    def __init__(self, folder: Path, python: Path, options: Sequence[str], log: Path | None, port: int = 0,
+                 environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.log, self.port = log, free_port(port)
         self.address = f"http://127.0.0.1:{self.port}"
-        self.folder = folder
+        self.folder, self.environment = folder, environment
         self.command = [str(python), str(folder / "main.py"), "--listen", "127.0.0.1", "--port", str(self.port),
                         "--disable-auto-launch", *options]
         self.process: subprocess.Popen[bytes] | None = None
@@ -60,7 +67,7 @@ class Server:
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.output = self.log.open("wb")
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **self.environment}
         self.process = subprocess.Popen(self.command, cwd=self.folder, env=env, stdin=subprocess.DEVNULL,
                                         stdout=self.output, stderr=subprocess.STDOUT if self.output else None)
         try:
