@@ -110,15 +110,24 @@ def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:
 
 
 def _patcher_for_training(model: Any) -> Any:
-    """A clone whose weights stay in place while training, and that computes in a type with a usable gradient."""
+    """A clone whose weights stay in place while training, and that computes in a type that holds its gradients."""
     if model.is_dynamic():
         patcher = model.clone(disable_dynamic=True) if model.cached_patcher_init else plain_copy(model)
     else:
         patcher = model.clone()
-    float16 = patcher.model.get_dtype_inference() == torch.float16
-    if float16 and comfy.model_management.should_use_bf16(patcher.load_device):
-        patcher.set_model_compute_dtype(torch.bfloat16)  # float16 gradients vanish
+    base = patcher.model
+    if base.get_dtype_inference() == torch.float16 and not _is_at_home_in_float16(base):
+        if comfy.model_management.should_use_bf16(patcher.load_device):
+            patcher.set_model_compute_dtype(torch.bfloat16)
     return patcher
+
+
+def _is_at_home_in_float16(base: Any) -> bool:
+    """Whether float16 is the type that the host would choose for such a network, as for the UNets of SD1.5 and SDXL.
+
+    Others leave its range more easily, and are better off casting every weight to bfloat16 as it is used.
+    """
+    return bool(base.model_config.supported_inference_dtypes[0] == torch.float16)
 
 
 @contextmanager

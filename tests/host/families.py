@@ -18,6 +18,10 @@ UNET: dict[str, Any] = {
     "transformer_depth_output": [1, 1], "context_dim": 24, "use_spatial_transformer": True, "legacy": False,
     "use_checkpoint": False, "use_temporal_attention": False, "use_temporal_resblock": False, "adm_in_channels": None,
 }  # fmt: skip
+SDXL: dict[str, Any] = UNET | {
+    "model_channels": 64, "use_linear_in_transformer": True, "num_classes": "sequential",
+    "adm_in_channels": 16 + 6 * 256,  # the pooled caption, and six sizes of the picture
+}  # fmt: skip
 SD3: dict[str, Any] = {
     "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "adm_in_channels": 16,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 64}},
@@ -68,6 +72,7 @@ class Family:
     extras: dict[str, Callable[[torch.Generator], Any]] = field(default_factory=dict)  # beside the caption
     file: dict[str, Tensor] = field(default_factory=dict)  # what the host looks at in a file, besides shapes
     loading: Callable[[], dict[str, Any]] | None = None  # options for the host's loader, which then loads the weights
+    dtype: torch.dtype = torch.float32  # of the weights, and of what the network computes in
 
 
 def _llama(generator: torch.Generator) -> Tensor:
@@ -92,14 +97,8 @@ FAMILIES = {
         # By this the host tells those that predict v from those that predict noise.
         file={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.linspace(-1, 1, 8)},
     ),
-    "SDXL": Family(
-        "SDXL",
-        UNET | {
-            "model_channels": 64, "use_linear_in_transformer": True, "num_classes": "sequential",
-            "adm_in_channels": 16 + 6 * 256,  # the pooled caption, and six sizes of the picture
-        },
-        (4, 8, 8), pooled=16, contrast=1.0,
-    ),
+    "SDXL": Family("SDXL", SDXL, (4, 8, 8), pooled=16, contrast=1.0),
+    "SDXL in fp16": Family("SDXL", SDXL, (4, 8, 8), pooled=16, contrast=1.0, dtype=torch.float16),
     "SD3": Family("SD3", SD3, (16, 8, 8), pooled=16),
     "SD3 in fp8": Family("SD3", SD3, (16, 8, 8), pooled=16, loading=lambda: {"dtype": torch.float8_e4m3fn}),
     "SD3 in fast fp8": Family("SD3", SD3, (16, 8, 8), pooled=16, loading=_fast_fp8),
@@ -162,7 +161,7 @@ def build(family: Family, disable_dynamic: bool = False) -> Any:
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     with torch.inference_mode():
         config = getattr(comfy.supported_models, family.config)(family.network)
-        config.set_inference_dtype(torch.float32, None, device=CPU)
+        config.set_inference_dtype(family.dtype, None, device=CPU)
         base = config.get_model(dict(family.file), "")
         fill(base.diffusion_model)
         if family.loading is None:

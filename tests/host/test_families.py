@@ -189,6 +189,20 @@ def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
         torch.testing.assert_close(tensor, twice[1][key], rtol=1e-4, atol=1e-5, msg=key)
 
 
+# As the host would choose for their kind, on a GPU that knows both.
+@pytest.mark.parametrize("name, wanted", [("SD1.5", torch.float16), ("SDXL", torch.float16), ("Flux.1", torch.bfloat16)])
+def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, monkeypatch, name, wanted):
+    import comfy.model_management
+
+    family = replace(FAMILIES[name], dtype=torch.float16)
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: True)
+    with pack.nodes.host.training(build(family), *pictures(family)) as trainable:
+        layers = pack.aclora_core.lora.find_layers(trainable.network, "all").values()
+        assert trainable.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
+        # Only then are layers and branches computed together.
+        assert {trainable.is_plain(layer) for layer in layers} == {wanted == torch.float16}
+
+
 def foreign(model, monkeypatch, dynamic):
     """A MODEL of a loader that leaves no way to load it again; dynamic: on a GPU, where the host streams weights."""
     model.cached_patcher_init = None
