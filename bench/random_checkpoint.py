@@ -41,14 +41,10 @@ def write(name: str, path: Path) -> None:
             fill(part)
         vae = comfy.sd.VAE(sd=autoencoder.state_dict())
         model = comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
-        _in_half(clip.cond_stage_model, vae.first_stage_model)
+        for part in (clip.cond_stage_model, vae.first_stage_model):
+            part.half()
         path.parent.mkdir(parents=True, exist_ok=True)
         comfy.sd.save_checkpoint(str(path), model, clip, vae)
-
-
-def _in_half(*networks: torch.nn.Module) -> None:
-    for network in networks:
-        network.half()
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """What the real server's memory does over many trainings, with a thousand pictures, and with huge ones.
 
     python -m bench.trouble --host path/to/ComfyUI --runs 20
+    python -m bench.trouble --only-runs --checkpoint FILE --resolution 512
 
-With the tiny base, on a CUDA GPU where there is one. Runs: the dataset (from the cache), 10 steps with restarts,
-saving, drawing with it, each time with another seed; every fourth is cancelled after some steps. --only-runs leaves the
-pictures out. Writes bench/results/trouble.json, or trouble_cuda.json.
+With the tiny base or a checkpoint, on a CUDA GPU where there is one. Runs: the dataset (from the cache), 10 steps with
+restarts, saving, drawing with it, each time with another seed; in every third the text encoder learns too, and every
+fourth is cancelled after some steps. --only-runs leaves the pictures out. Writes bench/results/trouble.json, or
+trouble_cuda.json; of a checkpoint, its name is in the file's.
 """
 
 from __future__ import annotations
@@ -34,27 +36,30 @@ SIDE = 10_000  # pixels of the huge pictures
 EXAMPLE = "example: fluent-emoji-high-contrast"
 
 
-def prompt(folder: str, resolution: int, seed: int, steps: int) -> dict[str, Any]:
-    """The graph: dataset, training, saving, drawing."""
+def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = False, file: str = "") -> dict[str, Any]:
+    """The graph: dataset, training, saving, drawing. text: whether the text encoder learns. file: of the checkpoint."""
     pictures = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
     training = {"steps": steps, "learning_rate": 5e-4, "batch_size": 4, "max_rank": 16, "layers": "all", "seed": seed}
     links = {"model": ["base", 0], "latents": ["data", 0], "conditioning": ["data", 1], "options": ["ranks", 0]}
     ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
+    whole = {"held_out": 0.0, **({"options": ["reader", 0]} if text else {})}
     sampling = {"steps": 4, "cfg": 1.0, "seed": 1, "denoise": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     drawn = {"model": ["train", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     saved = {"lora_model": ["train", 1], "filename": "bench", "precision": "fp16", "overwrite": True}
+    empty = "EmptyLatentImage" if file else "EmptySD3LatentImage"
     nodes = {
-        "base": ("ACLoRATinyBase", {}),
+        "base": ("CheckpointLoaderSimple", {"ckpt_name": file}) if file else ("ACLoRATinyBase", {}),
         "data": ("ACLoRADataset", pictures),
-        "whole": ("ACLoRAValidationOptions", {"held_out": 0.0}),
+        "whole": ("ACLoRAValidationOptions", whole),
         "ranks": ("ACLoRARankOptions", ranks),
         "train": ("ACLoRATrain", training | links),
         "save": ("ACLoRASave", saved),
-        "text": ("CLIPTextEncode", {"clip": ["base", 1], "text": "a rocket"}),
-        "empty": ("EmptySD3LatentImage", {"width": 128, "height": 128, "batch_size": 1}),
+        "text": ("CLIPTextEncode", {"clip": ["train", 4] if text else ["base", 1], "text": "a rocket"}),
+        "empty": (empty, {"width": resolution, "height": resolution, "batch_size": 1}),
         "draw": ("KSampler", sampling | drawn),
         "see": ("VAEDecode", {"samples": ["draw", 0], "vae": ["base", 2]}),
         "look": ("PreviewImage", {"images": ["see", 0]}),
+        **({"reader": ("ACLoRATextEncoderOptions", {"clip": ["base", 1], "text_learning": 0.5})} if text else {}),
     }
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
@@ -107,12 +112,13 @@ class Run:
         return found | {"memory": found["memory"] / 1e6, "gpu": found["gpu"] / 1e6}
 
 
-def many_runs(run: Run, runs: int) -> list[dict[str, Any]]:
+def many_runs(run: Run, runs: int, resolution: int, file: str) -> list[dict[str, Any]]:
     """What the server holds after each training."""
     rows = []
     for number in range(runs):
-        cancelled = number % 4 == 3
-        run.do(prompt(EXAMPLE, 128, number, 400 if cancelled else 10), 3.0 if cancelled else 0.0)
+        cancelled, text = number % 4 == 3, number % 3 == 1
+        nodes = prompt(EXAMPLE, resolution, number, 400 if cancelled else 10, text, file)
+        run.do(nodes, 3.0 if cancelled else 0.0)
         held = run.held()
         network = held["networks"][0]
         row = {name: held[name] for name in ("memory", "gpu", "tensors", "threads")}
@@ -162,26 +168,35 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--only-runs", action="store_true")
+    parser.add_argument("--checkpoint", type=Path, help="instead of the tiny base; only with --only-runs")
+    parser.add_argument("--resolution", type=int, default=128, help="of the pictures of the runs")
     options = parser.parse_args()
+    if options.checkpoint and not options.only_runs:
+        parser.error("--checkpoint is for --only-runs: the other measurements are those of the tiny base.")
+    file = options.checkpoint.name if options.checkpoint else ""
     cuda = has_cuda(Path(sys.executable))
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
-        for part in ("input", "output", "user", "models/loras"):
+        for part in ("input", "output", "user", "models/loras", "models/checkpoints"):
             (base / part).mkdir(parents=True)
+        if options.checkpoint:
+            (base / "models" / "checkpoints" / options.checkpoint.name).symlink_to(options.checkpoint.resolve())
         link_pack(base / "custom_nodes")
         shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
         words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         words += [] if cuda else ["--cpu"]
         with Server(options.host, Path(sys.executable), words, base / "server.log", environment=COMPARABLE_MEMORY) as server:
             run = Run(server, base)
-            found: dict[str, Any] = {"runs": many_runs(run, options.runs)}
+            found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
             if not options.only_runs:
                 found |= {"thousand": thousand(run, options.pictures), "huge": huge(run)}
     for name in found.keys() - {"runs"}:
         for which, row in found[name].items():
             print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
-    target = ROOT / "bench" / "results" / ("trouble_cuda.json" if cuda else "trouble.json")
-    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    name = "_".join(filter(None, ["trouble", "cuda" if cuda else "", Path(file).stem]))
+    target = ROOT / "bench" / "results" / f"{name}.json"
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}  # of what was left out now
+    target.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
     print(f"written: {target.relative_to(ROOT)}")
 
 

@@ -14,6 +14,10 @@ settings.register_profile("aclora", deadline=None, derandomize=True, max_example
 settings.load_profile("aclora")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="have the ComfyUI servers of the tests compute on the GPU")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For matrices so small that a second thread only costs time."""

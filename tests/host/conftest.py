@@ -120,39 +120,45 @@ def messages(log: Path) -> set[str]:
     return {re.sub(r"^\[\d[^]]*\] ", "", line) for line in log.read_text(encoding="utf-8").splitlines()}
 
 
-def server_options(base: Path, warnings: Path) -> list[str]:
+def server_options(base: Path, warnings: Path, gpu: bool = False) -> list[str]:
     """A server that touches nothing outside its base folder, nor the network."""
     return [
-        "--cpu", "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
+        *([] if gpu else ["--cpu"]), "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
         "--verbose", "WARNING", str(warnings), "--verbose", "INFO",
     ]
 
 
 @contextlib.contextmanager
-def running(host: Path, base: Path, name: str, **how: Any) -> Iterator[HostServer]:
-    """The real server on a free port, on the CPU, with the pack in it; several may follow each other over one base."""
+def running(host: Path, base: Path, name: str, gpu: bool = False, **how: Any) -> Iterator[HostServer]:
+    """The real server on a free port with the pack in it; several may follow each other over one base."""
     for part in ("input", "output", "user", "models/loras"):
         (base / part).mkdir(parents=True, exist_ok=True)
     folder = next((path.name for path in (base / "custom_nodes").glob("*")), None) or link_pack(base / "custom_nodes")
     log, warnings = base / f"{name}.log", base / f"{name}_warnings.log"
-    with Server(host, Path(sys.executable), server_options(base, warnings), log, **how) as server:
+    with Server(host, Path(sys.executable), server_options(base, warnings, gpu), log, **how) as server:
         yield HostServer(server, base, folder, log, messages(warnings))
 
 
 @pytest.fixture(scope="session")
-def server(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+def gpu(request: pytest.FixtureRequest) -> bool:
+    """Whether servers compute on the GPU; on the CPU unless pytest is given --gpu."""
+    return bool(request.config.getoption("--gpu"))
+
+
+@pytest.fixture(scope="session")
+def server(host: Path, tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> Iterator[HostServer]:
     """One server for all tests, in temporary folders."""
-    with running(host, tmp_path_factory.mktemp("server"), "server") as server:
+    with running(host, tmp_path_factory.mktemp("server"), "server", gpu) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def probed(host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+def probed(host: Path, tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> Iterator[HostServer]:
     """A server of its own for the tests of trouble, which tells at /held what it holds in memory."""
     base = tmp_path_factory.mktemp("probed")
     link_pack(base / "custom_nodes")
     shutil.copy(ROOT / "bench" / "trouble_parts" / "probe.py", base / "custom_nodes" / "probe.py")
-    with running(host, base, "probed", environment=COMPARABLE_MEMORY) as server:
+    with running(host, base, "probed", gpu, environment=COMPARABLE_MEMORY) as server:
         yield server
 
 
