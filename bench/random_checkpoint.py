@@ -48,7 +48,7 @@ def write(name: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.random_checkpoint", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("model", choices=["sd15", "sdxl"])
     parser.add_argument("file", type=Path)

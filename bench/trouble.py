@@ -185,7 +185,8 @@ def main() -> None:
         shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
         words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         words += [] if cuda else ["--cpu"]
-        with Server(options.host, Path(sys.executable), words, base / "server.log", environment=COMPARABLE_MEMORY) as server:
+        python, log = Path(sys.executable), base / "server.log"
+        with Server(options.host, python, words, log, environment=COMPARABLE_MEMORY) as server:
             run = Run(server, base)
             found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
             if not options.only_runs:

@@ -1,7 +1,7 @@
 """What a running ComfyUI holds in memory, for tests and measurements: copied into custom_nodes, it answers at a page.
 
-It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the server,
-which frees models in another thread, has done so too.
+It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the
+server, which frees models in another thread, has done so too.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def messages(log: Path) -> set[str]:
 def server_options(base: Path, warnings: Path, gpu: bool = False) -> list[str]:
     """A server that touches nothing outside its base folder, nor the network."""
     return [
-        *([] if gpu else ["--cpu"]), "--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes",
-        "--verbose", "WARNING", str(warnings), "--verbose", "INFO",
+        *([] if gpu else ["--cpu"]), "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
+        "--disable-api-nodes", "--verbose", "WARNING", str(warnings), "--verbose", "INFO",
     ]
 
 

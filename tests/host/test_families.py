@@ -190,7 +190,10 @@ def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
 
 
 # As the host would choose for their kind, on a GPU that knows both.
-@pytest.mark.parametrize("name, wanted", [("SD1.5", torch.float16), ("SDXL", torch.float16), ("Flux.1", torch.bfloat16)])
+SUITED = {"SD1.5": torch.float16, "SDXL": torch.float16, "Flux.1": torch.bfloat16}
+
+
+@pytest.mark.parametrize("name, wanted", SUITED.items(), ids=SUITED)
 def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, monkeypatch, name, wanted):
     import comfy.model_management
 

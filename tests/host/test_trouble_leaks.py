@@ -17,7 +17,7 @@ from .runs import until
 from .training import train
 from .trouble import TRAIN, Browser, drawing, failure, held, let_go, prompt
 
-# Bytes that the server's memory may differ by: well below one copy of the tiny base (90 MB), far above what it swings by.
+# Bytes that the server's memory may differ by: below one copy of the tiny base (90 MB), far above what it swings by.
 GROWTH = 20e6
 
 

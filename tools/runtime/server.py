@@ -34,7 +34,7 @@ def free_port(wanted: int = 0) -> int:
     raise StepFailed("Starting ComfyUI", "no port is free on 127.0.0.1.", "Close other servers and try again.")
 
 
-# glibc keeps freed blocks of a size that grows while the program runs; with a fixed one, memory can be compared over time.
+# glibc keeps freed blocks up to a size that grows as the program runs; with a fixed one, memory can be compared.
 COMPARABLE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 
 
