@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter_weights import Branch
-from .branch_function import AdaptedLinear
+from .branch_function import AdaptedLayer, adapted_linears
 
 _TURNED = 64  # outputs of a layer whose weights are turned at a time, so that it takes next to no memory
 
@@ -74,7 +74,8 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up:
     """A convolution of single pixels is a matrix product, in whatever order the picture is."""
     if x.is_contiguous():
         return AdaptedPointwise.apply(x, weight, bias, down, up, branch)
-    return AdaptedLinear.apply(x.permute(0, 2, 3, 1), weight, bias, down, up, branch).permute(0, 3, 1, 2)
+    (output,) = adapted_linears(x.permute(0, 2, 3, 1), [AdaptedLayer(weight, bias, branch)])
+    return output.permute(0, 3, 1, 2)
 
 
 class AdaptedConvolution(torch.autograd.Function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from .adapter_file import Layer
 from .adapter_weights import AdapterWeights, Branch
 from .branch_convolution import adapted_convolution, can_adapt, channels_last
-from .branch_function import AdaptedLinear, LinearBranch
+from .branch_function import AdaptedLayer, LinearBranch
+from .siblings import Siblings
 
 log = logging.getLogger("aclora")
 
@@ -125,16 +127,18 @@ def attached(
     layers: Mapping[str, nn.Module],
     branches: Mapping[str, Branch],
     is_plain: Callable[[nn.Module], bool] = lambda module: False,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Adds the branches to the layers' outputs; they are taken off when the block ends, however it ends.
 
     is_plain: whether a layer computes with its own weight as it is, and nothing else. It is then computed together
-    with its branch, which is faster.
+    with its branch, which is faster. Gives a function to call after a first pass: from then on layers that read the
+    same tensor in it are computed together.
     """
+    siblings: defaultdict[str, Siblings] = defaultdict(Siblings)  # by the name of the module that they are in
     with ExitStack() as undo:
         for name, branch in branches.items():
-            layer = layers[name]
-            together = _together(layer, branch) if is_plain(layer) and "forward" not in vars(layer) else None
+            layer, kin = layers[name], siblings[name.rpartition(".")[0]]
+            together = _together(layer, branch, kin) if is_plain(layer) and "forward" not in vars(layer) else None
             if together is not None:
                 if can_adapt(layer):
                     undo.enter_context(channels_last(layer))  # type: ignore[arg-type]
@@ -143,16 +147,20 @@ def attached(
             else:
                 hook = _linear_hook(branch) if is_linear(layer) else _convolution_hook(branch)
                 undo.callback(layer.register_forward_hook(hook).remove)
-        yield
+
+        def join() -> None:
+            for kin in siblings.values():
+                kin.join()
+
+        yield join
 
 
-def _together(layer: nn.Module, branch: Branch) -> Callable[[Tensor], Tensor] | None:
+def _together(layer: nn.Module, branch: Branch, siblings: Siblings) -> Callable[[Tensor], Tensor] | None:
     """The layer's forward with the branch in it; None for a layer that is only known from outside."""
-    down, up, weight = branch.down.leaf, branch.up.leaf, layer.weight
-    if weight.dtype != down.dtype:  # a layer that the host keeps in another type
+    if layer.weight.dtype != branch.down.leaf.dtype:  # a layer that the host keeps in another type
         return None
     if isinstance(layer, nn.Linear):
-        return lambda x: AdaptedLinear.apply(x, weight, layer.bias, down, up, branch)
+        return siblings.add(AdaptedLayer(layer.weight, layer.bias, branch))
     return adapted_convolution(layer, branch) if can_adapt(layer) else None  # type: ignore[arg-type]
 
 

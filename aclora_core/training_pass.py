@@ -75,8 +75,10 @@ class TrainingPass:
         """Puts the adapter on the model for as long as the context lasts."""
         model = self.model
         quick = fast_modules(model.network, model.is_plain, *model.fast_classes)
-        with quick, lora.attached(self.layers, self.weights.branches, model.is_plain), self.memory.attached():
+        adapter = lora.attached(self.layers, self.weights.branches, model.is_plain)
+        with quick, adapter as join_siblings, self.memory.attached():
             self._try()
+            join_siblings()
             self._fit_memory()
             try:
                 yield

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from aclora_core.kernels.branch import through_input, through_output
+from aclora_core.kernels import linear
 from aclora_core.kernels.geglu import geglu
 from aclora_core.kernels.group_norm import group_norm
 
@@ -135,28 +135,70 @@ def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
         assert geglu(draw(2, 6).requires_grad_()).grad_fn is None
 
 
-# Rows, inputs, outputs and rank: one small tile; several that end within; one row; rows that are summed up in parts.
-BRANCHES = [(5, 3, 4, 2), (70, 150, 90, 16), (1, 40, 33, 5), (300, 65, 20, 20)]
+# Rows, inputs, outputs, rank and layers: one small tile; tiles that end within, of every size; one row; rows that are
+# summed up in parts.
+LINEARS = [(5, 64, 64, 2, 1), (70, 128, 192, 16, 3), (1, 64, 128, 5, 2), (300, 192, 64, 20, 1)]
 
 
-@pytest.mark.parametrize("size", BRANCHES, ids=str)
+class Linears:
+    """Some layers with their branches, in float16: the interpreter has no products of bfloat16."""
+
+    def __init__(self, rows: int, inputs: int, outputs: int, rank: int, count: int) -> None:
+        def some(*shape: int) -> list[Tensor]:
+            return [(draw(*shape, seed=number) / shape[-1] ** 0.5).half() for number in range(count)]
+
+        self.x = draw(rows, inputs + 8).half()[:, :inputs]  # rows that lie apart
+        self.weights, self.biases = some(outputs, inputs), some(1, outputs)
+        self.downs, self.ups = some(rank, inputs), some(outputs, rank)
+        self.gradients = [draw(rows, outputs + 8, seed=5 + number).half()[:, :outputs] for number in range(count)]
+        self.rank, self.outputs, self.inputs = rank, outputs, inputs
+
+
+def close(found: Tensor, right: Tensor) -> None:
+    assert found.dtype == torch.float16 and found.shape == right.shape
+    error = (found.double() - right).abs().max() / right.abs().max()
+    assert error <= TOLERANCE[found.dtype], error
+
+
+@pytest.mark.parametrize("size", LINEARS, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_layers_and_their_branches_are_those_of_float64(size: tuple[int, int, int, int, int], biased: bool) -> None:
+    it = Linears(*size)
+    x = it.x.double()
+    output, inner = linear.forward(it.x, it.weights, it.biases if biased else [], it.downs, it.ups, 0.5)
+    for number, (weight, bias, down, up) in enumerate(zip(it.weights, it.biases, it.downs, it.ups, strict=True)):
+        narrow = x @ down.double().t()
+        right = x @ weight.double().t() + 0.5 * narrow @ up.double().t() + (bias.double() if biased else 0)
+        close(inner[number], narrow)
+        close(output[number], right)
+
+
+@pytest.mark.parametrize("size", LINEARS, ids=str)
+def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int, int, int, int, int]) -> None:
+    it = Linears(*size)
+    of_input, through = linear.backward(it.gradients, it.weights, it.downs, it.ups, 0.5)
+    right = torch.zeros(of_input.shape, dtype=torch.float64)
+    for number, (gradient, weight, down, up) in enumerate(zip(it.gradients, it.weights, it.downs, it.ups, strict=True)):
+        narrow = gradient.double() @ up.double()
+        close(through[number], narrow)
+        right += gradient.double() @ weight.double() + 0.5 * narrow @ down.double()
+    close(of_input, right)
+
+
+# The last: numbers of inputs and outputs that are multiples of nothing, which only this kernel takes.
+@pytest.mark.parametrize("size", [*LINEARS, (70, 150, 90, 16, 2)], ids=str)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_branchs_way_back_is_that_of_float64(size: tuple[int, int, int, int], wanted: bool) -> None:
-    """All gradients are added to what is there, and rows may lie apart. The interpreter has no products of bfloat16."""
-    (rows, inputs, outputs, rank), dtype = size, torch.float16
-    x, gradient = (draw(rows, width + 8, seed=width).to(dtype)[:, :width] for width in (inputs, outputs))
-    inner, up, of_up = draw(rows, rank).to(dtype), draw(outputs, rank).to(dtype), draw(outputs, rank, seed=3).to(dtype)
-    down, of_down, of_input = (draw(n, inputs, seed=n).to(dtype) for n in (rank, rank, rows))
-    before = of_up.double(), of_down.double(), of_input.double()
-    through = through_output(gradient, inner, up, of_up, 0.5)
-    through_input(of_input if wanted else None, x, through, down, of_down, 0.5)
-    pairs = [
-        (through, gradient.double() @ up.double()),
-        (of_up, before[0] + 0.5 * gradient.double().t() @ inner.double()),
-        (of_down, before[1] + 0.5 * through.double().t() @ x.double()),
-        (of_input, before[2] + 0.5 * through.double() @ down.double() if wanted else before[2]),
-    ]
-    for found, right in pairs:
-        assert found.dtype == dtype
-        error = (found.double() - right).abs().max() / right.abs().max()
-        assert error <= TOLERANCE[dtype], error
+def test_gradients_of_factors_are_those_of_float64(size: tuple[int, int, int, int, int], wanted: bool) -> None:
+    """They are added to what is there."""
+    it, rows, count = Linears(*size), size[0], size[4]
+    inner, through = draw(count, rows, it.rank).half(), draw(count, rows, it.rank, seed=1).half()
+    of_downs, of_ups = ([tensor.clone() for tensor in factors] for factors in (it.downs, it.ups))
+    of_input = draw(rows, it.inputs, seed=2).half()
+    before, alone = of_input.double(), wanted and count == 1
+    more = (of_input, it.downs[0]) if alone else ()
+    linear.add_gradients(it.x, it.gradients, inner, through, of_downs, of_ups, 0.5, *more)
+    for number in range(count):
+        close(of_downs[number], it.downs[number].double() + 0.5 * through[number].double().t() @ it.x.double())
+        of_up = 0.5 * it.gradients[number].double().t() @ inner[number].double()
+        close(of_ups[number], it.ups[number].double() + of_up)
+    close(of_input, before + 0.5 * through[0].double() @ it.downs[0].double() if alone else before)

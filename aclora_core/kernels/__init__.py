@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,14 +30,23 @@ class GroupNorm(Protocol):
     ) -> Tensor: ...
 
 
-class ThroughOutput(Protocol):
-    def __call__(self, gradient: Tensor, inner: Tensor, up: Tensor, of_up: Tensor, scale: float) -> Tensor: ...
+class Linear(Protocol):
+    """Layers with their branches; the module of that name says more."""
 
+    def forward(
+        self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], downs: Sequence[Tensor],
+        ups: Sequence[Tensor], scale: float,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
-class ThroughInput(Protocol):
-    def __call__(
-        self, of_input: Tensor | None, x: Tensor, through: Tensor, down: Tensor, of_down: Tensor, scale: float
-    ) -> None: ...
+    def backward(
+        self, gradients: Sequence[Tensor], weights: Sequence[Tensor], downs: Sequence[Tensor], ups: Sequence[Tensor],
+        scale: float,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    def add_gradients(
+        self, x: Tensor, gradients: Sequence[Tensor], inner: Tensor, through: Tensor, of_downs: Sequence[Tensor],
+        of_ups: Sequence[Tensor], scale: float, of_input: Tensor | None = None, down: Tensor | None = None,
+    ) -> None: ...  # fmt: skip
 
 
 class Kernels(NamedTuple):
@@ -46,20 +55,27 @@ class Kernels(NamedTuple):
     device: str
     geglu: Geglu
     group_norm: GroupNorm
-    through_output: ThroughOutput
-    through_input: ThroughInput
+    linear: Linear
 
     def take(self, x: Tensor) -> bool:
         """Whether they can compute with such a tensor."""
         return x.device.type == self.device and x.dtype in DTYPES
 
-    def take_output(self, gradient: Tensor, rank: int) -> bool:
-        """Whether through_output can, and is quicker than PyTorch, which shares long sums out."""
-        return self._take_thin(gradient, rank) and max(gradient.shape) <= 5120
+    def take_forward(self, x: Tensor, weight: Tensor, rank: int) -> bool:
+        """Whether linear.forward can, and is quicker than PyTorch, whose large products are better."""
+        return self._take_linear(x, weight, rank) and len(x) * weight.numel() <= 5e9
 
-    def take_input(self, x: Tensor, rank: int) -> bool:
-        """The same for through_input."""
-        return self._take_thin(x, rank) and len(x) <= 2048
+    def take_backward(self, gradient: Tensor, weight: Tensor, rank: int) -> bool:
+        """The same for linear.backward."""
+        return self._take_linear(gradient, weight, rank) and weight.numel() <= 2e6
+
+    def take_sums(self, x: Tensor, gradient: Tensor, rank: int) -> bool:
+        """The same for linear.add_gradients; PyTorch shares long sums out."""
+        return self._take_thin(x, rank) and self._take_thin(gradient, rank) and len(x) <= 16384
+
+    def _take_linear(self, rows: Tensor, weight: Tensor, rank: int) -> bool:
+        whole = all(side % 64 == 0 for side in weight.shape) and weight.is_contiguous()
+        return self._take_thin(rows, rank) and whole and weight.dtype == rows.dtype
 
     def _take_thin(self, rows: Tensor, rank: int) -> bool:
         return self.take(rows) and rows.dtype != torch.float32 and rows.stride(1) == 1 and len(rows) > 0 and rank <= 64
@@ -83,11 +99,11 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     if device.type != "cuda" or dtype not in DTYPES:
         return None
     try:
-        from .branch import through_input, through_output
+        from . import linear
         from .geglu import geglu
         from .group_norm import group_norm
 
-        kernels = Kernels(device.type, geglu, group_norm, through_output, through_input)
+        kernels = Kernels(device.type, geglu, group_norm, linear)
         error = _largest_error(kernels, device, dtype)
         if not error < 0.02:
             raise ValueError(f"they are wrong by {error:.2g} on this device")
@@ -117,23 +133,28 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
             ways_back = [torch.autograd.grad(it, source, gradient, retain_graph=True)[0] for it in (ours, expected)]
             for found, right in ((ours.detach(), expected.detach()), ways_back):
                 errors.append(_error(found, right))
-        return float(torch.stack([*errors, *_errors_of_branch(kernels, draw)]).max())
+        return float(torch.stack([*errors, *_errors_of_layers(kernels, draw)]).max())
 
 
-def _errors_of_branch(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
-    """The same for a branch's way back, in the types that it has kernels for."""
-    x, inner, gradient = draw(70, 96), draw(70, 4), draw(70, 80)
-    down, up, of_input = draw(4, 96), draw(80, 4), draw(70, 96)
-    if not kernels.take_output(gradient, 4):
+def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """The same for two layers and their branches, in the types that there are kernels for."""
+    x, weights, biases, gradients = draw(70, 128), [*draw(2, 192, 128)], [*draw(2, 192)], [*draw(2, 70, 192)]
+    downs, ups = [*draw(2, 4, 128)], [*draw(2, 192, 4)]
+    if not kernels.take_backward(x, weights[0], 4):
         return []
-    of_up, of_down, before = up.clone(), down.clone(), of_input.clone()
-    through = kernels.through_output(gradient, inner, up, of_up, 0.5)
-    kernels.through_input(of_input, x, through, down, of_down, 0.5)
-    pairs = (
-        (through, gradient @ up), (of_up, up + 0.5 * gradient.t() @ inner),
-        (of_input, before + 0.5 * through @ down), (of_down, down + 0.5 * through.t() @ x),
-    )  # fmt: skip
-    return [_error(found, right) for found, right in pairs]
+    outputs, inner = kernels.linear.forward(x, weights, biases, downs, ups, 0.5)
+    of_input, through = kernels.linear.backward(gradients, weights, downs, ups, 0.5)
+    of_downs, of_ups = ([tensor.clone() for tensor in factors] for factors in (downs, ups))
+    kernels.linear.add_gradients(x, gradients, inner, through, of_downs, of_ups, 0.5)
+    right = torch.zeros_like(of_input)
+    pairs = [(of_input, right)]
+    layers = zip(weights, biases, downs, ups, gradients, strict=True)
+    for number, (weight, bias, down, up, gradient) in enumerate(layers):
+        pairs.append((outputs[number], x @ weight.t() + bias + 0.5 * (x @ down.t()) @ up.t()))
+        pairs.append((of_ups[number], up + 0.5 * gradient.t() @ (x @ down.t())))
+        pairs.append((of_downs[number], down + 0.5 * (gradient @ up).t() @ x))
+        right += gradient @ weight + 0.5 * (gradient @ up) @ down
+    return [_error(found, wanted) for found, wanted in pairs]
 
 
 def _error(found: Tensor, right: Tensor) -> Tensor:

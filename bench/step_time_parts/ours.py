@@ -92,7 +92,7 @@ def trained(
     with torch.inference_mode():
         with pack.nodes.host.training(build(case), latents, captions) as trainable:
             host, parts = pack.nodes.host, core(pack)
-            previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0))
+            previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0, 1.0))
             return parts.train(
                 trainable,
                 config,

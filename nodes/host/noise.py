@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +57,9 @@ def objective_of(sampling: Any, pixels: int = 8) -> Objective:
 
 
 def _share_of(sampling: Any) -> Callable[[float], float]:
-    return lambda share: float(sampling.percent_to_sigma(1.0 - share))
+    # Its tables may lie on the GPU, and to read one number there is to wait until the GPU has done all that it has to.
+    table = copy.deepcopy(sampling).cpu()
+    return lambda share: float(table.percent_to_sigma(1.0 - share))
 
 
 def _share_of_cosmos(sampling: Any) -> Callable[[float], float]:

@@ -1,0 +1,276 @@
+"""Linear layers together with their LoRA branches: one kernel forwards, two on the way back. It needs Triton.
+
+A branch by itself is thin products, each of which takes about as long as it takes to start it. Here they ride on the
+layer's own product, which reads the same rows anyway. Up to three layers of one size that read the same tensor share
+the launches, and what they give back to it is summed up where it is computed. Sums are float32, in a fixed order.
+
+Tensors of several layers are given to a kernel as the address of the first and the distances of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from torch import Tensor
+
+from .launch import launch
+
+MOST = 3  # layers at a time
+DEEP = 64  # numbers that are multiplied and added at a time; the sides that are summed up must be multiples of it
+# Sides of a tile, depth, warps and stages, by the number of rows: on an H100 the quickest of those tried.
+_TILES = (
+    (16, (16, 32, DEEP, 2, 5)),
+    (64, (64, 32, DEEP, 4, 5)),
+    (512, (64, 64, DEEP, 4, 4)),
+    (1 << 40, (64, 128, DEEP, 4, 4)),
+)
+_SUMMED = 128  # rows that the gradients of the factors are summed up from at a time
+_ACROSS = 64  # columns of a program that sums them
+_TILE = 128  # sides of a tile of the input's gradient
+
+
+def forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], downs: Sequence[Tensor], ups: Sequence[Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x (rows, in) -> x Wᵀ + b + s · (x downᵀ) upᵀ (layers, rows, out), and x downᵀ (layers, rows, rank).
+
+    weights: (out, in); biases: (out,), or none at all; downs: (rank, in); ups: (out, rank). All are float16 or all
+    bfloat16, contiguous but for the rows of x, which may lie apart.
+    """
+    (rows, inputs), (outputs, rank) = x.shape, ups[0].shape
+    output, inner = x.new_empty(len(weights), rows, outputs), x.new_empty(len(weights), rows, rank)
+    high, wide, deep, warps, stages = _tile_for(rows)
+    programs = len(weights) * triton.cdiv(rows, high) * triton.cdiv(outputs, wide)
+    with torch.cuda.device_of(x):
+        launch(
+            _forward, (programs,),
+            x, weights[0], biases[0] if biases else x, downs[0], ups[0], output, inner, scale, rows, outputs, inputs,
+            x.stride(0), *_distances(weights), *_distances(biases), *_distances(downs), *_distances(ups),
+            bool(biases), len(weights), rank, _padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+    return output, inner
+
+
+def backward(
+    gradients: Sequence[Tensor], weights: Sequence[Tensor], downs: Sequence[Tensor], ups: Sequence[Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients (rows, out) of the layers' outputs -> that of their input, (rows, in), and g · up (layers, rows, rank).
+
+    The first is the sum over the layers of g W + s · (g up) down. The gradients' rows lie equally far apart.
+    """
+    (rows, outputs), (rank, inputs) = gradients[0].shape, downs[0].shape
+    of_input, through = gradients[0].new_empty(rows, inputs), gradients[0].new_empty(len(weights), rows, rank)
+    high, wide, deep, warps, stages = _tile_for(rows)
+    with torch.cuda.device_of(of_input):
+        launch(
+            _backward, (triton.cdiv(rows, high) * triton.cdiv(inputs, wide),),
+            gradients[0], weights[0], downs[0], ups[0], of_input, through, scale, rows, outputs, inputs,
+            gradients[0].stride(0), *_distances(gradients), *_distances(weights), *_distances(downs), *_distances(ups),
+            len(weights), rank, _padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+    return of_input, through
+
+
+def add_gradients(
+    x: Tensor, gradients: Sequence[Tensor], inner: Tensor, through: Tensor, of_downs: Sequence[Tensor],
+    of_ups: Sequence[Tensor], scale: float, of_input: Tensor | None = None, down: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Adds s · throughᵀ x to of_downs (rank, in) and s · gᵀ inner to of_ups (out, rank), for each of the layers.
+
+    inner, through: (layers, rows, rank), as forward and backward give them. of_input: (rows, in), contiguous; given
+    with the down of a lone layer, s · through · down is added to it.
+    """
+    (rows, inputs), (outputs, rank) = x.shape, of_ups[0].shape
+    sums = len(gradients) * (triton.cdiv(outputs, _ACROSS) + triton.cdiv(inputs, _ACROSS))
+    tiles = 0 if of_input is None else triton.cdiv(rows, _TILE) * triton.cdiv(inputs, _TILE)
+    with torch.cuda.device_of(x):
+        launch(
+            _add_gradients, (sums + tiles,),
+            x, gradients[0], inner, through, of_downs[0], of_ups[0], x if of_input is None else of_input,
+            x if down is None else down, scale, rows, outputs, inputs, x.stride(0), gradients[0].stride(0), sums,
+            *_distances(gradients), *_distances(of_downs), *_distances(of_ups),
+            rank, _padded(rank), _ACROSS, _SUMMED, _TILE, num_stages=5,
+        )  # fmt: skip
+
+
+def _tile_for(rows: int) -> tuple[int, int, int, int, int]:
+    return next(tile for most, tile in _TILES if rows <= most)
+
+
+def _distances(tensors: Sequence[Tensor]) -> list[int]:
+    """How many numbers after the first tensor the second and the third begin, of MOST."""
+    begins = [(it.data_ptr() - tensors[0].data_ptr()) // it.element_size() for it in tensors[1:]]
+    return begins + [0] * (MOST - 1 - len(begins))
+
+
+def _padded(rank: int) -> int:
+    """The tensor cores take 16 and more."""
+    return max(16, triton.next_power_of_2(rank))
+
+
+@triton.jit
+def _distance(layer, second, third):  # type: ignore[no-untyped-def]
+    return tl.where(layer == 0, 0, tl.where(layer == 1, second, third)).to(tl.int64)
+
+
+@triton.jit
+def _tile(program, rows, columns, HIGH: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where a program's tile begins; eight rows of tiles go together, for their operands' sake."""
+    down, across = tl.cdiv(rows, HIGH), tl.cdiv(columns, WIDE)
+    first = program // (8 * across) * 8
+    together = tl.minimum(down - first, 8)
+    rest = program % (8 * across)
+    return (first + rest % together) * HIGH, rest // together * WIDE
+
+
+@triton.jit
+def _block(start, row, column, stride, rows, columns):  # type: ignore[no-untyped-def]
+    """Some rows and columns of a matrix, zero outside."""
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    return tl.load(start + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _store(start, row, column, rows, columns, value):  # type: ignore[no-untyped-def]
+    """Some rows and columns of a matrix without gaps."""
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    tl.store(start + row.to(tl.int64)[:, None] * columns + column[None, :], value, mask=inside)
+
+
+@triton.jit
+def _add(start, row, column, rows, columns, added):  # type: ignore[no-untyped-def]
+    """Adds to some rows and columns of a matrix without gaps."""
+    before = _block(start, row, column, columns, rows, columns)
+    _store(start, row, column, rows, columns, before.to(tl.float32) + added)
+
+
+@triton.jit(do_not_specialize=["scale", "rows"])
+def _forward(  # type: ignore[no-untyped-def]
+    x, weight, bias, down, up, output, inner, scale, rows, outputs, inputs, stride,
+    weight_2, weight_3, bias_2, bias_3, down_2, down_3, up_2, up_3,
+    BIAS: tl.constexpr, LAYERS: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(rows, HIGH) * tl.cdiv(outputs, WIDE)
+    layer = tl.program_id(0) // tiles
+    if LAYERS > 1:
+        weight += _distance(layer, weight_2, weight_3)
+        bias += _distance(layer, bias_2, bias_3)
+        down += _distance(layer, down_2, down_3)
+        up += _distance(layer, up_2, up_3)
+    top, left = _tile(tl.program_id(0) % tiles, rows, outputs, HIGH, WIDE)
+    row, column = top + tl.arange(0, HIGH), left + tl.arange(0, WIDE)
+    ranks, deep = tl.arange(0, PADDED), tl.arange(0, DEEP)
+    # What lies outside is read from inside and not stored.
+    of_x = x + (row % rows)[:, None] * stride + deep[None, :]
+    of_weight = weight + (column % outputs)[None, :] * inputs + deep[:, None]
+    of_down = down + (ranks % RANK)[None, :] * inputs + deep[:, None]
+    total, narrow = tl.zeros((HIGH, WIDE), tl.float32), tl.zeros((HIGH, PADDED), tl.float32)
+    for _ in range(0, inputs, DEEP):
+        values = tl.load(of_x)
+        total = tl.dot(values, tl.load(of_weight), total)
+        narrow = tl.dot(values, tl.load(of_down), narrow)
+        of_x += DEEP
+        of_weight += DEEP
+        of_down += DEEP
+    short = narrow.to(x.dtype.element_ty)
+    total += scale * tl.dot(short, tl.trans(_block(up, column, ranks, RANK, outputs, RANK)))
+    if BIAS:
+        total += tl.load(bias + column % outputs).to(tl.float32)[None, :]
+    _store(output + layer.to(tl.int64) * rows * outputs, row, column, rows, outputs, total)
+    if left == 0:
+        _store(inner + layer * rows * RANK, row, ranks, rows, RANK, short)
+
+
+@triton.jit(do_not_specialize=["scale", "rows"])
+def _backward(  # type: ignore[no-untyped-def]
+    gradient, weight, down, up, of_input, through, scale, rows, outputs, inputs, stride,
+    gradient_2, gradient_3, weight_2, weight_3, down_2, down_3, up_2, up_3,
+    LAYERS: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    top, left = _tile(tl.program_id(0), rows, inputs, HIGH, WIDE)
+    row, column = top + tl.arange(0, HIGH), left + tl.arange(0, WIDE)
+    ranks, deep = tl.arange(0, PADDED), tl.arange(0, DEEP)
+    total = tl.zeros((HIGH, WIDE), tl.float32)
+    for layer in tl.static_range(LAYERS):
+        of_gradient = gradient + _distance(layer, gradient_2, gradient_3)
+        of_gradient += (row % rows)[:, None] * stride + deep[None, :]
+        of_weight = weight + _distance(layer, weight_2, weight_3)
+        of_weight += deep[:, None] * inputs + (column % inputs)[None, :]
+        of_up = up + _distance(layer, up_2, up_3) + deep[:, None] * RANK + (ranks % RANK)[None, :]
+        narrow = tl.zeros((HIGH, PADDED), tl.float32)
+        for _ in range(0, outputs, DEEP):
+            values = tl.load(of_gradient)
+            total = tl.dot(values, tl.load(of_weight), total)
+            narrow = tl.dot(values, tl.load(of_up), narrow)
+            of_gradient += DEEP
+            of_weight += DEEP * inputs
+            of_up += DEEP * RANK
+        short = narrow.to(gradient.dtype.element_ty)
+        of_down = down + _distance(layer, down_2, down_3)
+        total += scale * tl.dot(short, _block(of_down, ranks, column, inputs, RANK, inputs))
+        if left == 0:
+            _store(through + layer * rows * RANK, row, ranks, rows, RANK, short)
+    _store(of_input, row, column, rows, inputs, total)
+
+
+@triton.jit(do_not_specialize=["scale", "rows", "sums"])
+def _add_gradients(  # type: ignore[no-untyped-def]
+    x, gradient, inner, through, of_down, of_up, of_input, down, scale, rows, outputs, inputs, stride,
+    gradient_stride, sums, gradient_2, gradient_3, of_down_2, of_down_3, of_up_2, of_up_3,
+    RANK: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program >= sums:
+        _add_to_input(of_input, through, down, scale, rows, inputs, program - sums, RANK, PADDED, TILE)
+    else:
+        ups = tl.cdiv(outputs, WIDE)
+        each = ups + tl.cdiv(inputs, WIDE)
+        layer, place = program // each, program % each
+        if place < ups:
+            added = _summed(
+                gradient + _distance(layer, gradient_2, gradient_3), inner + layer * rows * RANK, rows, outputs,
+                gradient_stride, place, RANK, PADDED, WIDE, DEEP,
+            )  # fmt: skip
+            column = place * WIDE + tl.arange(0, WIDE)
+            start = of_up + _distance(layer, of_up_2, of_up_3)
+            _add(start, column, tl.arange(0, PADDED), outputs, RANK, scale * added)
+        else:
+            added = _summed(
+                x, through + layer * rows * RANK, rows, inputs, stride, place - ups, RANK, PADDED, WIDE, DEEP
+            )
+            column = (place - ups) * WIDE + tl.arange(0, WIDE)
+            start = of_down + _distance(layer, of_down_2, of_down_3)
+            _add(start, tl.arange(0, PADDED), column, RANK, inputs, scale * tl.trans(added))
+
+
+@triton.jit
+def _summed(  # type: ignore[no-untyped-def]
+    wide, narrow, rows, columns, stride, place,
+    RANK: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    """Some rows of wideᵀ · narrow, for wide (rows, columns) and narrow (rows, rank)."""
+    column, ranks, deep = place * WIDE + tl.arange(0, WIDE), tl.arange(0, PADDED), tl.arange(0, DEEP)
+    total = tl.zeros((WIDE, PADDED), tl.float32)
+    for begin in range(0, rows, DEEP):
+        values = _block(wide, begin + deep, column, stride, rows, columns)
+        total = tl.dot(tl.trans(values), _block(narrow, begin + deep, ranks, RANK, rows, RANK), total)
+    return total
+
+
+@triton.jit
+def _add_to_input(  # type: ignore[no-untyped-def]
+    of_input, through, down, scale, rows, inputs, tile, RANK: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr
+):
+    """A tile of s · through · down."""
+    across = tl.cdiv(inputs, TILE)
+    row, column = tile // across * TILE + tl.arange(0, TILE), tile % across * TILE + tl.arange(0, TILE)
+    ranks = tl.arange(0, PADDED)
+    narrow = _block(through, row, ranks, RANK, rows, RANK)
+    added = tl.dot(narrow, _block(down, ranks, column, inputs, RANK, inputs))
+    _add(of_input, row, column, rows, inputs, scale * added)
