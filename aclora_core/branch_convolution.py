@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,9 @@ from torch import Tensor, nn
 
 from .adapter_weights import Branch
 from .branch_function import AdaptedLayer, adapted_linears
+from .kernels import Steps, find_kernels
 
 _TURNED = 64  # outputs of a layer whose weights are turned at a time, so that it takes next to no memory
-
-
-class _Shape(NamedTuple):
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
 
 
 def can_adapt(layer: nn.Module) -> bool:
@@ -37,8 +32,8 @@ def adapted_convolution(layer: nn.Conv2d, branch: Branch) -> Callable[[Tensor], 
     if _is_pointwise(layer):
         weight = layer.weight.flatten(1)
         return lambda x: _pointwise(x, weight, layer.bias, down, up, branch)
-    shape = _Shape(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
-    return lambda x: AdaptedConvolution.apply(x, layer.weight, layer.bias, down, up, branch, shape)
+    steps = Steps(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+    return lambda x: AdaptedConvolution.apply(x, layer.weight, layer.bias, down, up, branch, steps)
 
 
 @contextmanager
@@ -90,33 +85,58 @@ class AdaptedConvolution(torch.autograd.Function):
         down: Tensor,
         up: Tensor,
         branch: Branch,
-        shape: _Shape,
+        steps: Steps,
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         narrow = down.contiguous(memory_format=torch.channels_last)
-        output = F.conv2d(x, weight, bias, *shape).contiguous(memory_format=torch.channels_last)
-        inner = _rows(F.conv2d(x, narrow, None, *shape))
-        _rows(output).addmm_(inner, up.flatten(1).t(), alpha=branch.scale)
+        output = F.conv2d(x, weight, bias, *steps).contiguous(memory_format=torch.channels_last)
+        kernels = find_kernels(x.device, x.dtype)
+        if kernels is not None and kernels.take_convolution(output, len(down)):
+            inner = kernels.convolution.add_branch(output, x, narrow, up.flatten(1), steps, branch.scale)
+        else:
+            inner = _rows(F.conv2d(x, narrow, None, *steps))
+            _rows(output).addmm_(inner, up.flatten(1).t(), alpha=branch.scale)
         ctx.save_for_backward(x, inner, weight, narrow)
-        ctx.branch, ctx.shape = branch, shape
+        ctx.branch, ctx.steps = branch, steps
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight, narrow = ctx.saved_tensors
-        down, up = ctx.branch.down.leaf, ctx.branch.up.leaf
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        rows, wanted = _rows(gradient), ctx.needs_input_grad[0]
-        up.grad.flatten(1).addmm_(rows.t(), inner, alpha=ctx.branch.scale)
-        through = (rows @ up.detach().flatten(1)).mul_(ctx.branch.scale)
-        n, _, *size = gradient.shape
-        through = through.view(n, *size, -1).permute(0, 3, 1, 2)
-        of_input, of_down = _backward(through, x, narrow, ctx.shape, (wanted, True))
-        down.grad.add_(of_down)
-        if wanted:
-            of_input = of_input + _backward(gradient, x, weight, ctx.shape, (True, False))[0]
+        of_input = None
+        if ctx.needs_input_grad[0]:
+            of_input = _backward(gradient, x, weight, ctx.steps, (True, False))[0]
+            of_input = of_input.contiguous(memory_format=torch.channels_last)
+        _add_gradients(ctx.branch, x, gradient, inner, narrow, of_input, ctx.steps)
         return of_input, None, None, None, None, None, None
+
+
+def _add_gradients(
+    branch: Branch, x: Tensor, gradient: Tensor, inner: Tensor, narrow: Tensor, of_input: Tensor | None, steps: Steps
+) -> None:
+    """Adds the gradients of the factors to their .grad, and that of x to of_input, if it is wanted.
+
+    inner: down * x as rows; narrow: down, channels last in memory as x, the gradient and of_input are.
+    """
+    down, up = branch.down.leaf, branch.up.leaf
+    assert down.grad is not None and up.grad is not None
+    rows, of_up = _rows(gradient), up.grad.flatten(1)
+    through = rows @ up.detach().flatten(1)
+    kernels = find_kernels(x.device, x.dtype)
+    if kernels is not None and kernels.take_convolution(gradient, len(down)):
+        kernels.convolution.add_gradients(
+            x, gradient, inner, through, narrow, down.grad, of_up, of_input, steps, branch.scale
+        )
+        return
+    of_up.addmm_(rows.t(), inner, alpha=branch.scale)
+    n, _, *size = gradient.shape
+    through = through.mul_(branch.scale).view(n, *size, -1).permute(0, 3, 1, 2)
+    added, of_down = _backward(through, x, narrow, steps, (of_input is not None, True))
+    down.grad.add_(of_down)
+    if of_input is not None:
+        of_input.add_(added)
 
 
 class AdaptedPointwise(torch.autograd.Function):
@@ -162,9 +182,9 @@ def _each(matrix: Tensor, batch: Tensor) -> Tensor:
 
 
 def _backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, shape: _Shape, wanted: tuple[bool, bool]
+    gradient: Tensor, x: Tensor, weight: Tensor, steps: Steps, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """The gradients of a convolution's input and weight, as far as wanted."""
     return torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, shape.stride, shape.padding, shape.dilation, False, (0, 0), 1, (*wanted, False)
+        gradient, x, weight, None, steps.stride, steps.padding, steps.dilation, False, (0, 0), 1, (*wanted, False)
     )[:2]

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from aclora_core.kernels import linear
+from aclora_core.kernels import Steps, convolution, linear
+from aclora_core.kernels import attention as few_keys
+from aclora_core.kernels.attention import attention
 from aclora_core.kernels.geglu import geglu
 from aclora_core.kernels.group_norm import group_norm
 
@@ -202,3 +204,82 @@ def test_gradients_of_factors_are_those_of_float64(size: tuple[int, int, int, in
         of_up = 0.5 * it.gradients[number].double().t() @ inner[number].double()
         close(of_ups[number], it.ups[number].double() + of_up)
     close(of_input, before + 0.5 * through[0].double() @ it.downs[0].double() if alone else before)
+
+
+# Pictures, heads, queries, keys and channels: tiles that end within; one query and one key; as many as there may be.
+ATTENTIONS = [(2, 2, 130, 21, 40), (1, 2, 1, 1, 64), (1, 1, 65, 128, 128)]
+
+
+@pytest.mark.parametrize("size", ATTENTIONS, ids=str)
+@pytest.mark.parametrize("processors", [1, 99])  # so that a program has all tiles of a head, or one
+def test_attention_is_that_of_float64(
+    size: tuple[int, int, int, int, int], processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_keys, "_processors", lambda device: processors)
+    n, heads, queries, keys, channels = size
+    drawn = [draw(n, rows, heads, channels, seed=rows).half().transpose(1, 2) for rows in (queries, keys, keys + 1)]
+    given = [drawn[0].requires_grad_(), drawn[1].requires_grad_(), drawn[2][:, :, :keys].detach().requires_grad_()]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    ours, expected = attention(*given, 0.3), F.scaled_dot_product_attention(*exact, scale=0.3)
+    gradient = draw(n, heads, queries, channels, seed=9).half()
+    pairs = [(ours, expected)]
+    gradients = torch.autograd.grad(ours, given, gradient)
+    pairs += zip(gradients, torch.autograd.grad(expected, exact, gradient.double()), strict=True)
+    for found, right in pairs:
+        assert found.shape == right.shape and found.dtype == torch.float16
+        error = (found.double() - right).abs().max() / right.abs().max().clamp_min(0.1)
+        assert error <= 2 * TOLERANCE[torch.float16], error  # weights are rounded too
+    assert ours.transpose(1, 2).is_contiguous()
+
+
+# Pictures, inputs, height, width, outputs, rank, kernel, stride, padding and dilation: a sum of several parts and tiles
+# that end within; steps of two; a lone pixel of a kernel; taps that lie apart; no edge; one channel.
+CONVOLUTIONS = [
+    (2, 70, 5, 7, 20, 5, (3, 3), (1, 1), (1, 1), (1, 1)),
+    (1, 8, 9, 8, 6, 20, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (1, 16, 7, 6, 5, 3, (1, 1), (2, 2), (0, 0), (1, 1)),
+    (1, 5, 9, 9, 4, 2, (3, 2), (1, 2), (2, 0), (2, 3)),
+    (1, 1, 12, 13, 130, 16, (3, 3), (1, 1), (0, 0), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("size", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool) -> None:
+    """All is added to what is there."""
+    n, inputs, height, width, outputs, rank, kernel, *steps = size
+    last, scale = torch.channels_last, 0.5
+    x = draw(n, inputs, height, width).half().contiguous(memory_format=last)
+    down, up = draw(rank, inputs, *kernel, seed=1).half(), draw(outputs, rank, seed=2).half()
+    exact = [tensor.double().requires_grad_() for tensor in (x, down, up)]
+    narrow = F.conv2d(exact[0], exact[1], None, *steps)
+    result = scale * F.conv2d(narrow, exact[2][:, :, None, None])
+    output = draw(*result.shape, seed=3).half().contiguous(memory_format=last)
+    before, turned = output.double(), down.contiguous(memory_format=last)
+    inner = convolution.add_branch(output, x, turned, up, Steps(*steps), scale)
+    close(inner, narrow.detach().permute(0, 2, 3, 1).reshape(-1, rank))
+    close(output, before + result.detach())
+
+    gradient = draw(*result.shape, seed=4).half().contiguous(memory_format=last)
+    through = (gradient.permute(0, 2, 3, 1).reshape(-1, outputs) @ up).contiguous()
+    grown = [draw(*tensor.shape, seed=5).half() for tensor in (x, down, up)]
+    grown[0] = grown[0].contiguous(memory_format=last)
+    expected = torch.autograd.grad(result, exact, gradient.double())
+    right = [tensor.double() + added for tensor, added in zip(grown, expected, strict=True)]
+    if not wanted:
+        right[0] = grown[0].double()
+    convolution.add_gradients(
+        x, gradient, inner, through, turned, grown[1], grown[2], grown[0] if wanted else None,
+        Steps(*steps), scale,
+    )  # fmt: skip
+    for found, exactly in zip(grown, right, strict=True):
+        error = (found.double() - exactly).abs().max() / exactly.abs().max()
+        assert error <= 2 * TOLERANCE[torch.float16], error  # inner and through are rounded too
+
+
+@pytest.mark.parametrize("tiles, heads, processors", [(8, 20, 132), (32, 10, 132), (8, 80, 132), (1, 1, 9), (5, 7, 1)])
+def test_all_tiles_are_shared_out(tiles: int, heads: int, processors: int) -> None:
+    each, parts = few_keys._shares(tiles, heads, processors)
+    assert each * parts >= tiles and each * (parts - 1) < tiles
+    waves = -(-heads * parts // processors)
+    assert waves * (each + 1) <= -(-heads // processors) * (tiles + 1)  # no worse than a head for each program

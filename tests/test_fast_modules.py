@@ -85,7 +85,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         x = F.group_norm(x, groups, weight, bias, eps).contiguous(memory_format=LAST)
         return F.silu(x) if silu else x
 
-    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: Kernels("cpu", geglu, norm, None))
+    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: Kernels("cpu", geglu, norm, *[None] * 3))
     return counted
 
 

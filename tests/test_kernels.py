@@ -66,7 +66,7 @@ def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.0)
     for name in ("triton", "triton.language"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("linear", "geglu", "group_norm", "launch"):
+    for name in ("linear", "convolution", "attention", "geglu", "group_norm", "launch"):
         monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     assert find_kernels(CUDA, torch.bfloat16) is None
@@ -89,7 +89,7 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
         return torch.nn.functional.silu(x) if silu else x
 
     def only(geglu, group_norm) -> Kernels:  # type: ignore[no-untyped-def]
-        return Kernels("cpu", geglu, group_norm, None)  # type: ignore[arg-type]
+        return Kernels("cpu", geglu, group_norm, None, None, None)  # type: ignore[arg-type]
 
     def error(kernels_: Kernels) -> float:
         return kernels._largest_error(kernels_, torch.device("cpu"), torch.float32)
@@ -101,10 +101,10 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
 
 
 def test_pictures_are_taken_whose_channels_come_last() -> None:
-    ours = Kernels("cpu", None, None, None)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 5)  # type: ignore[arg-type]
     first = torch.zeros(2, 3, 4, 5)
     last = first.contiguous(memory_format=torch.channels_last)
     assert ours.take_picture(last) and not ours.take_picture(first)
     assert not ours.take_picture(last[:, :, ::2]) and not ours.take_picture(last.permute(0, 2, 3, 1))
     assert not ours.take_picture(torch.zeros(2, 3, 1, 1)) and not ours.take_picture(last.double())
-    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", None, None, None).take_picture(last)  # type: ignore[arg-type]
+    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 5).take_picture(last)  # type: ignore[arg-type]

@@ -30,6 +30,10 @@ class GroupNorm(Protocol):
     ) -> Tensor: ...
 
 
+class Attention(Protocol):
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor: ...
+
+
 class Linear(Protocol):
     """Layers with their branches; the module of that name says more."""
 
@@ -49,6 +53,27 @@ class Linear(Protocol):
     ) -> None: ...  # fmt: skip
 
 
+class Steps(NamedTuple):
+    """How a convolution goes over its picture, each down and across."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+class Convolution(Protocol):
+    """The branch of a convolution; the module of that name says more."""
+
+    def add_branch(
+        self, output: Tensor, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float
+    ) -> Tensor: ...
+
+    def add_gradients(
+        self, x: Tensor, gradient: Tensor, inner: Tensor, through: Tensor, down: Tensor, of_down: Tensor, of_up: Tensor,
+        of_input: Tensor | None, steps: Steps, scale: float,
+    ) -> None: ...  # fmt: skip
+
+
 class Kernels(NamedTuple):
     """The kernels, and the kind of device that they run on."""
 
@@ -56,6 +81,8 @@ class Kernels(NamedTuple):
     geglu: Geglu
     group_norm: GroupNorm
     linear: Linear
+    convolution: Convolution
+    attention: Attention
 
     def take(self, x: Tensor) -> bool:
         """Whether they can compute with such a tensor."""
@@ -73,12 +100,25 @@ class Kernels(NamedTuple):
         """The same for linear.add_gradients; PyTorch shares long sums out."""
         return self._take_thin(x, rank) and self._take_thin(gradient, rank) and len(x) <= 16384
 
+    def take_convolution(self, output: Tensor, rank: int) -> bool:
+        """Whether convolution can, and is quicker than the libraries, which share long sums out."""
+        pixels = output.numel() // max(1, output.shape[1])
+        return self.take(output) and output.dtype != torch.float32 and 0 < pixels <= 16384 and rank <= 64
+
     def _take_linear(self, rows: Tensor, weight: Tensor, rank: int) -> bool:
         whole = all(side % 64 == 0 for side in weight.shape) and weight.is_contiguous()
         return self._take_thin(rows, rank) and whole and weight.dtype == rows.dtype
 
     def _take_thin(self, rows: Tensor, rank: int) -> bool:
         return self.take(rows) and rows.dtype != torch.float32 and rows.stride(1) == 1 and len(rows) > 0 and rank <= 64
+
+    def take_attention(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether attention can, and is quicker than the libraries' kernels, which like many keys."""
+        given = query, key, value
+        alike = all(it.dim() == 4 and it.dtype == query.dtype and it.stride(-1) == 1 and self.take(it) for it in given)
+        few = alike and query.dtype != torch.float32 and 0 < key.shape[2] <= 128 and query.shape[-1] <= 128
+        same = few and key.shape == value.shape and key.shape[:2] == query.shape[:2] and key.shape[3] == query.shape[3]
+        return same and query.numel() > 0
 
     def take_picture(self, x: Tensor) -> bool:
         """Whether group_norm can; pictures whose channels come first in memory are left to PyTorch."""
@@ -99,11 +139,12 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
     if device.type != "cuda" or dtype not in DTYPES:
         return None
     try:
-        from . import linear
+        from . import convolution, linear
+        from .attention import attention
         from .geglu import geglu
         from .group_norm import group_norm
 
-        kernels = Kernels(device.type, geglu, group_norm, linear)
+        kernels = Kernels(device.type, geglu, group_norm, linear, convolution, attention)
         error = _largest_error(kernels, device, dtype)
         if not error < 0.02:
             raise ValueError(f"they are wrong by {error:.2g} on this device")
@@ -133,7 +174,9 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
             ways_back = [torch.autograd.grad(it, source, gradient, retain_graph=True)[0] for it in (ours, expected)]
             for found, right in ((ours.detach(), expected.detach()), ways_back):
                 errors.append(_error(found, right))
-        return float(torch.stack([*errors, *_errors_of_layers(kernels, draw)]).max())
+        errors += _errors_of_layers(kernels, draw) + _errors_of_attention(kernels, draw)
+        errors += _errors_of_convolution(kernels, draw)
+        return float(torch.stack(errors).max())
 
 
 def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
@@ -155,6 +198,39 @@ def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Ten
         pairs.append((of_downs[number], down + 0.5 * (gradient @ up).t() @ x))
         right += gradient @ weight + 0.5 * (gradient @ up) @ down
     return [_error(found, wanted) for found, wanted in pairs]
+
+
+def _errors_of_convolution(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """The same for a convolution's branch."""
+    steps, last = Steps((1, 1), (1, 1), (1, 1)), torch.channels_last
+    x, output, gradient = (draw(1, width, 9, 8).contiguous(memory_format=last) for width in (40, 24, 24))
+    if not kernels.take_convolution(output, 4):
+        return []
+    down, up = draw(4, 40, 3, 3).contiguous(memory_format=last).requires_grad_(), draw(24, 4).requires_grad_()
+    wanted = x.detach().requires_grad_()
+    narrow = F.conv2d(wanted, down, None, *steps)
+    result = 0.5 * F.conv2d(narrow, up[:, :, None, None])
+    right = [narrow, result, *torch.autograd.grad(result, (wanted, down, up), gradient)]
+    through = gradient.permute(0, 2, 3, 1).reshape(-1, 24) @ up.detach()
+    ours, of_input, of_down, of_up = (torch.zeros_like(it) for it in (output, x, down.contiguous(), up))
+    inner = kernels.convolution.add_branch(ours, x, down.detach(), up.detach(), steps, 0.5)
+    kernels.convolution.add_gradients(
+        x, gradient, inner, through, down.detach(), of_down, of_up, of_input, steps, 0.5
+    )
+    found = [inner.view(1, 9, 8, 4).permute(0, 3, 1, 2), ours, of_input, of_down, of_up]
+    return [_error(one, other.detach()) for one, other in zip(found, right, strict=True)]
+
+
+def _errors_of_attention(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """The same for attention."""
+    query, key, value = given = tuple(draw(1, 2, rows, 40).requires_grad_() for rows in (70, 21, 21))
+    if not kernels.take_attention(query, key, value):
+        return []
+    plain = F.scaled_dot_product_attention(query, key, value, scale=0.2)
+    results = kernels.attention(query, key, value, 0.2), plain
+    gradient = draw(1, 2, 70, 40)
+    ways_back = [torch.autograd.grad(result, given, gradient) for result in results]
+    return [_error(*(it.detach() for it in results)), *(_error(*pair) for pair in zip(*ways_back, strict=True))]
 
 
 def _error(found: Tensor, right: Tensor) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
+from torch import Tensor
+
+from ...aclora_core.kernels import find_kernels
 
 
 @contextmanager
@@ -62,7 +66,24 @@ def _fast_attention() -> Iterator[None]:
     order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # there only with a GPU
     before = list(order)
     order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
+    own = comfy.ops.scaled_dot_product_attention
+    comfy.ops.scaled_dot_product_attention = _for_few_keys(own)
     try:
         yield
     finally:
         order[:] = before
+        comfy.ops.scaled_dot_product_attention = own
+
+
+def _for_few_keys(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The host's attention, with a kernel of ours where it is that to a caption and nothing special is asked for."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        special = args or kwargs.get("attn_mask") is not None
+        special = special or any(kwargs.get(name) for name in kwargs.keys() - {"attn_mask", "scale"})
+        kernels = None if special else find_kernels(q.device, q.dtype)
+        if kernels is None or not kernels.take_attention(q, k, v):
+            return others(q, k, v, *args, **kwargs)
+        return kernels.attention(q, k, v, kwargs.get("scale") or q.shape[-1] ** -0.5)
+
+    return attention

@@ -1,0 +1,226 @@
+"""The LoRA branch of a convolution: two kernels forwards, and one on the way back. Importing this file needs Triton.
+
+To the libraries, a convolution with 16 outputs is one like any other: it takes them as long as one with 64, and the
+gradient of its weight several times that. Here forwards the sum over inputs and taps is shared out, so that a small
+picture fills a GPU too, and on the way back all that needs nothing of each other shares a launch. Sums are float32, and
+made in a fixed order.
+
+Pictures are channels last in memory, and written here as rows: one for each pixel of each picture.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from torch import Tensor
+
+from . import Steps
+from .launch import launch
+from .linear import _add, _block, _padded, _store, _summed
+
+_PIXELS, _CHANNELS = 64, 64  # of a tile
+_PROGRAMS, _MOST_PARTS = 264, 16  # that a sum is shared out to, and for one tile of pixels
+_SUMMED = 128  # pixels that the gradients of the factors are summed up from at a time
+_ADDED = 128  # channels of a tile of the input's or output's sums
+
+
+def add_branch(output: Tensor, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float) -> Tensor:
+    """Adds s · up(down * x) to output, and gives down * x as rows (pixels of output, rank).
+
+    output: (n, out, h', w'); x: (n, in, h, w); down: (rank, in, kernel...), all of them channels last in memory; up:
+    (out, rank), contiguous. All are float16 or all bfloat16.
+    """
+    (outputs, rank), pixels = up.shape, output.numel() // output.shape[1]
+    blocks, chunks = triton.cdiv(pixels, _PIXELS), triton.cdiv(x.shape[1], _CHANNELS) * down[0, 0].numel()
+    each = triton.cdiv(chunks, max(1, min(_MOST_PARTS, _PROGRAMS // blocks)))
+    parts = triton.cdiv(chunks, each)
+    sums = x.new_empty(parts, pixels, rank, dtype=torch.float32)
+    inner = x.new_empty(pixels, rank)
+    with torch.cuda.device_of(x):
+        launch(
+            _convolve, (blocks, parts),
+            x, down, sums, pixels, each, *_shape(x, output), *_geometry(down, steps), rank, _padded(rank),
+            _PIXELS, _CHANNELS,
+        )  # fmt: skip
+        launch(
+            _add_up, (blocks, triton.cdiv(outputs, _ADDED)),
+            sums, inner, up, output, scale, pixels, parts, outputs, rank, _padded(rank), _PIXELS, _ADDED,
+        )  # fmt: skip
+    return inner
+
+
+def add_gradients(
+    x: Tensor, gradient: Tensor, inner: Tensor, through: Tensor, down: Tensor, of_down: Tensor, of_up: Tensor,
+    of_input: Tensor | None, steps: Steps, scale: float,
+) -> None:  # fmt: skip
+    """Adds s · gᵀ inner to of_up (out, rank), and what of_down (rank, in, kernel...) and of_input get.
+
+    gradient: (n, out, h', w') and x channels last in memory, as down and of_input are; of_down contiguous. inner = down * x
+    and through = g · up: rows (pixels of the output, rank). of_input may be None.
+    """
+    (outputs, rank), inputs, pixels = of_up.shape, x.shape[1], len(through)
+    ups, across = triton.cdiv(outputs, _CHANNELS), triton.cdiv(inputs, _CHANNELS)
+    sums = ups + down[0, 0].numel() * across
+    source = x.numel() // inputs
+    tiles = 0 if of_input is None else triton.cdiv(source, _PIXELS) * triton.cdiv(inputs, _ADDED)
+    with torch.cuda.device_of(x):
+        launch(
+            _add_gradients, (sums + tiles,),
+            x, gradient, inner, through, down, of_down, of_up, x if of_input is None else of_input, scale, pixels,
+            source, outputs, ups, sums, *_shape(x, gradient), *_geometry(down, steps), rank, _padded(rank),
+            _PIXELS, _CHANNELS, _SUMMED, _ADDED, num_stages=4,
+        )  # fmt: skip
+
+
+def _shape(x: Tensor, output: Tensor) -> tuple[int, ...]:
+    """Channels, height and width of the input; height and width of the output."""
+    return *x.shape[1:], *output.shape[2:]
+
+
+def _geometry(down: Tensor, steps: Steps) -> tuple[int, ...]:
+    """The kernel's sides, and each of the steps, as constants."""
+    return *down.shape[2:], *steps.stride, *steps.padding, *steps.dilation
+
+
+@triton.jit
+def _pixel(number, height, width):  # type: ignore[no-untyped-def]
+    """Picture, line and column of a pixel."""
+    return number // (height * width), number // width % height, number % width
+
+
+@triton.jit
+def _at_tap(  # type: ignore[no-untyped-def]
+    x, picture, line, column, inside, channel, tap, channels, height, width, ACROSS: tl.constexpr,
+    STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr, PAD_X: tl.constexpr,
+    STEP_Y: tl.constexpr, STEP_X: tl.constexpr,
+):  # fmt: skip
+    """What a tap of the kernel sees of the input for some pixels of the output; zero beyond the edges."""
+    y, z = line * STRIDE_Y - PAD_Y + tap // ACROSS * STEP_Y, column * STRIDE_X - PAD_X + tap % ACROSS * STEP_X
+    seen = inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+    at = ((picture.to(tl.int64) * height + y) * width + z) * channels
+    return tl.load(x + at[:, None] + channel[None, :], mask=seen[:, None] & (channel < channels)[None, :], other=0.0)
+
+
+@triton.jit
+def _of_tap(down, tap, ranks, channel, channels, TAPS: tl.constexpr, RANK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The weights of one tap, (rank, channels)."""
+    at = (ranks * TAPS + tap)[:, None] * channels + channel[None, :]
+    return tl.load(down + at, mask=(ranks < RANK)[:, None] & (channel < channels)[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=["pixels", "each", "height", "width", "high", "wide"])
+def _convolve(  # type: ignore[no-untyped-def]
+    x, down, sums, pixels, each, channels, height, width, high, wide,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
+    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """For some pixels a part of the sum over taps and channels."""
+    chunks = tl.cdiv(channels, CHANNELS)
+    number, ranks = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), tl.arange(0, PADDED)
+    picture, line, column = _pixel(number, high, wide)
+    total = tl.zeros((PIXELS, PADDED), tl.float32)
+    first = tl.program_id(1) * each
+    for chunk in range(first, tl.minimum(first + each, chunks * DOWN * ACROSS)):
+        tap, channel = chunk // chunks, chunk % chunks * CHANNELS + tl.arange(0, CHANNELS)
+        seen = _at_tap(
+            x, picture, line, column, number < pixels, channel, tap, channels, height, width, ACROSS,
+            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X,
+        )  # fmt: skip
+        weights = _of_tap(down, tap, ranks, channel, channels, DOWN * ACROSS, RANK)
+        total = tl.dot(seen, tl.trans(weights), total)
+    _store(sums + tl.program_id(1).to(tl.int64) * pixels * RANK, number, ranks, pixels, RANK, total)
+
+
+@triton.jit(do_not_specialize=["scale", "pixels", "parts"])
+def _add_up(  # type: ignore[no-untyped-def]
+    sums, inner, up, output, scale, pixels, parts, outputs,
+    RANK: tl.constexpr, PADDED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Joins the parts, and adds s · inner · upᵀ to a tile of the output."""
+    number, ranks = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), tl.arange(0, PADDED)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    total = tl.zeros((PIXELS, PADDED), tl.float32)
+    for _ in range(0, parts):
+        total += _block(sums, number, ranks, RANK, pixels, RANK)
+        sums += pixels * RANK
+    short = total.to(inner.dtype.element_ty)
+    if tl.program_id(1) == 0:
+        _store(inner, number, ranks, pixels, RANK, short)
+    added = tl.dot(short, tl.trans(_block(up, channel, ranks, RANK, outputs, RANK)))
+    _add(output, number, channel, pixels, outputs, scale * added)
+
+
+@triton.jit(do_not_specialize=["scale", "pixels", "source", "ups", "sums", "height", "width", "high", "wide"])
+def _add_gradients(  # type: ignore[no-untyped-def]
+    x, gradient, inner, through, down, of_down, of_up, of_input, scale, pixels, source, outputs, ups, sums,
+    channels, height, width, high, wide,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
+    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMMED: tl.constexpr, ADDED: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if program < ups:
+        added = _summed(gradient, inner, pixels, outputs, outputs, program, RANK, PADDED, CHANNELS, SUMMED)
+        channel = program * CHANNELS + tl.arange(0, CHANNELS)
+        _add(of_up, channel, tl.arange(0, PADDED), outputs, RANK, scale * added)
+    elif program < sums:
+        _add_to_down(
+            x, through, of_down, scale, pixels, program - ups, channels, height, width, high, wide, DOWN, ACROSS,
+            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X, RANK, PADDED, CHANNELS, SUMMED,
+        )  # fmt: skip
+    else:
+        _add_to_input(
+            of_input, through, down, scale, source, program - sums, channels, height, width, high, wide, DOWN, ACROSS,
+            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X, RANK, PADDED, PIXELS, ADDED,
+        )  # fmt: skip
+
+
+@triton.jit
+def _add_to_down(  # type: ignore[no-untyped-def]
+    x, through, of_down, scale, pixels, place, channels, height, width, high, wide,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
+    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    CHANNELS: tl.constexpr, SUMMED: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one tap for some channels."""
+    across = tl.cdiv(channels, CHANNELS)
+    tap, channel = place // across, place % across * CHANNELS + tl.arange(0, CHANNELS)
+    ranks = tl.arange(0, PADDED)
+    total = tl.zeros((CHANNELS, PADDED), tl.float32)
+    for begin in range(0, pixels, SUMMED):
+        number = begin + tl.arange(0, SUMMED)
+        picture, line, column = _pixel(number, high, wide)
+        seen = _at_tap(
+            x, picture, line, column, number < pixels, channel, tap, channels, height, width, ACROSS,
+            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X,
+        )  # fmt: skip
+        total = tl.dot(tl.trans(seen), _block(through, number, ranks, RANK, pixels, RANK), total)
+    at = of_down + (ranks[None, :] * channels + channel[:, None]) * (DOWN * ACROSS) + tap
+    inside = (channel < channels)[:, None] & (ranks < RANK)[None, :]
+    tl.store(at, tl.load(at, mask=inside, other=0.0).to(tl.float32) + scale * total, mask=inside)
+
+
+@triton.jit
+def _add_to_input(  # type: ignore[no-untyped-def]
+    of_input, through, down, scale, source, tile, channels, height, width, high, wide,
+    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
+    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """A tile of the input's pixels and channels gets what the pixels of the output saw of it."""
+    across = tl.cdiv(channels, CHANNELS)
+    number, ranks = tile // across * PIXELS + tl.arange(0, PIXELS), tl.arange(0, PADDED)
+    channel = tile % across * CHANNELS + tl.arange(0, CHANNELS)
+    picture, line, column = _pixel(number, height, width)
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for tap in range(0, DOWN * ACROSS):
+        y, z = line + PAD_Y - tap // ACROSS * STEP_Y, column + PAD_X - tap % ACROSS * STEP_X
+        sees = (number < source) & (y >= 0) & (y % STRIDE_Y == 0) & (z >= 0) & (z % STRIDE_X == 0)
+        sees &= (y // STRIDE_Y < high) & (z // STRIDE_X < wide)
+        at = (picture * high + y // STRIDE_Y) * wide + z // STRIDE_X
+        rows = through + at.to(tl.int64)[:, None] * RANK + ranks[None, :]
+        narrow = tl.load(rows, mask=sees[:, None] & (ranks < RANK)[None, :], other=0.0)
+        total = tl.dot(narrow, _of_tap(down, tap, ranks, channel, channels, DOWN * ACROSS, RANK), total)
+    _add(of_input, number, channel, source, channels, scale * total)
