@@ -125,7 +125,7 @@ def _add_gradients(
     rows, of_up = _rows(gradient), up.grad.flatten(1)
     through = rows @ up.detach().flatten(1)
     kernels = find_kernels(x.device, x.dtype)
-    if kernels is not None and kernels.take_convolution(gradient, len(down)):
+    if kernels is not None and kernels.take_way_back(gradient, len(down)):
         kernels.convolution.add_gradients(
             x, gradient, inner, through, narrow, down.grad, of_up, of_input, steps, branch.scale
         )

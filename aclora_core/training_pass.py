@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .content_hash import plain_parts
 from .drawing import Drawing, Step
 from .fast_modules import fast_modules
 from .graphs import Graphs, map_tensors
+from .kernels import compiling_together, find_kernels
 from .layer_patterns import ranks
 from .model import Model
 from .objective import denoising_losses
@@ -77,8 +78,7 @@ class TrainingPass:
         quick = fast_modules(model.network, model.is_plain, *model.fast_classes)
         adapter = lora.attached(self.layers, self.weights.branches, model.is_plain)
         with quick, adapter as join_siblings, self.memory.attached():
-            self._try()
-            join_siblings()
+            self._try(join_siblings)
             self._fit_memory()
             try:
                 yield
@@ -198,18 +198,31 @@ class TrainingPass:
         self.stepper.clear_gradients()
         return self.stepper.step(batches)
 
-    def _try(self) -> None:
-        """One way there and back with one picture, so that a model that cannot be trained fails before the work."""
+    def _try(self, join_siblings: Callable[[], None]) -> None:
+        """One way there and back with one picture, so that a model that cannot be trained fails before the work.
+
+        join_siblings: to be called when layers were seen that read the same tensor.
+        """
         batch = self._drawing.trial(self._pictures[0])
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
+        kernels = find_kernels(self.model.device, self.model.dtype)
+        if kernels is not None:
+            with compiling_together(self.model.device, kernels):
+                for _ in range(2):  # layers alone, and joined
+                    self._there_and_back(batch)
+                    join_siblings()
+        self._there_and_back(batch)
+        join_siblings()
+        self.stepper.clear_gradients()
+        if self.config.checkpointing == "automatic":
+            self.memory.again.clear()
+
+    def _there_and_back(self, batch: Batch) -> None:
         if not self._works(batch):
             # Most likely the network overwrites what its backward pass needs; that shows in many ways.
             self.memory.out_of_place = True
             self._loss(batch)[0].backward()
-        self.stepper.clear_gradients()
-        if self.config.checkpointing == "automatic":
-            self.memory.again.clear()
 
     def _works(self, batch: Batch) -> bool:
         """Whether the network gives gradients. Kept, its error would keep the hooks of checkpoints alive."""

@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ours, without graphs (eager)": {"graph": False},
     "ours, without kernels": {ours.WITHOUT: "kernels"},
     "ours, layers and branches apart": {ours.WITHOUT: "joint layers"},
+    "ours, every layer by itself": {ours.WITHOUT: "siblings"},
     "ours, without cuDNN's attention": {ours.WITHOUT: "attention"},
 }
 BARE = "bare loop"

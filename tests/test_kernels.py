@@ -108,3 +108,75 @@ def test_pictures_are_taken_whose_channels_come_last() -> None:
     assert not ours.take_picture(last[:, :, ::2]) and not ours.take_picture(last.permute(0, 2, 3, 1))
     assert not ours.take_picture(torch.zeros(2, 3, 1, 1)) and not ours.take_picture(last.double())
     assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 5).take_picture(last)  # type: ignore[arg-type]
+
+
+class Recorded:
+    """Stands in for a kernel: what it would be compiled for, and whether it was run."""
+
+    class Parameter:
+        def __init__(self, is_constexpr: bool = False, do_not_specialize: bool = False) -> None:
+            self.is_constexpr, self.do_not_specialize = is_constexpr, do_not_specialize
+
+    def __init__(self, fails: bool = False) -> None:
+        self.params = [self.Parameter(), self.Parameter(), self.Parameter(do_not_specialize=True), self.Parameter(True)]
+        self.compiled: list[tuple] = []
+        self.fails = fails
+
+    def warmup(self, *arguments: object, grid: tuple, **options: object) -> None:
+        self.compiled.append((*arguments, options))
+        if self.fails:
+            raise RuntimeError("no such instruction")
+
+
+def test_kernels_of_a_first_pass_are_compiled_once_each_and_not_run() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")
+    from aclora_core.kernels.launch import compiling_together, launch
+
+    kernel, failing, x = Recorded(), Recorded(fails=True), torch.zeros(4)
+    with compiling_together(torch.device("cpu")):
+        launch(kernel, (1,), x, 16, 5, 2)
+        launch(kernel, (9,), x + 1, 32, 6, 2)  # the same variant: both numbers are multiples of 16
+        launch(kernel, (1,), x, 17, 5, 2)
+        launch(kernel, (1,), x.double(), 16, 5, 2)
+        launch(kernel, (1,), x, 16, 5, 3)
+        launch(kernel, (1,), x, 16, 5, 2, num_warps=8)
+        launch(failing, (1,), x, 16, 5, 2)
+        assert not kernel.compiled
+    assert len(kernel.compiled) == 5 and len(failing.compiled) == 1
+    assert kernel.compiled[0] == (torch.float32, 16, 5, 2, {})  # no tensor was kept
+    with pytest.raises(TypeError):  # afterwards kernels are run, and this is none
+        launch(kernel, (1,), x, 16, 5, 2)
+
+
+def test_what_fails_in_a_first_pass_compiles_nothing() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")
+    from aclora_core.kernels import launch as launching
+
+    kernel = Recorded()
+    with pytest.raises(ValueError, match="stop"), launching.compiling_together(torch.device("cpu")):
+        launching.launch(kernel, (1,), torch.zeros(1), 16, 5, 2)
+        raise ValueError("stop")
+    assert not kernel.compiled and launching._wanted is None
+
+
+def test_long_sums_are_left_to_the_libraries() -> None:
+    ours = Kernels("cpu", *[None] * 5)  # type: ignore[arg-type]
+    half = torch.float16
+    weight, wide = torch.zeros(1280, 1280, dtype=half), torch.zeros(10240, 1280, dtype=half)
+    rows = torch.zeros(1024, 1280, dtype=half)
+    assert ours.take_forward(rows, weight, 16) and ours.take_backward(rows, weight, 16)
+    assert not ours.take_forward(rows, wide, 16) and not ours.take_backward(rows, wide, 16)
+    assert not ours.take_forward(rows, weight.t()[:, :100], 16)  # not whole, nor a multiple of 64
+    assert not ours.take_forward(rows.float(), weight.float(), 16) and not ours.take_forward(rows, weight, 65)
+    assert ours.take_sums(rows, rows, 64) and not ours.take_sums(rows.expand(17, -1, -1).reshape(-1, 1280), rows, 16)
+    small, large = (torch.zeros(1, 1, side, side, dtype=half) for side in (64, 128))
+    assert ours.take_convolution(large, 16) and ours.take_way_back(small, 16) and not ours.take_way_back(large, 16)
+
+
+def test_attention_to_many_keys_is_left_to_the_libraries() -> None:
+    ours = Kernels("cpu", *[None] * 5)  # type: ignore[arg-type]
+    query, caption, long = (torch.zeros(1, 2, rows, 64, dtype=torch.float16) for rows in (900, 77, 231))
+    assert ours.take_attention(query, caption, caption)
+    assert not ours.take_attention(query, long, long) and not ours.take_attention(query, caption, long)
+    assert not ours.take_attention(query.float(), caption.float(), caption.float())
+    assert not ours.take_attention(query, caption[:, :1], caption[:, :1])  # heads that share keys

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -101,9 +102,13 @@ class Kernels(NamedTuple):
         return self._take_thin(x, rank) and self._take_thin(gradient, rank) and len(x) <= 16384
 
     def take_convolution(self, output: Tensor, rank: int) -> bool:
-        """Whether convolution can, and is quicker than the libraries, which share long sums out."""
-        pixels = output.numel() // max(1, output.shape[1])
-        return self.take(output) and output.dtype != torch.float32 and 0 < pixels <= 16384 and rank <= 64
+        """Whether convolution.add_branch can."""
+        return self.take(output) and output.dtype != torch.float32 and output.numel() > 0 and rank <= 64
+
+    def take_way_back(self, gradient: Tensor, rank: int) -> bool:
+        """Whether convolution.add_gradients can, and is quicker than the libraries, which share long sums out."""
+        pixels = gradient.numel() // max(1, gradient.shape[1])
+        return self.take_convolution(gradient, rank) and pixels <= 8192
 
     def _take_linear(self, rows: Tensor, weight: Tensor, rank: int) -> bool:
         whole = all(side % 64 == 0 for side in weight.shape) and weight.is_contiguous()
@@ -145,6 +150,8 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         from .group_norm import group_norm
 
         kernels = Kernels(device.type, geglu, group_norm, linear, convolution, attention)
+        with compiling_together(device, kernels):
+            _largest_error(kernels, device, dtype)
         error = _largest_error(kernels, device, dtype)
         if not error < 0.02:
             raise ValueError(f"they are wrong by {error:.2g} on this device")
@@ -153,6 +160,21 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         log.info("AC-LoRA: steps are somewhat slower, as Triton's kernels cannot be used here (%s).", reason)
         return None
     return kernels
+
+
+@contextmanager
+def compiling_together(device: torch.device, kernels: Kernels | None) -> Iterator[None]:
+    """Has what is computed in the context only tell which kernels are to be compiled; they are at its end, at once.
+
+    kernels: those that are found for the device; without any this changes nothing.
+    """
+    if kernels is None:
+        yield
+        return
+    from . import launch
+
+    with launch.compiling_together(device):
+        yield
 
 
 def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:

@@ -56,8 +56,8 @@ def add_gradients(
 ) -> None:  # fmt: skip
     """Adds s · gᵀ inner to of_up (out, rank), and what of_down (rank, in, kernel...) and of_input get.
 
-    gradient: (n, out, h', w') and x channels last in memory, as down and of_input are; of_down contiguous. inner = down * x
-    and through = g · up: rows (pixels of the output, rank). of_input may be None.
+    gradient: (n, out, h', w') and x channels last in memory, as down and of_input are; of_down contiguous. inner =
+    down * x and through = g · up: rows (pixels of the output, rank). of_input may be None.
     """
     (outputs, rank), inputs, pixels = of_up.shape, x.shape[1], len(through)
     ups, across = triton.cdiv(outputs, _CHANNELS), triton.cdiv(inputs, _CHANNELS)

@@ -20,6 +20,9 @@ PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_o
 
 
 WITHOUT = "without"  # names a lever that is taken away, which is no setting of the pack
+_FINDERS = (
+    "aclora_core.branch_function", "aclora_core.branch_convolution", "aclora_core.training_pass", "nodes.host.kernels",
+)  # fmt: skip
 
 
 def core(pack: ModuleType) -> ModuleType:
@@ -53,12 +56,16 @@ def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any])
 def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[None]:
     """Makes one model slower; it is thrown away with its training."""
     plain, norms = trainable.is_plain, torch.nn.GroupNorm
-    branches = importlib.import_module(f"{pack.__name__}.aclora_core.branch_function")
-    find_kernels = branches.find_kernels
+    finders = [importlib.import_module(f"{pack.__name__}.{name}") for name in _FINDERS]
+    siblings = importlib.import_module(f"{pack.__name__}.aclora_core.siblings").Siblings
+    find_kernels, join = finders[0].find_kernels, siblings.join
     if lever == "kernels":
         trainable.fast_classes = ()
         trainable.is_plain = lambda layer: not isinstance(layer, norms) and plain(layer)
-        branches.find_kernels = lambda device, dtype: None
+        for module in finders:
+            module.find_kernels = lambda device, dtype: None
+    elif lever == "siblings":
+        siblings.join = lambda self: None
     elif lever == "joint layers":
         trainable.is_plain = lambda layer: isinstance(layer, norms) and plain(layer)
     elif lever == "attention":
@@ -69,7 +76,9 @@ def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[No
     try:
         yield
     finally:
-        branches.find_kernels = find_kernels
+        siblings.join = join
+        for module in finders:
+            module.find_kernels = find_kernels
 
 
 def trained(
