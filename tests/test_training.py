@@ -506,3 +506,26 @@ def test_a_stopped_training_goes_on_bit_for_bit_whatever_it_learns_with(changes,
     assert again.report.losses == whole.report.losses and again.report.validation == whole.report.validation
     for found, expected in zip(tensors(again), tensors(whole), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_a_first_pass_that_only_compiles_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, kernels are asked for in passes whose numbers mean nothing; here the passes alone are made."""
+    alone = trained(settings())
+    passes: list[str] = []
+
+    @contextmanager
+    def compiling(*_: object) -> Iterator[None]:
+        passes.append("begins")
+        yield
+        passes.append("ends")
+
+    monkeypatch.setattr(training_pass, "find_kernels", lambda *_: object())
+    monkeypatch.setattr(training_pass, "compiling_together", compiling)
+    monkeypatch.setattr(
+        training_pass.TrainingPass, "_there_and_back", counting(training_pass.TrainingPass._there_and_back, passes)
+    )
+    after = trained(settings())
+    assert passes == ["begins", "pass", "pass", "ends", "pass"]
+    for name, layer in alone.adapter.layers.items():
+        assert torch.equal(layer.lora_down, after.adapter.layers[name].lora_down)
+        assert torch.equal(layer.lora_up, after.adapter.layers[name].lora_up)

@@ -51,7 +51,7 @@ def compiling_together(device: torch.device) -> Iterator[None]:
         with suppress(Exception), chosen:  # what cannot be compiled says so when it is to run
             work()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # more wait for Python's lock
         list(pool.map(compile_one, wanted.values()))
 
 
