@@ -12,8 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .branch_function import AdaptedLayer, adapted_linears
-
-_MOST = 3  # layers at a time
+from .kernels import MOST_LAYERS
 
 
 class Siblings:
@@ -41,7 +40,7 @@ class Siblings:
 
     def join(self) -> None:
         """Has those computed together that have read the same tensor so far."""
-        self._followers = {first: numbers[: _MOST - 1] for first, numbers in self._seen.items()}
+        self._followers = {first: numbers[: MOST_LAYERS - 1] for first, numbers in self._seen.items()}
 
     def _output(self, number: int, x: Tensor) -> Tensor:
         if len(self._layers) == 1 or x.is_inference():  # such a tensor does not tell whether it was changed

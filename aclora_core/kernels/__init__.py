@@ -19,6 +19,9 @@ from torch import Tensor
 log = logging.getLogger("aclora")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MOST_LAYERS = 3  # that linear takes at a time
+DEEP = 64  # numbers that linear multiplies and adds at a time; the sides that it sums up must be multiples of it
+MOST_KEYS, MOST_CHANNELS = 128, 128  # of attention
 
 
 class Geglu(Protocol):
@@ -111,7 +114,7 @@ class Kernels(NamedTuple):
         return self.take_convolution(gradient, rank) and pixels <= 8192
 
     def _take_linear(self, rows: Tensor, weight: Tensor, rank: int) -> bool:
-        whole = all(side % 64 == 0 for side in weight.shape) and weight.is_contiguous()
+        whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous()
         return self._take_thin(rows, rank) and whole and weight.dtype == rows.dtype
 
     def _take_thin(self, rows: Tensor, rank: int) -> bool:
@@ -121,7 +124,8 @@ class Kernels(NamedTuple):
         """Whether attention can, and is quicker than the libraries' kernels, which like many keys."""
         given = query, key, value
         alike = all(it.dim() == 4 and it.dtype == query.dtype and it.stride(-1) == 1 and self.take(it) for it in given)
-        few = alike and query.dtype != torch.float32 and 0 < key.shape[2] <= 128 and query.shape[-1] <= 128
+        few = alike and 0 < key.shape[2] <= MOST_KEYS and query.shape[-1] <= MOST_CHANNELS
+        few = few and query.dtype != torch.float32
         same = few and key.shape == value.shape and key.shape[:2] == query.shape[:2] and key.shape[3] == query.shape[3]
         return same and query.numel() > 0
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .launch import launch
 
-MOST_KEYS, MOST_CHANNELS = 128, 128
 _QUERIES, _WARPS = 128, 8  # of a tile
 
 

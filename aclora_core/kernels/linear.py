@@ -16,10 +16,9 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
+from . import DEEP, MOST_LAYERS
 from .launch import launch
 
-MOST = 3  # layers at a time
-DEEP = 64  # numbers that are multiplied and added at a time; the sides that are summed up must be multiples of it
 # Sides of a tile, depth, warps and stages, by the number of rows: on an H100 the quickest of those tried.
 _TILES = (
     (16, (16, 32, DEEP, 2, 5)),
@@ -102,9 +101,9 @@ def _tile_for(rows: int) -> tuple[int, int, int, int, int]:
 
 
 def _distances(tensors: Sequence[Tensor]) -> list[int]:
-    """How many numbers after the first tensor the second and the third begin, of MOST."""
+    """How many numbers after the first tensor the second and the third begin, of MOST_LAYERS."""
     begins = [(it.data_ptr() - tensors[0].data_ptr()) // it.element_size() for it in tensors[1:]]
-    return begins + [0] * (MOST - 1 - len(begins))
+    return begins + [0] * (MOST_LAYERS - 1 - len(begins))
 
 
 def _padded(rank: int) -> int:
