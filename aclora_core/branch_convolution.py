@@ -91,7 +91,7 @@ class AdaptedConvolution(torch.autograd.Function):
         narrow = down.contiguous(memory_format=torch.channels_last)
         output = F.conv2d(x, weight, bias, *steps).contiguous(memory_format=torch.channels_last)
         kernels = find_kernels(x.device, x.dtype)
-        if kernels is not None and kernels.take_convolution(output, len(down)):
+        if kernels is not None and kernels.take_convolution(x, output, len(down)):
             inner = kernels.convolution.add_branch(output, x, narrow, up.flatten(1), steps, branch.scale)
         else:
             inner = _rows(F.conv2d(x, narrow, None, *steps))
@@ -125,7 +125,7 @@ def _add_gradients(
     rows, of_up = _rows(gradient), up.grad.flatten(1)
     through = rows @ up.detach().flatten(1)
     kernels = find_kernels(x.device, x.dtype)
-    if kernels is not None and kernels.take_way_back(gradient, len(down)):
+    if kernels is not None and kernels.take_way_back(x, gradient, len(down)):
         kernels.convolution.add_gradients(
             x, gradient, inner, through, narrow, down.grad, of_up, of_input, steps, branch.scale
         )

@@ -169,8 +169,10 @@ def test_long_sums_are_left_to_the_libraries() -> None:
     assert not ours.take_forward(rows, weight.t()[:, :100], 16)  # not whole, nor a multiple of 64
     assert not ours.take_forward(rows.float(), weight.float(), 16) and not ours.take_forward(rows, weight, 65)
     assert ours.take_sums(rows, rows, 64) and not ours.take_sums(rows.expand(17, -1, -1).reshape(-1, 1280), rows, 16)
-    small, large = (torch.zeros(1, 1, side, side, dtype=half) for side in (64, 128))
-    assert ours.take_convolution(large, 16) and ours.take_way_back(small, 16) and not ours.take_way_back(large, 16)
+    sizes = (16, 64), (16, 128), (4, 64)
+    small, large, thin = (torch.zeros(1, count, side, side, dtype=half) for count, side in sizes)
+    assert ours.take_convolution(large, large, 16) and not ours.take_convolution(thin, small, 16)
+    assert ours.take_way_back(small, small, 16) and not ours.take_way_back(large, large, 16)
 
 
 def test_attention_to_many_keys_is_left_to_the_libraries() -> None:

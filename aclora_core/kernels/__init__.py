@@ -104,14 +104,15 @@ class Kernels(NamedTuple):
         """The same for linear.add_gradients; PyTorch shares long sums out."""
         return self._take_thin(x, rank) and self._take_thin(gradient, rank) and len(x) <= 16384
 
-    def take_convolution(self, output: Tensor, rank: int) -> bool:
-        """Whether convolution.add_branch can."""
-        return self.take(output) and output.dtype != torch.float32 and output.numel() > 0 and rank <= 64
+    def take_convolution(self, x: Tensor, output: Tensor, rank: int) -> bool:
+        """Whether convolution.add_branch can, and is worth its compilation: pictures of a few channels come once."""
+        whole = x.shape[1] % 16 == 0 and output.shape[1] % 16 == 0
+        return self.take(output) and output.dtype != torch.float32 and output.numel() > 0 and whole and rank <= 64
 
-    def take_way_back(self, gradient: Tensor, rank: int) -> bool:
+    def take_way_back(self, x: Tensor, gradient: Tensor, rank: int) -> bool:
         """Whether convolution.add_gradients can, and is quicker than the libraries, which share long sums out."""
         pixels = gradient.numel() // max(1, gradient.shape[1])
-        return self.take_convolution(gradient, rank) and pixels <= 8192
+        return self.take_convolution(x, gradient, rank) and pixels <= 8192
 
     def _take_linear(self, rows: Tensor, weight: Tensor, rank: int) -> bool:
         whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous()
@@ -182,7 +183,10 @@ def compiling_together(device: torch.device, kernels: Kernels | None) -> Iterato
 
 
 def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:
-    """How far outputs and gradients are from PyTorch's for small examples, as a share of the largest value."""
+    """How far outputs and gradients are from PyTorch's for small examples, as a share of the largest value.
+
+    Ranks and types are those of most trainings, so that what is compiled for the examples is of use to them.
+    """
     generator = torch.Generator(device).manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, device=device, dtype=dtype)
     with torch.inference_mode(False), torch.enable_grad():
@@ -208,8 +212,8 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
 def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
     """The same for two layers and their branches, in the types that there are kernels for."""
     x, weights, biases, gradients = draw(70, 128), [*draw(2, 192, 128)], [*draw(2, 192)], [*draw(2, 70, 192)]
-    downs, ups = [*draw(2, 4, 128)], [*draw(2, 192, 4)]
-    if not kernels.take_backward(x, weights[0], 4):
+    downs, ups = [*draw(2, 16, 128)], [*draw(2, 192, 16)]
+    if not kernels.take_backward(x, weights[0], 16):
         return []
     outputs, inner = kernels.linear.forward(x, weights, biases, downs, ups, 0.5)
     of_input, through = kernels.linear.backward(gradients, weights, downs, ups, 0.5)
@@ -229,32 +233,32 @@ def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Ten
 def _errors_of_convolution(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
     """The same for a convolution's branch."""
     steps, last = Steps((1, 1), (1, 1), (1, 1)), torch.channels_last
-    x, output, gradient = (draw(1, width, 9, 8).contiguous(memory_format=last) for width in (40, 24, 24))
-    if not kernels.take_convolution(output, 4):
+    x, output, gradient = (draw(1, width, 9, 8).contiguous(memory_format=last) for width in (80, 48, 48))
+    if not kernels.take_convolution(x, output, 16):
         return []
-    down, up = draw(4, 40, 3, 3).contiguous(memory_format=last).requires_grad_(), draw(24, 4).requires_grad_()
+    down, up = draw(16, 80, 3, 3).contiguous(memory_format=last).requires_grad_(), draw(48, 16).requires_grad_()
     wanted = x.detach().requires_grad_()
     narrow = F.conv2d(wanted, down, None, *steps)
     result = 0.5 * F.conv2d(narrow, up[:, :, None, None])
     right = [narrow, result, *torch.autograd.grad(result, (wanted, down, up), gradient)]
-    through = gradient.permute(0, 2, 3, 1).reshape(-1, 24) @ up.detach()
+    through = gradient.permute(0, 2, 3, 1).reshape(-1, 48) @ up.detach()
     ours, of_input, of_down, of_up = (torch.zeros_like(it) for it in (output, x, down.contiguous(), up))
     inner = kernels.convolution.add_branch(ours, x, down.detach(), up.detach(), steps, 0.5)
     kernels.convolution.add_gradients(
         x, gradient, inner, through, down.detach(), of_down, of_up, of_input, steps, 0.5
     )
-    found = [inner.view(1, 9, 8, 4).permute(0, 3, 1, 2), ours, of_input, of_down, of_up]
+    found = [inner.view(1, 9, 8, 16).permute(0, 3, 1, 2), ours, of_input, of_down, of_up]
     return [_error(one, other.detach()) for one, other in zip(found, right, strict=True)]
 
 
 def _errors_of_attention(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
     """The same for attention."""
-    query, key, value = given = tuple(draw(1, 2, rows, 40).requires_grad_() for rows in (70, 21, 21))
+    query, key, value = given = tuple(draw(1, 2, rows, 64).requires_grad_() for rows in (70, 77, 77))
     if not kernels.take_attention(query, key, value):
         return []
-    plain = F.scaled_dot_product_attention(query, key, value, scale=0.2)
-    results = kernels.attention(query, key, value, 0.2), plain
-    gradient = draw(1, 2, 70, 40)
+    plain = F.scaled_dot_product_attention(query, key, value, scale=0.125)
+    results = kernels.attention(query, key, value, 0.125), plain
+    gradient = draw(1, 2, 70, 64)
     ways_back = [torch.autograd.grad(result, given, gradient) for result in results]
     return [_error(*(it.detach() for it in results)), *(_error(*pair) for pair in zip(*ways_back, strict=True))]
 

@@ -23,6 +23,9 @@ _PIXELS, _CHANNELS = 64, 64  # of a tile
 _PROGRAMS, _MOST_PARTS = 264, 16  # that a sum is shared out to, and for one tile of pixels
 _SUMMED = 128  # pixels that the gradients of the factors are summed up from at a time
 _ADDED = 128  # channels of a tile of the input's or output's sums
+_PLAIN = (  # numbers that are not worth a compilation of their own when they are 1 or a multiple of 16
+    "height", "width", "high", "wide", "taps", "abreast", "stride_y", "stride_x", "pad_y", "pad_x", "step_y", "step_x",
+)  # fmt: skip
 
 
 def add_branch(output: Tensor, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float) -> Tensor:
@@ -79,8 +82,8 @@ def _shape(x: Tensor, output: Tensor) -> tuple[int, ...]:
 
 
 def _geometry(down: Tensor, steps: Steps) -> tuple[int, ...]:
-    """The kernel's sides, and each of the steps, as constants."""
-    return *down.shape[2:], *steps.stride, *steps.padding, *steps.dilation
+    """How many taps there are and how many lie abreast, and each of the steps."""
+    return down[0, 0].numel(), down.shape[3], *steps.stride, *steps.padding, *steps.dilation
 
 
 @triton.jit
@@ -91,29 +94,27 @@ def _pixel(number, height, width):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _at_tap(  # type: ignore[no-untyped-def]
-    x, picture, line, column, inside, channel, tap, channels, height, width, ACROSS: tl.constexpr,
-    STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr, PAD_X: tl.constexpr,
-    STEP_Y: tl.constexpr, STEP_X: tl.constexpr,
+    x, picture, line, column, inside, channel, tap, channels, height, width, abreast,
+    stride_y, stride_x, pad_y, pad_x, step_y, step_x,
 ):  # fmt: skip
     """What a tap of the kernel sees of the input for some pixels of the output; zero beyond the edges."""
-    y, z = line * STRIDE_Y - PAD_Y + tap // ACROSS * STEP_Y, column * STRIDE_X - PAD_X + tap % ACROSS * STEP_X
+    y, z = line * stride_y - pad_y + tap // abreast * step_y, column * stride_x - pad_x + tap % abreast * step_x
     seen = inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
     at = ((picture.to(tl.int64) * height + y) * width + z) * channels
     return tl.load(x + at[:, None] + channel[None, :], mask=seen[:, None] & (channel < channels)[None, :], other=0.0)
 
 
 @triton.jit
-def _of_tap(down, tap, ranks, channel, channels, TAPS: tl.constexpr, RANK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _of_tap(down, tap, ranks, channel, channels, taps, RANK: tl.constexpr):  # type: ignore[no-untyped-def]
     """The weights of one tap, (rank, channels)."""
-    at = (ranks * TAPS + tap)[:, None] * channels + channel[None, :]
+    at = (ranks * taps + tap)[:, None] * channels + channel[None, :]
     return tl.load(down + at, mask=(ranks < RANK)[:, None] & (channel < channels)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["pixels", "each", "height", "width", "high", "wide"])
+@triton.jit(do_not_specialize=["pixels", "each", *_PLAIN])
 def _convolve(  # type: ignore[no-untyped-def]
     x, down, sums, pixels, each, channels, height, width, high, wide,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
-    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """For some pixels a part of the sum over taps and channels."""
@@ -122,13 +123,13 @@ def _convolve(  # type: ignore[no-untyped-def]
     picture, line, column = _pixel(number, high, wide)
     total = tl.zeros((PIXELS, PADDED), tl.float32)
     first = tl.program_id(1) * each
-    for chunk in range(first, tl.minimum(first + each, chunks * DOWN * ACROSS)):
+    for chunk in range(first, tl.minimum(first + each, chunks * taps)):
         tap, channel = chunk // chunks, chunk % chunks * CHANNELS + tl.arange(0, CHANNELS)
         seen = _at_tap(
-            x, picture, line, column, number < pixels, channel, tap, channels, height, width, ACROSS,
-            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X,
+            x, picture, line, column, number < pixels, channel, tap, channels, height, width, abreast,
+            stride_y, stride_x, pad_y, pad_x, step_y, step_x,
         )  # fmt: skip
-        weights = _of_tap(down, tap, ranks, channel, channels, DOWN * ACROSS, RANK)
+        weights = _of_tap(down, tap, ranks, channel, channels, taps, RANK)
         total = tl.dot(seen, tl.trans(weights), total)
     _store(sums + tl.program_id(1).to(tl.int64) * pixels * RANK, number, ranks, pixels, RANK, total)
 
@@ -152,12 +153,11 @@ def _add_up(  # type: ignore[no-untyped-def]
     _add(output, number, channel, pixels, outputs, scale * added)
 
 
-@triton.jit(do_not_specialize=["scale", "pixels", "source", "ups", "sums", "height", "width", "high", "wide"])
+@triton.jit(do_not_specialize=["scale", "pixels", "source", "ups", "sums", *_PLAIN])
 def _add_gradients(  # type: ignore[no-untyped-def]
     x, gradient, inner, through, down, of_down, of_up, of_input, scale, pixels, source, outputs, ups, sums,
     channels, height, width, high, wide,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
-    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMMED: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -167,21 +167,20 @@ def _add_gradients(  # type: ignore[no-untyped-def]
         _add(of_up, channel, tl.arange(0, PADDED), outputs, RANK, scale * added)
     elif program < sums:
         _add_to_down(
-            x, through, of_down, scale, pixels, program - ups, channels, height, width, high, wide, DOWN, ACROSS,
-            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X, RANK, PADDED, CHANNELS, SUMMED,
+            x, through, of_down, scale, pixels, program - ups, channels, height, width, high, wide, taps, abreast,
+            stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, CHANNELS, SUMMED,
         )  # fmt: skip
     else:
         _add_to_input(
-            of_input, through, down, scale, source, program - sums, channels, height, width, high, wide, DOWN, ACROSS,
-            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X, RANK, PADDED, PIXELS, ADDED,
+            of_input, through, down, scale, source, program - sums, channels, height, width, high, wide, taps, abreast,
+            stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, PIXELS, ADDED,
         )  # fmt: skip
 
 
 @triton.jit
 def _add_to_down(  # type: ignore[no-untyped-def]
     x, through, of_down, scale, pixels, place, channels, height, width, high, wide,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
-    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
     CHANNELS: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one tap for some channels."""
@@ -193,11 +192,11 @@ def _add_to_down(  # type: ignore[no-untyped-def]
         number = begin + tl.arange(0, SUMMED)
         picture, line, column = _pixel(number, high, wide)
         seen = _at_tap(
-            x, picture, line, column, number < pixels, channel, tap, channels, height, width, ACROSS,
-            STRIDE_Y, STRIDE_X, PAD_Y, PAD_X, STEP_Y, STEP_X,
+            x, picture, line, column, number < pixels, channel, tap, channels, height, width, abreast,
+            stride_y, stride_x, pad_y, pad_x, step_y, step_x,
         )  # fmt: skip
         total = tl.dot(tl.trans(seen), _block(through, number, ranks, RANK, pixels, RANK), total)
-    at = of_down + (ranks[None, :] * channels + channel[:, None]) * (DOWN * ACROSS) + tap
+    at = of_down + (ranks[None, :] * channels + channel[:, None]) * taps + tap
     inside = (channel < channels)[:, None] & (ranks < RANK)[None, :]
     tl.store(at, tl.load(at, mask=inside, other=0.0).to(tl.float32) + scale * total, mask=inside)
 
@@ -205,8 +204,7 @@ def _add_to_down(  # type: ignore[no-untyped-def]
 @triton.jit
 def _add_to_input(  # type: ignore[no-untyped-def]
     of_input, through, down, scale, source, tile, channels, height, width, high, wide,
-    DOWN: tl.constexpr, ACROSS: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr, PAD_Y: tl.constexpr,
-    PAD_X: tl.constexpr, STEP_Y: tl.constexpr, STEP_X: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A tile of the input's pixels and channels gets what the pixels of the output saw of it."""
@@ -215,12 +213,12 @@ def _add_to_input(  # type: ignore[no-untyped-def]
     channel = tile % across * CHANNELS + tl.arange(0, CHANNELS)
     picture, line, column = _pixel(number, height, width)
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for tap in range(0, DOWN * ACROSS):
-        y, z = line + PAD_Y - tap // ACROSS * STEP_Y, column + PAD_X - tap % ACROSS * STEP_X
-        sees = (number < source) & (y >= 0) & (y % STRIDE_Y == 0) & (z >= 0) & (z % STRIDE_X == 0)
-        sees &= (y // STRIDE_Y < high) & (z // STRIDE_X < wide)
-        at = (picture * high + y // STRIDE_Y) * wide + z // STRIDE_X
+    for tap in range(0, taps):
+        y, z = line + pad_y - tap // abreast * step_y, column + pad_x - tap % abreast * step_x
+        sees = (number < source) & (y >= 0) & (y % stride_y == 0) & (z >= 0) & (z % stride_x == 0)
+        sees &= (y // stride_y < high) & (z // stride_x < wide)
+        at = (picture * high + y // stride_y) * wide + z // stride_x
         rows = through + at.to(tl.int64)[:, None] * RANK + ranks[None, :]
         narrow = tl.load(rows, mask=sees[:, None] & (ranks < RANK)[None, :], other=0.0)
-        total = tl.dot(narrow, _of_tap(down, tap, ranks, channel, channels, DOWN * ACROSS, RANK), total)
+        total = tl.dot(narrow, _of_tap(down, tap, ranks, channel, channels, taps, RANK), total)
     _add(of_input, number, channel, source, channels, scale * total)

@@ -22,7 +22,6 @@ from .launch import launch
 # Sides of a tile, depth, warps and stages, by the number of rows: on an H100 the quickest of those tried.
 _TILES = (
     (16, (16, 32, DEEP, 2, 5)),
-    (64, (64, 32, DEEP, 4, 5)),
     (512, (64, 64, DEEP, 4, 4)),
     (1 << 40, (64, 128, DEEP, 4, 4)),
 )
@@ -49,7 +48,7 @@ def forward(
             _forward, (programs,),
             x, weights[0], biases[0] if biases else x, downs[0], ups[0], output, inner, scale, rows, outputs, inputs,
             x.stride(0), *_distances(weights), *_distances(biases), *_distances(downs), *_distances(ups),
-            bool(biases), len(weights), rank, _padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
+            len(biases), rank, _padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return output, inner
 
@@ -147,20 +146,18 @@ def _add(start, row, column, rows, columns, added):  # type: ignore[no-untyped-d
     _store(start, row, column, rows, columns, before.to(tl.float32) + added)
 
 
-@triton.jit(do_not_specialize=["scale", "rows"])
+@triton.jit(do_not_specialize=["scale", "rows", "biases"])
 def _forward(  # type: ignore[no-untyped-def]
     x, weight, bias, down, up, output, inner, scale, rows, outputs, inputs, stride,
-    weight_2, weight_3, bias_2, bias_3, down_2, down_3, up_2, up_3,
-    BIAS: tl.constexpr, LAYERS: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
-    HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+    weight_2, weight_3, bias_2, bias_3, down_2, down_3, up_2, up_3, biases,
+    RANK: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(rows, HIGH) * tl.cdiv(outputs, WIDE)
     layer = tl.program_id(0) // tiles
-    if LAYERS > 1:
-        weight += _distance(layer, weight_2, weight_3)
-        bias += _distance(layer, bias_2, bias_3)
-        down += _distance(layer, down_2, down_3)
-        up += _distance(layer, up_2, up_3)
+    weight += _distance(layer, weight_2, weight_3)
+    bias += _distance(layer, bias_2, bias_3)
+    down += _distance(layer, down_2, down_3)
+    up += _distance(layer, up_2, up_3)
     top, left = _tile(tl.program_id(0) % tiles, rows, outputs, HIGH, WIDE)
     row, column = top + tl.arange(0, HIGH), left + tl.arange(0, WIDE)
     ranks, deep = tl.arange(0, PADDED), tl.arange(0, DEEP)
@@ -178,25 +175,23 @@ def _forward(  # type: ignore[no-untyped-def]
         of_down += DEEP
     short = narrow.to(x.dtype.element_ty)
     total += scale * tl.dot(short, tl.trans(_block(up, column, ranks, RANK, outputs, RANK)))
-    if BIAS:
-        total += tl.load(bias + column % outputs).to(tl.float32)[None, :]
+    total += tl.load(bias + column, mask=(column < outputs) & (biases > 0), other=0.0).to(tl.float32)[None, :]
     _store(output + layer.to(tl.int64) * rows * outputs, row, column, rows, outputs, total)
     if left == 0:
         _store(inner + layer * rows * RANK, row, ranks, rows, RANK, short)
 
 
-@triton.jit(do_not_specialize=["scale", "rows"])
+@triton.jit(do_not_specialize=["scale", "rows", "layers"])
 def _backward(  # type: ignore[no-untyped-def]
     gradient, weight, down, up, of_input, through, scale, rows, outputs, inputs, stride,
-    gradient_2, gradient_3, weight_2, weight_3, down_2, down_3, up_2, up_3,
-    LAYERS: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
-    HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+    gradient_2, gradient_3, weight_2, weight_3, down_2, down_3, up_2, up_3, layers,
+    RANK: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     top, left = _tile(tl.program_id(0), rows, inputs, HIGH, WIDE)
     row, column = top + tl.arange(0, HIGH), left + tl.arange(0, WIDE)
     ranks, deep = tl.arange(0, PADDED), tl.arange(0, DEEP)
     total = tl.zeros((HIGH, WIDE), tl.float32)
-    for layer in tl.static_range(LAYERS):
+    for layer in range(0, layers):
         of_gradient = gradient + _distance(layer, gradient_2, gradient_3)
         of_gradient += (row % rows)[:, None] * stride + deep[None, :]
         of_weight = weight + _distance(layer, weight_2, weight_3)
