@@ -160,7 +160,7 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=["bf16", "fp16"], default="bf16", help="of the models, on a GPU")
     parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
     parser.add_argument("--check", action="store_true", help="compare training with and without CUDA graphs")
-    names = [scenario.name for scenario in check.SCENARIOS]
+    names = [check.GRADIENTS, *(scenario.name for scenario in check.SCENARIOS)]
     parser.add_argument("--scenarios", nargs="+", choices=names, metavar="NAME", default=[], help="of the check")
     return parser.parse_args(words)
 

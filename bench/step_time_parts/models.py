@@ -132,7 +132,10 @@ def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> An
 
 @torch.no_grad()
 def fill(network: nn.Module, seed: int = 0) -> None:
-    """Random weights that keep activations near 1; nothing starts at zero, so every layer gets a gradient."""
+    """Random weights that keep activations near 1; nothing starts at zero, so every layer gets a gradient.
+
+    They are numbers of bfloat16 in every type, so that models of different types are the same model.
+    """
     parameters = list(network.named_parameters())
     generator = torch.Generator(parameters[0][1].device).manual_seed(seed)
     for name, parameter in parameters:
@@ -142,6 +145,7 @@ def fill(network: nn.Module, seed: int = 0) -> None:
             parameter.normal_(0, 0.02, generator=generator)
         else:
             parameter.fill_(1)  # of a norm
+        parameter.copy_(parameter.bfloat16())
 
 
 def pictures(case: Case, count: int = PICTURES, sizes: int = 1) -> tuple[list[dict[str, Tensor]], list[Any]]:

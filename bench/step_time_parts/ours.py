@@ -95,11 +95,13 @@ def trained(
     checkpoints: a folder for them; a training that stopped there before goes on. preview_every: steps between pictures
     that the host's sampler draws.
     """
-    config = core(pack).TrainConfig(**{**PLAIN, **settings})
+    known = {name: value for name, value in settings.items() if name != WITHOUT}
+    config = core(pack).TrainConfig(**{**PLAIN, **known})
     latents, captions = pictures(case, sizes=sizes)
     losses: list[float] = []
     with torch.inference_mode():
-        with pack.nodes.host.training(build(case), latents, captions) as trainable:
+        opened = pack.nodes.host.training(build(case), latents, captions)
+        with opened as trainable, _without(settings.get(WITHOUT), pack, trainable):
             host, parts = pack.nodes.host, core(pack)
             previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0, 1.0))
             return parts.train(
