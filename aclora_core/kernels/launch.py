@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-_wanted: dict[Hashable, Callable[[], Any]] | None = None  # while launches are only written down: how to compile each
+_compile: Callable[..., None] | None = None  # takes what is launched, while it is only to be compiled
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """kernel[grid](*arguments, **options), for all arguments in their order."""
-    if _wanted is not None:
-        _wanted.setdefault(_variant(kernel, arguments, options), _compilation(kernel, grid, arguments, options))
+    if _compile is not None:
+        _compile(kernel, grid, arguments, options)
         return
     if not isinstance(kernel, JITFunction):  # the interpreter's
         kernel[grid](*arguments, **options)
@@ -34,17 +34,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 
 @contextmanager
 def compiling_together(device: torch.device) -> Iterator[None]:
-    """Kernels launched in the context do not run; at its end all of them are compiled, next to each other.
+    """Kernels launched in the context do not run, but are compiled next to each other, until its end.
 
     So what is computed there is of no use, but a first pass through a network takes seconds instead of a minute.
     """
-    global _wanted
-    wanted: dict[Hashable, Callable[[], Any]] = {}
-    _wanted = wanted
-    try:
-        yield
-    finally:
-        _wanted = None
+    global _compile
+    seen: set[Hashable] = set()
 
     def compile_one(work: Callable[[], Any]) -> None:
         chosen = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -52,7 +47,18 @@ def compiling_together(device: torch.device) -> Iterator[None]:
             work()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # more wait for Python's lock
-        list(pool.map(compile_one, wanted.values()))
+
+        def compile_once(kernel: Any, grid: Any, arguments: Any, options: Any) -> None:
+            variant = _variant(kernel, arguments, options)
+            if variant not in seen:
+                seen.add(variant)
+                pool.submit(compile_one, _compilation(kernel, grid, arguments, options))
+
+        _compile = compile_once
+        try:
+            yield
+        finally:
+            _compile = None
 
 
 def _variant(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Hashable:
@@ -74,4 +80,4 @@ def _compilation(
 ) -> Callable[[], Any]:
     # Types for tensors, whose memory would else be kept until then.
     kinds = [it.dtype if isinstance(it, Tensor) else it for it in arguments]
-    return lambda: kernel.warmup(*kinds, grid=grid, **options)
+    return lambda: kernel.warmup(*kinds, grid=grid, **options).run  # which is compiled when it is asked for

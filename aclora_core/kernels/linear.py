@@ -4,7 +4,8 @@ A branch by itself is thin products, each of which takes about as long as it tak
 layer's own product, which reads the same rows anyway. Up to three layers of one size that read the same tensor share
 the launches, and what they give back to it is summed up where it is computed. Sums are float32, in a fixed order.
 
-Tensors of several layers are given to a kernel as the address of the first and the distances of the others.
+Tensors of several layers are given to a kernel as the address of the first and the distances of the others, which are
+64 bits wide always: Triton would compile anew for each that needs them.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def _add(start, row, column, rows, columns, added):  # type: ignore[no-untyped-d
 @triton.jit(do_not_specialize=["scale", "rows", "biases"])
 def _forward(  # type: ignore[no-untyped-def]
     x, weight, bias, down, up, output, inner, scale, rows, outputs, inputs, stride,
-    weight_2, weight_3, bias_2, bias_3, down_2, down_3, up_2, up_3, biases,
+    weight_2: tl.int64, weight_3: tl.int64, bias_2: tl.int64, bias_3: tl.int64, down_2: tl.int64, down_3: tl.int64,
+    up_2: tl.int64, up_3: tl.int64, biases,
     RANK: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(rows, HIGH) * tl.cdiv(outputs, WIDE)
@@ -181,17 +183,19 @@ def _forward(  # type: ignore[no-untyped-def]
         _store(inner + layer * rows * RANK, row, ranks, rows, RANK, short)
 
 
-@triton.jit(do_not_specialize=["scale", "rows", "layers"])
+@triton.jit(do_not_specialize=["scale", "rows"])
 def _backward(  # type: ignore[no-untyped-def]
     gradient, weight, down, up, of_input, through, scale, rows, outputs, inputs, stride,
-    gradient_2, gradient_3, weight_2, weight_3, down_2, down_3, up_2, up_3, layers,
-    RANK: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
+    gradient_2: tl.int64, gradient_3: tl.int64, weight_2: tl.int64, weight_3: tl.int64, down_2: tl.int64,
+    down_3: tl.int64, up_2: tl.int64, up_3: tl.int64,
+    LAYERS: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     top, left = _tile(tl.program_id(0), rows, inputs, HIGH, WIDE)
     row, column = top + tl.arange(0, HIGH), left + tl.arange(0, WIDE)
     ranks, deep = tl.arange(0, PADDED), tl.arange(0, DEEP)
     total = tl.zeros((HIGH, WIDE), tl.float32)
-    for layer in range(0, layers):
+    for layer in tl.static_range(LAYERS):
         of_gradient = gradient + _distance(layer, gradient_2, gradient_3)
         of_gradient += (row % rows)[:, None] * stride + deep[None, :]
         of_weight = weight + _distance(layer, weight_2, weight_3)
@@ -216,7 +220,8 @@ def _backward(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["scale", "rows", "sums"])
 def _add_gradients(  # type: ignore[no-untyped-def]
     x, gradient, inner, through, of_down, of_up, of_input, down, scale, rows, outputs, inputs, stride,
-    gradient_stride, sums, gradient_2, gradient_3, of_down_2, of_down_3, of_up_2, of_up_3,
+    gradient_stride, sums, gradient_2: tl.int64, gradient_3: tl.int64, of_down_2: tl.int64, of_down_3: tl.int64,
+    of_up_2: tl.int64, of_up_3: tl.int64,
     RANK: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)

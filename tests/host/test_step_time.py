@@ -128,3 +128,15 @@ def test_a_disagreement_fails_the_check(pack, monkeypatch):
     )  # fmt: skip
     args = step_time.options(["--check", "--tiny", "--cases", "sd15"])
     assert not check.run(pack, step_time.chosen_cases(args, CPU), steps=3)
+
+
+def test_worse_gradients_than_without_the_kernels_fail_the_check(pack, small, monkeypatch):
+    assert check._gradients(pack, small)
+    real = ours.trained
+
+    def wrong(pack, case, settings, *rest):  # as if the kernels learned from other noise
+        of_kernels = case.dtype != torch.float32 and settings[ours.WITHOUT] is None
+        return real(pack, case, settings | {"seed": int(of_kernels)}, *rest)
+
+    monkeypatch.setattr(ours, "trained", wrong)
+    assert not check._gradients(pack, small)

@@ -97,7 +97,7 @@ def held(server: HostServer) -> dict[str, Any]:
 def let_go(server: HostServer) -> dict[str, Any]:
     """What the server holds once it was asked to forget models and results; it does so when nothing runs."""
     server.post_json("/free", KNOWN)
-    for _ in range(20):
+    for _ in range(100):
         time.sleep(0.3)
         found = held(server)
         if not found["networks"]:
