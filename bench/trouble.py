@@ -81,9 +81,9 @@ class Run:
         cancelled = False
         with self._highest() as highest:
             while prompt_id not in (history := self.server.get_json(f"/history/{prompt_id}")):
-                if cancel_after and time.monotonic() - began > cancel_after:
+                if cancel_after and not cancelled and time.monotonic() - began > cancel_after:
                     self.server.post_json("/interrupt", {"prompt_id": prompt_id})
-                    cancel_after, cancelled = 0.0, True
+                    cancelled = True
                 time.sleep(0.05)
         seconds, found = time.monotonic() - began, history[prompt_id]
         if found["status"]["status_str"] != "success":

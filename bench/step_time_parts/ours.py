@@ -39,8 +39,7 @@ def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any])
     """A training whose steps the clock counts."""
 
     def run(clock: Clock) -> None:
-        known = {name: value for name, value in settings.items() if name != WITHOUT}
-        config = core(pack).TrainConfig(**{**PLAIN, "steps": clock.total, "batch_size": batch, **known})
+        config = _config(pack, {"steps": clock.total, "batch_size": batch, **settings})
         latents, captions = pictures(case)
         with torch.inference_mode():  # as the host runs loaders and nodes
             model = build(case)
@@ -50,6 +49,12 @@ def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any])
                 core(pack).train(trainable, config, on_step=lambda progress: clock.tick(progress.losses[-1]))
 
     return run
+
+
+def _config(pack: ModuleType, settings: dict[str, Any]) -> Any:
+    """A TrainConfig of a plain LoRA with these settings."""
+    known = {name: value for name, value in settings.items() if name != WITHOUT}
+    return core(pack).TrainConfig(**{**PLAIN, **known})
 
 
 @contextmanager
@@ -95,8 +100,7 @@ def trained(
     checkpoints: a folder for them; a training that stopped there before goes on. preview_every: steps between pictures
     that the host's sampler draws.
     """
-    known = {name: value for name, value in settings.items() if name != WITHOUT}
-    config = core(pack).TrainConfig(**{**PLAIN, **known})
+    config = _config(pack, settings)
     latents, captions = pictures(case, sizes=sizes)
     losses: list[float] = []
     with torch.inference_mode():
