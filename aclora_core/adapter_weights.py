@@ -31,7 +31,7 @@ class Factor:
 class Branch:
     """One layer's adapter while it trains."""
 
-    down: Factor  # (rank, in) or (rank, in, kernel...)
+    down: Factor  # (rank, in) or (rank, in, kernel...), of which two-dimensional ones stand channels last in memory
     up: Factor  # (out, rank) or (out, rank, 1...)
     alpha: float
 
@@ -50,7 +50,8 @@ class Branch:
 
     def layer(self) -> Layer:
         """A copy in main memory."""
-        return Layer(self.lora_down.cpu().clone(), self.lora_up.cpu().clone(), self.alpha)
+        down, up = (factor.to("cpu", copy=True).contiguous() for factor in (self.lora_down, self.lora_up))
+        return Layer(down, up, self.alpha)
 
 
 class AdapterWeights:
@@ -71,9 +72,9 @@ class AdapterWeights:
 
     def _factor(self, place: int, shape: torch.Size) -> Factor:
         span = slice(place, place + math.prod(shape))
-        leaf = self.leaves[span].view(shape).detach().requires_grad_()
-        leaf.grad = self.gradient[span].view(shape)
-        return Factor(self.master[span].view(shape), leaf)
+        leaf = _shaped(self.leaves[span], shape).detach().requires_grad_()
+        leaf.grad = _shaped(self.gradient[span], shape)
+        return Factor(_shaped(self.master[span], shape), leaf)
 
     def refresh(self) -> None:
         """Brings the model's copy up to date after the float32 weights have changed."""
@@ -107,3 +108,11 @@ def _places(shapes: Sequence[torch.Size]) -> tuple[list[int], int]:
         places.append(end)
         end += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
     return places, end
+
+
+def _shaped(numbers: Tensor, shape: torch.Size) -> Tensor:
+    """A factor in a part of a flat tensor. Of a convolution on pictures the channels come last, as kernels read them."""
+    if len(shape) != 4:
+        return numbers.view(shape)
+    features, channels, height, width = shape
+    return numbers.view(features, height, width, channels).permute(0, 3, 1, 2)

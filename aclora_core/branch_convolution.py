@@ -88,12 +88,13 @@ class AdaptedConvolution(torch.autograd.Function):
         steps: Steps,
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        narrow = down.contiguous(memory_format=torch.channels_last)
-        output = F.conv2d(x, weight, bias, *steps).contiguous(memory_format=torch.channels_last)
+        narrow = down.contiguous(memory_format=torch.channels_last)  # as it is
         kernels = find_kernels(x.device, x.dtype)
-        if kernels is not None and kernels.take_convolution(x, output, len(down)):
-            inner = kernels.convolution.add_branch(output, x, narrow, up.flatten(1), steps, branch.scale)
+        if kernels is not None and kernels.take_convolution(x, len(weight), len(down)):
+            output = F.conv2d(x, weight, None, *steps).contiguous(memory_format=torch.channels_last)
+            inner = kernels.convolution.add_branch(output, bias, x, narrow, up.flatten(1), steps, branch.scale)
         else:
+            output = F.conv2d(x, weight, bias, *steps).contiguous(memory_format=torch.channels_last)
             inner = _rows(F.conv2d(x, narrow, None, *steps))
             _rows(output).addmm_(inner, up.flatten(1).t(), alpha=branch.scale)
         ctx.save_for_backward(x, inner, weight, narrow)

@@ -24,7 +24,7 @@ log = logging.getLogger("aclora")
 Resume = Literal["never", "if there is a checkpoint", "for more steps"]
 STAGES = ("first", "refit")  # a training's passes, in their order
 CHANGEABLE = ("steps", "stop_early", "refit", "smallest")  # settings that may change where a training gets more steps
-_FORMAT = "aclora checkpoint 1"
+_FORMAT = "aclora checkpoint 2"
 _NAME = re.compile(rf"({'|'.join(STAGES)})_(\d+)\.safetensors")
 _TENSOR = "tensor of the file"  # the key that stands for a tensor in the JSON
 

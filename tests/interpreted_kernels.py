@@ -156,10 +156,10 @@ class Linears:
         self.rank, self.outputs, self.inputs = rank, outputs, inputs
 
 
-def close(found: Tensor, right: Tensor) -> None:
+def close(found: Tensor, right: Tensor, roundings: int = 1) -> None:
     assert found.dtype == torch.float16 and found.shape == right.shape
     error = (found.double() - right).abs().max() / right.abs().max()
-    assert error <= TOLERANCE[found.dtype], error
+    assert error <= roundings * TOLERANCE[found.dtype], error
 
 
 @pytest.mark.parametrize("size", LINEARS, ids=str)
@@ -187,10 +187,27 @@ def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int
     close(of_input, right)
 
 
+@pytest.fixture(params=[512, 20])
+def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows that a program sums up at least: for the small examples here all, or a part of them."""
+    monkeypatch.setattr(linear, "_SHORTEST", request.param)
+    for module in (linear, convolution):
+        monkeypatch.setattr(module, "_SUMMED", min(128, request.param // 16 * 16))
+    return int(request.param)
+
+
+def test_long_sums_are_shared_out(shortest: int) -> None:
+    shares = linear.share_out(70, 5, linear._SUMMED, 64, torch.device("cpu"))
+    assert shares.parts == {512: 1, 20: 3}[shortest] and (shares.parts - 1) * shares.each < 70 <= shares.parts * shares.each
+    assert shares.arrived.count_nonzero() == 0  # also after the sums of other tests
+
+
 # The last: numbers of inputs and outputs that are multiples of nothing, which only this kernel takes.
 @pytest.mark.parametrize("size", [*LINEARS, (70, 150, 90, 16, 2)], ids=str)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_gradients_of_factors_are_those_of_float64(size: tuple[int, int, int, int, int], wanted: bool) -> None:
+def test_gradients_of_factors_are_those_of_float64(
+    size: tuple[int, int, int, int, int], wanted: bool, shortest: int
+) -> None:
     """They are added to what is there."""
     it, rows, count = Linears(*size), size[0], size[4]
     inner, through = draw(count, rows, it.rank).half(), draw(count, rows, it.rank, seed=1).half()
@@ -245,7 +262,7 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize("size", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool) -> None:
+def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, shortest: int) -> None:
     """All is added to what is there."""
     n, inputs, height, width, outputs, rank, kernel, *steps = size
     last, scale = torch.channels_last, 0.5
@@ -256,14 +273,16 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool) -> 
     result = scale * F.conv2d(narrow, exact[2][:, :, None, None])
     output = draw(*result.shape, seed=3).half().contiguous(memory_format=last)
     before, turned = output.double(), down.contiguous(memory_format=last)
-    inner = convolution.add_branch(output, x, turned, up, Steps(*steps), scale)
+    bias = draw(outputs, seed=6).half() if wanted else None
+    inner = convolution.add_branch(output, bias, x, turned, up, Steps(*steps), scale)
     close(inner, narrow.detach().permute(0, 2, 3, 1).reshape(-1, rank))
-    close(output, before + result.detach())
+    added = result.detach() if bias is None else result.detach() + bias.double()[:, None, None]
+    close(output, before + added, roundings=2)  # inner is rounded too
 
     gradient = draw(*result.shape, seed=4).half().contiguous(memory_format=last)
     through = (gradient.permute(0, 2, 3, 1).reshape(-1, outputs) @ up).contiguous()
     grown = [draw(*tensor.shape, seed=5).half() for tensor in (x, down, up)]
-    grown[0] = grown[0].contiguous(memory_format=last)
+    grown[:2] = [tensor.contiguous(memory_format=last) for tensor in grown[:2]]
     expected = torch.autograd.grad(result, exact, gradient.double())
     right = [tensor.double() + added for tensor, added in zip(grown, expected, strict=True)]
     if not wanted:

@@ -170,7 +170,7 @@ def test_long_sums_are_left_to_the_libraries() -> None:
     assert ours.take_sums(rows, rows, 64) and not ours.take_sums(rows.expand(17, -1, -1).reshape(-1, 1280), rows, 16)
     sizes = (16, 64), (16, 128), (4, 64)
     small, large, thin = (torch.zeros(1, count, side, side, dtype=half) for count, side in sizes)
-    assert ours.take_convolution(large, large, 16) and not ours.take_convolution(thin, small, 16)
+    assert ours.take_convolution(large, 64, 16) and not ours.take_convolution(thin, 64, 16)
     assert ours.take_way_back(small, small, 16) and not ours.take_way_back(large, large, 16)
 
 

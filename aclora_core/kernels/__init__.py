@@ -69,7 +69,7 @@ class Convolution(Protocol):
     """The branch of a convolution; the module of that name says more."""
 
     def add_branch(
-        self, output: Tensor, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float
+        self, output: Tensor, bias: Tensor | None, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float
     ) -> Tensor: ...
 
     def add_gradients(
@@ -104,15 +104,15 @@ class Kernels(NamedTuple):
         """The same for linear.add_gradients; PyTorch shares long sums out."""
         return self._take_thin(x, rank) and self._take_thin(gradient, rank) and len(x) <= 16384
 
-    def take_convolution(self, x: Tensor, output: Tensor, rank: int) -> bool:
+    def take_convolution(self, x: Tensor, outputs: int, rank: int) -> bool:
         """Whether convolution.add_branch can, and is worth its compilation: pictures of a few channels come once."""
-        whole = x.shape[1] % 16 == 0 and output.shape[1] % 16 == 0
-        return self.take(output) and output.dtype != torch.float32 and output.numel() > 0 and whole and rank <= 64
+        whole = x.shape[1] % 16 == 0 and outputs % 16 == 0
+        return self.take(x) and x.dtype != torch.float32 and x.numel() > 0 and whole and rank <= 64
 
     def take_way_back(self, x: Tensor, gradient: Tensor, rank: int) -> bool:
         """Whether convolution.add_gradients can, and is quicker than the libraries, which share long sums out."""
         pixels = gradient.numel() // max(1, gradient.shape[1])
-        return self.take_convolution(x, gradient, rank) and pixels <= 8192
+        return self.take_convolution(x, gradient.shape[1], rank) and pixels <= 8192
 
     def _take_linear(self, rows: Tensor, weight: Tensor, rank: int) -> bool:
         whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous()
@@ -211,7 +211,8 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
 
 def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
     """The same for two layers and their branches, in the types that there are kernels for."""
-    x, weights, biases, gradients = draw(70, 128), [*draw(2, 192, 128)], [*draw(2, 192)], [*draw(2, 70, 192)]
+    rows = 1100  # so many that their sums are shared out
+    x, weights, biases, gradients = draw(rows, 128), [*draw(2, 192, 128)], [*draw(2, 192)], [*draw(2, rows, 192)]
     downs, ups = [*draw(2, 16, 128)], [*draw(2, 192, 16)]
     if not kernels.take_backward(x, weights[0], 16):
         return []
@@ -234,16 +235,16 @@ def _errors_of_convolution(kernels: Kernels, draw: Callable[..., Tensor]) -> lis
     """The same for a convolution's branch."""
     steps, last = Steps((1, 1), (1, 1), (1, 1)), torch.channels_last
     x, output, gradient = (draw(1, width, 9, 8).contiguous(memory_format=last) for width in (80, 48, 48))
-    if not kernels.take_convolution(x, output, 16):
+    if not kernels.take_convolution(x, 48, 16):
         return []
     down, up = draw(16, 80, 3, 3).contiguous(memory_format=last).requires_grad_(), draw(48, 16).requires_grad_()
-    wanted = x.detach().requires_grad_()
+    wanted, bias = x.detach().requires_grad_(), draw(48)
     narrow = F.conv2d(wanted, down, None, *steps)
     result = 0.5 * F.conv2d(narrow, up[:, :, None, None])
-    right = [narrow, result, *torch.autograd.grad(result, (wanted, down, up), gradient)]
+    right = [narrow, result + bias[:, None, None], *torch.autograd.grad(result, (wanted, down, up), gradient)]
     through = gradient.permute(0, 2, 3, 1).reshape(-1, 48) @ up.detach()
-    ours, of_input, of_down, of_up = (torch.zeros_like(it) for it in (output, x, down.contiguous(), up))
-    inner = kernels.convolution.add_branch(ours, x, down.detach(), up.detach(), steps, 0.5)
+    ours, of_input, of_down, of_up = (torch.zeros_like(it) for it in (output, x, down, up))
+    inner = kernels.convolution.add_branch(ours, bias, x, down.detach(), up.detach(), steps, 0.5)
     kernels.convolution.add_gradients(
         x, gradient, inner, through, down.detach(), of_down, of_up, of_input, steps, 0.5
     )

@@ -17,22 +17,25 @@ from torch import Tensor
 
 from . import Steps
 from .launch import launch
-from .linear import _add, _block, _padded, _store, _summed
+from .linear import _add, _block, _joined, _padded, _store, _summed, share_out
 
 _PIXELS, _CHANNELS = 64, 64  # of a tile
 _PROGRAMS, _MOST_PARTS = 264, 16  # that a sum is shared out to, and for one tile of pixels
 _SUMMED = 128  # pixels that the gradients of the factors are summed up from at a time
 _ADDED = 128  # channels of a tile of the input's or output's sums
+_ABREAST = 256  # numbers of several taps, all ranks of each, that are multiplied and added at once
 _PLAIN = (  # numbers that are not worth a compilation of their own when they are 1 or a multiple of 16
     "height", "width", "high", "wide", "taps", "abreast", "stride_y", "stride_x", "pad_y", "pad_x", "step_y", "step_x",
 )  # fmt: skip
 
 
-def add_branch(output: Tensor, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float) -> Tensor:
-    """Adds s · up(down * x) to output, and gives down * x as rows (pixels of output, rank).
+def add_branch(
+    output: Tensor, bias: Tensor | None, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float
+) -> Tensor:
+    """Adds b + s · up(down * x) to output, and gives down * x as rows (pixels of output, rank).
 
-    output: (n, out, h', w'); x: (n, in, h, w); down: (rank, in, kernel...), all of them channels last in memory; up:
-    (out, rank), contiguous. All are float16 or all bfloat16.
+    output: (n, out, h', w'); x: (n, in, h, w); down: (rank, in, kernel...), all of them channels last in memory; bias:
+    (out,); up: (out, rank), contiguous. All are float16 or all bfloat16.
     """
     (outputs, rank), pixels = up.shape, output.numel() // output.shape[1]
     blocks, chunks = triton.cdiv(pixels, _PIXELS), triton.cdiv(x.shape[1], _CHANNELS) * down[0, 0].numel()
@@ -48,7 +51,8 @@ def add_branch(output: Tensor, x: Tensor, down: Tensor, up: Tensor, steps: Steps
         )  # fmt: skip
         launch(
             _add_up, (blocks, triton.cdiv(outputs, _ADDED)),
-            sums, inner, up, output, scale, pixels, parts, outputs, rank, _padded(rank), _PIXELS, _ADDED,
+            sums, inner, up, up if bias is None else bias, output, scale, pixels, parts, outputs, int(bias is not None),
+            rank, _padded(rank), _PIXELS, _ADDED,
         )  # fmt: skip
     return inner
 
@@ -59,20 +63,21 @@ def add_gradients(
 ) -> None:  # fmt: skip
     """Adds s · gᵀ inner to of_up (out, rank), and what of_down (rank, in, kernel...) and of_input get.
 
-    gradient: (n, out, h', w') and x channels last in memory, as down and of_input are; of_down contiguous. inner =
-    down * x and through = g · up: rows (pixels of the output, rank). of_input may be None.
+    gradient: (n, out, h', w') and x channels last in memory, as down, of_down and of_input are. inner = down * x and
+    through = g · up: rows (pixels of the output, rank). of_input may be None.
     """
     (outputs, rank), inputs, pixels = of_up.shape, x.shape[1], len(through)
     ups, across = triton.cdiv(outputs, _CHANNELS), triton.cdiv(inputs, _CHANNELS)
     sums = ups + down[0, 0].numel() * across
+    shares = share_out(pixels, sums, _SUMMED, _CHANNELS * _padded(rank), x.device)
     source = x.numel() // inputs
     tiles = 0 if of_input is None else triton.cdiv(source, _PIXELS) * triton.cdiv(inputs, _ADDED)
     with torch.cuda.device_of(x):
         launch(
-            _add_gradients, (sums + tiles,),
-            x, gradient, inner, through, down, of_down, of_up, x if of_input is None else of_input, scale, pixels,
-            source, outputs, ups, sums, *_shape(x, gradient), *_geometry(down, steps), rank, _padded(rank),
-            _PIXELS, _CHANNELS, _SUMMED, _ADDED, num_stages=4,
+            _add_gradients, (sums * shares.parts + tiles,),
+            x, gradient, inner, through, down, of_down, of_up, x if of_input is None else of_input, *shares, scale,
+            pixels, source, outputs, ups, sums, *_shape(x, gradient), *_geometry(down, steps), rank, _padded(rank),
+            _PIXELS, _CHANNELS, _SUMMED, _ADDED, max(1, _ABREAST // _padded(rank)), num_stages=4,
         )  # fmt: skip
 
 
@@ -131,15 +136,15 @@ def _convolve(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         weights = _of_tap(down, tap, ranks, channel, channels, taps, RANK)
         total = tl.dot(seen, tl.trans(weights), total)
-    _store(sums + tl.program_id(1).to(tl.int64) * pixels * RANK, number, ranks, pixels, RANK, total)
+    _store(sums + tl.program_id(1).to(tl.int64) * pixels * RANK, number, ranks, RANK, pixels, RANK, total)
 
 
-@triton.jit(do_not_specialize=["scale", "pixels", "parts"])
+@triton.jit(do_not_specialize=["scale", "pixels", "parts", "biased"])
 def _add_up(  # type: ignore[no-untyped-def]
-    sums, inner, up, output, scale, pixels, parts, outputs,
+    sums, inner, up, bias, output, scale, pixels, parts, outputs, biased,
     RANK: tl.constexpr, PADDED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Joins the parts, and adds s · inner · upᵀ to a tile of the output."""
+    """Joins the parts, and adds b + s · inner · upᵀ to a tile of the output."""
     number, ranks = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), tl.arange(0, PADDED)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((PIXELS, PADDED), tl.float32)
@@ -148,77 +153,90 @@ def _add_up(  # type: ignore[no-untyped-def]
         sums += pixels * RANK
     short = total.to(inner.dtype.element_ty)
     if tl.program_id(1) == 0:
-        _store(inner, number, ranks, pixels, RANK, short)
-    added = tl.dot(short, tl.trans(_block(up, channel, ranks, RANK, outputs, RANK)))
-    _add(output, number, channel, pixels, outputs, scale * added)
+        _store(inner, number, ranks, RANK, pixels, RANK, short)
+    added = scale * tl.dot(short, tl.trans(_block(up, channel, ranks, RANK, outputs, RANK)))
+    added += tl.load(bias + channel, mask=(channel < outputs) & (biased > 0), other=0.0).to(tl.float32)[None, :]
+    _add(output, number, channel, outputs, pixels, outputs, added)
 
 
-@triton.jit(do_not_specialize=["scale", "pixels", "source", "ups", "sums", *_PLAIN])
+@triton.jit(do_not_specialize=["parts", "each", "scale", "pixels", "source", "ups", "sums", *_PLAIN])
 def _add_gradients(  # type: ignore[no-untyped-def]
-    x, gradient, inner, through, down, of_down, of_up, of_input, scale, pixels, source, outputs, ups, sums,
-    channels, height, width, high, wide,
+    x, gradient, inner, through, down, of_down, of_up, of_input, scratch, arrived, parts, each, scale,
+    pixels, source, outputs, ups, sums, channels, height, width, high, wide,
     taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMMED: tl.constexpr, ADDED: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMMED: tl.constexpr, ADDED: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    if program < ups:
-        added = _summed(gradient, inner, pixels, outputs, outputs, program, RANK, PADDED, CHANNELS, SUMMED)
-        channel = program * CHANNELS + tl.arange(0, CHANNELS)
-        _add(of_up, channel, tl.arange(0, PADDED), outputs, RANK, scale * added)
-    elif program < sums:
-        _add_to_down(
-            x, through, of_down, scale, pixels, program - ups, channels, height, width, high, wide, taps, abreast,
-            stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, CHANNELS, SUMMED,
-        )  # fmt: skip
+    if program < sums * parts:
+        place, part, ranks = program % sums, program // sums, tl.arange(0, PADDED)
+        begin, end = part * each, tl.minimum(part * each + each, pixels)
+        if place < ups:
+            added = _summed(gradient, inner, begin, end, outputs, outputs, place, RANK, PADDED, CHANNELS, SUMMED)
+            last, added = _joined(added, scratch, arrived, place, part, parts, CHANNELS, PADDED)
+            if last:
+                channel = place * CHANNELS + tl.arange(0, CHANNELS)
+                _add(of_up, channel, ranks, RANK, outputs, RANK, scale * added)
+        else:
+            across = tl.cdiv(channels, CHANNELS)
+            tap, channel = (place - ups) // across, (place - ups) % across * CHANNELS + tl.arange(0, CHANNELS)
+            added = _summed_at_tap(
+                x, through, begin, end, tap, channel, channels, height, width, high, wide, abreast,
+                stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, CHANNELS, SUMMED,
+            )  # fmt: skip
+            last, added = _joined(added, scratch, arrived, place, part, parts, CHANNELS, PADDED)
+            if last:
+                _add(of_down + tap * channels, ranks, channel, taps * channels, RANK, channels, scale * tl.trans(added))
     else:
         _add_to_input(
-            of_input, through, down, scale, source, program - sums, channels, height, width, high, wide, taps, abreast,
-            stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, PIXELS, ADDED,
+            of_input, through, down, scale, source, program - sums * parts, channels, height, width, high, wide, taps,
+            abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, PIXELS, ADDED, TAPS,
         )  # fmt: skip
 
 
 @triton.jit
-def _add_to_down(  # type: ignore[no-untyped-def]
-    x, through, of_down, scale, pixels, place, channels, height, width, high, wide,
-    taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
+def _summed_at_tap(  # type: ignore[no-untyped-def]
+    x, through, begin, end, tap, channel, channels, height, width, high, wide, abreast,
+    stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
     CHANNELS: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one tap for some channels."""
-    across = tl.cdiv(channels, CHANNELS)
-    tap, channel = place // across, place % across * CHANNELS + tl.arange(0, CHANNELS)
+    """What some pixels add to the gradient of one tap, (channels, rank)."""
     ranks = tl.arange(0, PADDED)
     total = tl.zeros((CHANNELS, PADDED), tl.float32)
-    for begin in range(0, pixels, SUMMED):
-        number = begin + tl.arange(0, SUMMED)
+    for first in range(begin, end, SUMMED):
+        number = first + tl.arange(0, SUMMED)
         picture, line, column = _pixel(number, high, wide)
         seen = _at_tap(
-            x, picture, line, column, number < pixels, channel, tap, channels, height, width, abreast,
+            x, picture, line, column, number < end, channel, tap, channels, height, width, abreast,
             stride_y, stride_x, pad_y, pad_x, step_y, step_x,
         )  # fmt: skip
-        total = tl.dot(tl.trans(seen), _block(through, number, ranks, RANK, pixels, RANK), total)
-    at = of_down + (ranks[None, :] * channels + channel[:, None]) * taps + tap
-    inside = (channel < channels)[:, None] & (ranks < RANK)[None, :]
-    tl.store(at, tl.load(at, mask=inside, other=0.0).to(tl.float32) + scale * total, mask=inside)
+        total = tl.dot(tl.trans(seen), _block(through, number, ranks, RANK, end, RANK), total)
+    return total
 
 
 @triton.jit
 def _add_to_input(  # type: ignore[no-untyped-def]
     of_input, through, down, scale, source, tile, channels, height, width, high, wide,
     taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the input's pixels and channels gets what the pixels of the output saw of it."""
+    """A tile of the input's pixels and channels gets what the pixels of the output saw of it, several taps at once."""
     across = tl.cdiv(channels, CHANNELS)
     number, ranks = tile // across * PIXELS + tl.arange(0, PIXELS), tl.arange(0, PADDED)
     channel = tile % across * CHANNELS + tl.arange(0, CHANNELS)
     picture, line, column = _pixel(number, height, width)
+    lanes = tl.arange(0, TAPS * PADDED)
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for tap in range(0, taps):
-        y, z = line + pad_y - tap // abreast * step_y, column + pad_x - tap % abreast * step_x
-        sees = (number < source) & (y >= 0) & (y % stride_y == 0) & (z >= 0) & (z % stride_x == 0)
-        sees &= (y // stride_y < high) & (z // stride_x < wide)
-        at = (picture * high + y // stride_y) * wide + z // stride_x
-        rows = through + at.to(tl.int64)[:, None] * RANK + ranks[None, :]
-        narrow = tl.load(rows, mask=sees[:, None] & (ranks < RANK)[None, :], other=0.0)
-        total = tl.dot(narrow, _of_tap(down, tap, ranks, channel, channels, taps, RANK), total)
-    _add(of_input, number, channel, source, channels, scale * total)
+    for first in range(0, taps, TAPS):
+        tap = first + tl.arange(0, TAPS)
+        y = line[:, None] + pad_y - (tap // abreast * step_y)[None, :]
+        z = column[:, None] + pad_x - (tap % abreast * step_x)[None, :]
+        sees = ((number < source)[:, None] & (tap < taps)[None, :]) & (y >= 0) & (z >= 0)
+        sees &= (y % stride_y == 0) & (z % stride_x == 0) & (y // stride_y < high) & (z // stride_x < wide)
+        at = ((picture[:, None] * high + y // stride_y) * wide + z // stride_x).to(tl.int64) * RANK
+        rows = through + at[:, :, None] + ranks[None, None, :]
+        narrow = tl.load(rows, mask=sees[:, :, None] & (ranks < RANK)[None, None, :], other=0.0)
+        tap, rank = first + lanes // PADDED, lanes % PADDED
+        inside = ((tap < taps) & (rank < RANK))[:, None] & (channel < channels)[None, :]
+        weights = tl.load(down + (rank * taps + tap)[:, None] * channels + channel[None, :], mask=inside, other=0.0)
+        total = tl.dot(tl.reshape(narrow, (PIXELS, TAPS * PADDED)), weights, total)
+    _add(of_input, number, channel, channels, source, channels, scale * total)

@@ -10,7 +10,9 @@ Tensors of several layers are given to a kernel as the address of the first and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -29,6 +31,7 @@ _TILES = (
 _SUMMED = 128  # rows that the gradients of the factors are summed up from at a time
 _ACROSS = 64  # columns of a program that sums them
 _TILE = 128  # sides of a tile of the input's gradient
+_PROGRAMS, _SHORTEST, _MOST_SUMS = 264, 512, 256  # of shared out sums: programs, rows of a part, how many at a time
 
 
 def forward(
@@ -85,15 +88,40 @@ def add_gradients(
     """
     (rows, inputs), (outputs, rank) = x.shape, of_ups[0].shape
     sums = len(gradients) * (triton.cdiv(outputs, _ACROSS) + triton.cdiv(inputs, _ACROSS))
+    shares = share_out(rows, sums, _SUMMED, _ACROSS * _padded(rank), x.device)
     tiles = 0 if of_input is None else triton.cdiv(rows, _TILE) * triton.cdiv(inputs, _TILE)
     with torch.cuda.device_of(x):
         launch(
-            _add_gradients, (sums + tiles,),
+            _add_gradients, (sums * shares.parts + tiles,),
             x, gradients[0], inner, through, of_downs[0], of_ups[0], x if of_input is None else of_input,
-            x if down is None else down, scale, rows, outputs, inputs, x.stride(0), gradients[0].stride(0), sums,
+            x if down is None else down, *shares, scale, rows, outputs, inputs, x.stride(0), gradients[0].stride(0), sums,
             *_distances(gradients), *_distances(of_downs), *_distances(of_ups),
             rank, _padded(rank), _ACROSS, _SUMMED, _TILE, num_stages=5,
         )  # fmt: skip
+
+
+class Shares(NamedTuple):
+    """How long sums are shared out to several programs each."""
+
+    scratch: Tensor  # room for what the parts come to, float32
+    arrived: Tensor  # how many parts of each sum are done; 0 between two launches
+    parts: int
+    each: int  # rows of a part
+
+
+def share_out(rows: int, sums: int, step: int, size: int, device: torch.device) -> Shares:
+    """Shares for so many sums of so many numbers over so many rows, of which a program takes some at a step."""
+    parts = max(1, min(_PROGRAMS // sums, rows // _SHORTEST)) if sums <= _MOST_SUMS else 1
+    each = triton.cdiv(triton.cdiv(rows, parts), step) * step
+    parts = triton.cdiv(rows, each)
+    arrived = _arrived(device)  # also where there is one part, as it must not be made in a recording
+    scratch = arrived if parts == 1 else torch.empty(sums * parts * size, device=device)
+    return Shares(scratch.view(torch.float32), arrived, parts, each)
+
+
+@functools.lru_cache
+def _arrived(device: torch.device) -> Tensor:
+    return torch.zeros(_MOST_SUMS, dtype=torch.int32, device=device)
 
 
 def _tile_for(rows: int) -> tuple[int, int, int, int, int]:
@@ -134,17 +162,17 @@ def _block(start, row, column, stride, rows, columns):  # type: ignore[no-untype
 
 
 @triton.jit
-def _store(start, row, column, rows, columns, value):  # type: ignore[no-untyped-def]
-    """Some rows and columns of a matrix without gaps."""
+def _store(start, row, column, stride, rows, columns, value):  # type: ignore[no-untyped-def]
+    """Stores some rows and columns of a matrix, but for what lies outside."""
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(start + row.to(tl.int64)[:, None] * columns + column[None, :], value, mask=inside)
+    tl.store(start + row.to(tl.int64)[:, None] * stride + column[None, :], value, mask=inside)
 
 
 @triton.jit
-def _add(start, row, column, rows, columns, added):  # type: ignore[no-untyped-def]
-    """Adds to some rows and columns of a matrix without gaps."""
-    before = _block(start, row, column, columns, rows, columns)
-    _store(start, row, column, rows, columns, before.to(tl.float32) + added)
+def _add(start, row, column, stride, rows, columns, added):  # type: ignore[no-untyped-def]
+    """Adds to some rows and columns of a matrix."""
+    before = _block(start, row, column, stride, rows, columns)
+    _store(start, row, column, stride, rows, columns, before.to(tl.float32) + added)
 
 
 @triton.jit(do_not_specialize=["scale", "rows", "biases"])
@@ -178,9 +206,9 @@ def _forward(  # type: ignore[no-untyped-def]
     short = narrow.to(x.dtype.element_ty)
     total += scale * tl.dot(short, tl.trans(_block(up, column, ranks, RANK, outputs, RANK)))
     total += tl.load(bias + column, mask=(column < outputs) & (biases > 0), other=0.0).to(tl.float32)[None, :]
-    _store(output + layer.to(tl.int64) * rows * outputs, row, column, rows, outputs, total)
+    _store(output + layer.to(tl.int64) * rows * outputs, row, column, outputs, rows, outputs, total)
     if left == 0:
-        _store(inner + layer * rows * RANK, row, ranks, rows, RANK, short)
+        _store(inner + layer * rows * RANK, row, ranks, RANK, rows, RANK, short)
 
 
 @triton.jit(do_not_specialize=["scale", "rows"])
@@ -213,53 +241,75 @@ def _backward(  # type: ignore[no-untyped-def]
         of_down = down + _distance(layer, down_2, down_3)
         total += scale * tl.dot(short, _block(of_down, ranks, column, inputs, RANK, inputs))
         if left == 0:
-            _store(through + layer * rows * RANK, row, ranks, rows, RANK, short)
-    _store(of_input, row, column, rows, inputs, total)
+            _store(through + layer * rows * RANK, row, ranks, RANK, rows, RANK, short)
+    _store(of_input, row, column, inputs, rows, inputs, total)
 
 
-@triton.jit(do_not_specialize=["scale", "rows", "sums"])
+@triton.jit(do_not_specialize=["parts", "each", "scale", "rows", "sums"])
 def _add_gradients(  # type: ignore[no-untyped-def]
-    x, gradient, inner, through, of_down, of_up, of_input, down, scale, rows, outputs, inputs, stride,
-    gradient_stride, sums, gradient_2: tl.int64, gradient_3: tl.int64, of_down_2: tl.int64, of_down_3: tl.int64,
-    of_up_2: tl.int64, of_up_3: tl.int64,
+    x, gradient, inner, through, of_down, of_up, of_input, down, scratch, arrived, parts, each, scale,
+    rows, outputs, inputs, stride, gradient_stride, sums, gradient_2: tl.int64, gradient_3: tl.int64,
+    of_down_2: tl.int64, of_down_3: tl.int64, of_up_2: tl.int64, of_up_3: tl.int64,
     RANK: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    if program >= sums:
-        _add_to_input(of_input, through, down, scale, rows, inputs, program - sums, RANK, PADDED, TILE)
+    if program >= sums * parts:
+        _add_to_input(of_input, through, down, scale, rows, inputs, program - sums * parts, RANK, PADDED, TILE)
     else:
+        number, part, ranks = program % sums, program // sums, tl.arange(0, PADDED)
+        begin, end = part * each, tl.minimum(part * each + each, rows)
         ups = tl.cdiv(outputs, WIDE)
-        each = ups + tl.cdiv(inputs, WIDE)
-        layer, place = program // each, program % each
+        of_layer = ups + tl.cdiv(inputs, WIDE)
+        layer, place = number // of_layer, number % of_layer
         if place < ups:
             added = _summed(
-                gradient + _distance(layer, gradient_2, gradient_3), inner + layer * rows * RANK, rows, outputs,
+                gradient + _distance(layer, gradient_2, gradient_3), inner + layer * rows * RANK, begin, end, outputs,
                 gradient_stride, place, RANK, PADDED, WIDE, DEEP,
             )  # fmt: skip
-            column = place * WIDE + tl.arange(0, WIDE)
-            start = of_up + _distance(layer, of_up_2, of_up_3)
-            _add(start, column, tl.arange(0, PADDED), outputs, RANK, scale * added)
+            last, added = _joined(added, scratch, arrived, number, part, parts, WIDE, PADDED)
+            if last:
+                start = of_up + _distance(layer, of_up_2, of_up_3)
+                _add(start, place * WIDE + tl.arange(0, WIDE), ranks, RANK, outputs, RANK, scale * added)
         else:
+            place -= ups
             added = _summed(
-                x, through + layer * rows * RANK, rows, inputs, stride, place - ups, RANK, PADDED, WIDE, DEEP
+                x, through + layer * rows * RANK, begin, end, inputs, stride, place, RANK, PADDED, WIDE, DEEP
             )
-            column = (place - ups) * WIDE + tl.arange(0, WIDE)
-            start = of_down + _distance(layer, of_down_2, of_down_3)
-            _add(start, tl.arange(0, PADDED), column, RANK, inputs, scale * tl.trans(added))
+            last, added = _joined(added, scratch, arrived, number, part, parts, WIDE, PADDED)
+            if last:
+                start = of_down + _distance(layer, of_down_2, of_down_3)
+                _add(start, ranks, place * WIDE + tl.arange(0, WIDE), inputs, RANK, inputs, scale * tl.trans(added))
 
 
 @triton.jit
 def _summed(  # type: ignore[no-untyped-def]
-    wide, narrow, rows, columns, stride, place,
+    wide, narrow, begin, end, columns, stride, place,
     RANK: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """Some rows of wideᵀ · narrow, for wide (rows, columns) and narrow (rows, rank)."""
+    """Some rows of wideᵀ · narrow, for the rows from begin to end of wide (rows, columns) and narrow (rows, rank)."""
     column, ranks, deep = place * WIDE + tl.arange(0, WIDE), tl.arange(0, PADDED), tl.arange(0, DEEP)
     total = tl.zeros((WIDE, PADDED), tl.float32)
-    for begin in range(0, rows, DEEP):
-        values = _block(wide, begin + deep, column, stride, rows, columns)
-        total = tl.dot(tl.trans(values), _block(narrow, begin + deep, ranks, RANK, rows, RANK), total)
+    for first in range(begin, end, DEEP):
+        values = _block(wide, first + deep, column, stride, end, columns)
+        total = tl.dot(tl.trans(values), _block(narrow, first + deep, ranks, RANK, end, RANK), total)
     return total
+
+
+@triton.jit
+def _joined(total, scratch, arrived, number, part, parts, WIDE: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether a program is the last of those that share a sum, and for it what all of them come to, in their order."""
+    last = parts == 1
+    if parts > 1:
+        at = number * parts * (WIDE * PADDED) + tl.arange(0, WIDE)[:, None] * PADDED + tl.arange(0, PADDED)[None, :]
+        tl.store(scratch + part * (WIDE * PADDED) + at, total)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived + number, 1) == parts - 1
+        if last:
+            total = tl.zeros((WIDE, PADDED), tl.float32)
+            for each in range(0, parts):
+                total += tl.load(scratch + each * (WIDE * PADDED) + at, cache_modifier=".cg")  # others have written it
+            tl.store(arrived + number, 0)
+    return last, total
 
 
 @triton.jit
@@ -272,4 +322,4 @@ def _add_to_input(  # type: ignore[no-untyped-def]
     ranks = tl.arange(0, PADDED)
     narrow = _block(through, row, ranks, RANK, rows, RANK)
     added = tl.dot(narrow, _block(down, ranks, column, inputs, RANK, inputs))
-    _add(of_input, row, column, rows, inputs, scale * added)
+    _add(of_input, row, column, inputs, rows, inputs, scale * added)
