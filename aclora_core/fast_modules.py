@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from .kernels import DTYPES, Kernels, find_kernels
 
 Forward = Callable[..., Any]
+_SPECIAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")  # of residual blocks
 
 
 @contextmanager
@@ -22,18 +23,20 @@ def fast_modules(
     is_plain: Callable[[nn.Module], bool],
     geglu: type[nn.Module] | None = None,
     transformer: type[nn.Module] | None = None,
+    residual: type[nn.Module] | None = None,
 ) -> Iterator[None]:
     """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
 
-    is_plain: whether a module that is a subclass of nn.GroupNorm computes as nn.GroupNorm does.
+    is_plain: whether a module that is a subclass of nn.GroupNorm or nn.LayerNorm computes as those do.
     geglu: the class of the network's gated GELUs, value · GELU(gate) of the halves of what its `proj` gives.
     transformer: the class of its transformers on pictures. They turn a picture back to channels first, which costs a
     copy, and has every module behind them work in that order; they are kept from it.
+    residual: the class of its residual blocks, x -> skip(x) + out(in(x) + emb(e)): the sum goes into out's norm.
     """
     kernels = _kernels_for(network)
     with ExitStack() as undo:
         if kernels is not None:
-            for module, forward in _replacements(network, kernels, is_plain, geglu, transformer):
+            for module, forward in _replacements(network, kernels, is_plain, geglu, transformer, residual):
                 module.forward = forward
                 undo.callback(_take_back, module, forward)
         yield
@@ -56,6 +59,7 @@ def _replacements(
     is_plain: Callable[[nn.Module], bool],
     geglu: type[nn.Module] | None,
     transformer: type[nn.Module] | None,
+    residual: type[nn.Module] | None,
 ) -> Iterator[tuple[nn.Module, Forward]]:
     """The modules to be computed in another way, and how."""
     for module in network.modules():
@@ -64,6 +68,13 @@ def _replacements(
         if isinstance(module, nn.GroupNorm):
             if _can_norm(module, is_plain):
                 yield module, _norm(module, kernels, module.forward)
+        elif isinstance(module, nn.LayerNorm):
+            if _can_norm(module, is_plain):
+                yield module, _norm_rows(module, kernels, module.forward)
+        elif residual is not None and type(module) is residual:
+            forward = _shifted(module, kernels, is_plain)
+            if forward is not None:
+                yield module, forward
         elif type(module) is nn.Sequential:
             parts = _pairs(module, is_plain)
             if any(silu for _, silu in parts):
@@ -75,11 +86,12 @@ def _replacements(
 
 
 def _can_norm(module: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
+    by_rows = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
     return (
-        isinstance(module, nn.GroupNorm)
+        (by_rows or isinstance(module, nn.GroupNorm))
         and module.weight is not None
         and module.bias is not None
-        and (type(module) is nn.GroupNorm or is_plain(module))
+        and (type(module) in (nn.GroupNorm, nn.LayerNorm) or is_plain(module))
     )
 
 
@@ -88,6 +100,15 @@ def _norm(module: nn.GroupNorm, kernels: Kernels, own: Forward) -> Forward:
         if not kernels.take_picture(input):
             return own(input)
         return kernels.group_norm(input, module.num_groups, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def _norm_rows(module: nn.LayerNorm, kernels: Kernels, own: Forward) -> Forward:
+    def forward(input: Tensor) -> Tensor:
+        if not kernels.take_rows(input):
+            return own(input)
+        return kernels.layer_norm(input, module.weight, module.bias, module.eps)
 
     return forward
 
@@ -106,7 +127,7 @@ def _pairs(modules: nn.Sequential, is_plain: Callable[[nn.Module], bool]) -> lis
 
 
 def _is_lone_norm(module: nn.Module | None, is_plain: Callable[[nn.Module], bool]) -> bool:
-    untouched = module is not None and "forward" not in vars(module) and not _has_hooks(module)
+    untouched = isinstance(module, nn.GroupNorm) and "forward" not in vars(module) and not _has_hooks(module)
     return untouched and _can_norm(module, is_plain)  # type: ignore[arg-type]
 
 
@@ -117,16 +138,35 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels) -> Forward:
-    def forward(input: Any) -> Any:
+    def forward(input: Any, shift: Tensor | None = None) -> Any:
+        """shift: (n, channels), added to every pixel before the first module, which is then a norm with its SiLU."""
         for module, silu in pairs:
             if silu is None:
                 input = module(input)
             elif kernels.take_picture(input):
                 norm: Any = module
-                input = kernels.group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=True)
+                input = kernels.group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps, True, shift)
             else:
-                input = silu(module(input))
+                input = silu(module(input if shift is None else input + shift[:, :, None, None]))
+            shift = None
         return input
+
+    return forward
+
+
+def _shifted(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module], bool]) -> Forward | None:
+    """A residual block's forward; None for one that does more than is told above."""
+    special = any(getattr(module, name, False) for name in _SPECIAL) or module.emb_layers is None
+    pairs = _pairs(module.out_layers, is_plain)
+    if special or not pairs or pairs[0][1] is None or _has_hooks(module.out_layers):
+        return None
+    leave, own = _sequence(pairs, kernels), module.forward
+
+    def forward(x: Tensor, emb: Tensor) -> Tensor:
+        if x.dim() != 4 or emb.dim() != 2:
+            return own(x, emb)
+        within = module.in_layers(x)
+        return module.skip_connection(x) + leave(within, module.emb_layers(emb).to(within.dtype))
 
     return forward
 

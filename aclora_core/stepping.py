@@ -58,6 +58,7 @@ class Stepper:
         self._average = Average(weights, ema_decay) if ema_decay else None
         self.updater = Updater(optimizer, weights, self._gradient, learning_rate, weight_decay, rate_changes)
         self._finished = False
+        self._begun: Batch | None = None  # of the next step; its gradient is there already
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -73,35 +74,51 @@ class Stepper:
     def learning_rate(self, value: float) -> None:
         self.updater.rate = value
 
-    def step(self, batches: Sequence[Batch], meanwhile: Callable[[], None] = lambda: None) -> float:
+    def step(self, batches: Sequence[Batch], meanwhile: Callable[[], Sequence[Batch]] = lambda: ()) -> float:
         """One step on the sum of the batches' losses, and its value; NaN where the step was left out.
 
-        meanwhile: what the processor may do while the GPU works.
+        meanwhile: what the processor may do while the GPU works. It may give the batches of the next step; the GPU
+        begins with the first while the processor looks at this one. Who changes weights calls clear_gradients.
         """
+        if self._begun is not None and self._begun is not batches[0]:
+            self.clear_gradients()
         value, overflowed = self._try(batches, meanwhile)
         while overflowed:
+            if self._begun is not None:
+                self.clear_gradients()
             value, overflowed = self._try(batches)
         self.skipped_in_a_row = 0 if math.isfinite(value) else self.skipped_in_a_row + 1
         return value
 
-    def _try(self, batches: Sequence[Batch], meanwhile: Callable[[], None] = lambda: None) -> tuple[float, bool]:
+    def _try(
+        self, batches: Sequence[Batch], meanwhile: Callable[[], Sequence[Batch]] = lambda: ()
+    ) -> tuple[float, bool]:
         """One step, and whether it was left out for the scale of its gradient alone."""
-        for batch in batches:
-            changed = [self._loss, self._gradient, self.weights.gradient]
-            gradients = self.graphs.call(self._accumulate, batch, batch.key, changed)
+        for batch in batches[self._begun is not None :]:
+            gradients = self._call(batch)
             if gradients:
                 given = _learned(batch)  # which may be in main memory
                 of_given = [gradient.to(tensor.device) for gradient, tensor in zip(gradients, given, strict=True)]
                 # Kept, since the step may be done once more on the same batches.
                 torch.autograd.backward(given, of_given, retain_graph=True)
                 self._add_gradients()
+        self._begun = None
         if self.updater.on_device:
             told = self.graphs.call(self._update, (), (), self._changed())
         else:
             told = self._update(())
-        meanwhile()
-        value, overflowed = told.tolist()
+        read = self.graphs.reading(told)
+        for batch in meanwhile()[:1]:
+            if self.graphs.recorded(self._accumulate, batch.key) and not _learned(batch):
+                self._call(batch)
+                self._begun = batch
+        value, overflowed = read()
         return value, bool(overflowed)
+
+    def _call(self, batch: Batch) -> list[Tensor]:
+        """_accumulate, as a graph where that can be."""
+        changed = [self._loss, self._gradient, self.weights.gradient]
+        return list(self.graphs.call(self._accumulate, batch, batch.key, changed))
 
     def _changed(self) -> list[Tensor]:
         """What _update changes."""
@@ -128,7 +145,8 @@ class Stepper:
             self.weights.gradient.zero_()
 
     def clear_gradients(self) -> None:
-        """Forgets what an unfinished step has added up."""
+        """Forgets what an unfinished step has added up, and what was begun of the next."""
+        self._begun = None
         for tensor in (self._loss, self._gradient, self.weights.gradient):
             tensor.zero_()
 
@@ -169,6 +187,7 @@ class Stepper:
         """Goes back to the weights of the last step whose loss was finite. The optimizer begins anew there."""
         with torch.no_grad():
             self.weights.master.copy_(self._last_good)
+        self.clear_gradients()
         if self._average:
             self._average.restore_last_good()
         branches = self.weights.branches.values()

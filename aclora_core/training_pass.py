@@ -97,10 +97,11 @@ class TrainingPass:
         if not tells:
             self._silent.append(len(losses))
         self.stepper.learning_rate = self._rate(len(losses))
-        losses.append(self._fitting_step(batches) / self.unit)
-        self.progress.learning_rate = self.stepper.learning_rate
         due = self.config.mode != "off" and is_restart_epoch(epoch, self.config.restart_every, self.total_epochs)
-        if ends_epoch and due:
+        restarts = ends_epoch and due
+        losses.append(self._fitting_step(batches, restarts) / self.unit)
+        self.progress.learning_rate = self.stepper.learning_rate
+        if restarts:
             self._restart_if_known(epoch)
 
     @contextmanager
@@ -153,18 +154,19 @@ class TrainingPass:
         """What the batches that are still to be drawn depend on."""
         return {"order": self._drawing.state_dict(), "generator": self.generator.get_state()}
 
-    def _draw_ahead(self) -> None:
-        """Draws the next step, for a GPU into memory from which it is copied without waiting.
+    def _draw_ahead(self) -> Sequence[Batch]:
+        """Draws the next step, for a GPU into memory from which it is copied without waiting, and gives its batches.
 
         Text encoders that learn are asked when this step is over: what they give follows from it.
         """
         if self._upcoming is not None or self.model.text_encoders:
-            return
+            return ()
         self._before_upcoming = self._position()
         self._upcoming = self._drawing.next_step()
         if self._on_gpu:
             batches = map_tensors(self._upcoming.batches, lambda it: it if it.is_cuda else it.pin_memory())
             self._upcoming = self._upcoming._replace(batches=batches)
+        return self._upcoming.batches
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from where another pass over the same pictures, with the same settings, stood."""
@@ -184,10 +186,18 @@ class TrainingPass:
         config = self.config
         return rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
 
-    def _fitting_step(self, batches: Sequence[Batch]) -> float:
-        """One step; when it does not fit, once more with every block computed twice."""
+    def _fitting_step(self, batches: Sequence[Batch], restarts: bool) -> float:
+        """One step; when it does not fit, once more with every block computed twice.
+
+        restarts: whether the adapter restarts after it, so that nothing of the next step can be begun before that.
+        """
+
+        def meanwhile() -> Sequence[Batch]:
+            upcoming = self._draw_ahead()
+            return () if restarts else upcoming
+
         try:
-            return self.stepper.step(batches, self._draw_ahead)
+            return self.stepper.step(batches, meanwhile)
         except torch.cuda.OutOfMemoryError:
             if self.config.checkpointing != "automatic" or not self.memory.all_again():
                 raise

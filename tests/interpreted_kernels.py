@@ -14,6 +14,7 @@ from aclora_core.kernels import attention as few_keys
 from aclora_core.kernels.attention import attention
 from aclora_core.kernels.geglu import geglu
 from aclora_core.kernels.group_norm import group_norm
+from aclora_core.kernels.layer_norm import layer_norm
 
 _patch = interpreter._patch_lang_tensor
 
@@ -72,6 +73,41 @@ def picture(n: int, channels: int, height: int, width: int, dtype: torch.dtype, 
     """Channels last in memory, each channel with its own spread."""
     x = draw(n, channels, height, width) * torch.linspace(0.5, 3, channels)[:, None, None] + middle
     return x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_shift_of_all_pixels_is_that_of_float64(dtype: torch.dtype, silu: bool) -> None:
+    """Several tiles that end within, two pictures with shifts of their own."""
+    x, shift = picture(2, 80, 9, 8, dtype), (3 * draw(2, 80, seed=2)).to(dtype).requires_grad_()
+    weight, bias = (1 + draw(2, 80, seed=1) / 2).to(dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, shift)]
+    expected = F.group_norm(exact[0] + exact[1][:, :, None, None], 4, weight.double(), bias.double(), 1e-5)
+    expected = F.silu(expected) if silu else expected
+    ours = group_norm(x, 4, weight, bias, 1e-5, silu, shift)
+    gradient = draw(*ours.shape, seed=9).to(dtype)
+    pairs = [(ours, expected)]
+    ways_back = torch.autograd.grad(ours, (x, shift), gradient), torch.autograd.grad(expected, exact, gradient.double())
+    for found, right in (*pairs, *zip(*ways_back, strict=True)):
+        error = (found.double() - right).abs().max() / right.abs().max()
+        assert found.dtype == dtype and error <= TOLERANCE[dtype] * 4, error  # a sum of 72 that nearly cancel
+
+
+# Rows and their width: a program of several rows that ends within, a width that fills its tile, a lone number.
+ROWS = [((3, 5, 90), torch.float32), ((9, 256), torch.float16), ((5, 2), torch.bfloat16), ((1, 1), torch.float32)]
+
+
+@pytest.mark.parametrize("shape, dtype", ROWS, ids=str)
+def test_the_norm_of_rows_is_that_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = (draw(*shape) * 3 + 1).to(dtype).requires_grad_()
+    weight, bias = (1 + draw(2, shape[-1], seed=1) / 2).to(dtype)
+    exact = x.detach().double().requires_grad_()
+    expected = F.layer_norm(exact, shape[-1:], weight.double(), bias.double())
+    ours = layer_norm(x, weight, bias, 1e-5)
+    if shape[-1] > 2:
+        compare(ours, x, expected, exact)
+    else:  # where a row has no spread to speak of, the gradient is the rest of numbers that cancel
+        torch.testing.assert_close(ours.double(), expected, rtol=0.01, atol=0.01)
 
 
 def normed(x: Tensor, groups: int, dtype: torch.dtype, silu: bool) -> tuple[Tensor, Tensor, Tensor]:

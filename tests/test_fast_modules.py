@@ -49,6 +49,25 @@ class Transformer(nn.Module):
         return rows.reshape(n, h, w, -1).movedim(3, 1).contiguous() + x
 
 
+class Residual(nn.Module):
+    """As the host's: what it was told of the time is added to every pixel."""
+
+    def __init__(self, **special: bool) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(OwnNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 6, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(5, 6))
+        self.out_layers = nn.Sequential(OwnNorm(3, 6), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(6, 6, 3, padding=1))
+        self.skip_connection = nn.Conv2d(8, 6, 1)
+        for name, value in special.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        shift = self.emb_layers(emb)
+        while shift.dim() < x.dim():
+            shift = shift[..., None]
+        return self.skip_connection(x) + self.out_layers(self.in_layers(x) + shift)
+
+
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -80,12 +99,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         value, gate = hidden.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
-    def norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False) -> Tensor:
+    def norm(
+        x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False,
+        shift: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         counted["norm and SiLU" if silu else "norm"] += 1
+        if shift is not None:
+            counted["shift"] += 1
+            x = x + shift[:, :, None, None]
         x = F.group_norm(x, groups, weight, bias, eps).contiguous(memory_format=LAST)
         return F.silu(x) if silu else x
 
-    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: Kernels("cpu", geglu, norm, *[None] * 3))
+    def rows(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        counted["rows"] += 1
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: Kernels("cpu", geglu, norm, rows, *[None] * 3))
     return counted
 
 
@@ -226,3 +255,54 @@ def test_adapters_learn_the_same_with_and_without(again: bool, network: Network,
     expected = gradient(nothing)
     torch.testing.assert_close(gradient(fast_modules), expected, rtol=1e-4, atol=1e-4)
     assert expected.abs().max() > 0.1 and calls["gate"] > 0
+
+
+def block_and_gradients(block: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    x, emb = x.detach().requires_grad_(), torch.linspace(-2, 2, 10).view(2, 5).requires_grad_()
+    output = block(x, emb)
+    return output.detach(), *torch.autograd.grad(output.square().sum(), (x, emb))
+
+
+def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) -> None:
+    torch.manual_seed(0)
+    block = Residual().requires_grad_(False)
+    expected = block_and_gradients(block, picture())
+    with fast_modules(block, plain, residual=Residual):
+        found = block_and_gradients(block, picture())
+        assert calls == {"norm and SiLU": 2, "shift": 1}
+        channels_first = block_and_gradients(block, picture().contiguous())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(channels_first, expected)
+    assert not forwards(block)
+
+
+@pytest.mark.parametrize("special", ["updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint"])
+def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Counter[str]) -> None:
+    block = Residual(**{special: True})
+    with fast_modules(block, plain, residual=Residual):
+        assert "" not in forwards(block)
+        block(picture(), torch.ones(2, 5))
+    assert "shift" not in calls
+
+
+def test_a_residual_block_without_a_norm_to_add_to_goes_its_own_way(calls: Counter[str]) -> None:
+    block = Residual()
+    handle = block.out_layers[0].register_forward_hook(lambda *_: None)
+    with fast_modules(block, plain, residual=Residual):
+        assert "" not in forwards(block)
+    handle.remove()
+
+
+class OwnRows(nn.LayerNorm):
+    """As a host's, which may cast its weights."""
+
+
+def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) -> None:
+    norms = nn.Sequential(nn.LayerNorm(6), OwnRows(6), nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm((5, 6)))
+    x = torch.randn(3, 5, 6)
+    expected = norms(x)
+    with fast_modules(norms, lambda module: type(module) is not OwnRows):
+        torch.testing.assert_close(norms(x), expected)
+        assert forwards(norms) == ["0"] and calls == {"rows": 1}
+        norms.double()(x.double())
+    assert calls == {"rows": 1} and not forwards(norms)

@@ -1,6 +1,7 @@
 """One optimisation step: it follows AdamW, leaves out what is not finite, and forgets moments when told to."""
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -355,17 +356,91 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
 
         more = {"optimizer": optimizer, "rate_changes": True, "ema_decay": 0.9}
         stepper = Stepper(weights, loss, graphs, RATE, DECAY, 0.7, **more)
-        for step in range(12):
-            weight = torch.tensor([math.nan if step == 4 else 1.0])
-            nothing = torch.zeros(1)
-            batch = Batch(nothing, nothing, nothing, weight, {}, "one")
+        nothing, ones = torch.zeros(1), torch.ones(1)
+        weights_of = [ones * (math.nan if step == 4 else 1.0) for step in range(13)]
+        batches = [Batch(nothing, nothing, nothing, weight, {}, "one") for weight in weights_of]
+        for step, (batch, following) in enumerate(itertools.pairwise(batches)):
             stepper.learning_rate = 0.1 / (1 + step)
-            assert math.isnan(stepper.step([batch, batch])) == (step == 4)
+            told = stepper.step([batch, batch], lambda begun=following: [begun] * 2 if step % 3 else ())
+            assert math.isnan(told) == (step == 4)
         assert graphs.active == (device.type == "cuda")
         with stepper.shown():
             masters.append(weights.master.cpu().clone())
         masters.append(weights.master.cpu().clone())
     torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)
+
+
+class Ahead(Graphs):
+    """As if all were recorded, so that steps are begun as on a GPU."""
+
+    def recorded(self, function: object, key: object = ()) -> bool:
+        return True
+
+
+@dataclass
+class Runner:
+    """Steps over a list of batches, of which each is one more thing that its loss depends on."""
+
+    stepper: Stepper
+    weights: AdapterWeights
+    seen: list[float]  # what the loss was asked for, in order
+
+    def batch(self, factor: float) -> Batch:
+        nothing = torch.zeros(1)
+        return Batch(nothing, nothing, nothing, torch.tensor([factor]), {}, "one")
+
+
+def runner(graphs: type[Graphs], dtype: torch.dtype = torch.float32) -> Runner:
+    it, seen = bench(dtype=dtype), []
+    leaves = it.branch.down.leaf, it.branch.up.leaf
+
+    def loss(batch: Batch) -> Tensor:
+        seen.append(float(batch.weight))
+        return squares(*(leaf.float() for leaf in leaves)) * batch.weight.sum()
+
+    return Runner(Stepper(it.weights, loss, graphs(CPU), RATE, DECAY, 0.7), it.weights, seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_steps_that_are_begun_early_are_the_same(dtype: torch.dtype) -> None:
+    """One batch or two, a bad one, and in float16 some that overflow, after which the begun one is begun again."""
+    factors = [[1.0], [2.0, 0.5], [math.nan], [3e3], [0.1, 3e3, 1.0], [1.0]]
+    results = []
+    for graphs in (Graphs, Ahead):
+        it = runner(graphs, dtype)
+        steps = [[it.batch(factor) for factor in step] for step in factors]
+        told = [
+            it.stepper.step(step, lambda following=following: following)
+            for step, following in itertools.zip_longest(steps, steps[1:], fillvalue=[])
+        ]
+        results.append((told, it.weights.master.clone(), it.seen))
+    torch.testing.assert_close(results[0][:2], results[1][:2], rtol=0, atol=0, equal_nan=True)
+    plain, ahead = results[0][2], results[1][2]
+    assert len(ahead) == len(plain) if dtype != torch.float16 else len(ahead) > len(plain)
+
+
+def test_what_was_begun_is_forgotten_where_weights_were_changed_or_another_step_comes() -> None:
+    for change in (True, False):
+        it, plain = runner(Ahead), runner(Graphs)
+        first, begun, other = (it.batch(factor) for factor in (1.0, 5.0, 2.0))
+        it.stepper.step([first], lambda begun=begun: [begun])
+        plain.stepper.step([first])
+        if change:
+            for each in (it, plain):
+                each.weights.master.mul_(0.5)
+                each.weights.refresh()
+            it.stepper.clear_gradients()
+        following = begun if change else other
+        assert it.stepper.step([following]) == plain.stepper.step([following])
+        assert torch.equal(it.weights.master, plain.weights.master)
+        assert it.seen == [1.0, 5.0, 5.0 if change else 2.0]
+
+
+def test_going_back_forgets_what_was_begun() -> None:
+    it = runner(Ahead)
+    it.stepper.step([it.batch(1.0)], lambda: [it.batch(5.0)])
+    it.stepper.restore_last_good()
+    assert not it.stepper._gradient.any() and it.stepper._begun is None
 
 
 ON_CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))

@@ -21,6 +21,7 @@ log = logging.getLogger("aclora")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_LAYERS = 3  # that linear takes at a time
 DEEP = 64  # numbers that linear multiplies and adds at a time; the sides that it sums up must be multiples of it
+MOST_WIDE = 4096  # of layer_norm
 MOST_KEYS, MOST_CHANNELS = 128, 128  # of attention
 
 
@@ -30,8 +31,13 @@ class Geglu(Protocol):
 
 class GroupNorm(Protocol):
     def __call__(
-        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False
-    ) -> Tensor: ...
+        self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False,
+        shift: Tensor | None = None,
+    ) -> Tensor: ...  # fmt: skip
+
+
+class LayerNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -84,6 +90,7 @@ class Kernels(NamedTuple):
     device: str
     geglu: Geglu
     group_norm: GroupNorm
+    layer_norm: LayerNorm
     linear: Linear
     convolution: Convolution
     attention: Attention
@@ -91,6 +98,10 @@ class Kernels(NamedTuple):
     def take(self, x: Tensor) -> bool:
         """Whether they can compute with such a tensor."""
         return x.device.type == self.device and x.dtype in DTYPES
+
+    def take_rows(self, x: Tensor) -> bool:
+        """Whether layer_norm can."""
+        return self.take(x) and x.numel() > 0 and x.shape[-1] <= MOST_WIDE
 
     def take_forward(self, x: Tensor, weight: Tensor, rank: int) -> bool:
         """Whether linear.forward can, and is quicker than PyTorch, whose large products are better."""
@@ -153,8 +164,9 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         from .attention import attention
         from .geglu import geglu
         from .group_norm import group_norm
+        from .layer_norm import layer_norm
 
-        kernels = Kernels(device.type, geglu, group_norm, linear, convolution, attention)
+        kernels = Kernels(device.type, geglu, group_norm, layer_norm, linear, convolution, attention)
         with compiling_together(device, kernels):
             _largest_error(kernels, device, dtype)
         error = _largest_error(kernels, device, dtype)
@@ -192,17 +204,23 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
     with torch.inference_mode(False), torch.enable_grad():
         hidden = draw(3, 512).requires_grad_()
         value, gate = hidden.chunk(2, dim=-1)
-        pairs = [(kernels.geglu(hidden), value * F.gelu(gate), hidden)]
+        cases: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = []
+        cases.append((kernels.geglu(hidden), value * F.gelu(gate), (hidden,)))
         picture = draw(2, 320, 9, 10).contiguous(memory_format=torch.channels_last).requires_grad_()
-        weight, bias = draw(320), draw(320)
-        normed = F.group_norm(picture, 32, weight, bias, 1e-5)
-        for silu, expected in ((False, normed), (True, F.silu(normed))):
-            pairs.append((kernels.group_norm(picture, 32, weight, bias, 1e-5, silu), expected, picture))
+        weight, bias, shift = draw(320), draw(320), draw(2, 320).requires_grad_()
+        norm = functools.partial(kernels.group_norm, picture, 32, weight, bias, 1e-5)
+        cases.append((norm(), F.group_norm(picture, 32, weight, bias, 1e-5), (picture,)))
+        shifted = F.group_norm((picture.float() + shift.float()[:, :, None, None]).to(dtype), 32, weight, bias, 1e-5)
+        for given, sources in ((None, (picture,)), (shift, (picture, shift))):
+            expected = cases[1][1] if given is None else shifted
+            cases.append((norm(True, given), F.silu(expected), sources))
+        rows = draw(70, 320).requires_grad_()
+        cases.append((kernels.layer_norm(rows, weight, bias, 1e-5), F.layer_norm(rows, (320,), weight, bias), (rows,)))
         errors = []
-        for ours, expected, source in pairs:
+        for ours, expected, sources in cases:
             gradient = draw(expected.shape)
-            ways_back = [torch.autograd.grad(it, source, gradient, retain_graph=True)[0] for it in (ours, expected)]
-            for found, right in ((ours.detach(), expected.detach()), ways_back):
+            ways_back = [torch.autograd.grad(it, sources, gradient, retain_graph=True) for it in (ours, expected)]
+            for found, right in ((ours.detach(), expected.detach()), *zip(*ways_back, strict=True)):
                 errors.append(_error(found, right))
         errors += _errors_of_layers(kernels, draw) + _errors_of_attention(kernels, draw)
         errors += _errors_of_convolution(kernels, draw)

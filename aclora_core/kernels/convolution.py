@@ -22,7 +22,8 @@ from .linear import _add, _block, _joined, _padded, _store, _summed, share_out
 _PIXELS, _CHANNELS = 64, 64  # of a tile
 _PROGRAMS, _MOST_PARTS = 264, 16  # that a sum is shared out to, and for one tile of pixels
 _SUMMED = 128  # pixels that the gradients of the factors are summed up from at a time
-_ADDED = 128  # channels of a tile of the input's or output's sums
+_ADDED = 128  # channels of a tile of the output's sums
+_GIVEN = 64  # channels of a tile of what the input gets
 _ABREAST = 256  # numbers of several taps, all ranks of each, that are multiplied and added at once
 _PLAIN = (  # numbers that are not worth a compilation of their own when they are 1 or a multiple of 16
     "height", "width", "high", "wide", "taps", "abreast", "stride_y", "stride_x", "pad_y", "pad_x", "step_y", "step_x",
@@ -71,13 +72,13 @@ def add_gradients(
     sums = ups + down[0, 0].numel() * across
     shares = share_out(pixels, sums, _SUMMED, _CHANNELS * _padded(rank), x.device)
     source = x.numel() // inputs
-    tiles = 0 if of_input is None else triton.cdiv(source, _PIXELS) * triton.cdiv(inputs, _ADDED)
+    tiles = 0 if of_input is None else triton.cdiv(source, _PIXELS) * triton.cdiv(inputs, _GIVEN)
     with torch.cuda.device_of(x):
         launch(
             _add_gradients, (sums * shares.parts + tiles,),
             x, gradient, inner, through, down, of_down, of_up, x if of_input is None else of_input, *shares, scale,
             pixels, source, outputs, ups, sums, *_shape(x, gradient), *_geometry(down, steps), rank, _padded(rank),
-            _PIXELS, _CHANNELS, _SUMMED, _ADDED, max(1, _ABREAST // _padded(rank)), num_stages=4,
+            _PIXELS, _CHANNELS, _SUMMED, _GIVEN, max(1, _ABREAST // _padded(rank)), num_stages=4,
         )  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def _add_gradients(  # type: ignore[no-untyped-def]
     x, gradient, inner, through, down, of_down, of_up, of_input, scratch, arrived, parts, each, scale,
     pixels, source, outputs, ups, sums, channels, height, width, high, wide,
     taps, abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK: tl.constexpr, PADDED: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMMED: tl.constexpr, ADDED: tl.constexpr, TAPS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUMMED: tl.constexpr, GIVEN: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < sums * parts:
@@ -189,7 +190,7 @@ def _add_gradients(  # type: ignore[no-untyped-def]
     else:
         _add_to_input(
             of_input, through, down, scale, source, program - sums * parts, channels, height, width, high, wide, taps,
-            abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, PIXELS, ADDED, TAPS,
+            abreast, stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, PIXELS, GIVEN, TAPS,
         )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def _add_to_input(  # type: ignore[no-untyped-def]
     picture, line, column = _pixel(number, height, width)
     lanes = tl.arange(0, TAPS * PADDED)
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for first in range(0, taps, TAPS):
+    for first in tl.range(0, taps, TAPS, num_stages=1):  # as large as it is, it fits but once
         tap = first + tl.arange(0, TAPS)
         y = line[:, None] + pad_y - (tap // abreast * step_y)[None, :]
         z = column[:, None] + pad_x - (tap % abreast * step_x)[None, :]

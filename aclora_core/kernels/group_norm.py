@@ -21,52 +21,64 @@ _PIXELS, _CHANNELS = 64, 64  # of a tile
 _JOINED, _WARPS = 2048, 8  # sums that are joined at once, and by how many warps
 
 
-def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False) -> Tensor:
-    """(x - mean) / √(variance + eps) · weight + bias, by groups of channels; then z · sigmoid(z) if silu.
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False, shift: Tensor | None = None
+) -> Tensor:
+    """(y - mean) / √(variance + eps) · weight + bias, by groups of channels; then z · sigmoid(z) if silu.
 
-    x: (n, c, h, w), channels last in memory; float32, float16 or bfloat16 on a CUDA device -> the same.
-    weight, bias: (c,), of any type; frozen: they get no gradient. Computed in float32 within.
+    x: (n, c, h, w), channels last in memory; float32, float16 or bfloat16 on a CUDA device -> the same. y is x, or
+    x + shift, (n, c) of the same type, where it is given. weight, bias: (c,), of any type; frozen: they get no gradient.
+    Computed in float32 within.
     """
-    return _GroupNorm.apply(x, groups, weight, bias, eps, silu)
+    return _GroupNorm.apply(x, shift, groups, weight, bias, eps, silu)
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor | None, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool
+    ) -> Tensor:
+        shifted, shift = shift is not None, x if shift is None else shift.contiguous()
         n, channels, pixels, each, tiles = _sizes(x, groups)
         sums, spreads = _sums(x, tiles)
         mean, slope = _results(x)
         output = torch.empty_like(x)
         with torch.cuda.device_of(x):
-            launch(_sum_tiles, tiles, x, sums, spreads, pixels, channels, _PIXELS, _CHANNELS)
+            launch(_sum_tiles, tiles, x, shift, sums, spreads, pixels, channels, shifted, _PIXELS, _CHANNELS)
             launch(
                 _join_moments, (groups, n), sums, spreads, mean, slope, tiles[1], pixels, channels, each, eps,
                 _PIXELS, _JOINED, num_warps=_WARPS,
             )  # fmt: skip
-            launch(_apply, tiles, x, output, mean, slope, weight, bias, pixels, channels, silu, _PIXELS, _CHANNELS)
-        ctx.save_for_backward(x, weight, bias, mean, slope)
-        ctx.groups, ctx.silu = groups, silu
+            launch(
+                _apply, tiles, x, shift, output, mean, slope, weight, bias, pixels, channels, shifted, silu,
+                _PIXELS, _CHANNELS,
+            )  # fmt: skip
+        ctx.save_for_backward(x, shift, weight, bias, mean, slope)
+        ctx.groups, ctx.silu, ctx.shifted = groups, silu, shifted
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, slope = ctx.saved_tensors
+        x, shift, weight, bias, mean, slope = ctx.saved_tensors
         n, channels, pixels, each, tiles = _sizes(x, ctx.groups)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         sums, products = _sums(x, tiles)
         sum_, product = _results(x)
         of_input = torch.empty_like(x)
-        given = x, gradient, mean, slope, weight, bias
-        sizes = pixels, channels, ctx.silu, _PIXELS, _CHANNELS
+        of_shift = torch.empty_like(shift) if ctx.shifted else None
+        given = x, shift, gradient, mean, slope, weight, bias
+        sizes = pixels, channels, ctx.shifted, ctx.silu, _PIXELS, _CHANNELS
         with torch.cuda.device_of(x):
             launch(_sum_gradients, tiles, *given, sums, products, *sizes)
             launch(
                 _join_gradients, (ctx.groups, n), sums, products, sum_, product, tiles[1], pixels, channels, each,
                 _JOINED, num_warps=_WARPS,
             )  # fmt: skip
-            launch(_apply_gradients, tiles, *given, sum_, product, of_input, *sizes)
-        return of_input, None, None, None, None, None
+            launch(_apply_gradients, tiles, *given, sum_, product, of_input, sums, *sizes)
+            if of_shift is not None:
+                launch(_add_tiles, (tiles[0], n), sums, of_shift, tiles[1], channels, _CHANNELS)
+        return of_input, of_shift, None, None, None, None, None
 
 
 def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int, tuple[int, int, int]]:
@@ -128,11 +140,23 @@ def _vector(numbers, channel, channels):  # type: ignore[no-untyped-def]
     return tl.load(numbers + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
 
 
+@triton.jit
+def _values(x, shift, start, offset, inside, channel, channels, SHIFTED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile of what is normed, zero outside."""
+    values = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+    if SHIFTED:
+        values = tl.where(inside, values + _of_channel(shift, channel, channels), 0.0)
+    return values
+
+
 @triton.jit(do_not_specialize=["pixels"])
-def _sum_tiles(x, sums, spreads, pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sum_tiles(  # type: ignore[no-untyped-def]
+    x, shift, sums, spreads, pixels, channels,
+    SHIFTED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """For each channel of a tile its sum, and the sum of the squares around its own mean."""
     start, offset, inside, channel = _tile(pixels, channels, PIXELS, CHANNELS)
-    values = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+    values = _values(x, shift, start, offset, inside, channel, channels, SHIFTED)
     total = tl.sum(values, 0)
     count = tl.minimum(pixels - tl.program_id(1) * PIXELS, PIXELS).to(tl.float32)
     away = tl.where(inside, values - (total / count)[None, :], 0.0)
@@ -175,11 +199,11 @@ def _join_moments(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["pixels"])
 def _apply(  # type: ignore[no-untyped-def]
-    x, output, mean, slope, weight, bias, pixels, channels,
-    SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, output, mean, slope, weight, bias, pixels, channels,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     start, offset, inside, channel = _tile(pixels, channels, PIXELS, CHANNELS)
-    values = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+    values = _values(x, shift, start, offset, inside, channel, channels, SHIFTED)
     normed = (values - _of_channel(mean, channel, channels)) * _of_channel(slope, channel, channels)
     result = normed * _vector(weight, channel, channels) + _vector(bias, channel, channels)
     if SILU:
@@ -189,12 +213,12 @@ def _apply(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _gradients(  # type: ignore[no-untyped-def]
-    x, gradient, mean, slope, weight, bias, pixels, channels,
-    SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, gradient, mean, slope, weight, bias, pixels, channels,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A tile of the normed picture, before weight and bias, and of its gradient."""
     start, offset, inside, channel = _tile(pixels, channels, PIXELS, CHANNELS)
-    values = tl.load(x + start + offset, mask=inside, other=0.0).to(tl.float32)
+    values = _values(x, shift, start, offset, inside, channel, channels, SHIFTED)
     arriving = tl.load(gradient + start + offset, mask=inside, other=0.0).to(tl.float32)
     normed = (values - _of_channel(mean, channel, channels)) * _of_channel(slope, channel, channels)
     weights = _vector(weight, channel, channels)
@@ -207,11 +231,13 @@ def _gradients(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["pixels"])
 def _sum_gradients(  # type: ignore[no-untyped-def]
-    x, gradient, mean, slope, weight, bias, sums, products, pixels, channels,
-    SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, gradient, mean, slope, weight, bias, sums, products, pixels, channels,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """For each channel of a tile the sum of its gradients, and of their products with the normed picture."""
-    normed, arriving = _gradients(x, gradient, mean, slope, weight, bias, pixels, channels, SILU, PIXELS, CHANNELS)
+    normed, arriving = _gradients(
+        x, shift, gradient, mean, slope, weight, bias, pixels, channels, SHIFTED, SILU, PIXELS, CHANNELS
+    )
     start, offset, inside, channel = _tile(pixels, channels, PIXELS, CHANNELS)
     _store_sums(sums, products, tl.sum(arriving, 0), tl.sum(arriving * normed, 0), channel, channels)
 
@@ -233,11 +259,29 @@ def _join_gradients(sums, products, sum_, product, parts, pixels, channels, each
 
 @triton.jit(do_not_specialize=["pixels"])
 def _apply_gradients(  # type: ignore[no-untyped-def]
-    x, gradient, mean, slope, weight, bias, sum_, product, of_input, pixels, channels,
-    SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, shift, gradient, mean, slope, weight, bias, sum_, product, of_input, sums, pixels, channels,
+    SHIFTED: tl.constexpr, SILU: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """slope · (gradient - its mean - normed · the mean of their product)."""
-    normed, arriving = _gradients(x, gradient, mean, slope, weight, bias, pixels, channels, SILU, PIXELS, CHANNELS)
+    """slope · (gradient - its mean - normed · the mean of their product), and what a tile of it sums up to."""
+    normed, arriving = _gradients(
+        x, shift, gradient, mean, slope, weight, bias, pixels, channels, SHIFTED, SILU, PIXELS, CHANNELS
+    )
     start, offset, inside, channel = _tile(pixels, channels, PIXELS, CHANNELS)
     arriving -= _of_channel(sum_, channel, channels) + normed * _of_channel(product, channel, channels)
-    tl.store(of_input + start + offset, arriving * _of_channel(slope, channel, channels), mask=inside)
+    result = arriving * _of_channel(slope, channel, channels)
+    tl.store(of_input + start + offset, result, mask=inside)
+    if SHIFTED:
+        at = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * channels + channel
+        tl.store(sums + at, tl.sum(tl.where(inside, result, 0.0), 0), mask=channel < channels)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _add_tiles(sums, of_shift, parts, channels, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What the tiles of a picture sum up to, for some of its channels."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    sums += tl.program_id(1) * parts * channels + channel
+    total = tl.zeros((CHANNELS,), tl.float32)
+    for _ in range(0, parts):
+        total += tl.load(sums, mask=channel < channels, other=0.0)
+        sums += channels
+    tl.store(of_shift + tl.program_id(1) * channels + channel, total, mask=channel < channels)

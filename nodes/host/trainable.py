@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_management
 import torch
 from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
 from ...aclora_core.objective import Objective
@@ -43,7 +44,7 @@ class TrainableModel:
     text: TextEncoder | None = None  # where it learns too
     interrupted: bool = False  # the user asked to stop in the middle of a step
 
-    fast_classes = (GEGLU, SpatialTransformer)
+    fast_classes = (GEGLU, SpatialTransformer, ResBlock)
 
     @property
     def base(self) -> Any:
@@ -109,7 +110,7 @@ class TrainableModel:
     def is_plain(self, layer: torch.nn.Module) -> bool:
         """Whether the host neither casts, patches, quantises nor moves the layer's weight as it is used."""
         return (
-            isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm)
+            isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm)
             and type(layer).forward.__module__ in _PLAIN_MODULES
             and not getattr(layer, "comfy_cast_weights", False)
             and not getattr(layer, "weight_function", None)
