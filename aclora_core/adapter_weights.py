@@ -111,7 +111,7 @@ def _places(shapes: Sequence[torch.Size]) -> tuple[list[int], int]:
 
 
 def _shaped(numbers: Tensor, shape: torch.Size) -> Tensor:
-    """A factor in a part of a flat tensor. Of a convolution on pictures the channels come last, as kernels read them."""
+    """A factor in a part of a flat tensor; of a convolution on pictures with channels last, as kernels read them."""
     if len(shape) != 4:
         return numbers.view(shape)
     features, channels, height, width = shape

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter_weights import AdapterWeights
+from .kernels import AdamW
 
 Name = Literal["AdamW", "Adafactor", "SGD", "Prodigy", "AdamWScheduleFree", "AdamW8bit"]
 _PACKAGES = {"Prodigy": "prodigyopt", "AdamWScheduleFree": "schedulefree", "AdamW8bit": "bitsandbytes"}
@@ -61,14 +62,10 @@ def _make(
 class Updater:
     """Changes the adapter's float32 weights by a gradient of all of them.
 
-    rate_changes: whether the learning rate is not the same for all steps. on_device: whether step obeys left_out and
-    divisor on the device, so that nothing waits for the GPU.
+    on_device: whether step obeys left_out and divisor on the device, so that nothing waits for the GPU.
     """
 
-    def __init__(
-        self, name: Name, weights: AdapterWeights, gradient: Tensor, rate: float, decay: float,
-        rate_changes: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, name: Name, weights: AdapterWeights, gradient: Tensor, rate: float, decay: float) -> None:
         device = weights.master.device
         self.name, self._weights, self._gradient = name, weights, gradient
         self.left_out = torch.zeros((), device=device)  # 1 where the step is not to be done
@@ -76,7 +73,7 @@ class Updater:
         self.on_device = name in ("AdamW", "SGD") and device.type in ("cpu", "cuda")
         self._parameters = _separate(weights, gradient) if name == "Adafactor" else {0: _joined(weights, gradient)}
         # A recorded graph would go on with a number that it was recorded with.
-        in_graph = self.on_device and device.type == "cuda" and rate_changes
+        in_graph = self.on_device and device.type == "cuda"
         start = torch.full((), rate, device=device) if in_graph else rate
         self.optimizer = _make(name, list(self._parameters.values()), start, decay, self.on_device)
         self._rate = rate
@@ -101,6 +98,19 @@ class Updater:
         elif not self.left_out:
             self._gradient /= self.divisor
             self.optimizer.step()
+
+    def step_at_once(self, adamw: AdamW, gradient: Tensor, before: Tensor) -> None:
+        """step of AdamW by a kernel, which also clears the gradient, and brings the model's copy up to date.
+
+        before: gets the weights as they were, where the step is done.
+        """
+        moments, (group,) = self._moments(0), self.optimizer.param_groups
+        moments["step"] += 1 - self.left_out
+        adamw(
+            self._weights.master, gradient, moments["exp_avg"], moments["exp_avg_sq"], before, self._weights.leaves,
+            moments["step"], group["lr"], self.divisor, self.left_out, group["betas"], group["weight_decay"],
+            group["eps"],
+        )  # fmt: skip
 
     @property
     def rate(self) -> float:

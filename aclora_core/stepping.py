@@ -14,6 +14,7 @@ from .adapter_weights import AdapterWeights
 from .average import Average
 from .batches import Batch
 from .graphs import Graphs, tensors_in
+from .kernels import find_kernels
 from .loss_scale import LossScale
 from .optimizers import Name, Updater
 
@@ -25,8 +26,8 @@ class Stepper:
 
     loss_of: what a batch, on the adapter's device, adds to the loss of its step; a scalar, or two: what is to become
     smaller, and what is told. Whether a step is finite, and how far its gradient is shortened, is decided on the
-    device, so that the GPU never waits for the processor. rate_changes: whether the learning rate will be set between
-    steps. ema_decay: of the running average that is shown and given in the end; 0 for none.
+    device, so that the GPU never waits for the processor. ema_decay: of the running average that is shown and given in
+    the end; 0 for none.
 
     Gradients of float16 are scaled. A step whose gradient overflows is done once more at half the scale, so no picture
     is passed over.
@@ -42,7 +43,6 @@ class Stepper:
         max_norm: float,
         *,
         optimizer: Name = "AdamW",
-        rate_changes: bool = False,
         ema_decay: float = 0.0,
     ) -> None:
         self.weights, self.graphs, self.max_norm = weights, graphs, max_norm
@@ -56,7 +56,9 @@ class Stepper:
         self._gradient = of_leaves if of_leaves.dtype == torch.float32 else torch.zeros_like(weights.master)
         self._scale = LossScale(self._loss.device) if of_leaves.dtype == torch.float16 else None
         self._average = Average(weights, ema_decay) if ema_decay else None
-        self.updater = Updater(optimizer, weights, self._gradient, learning_rate, weight_decay, rate_changes)
+        self.updater = Updater(optimizer, weights, self._gradient, learning_rate, weight_decay)
+        kernels = find_kernels(of_leaves.device, of_leaves.dtype) if of_leaves is not self._gradient else None
+        self._at_once = kernels.adamw if kernels is not None and optimizer == "AdamW" else None
         self._finished = False
         self._begun: Batch | None = None  # of the next step; its gradient is there already
 
@@ -94,35 +96,39 @@ class Stepper:
         self, batches: Sequence[Batch], meanwhile: Callable[[], Sequence[Batch]] = lambda: ()
     ) -> tuple[float, bool]:
         """One step, and whether it was left out for the scale of its gradient alone."""
-        for batch in batches[self._begun is not None :]:
-            gradients = self._call(batch)
-            if gradients:
-                given = _learned(batch)  # which may be in main memory
-                of_given = [gradient.to(tensor.device) for gradient, tensor in zip(gradients, given, strict=True)]
-                # Kept, since the step may be done once more on the same batches.
-                torch.autograd.backward(given, of_given, retain_graph=True)
+        alone = len(batches) == 1 and self._at_once is not None  # then its gradient is taken as it is
+        for number, batch in enumerate(batches):
+            if number or self._begun is None:
+                self._accumulated(batch)
+            if not alone:
                 self._add_gradients()
         self._begun = None
         if self.updater.on_device:
-            told = self.graphs.call(self._update, (), (), self._changed())
+            told = self.graphs.call(self._update, alone, alone, self._changed())
         else:
-            told = self._update(())
+            told = self._update(alone)
         read = self.graphs.reading(told)
         for batch in meanwhile()[:1]:
             if self.graphs.recorded(self._accumulate, batch.key) and not _learned(batch):
-                self._call(batch)
+                self._accumulated(batch)
                 self._begun = batch
         value, overflowed = read()
         return value, bool(overflowed)
 
-    def _call(self, batch: Batch) -> list[Tensor]:
-        """_accumulate, as a graph where that can be."""
-        changed = [self._loss, self._gradient, self.weights.gradient]
-        return list(self.graphs.call(self._accumulate, batch, batch.key, changed))
+    def _accumulated(self, batch: Batch) -> None:
+        """Has a batch's loss and gradients added up, and hands on those of text encoders that learn."""
+        gradients = self.graphs.call(self._accumulate, batch, batch.key, [self._loss, self.weights.gradient])
+        if gradients:
+            given = _learned(batch)  # which may be in main memory
+            of_given = [gradient.to(tensor.device) for gradient, tensor in zip(gradients, given, strict=True)]
+            # Kept, since the step may be done once more on the same batches.
+            torch.autograd.backward(given, of_given, retain_graph=True)
 
     def _changed(self) -> list[Tensor]:
         """What _update changes."""
-        changed = [self.weights.master, self._last_good, self._loss, self._gradient, *self.updater.tensors()]
+        weights = self.weights
+        changed = [weights.master, weights.gradient, self._last_good, self._loss, self._gradient]
+        changed += self.updater.tensors()
         if self._average:
             changed += self._average.tensors()
         return changed + self._scale.tensors() if self._scale else changed
@@ -134,7 +140,6 @@ class Stepper:
         (descended * self._scale.value if self._scale else descended).backward()
         with torch.no_grad():
             self._loss += told
-        self._add_gradients()
         return [_taken(tensor) for tensor in _learned(batch)]
 
     @torch.no_grad()
@@ -151,14 +156,17 @@ class Stepper:
             tensor.zero_()
 
     @torch.no_grad()
-    def _update(self, _: object) -> Tensor:
-        """Changes the weights. (2,): the loss, and whether the gradient overflowed."""
-        norm = torch.linalg.vector_norm(self._gradient)
+    def _update(self, alone: bool) -> Tensor:
+        """Changes the weights. (2,): the loss, and whether the gradient overflowed.
+
+        alone: whether the gradient is that of the leaves, and not the sum of several.
+        """
+        gradient = self.weights.gradient if alone else self._gradient
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
         good = torch.isfinite(self._loss) & torch.isfinite(norm)
         loss = torch.where(good, self._loss, math.nan)
         overflowed = torch.isfinite(self._loss) & ~good
         self.updater.left_out.copy_(~good)
-        torch.where(good, self.weights.master, self._last_good, out=self._last_good)
         if self._scale:
             self.updater.divisor.copy_((norm / self._scale.value / self.max_norm).clamp_min(1) * self._scale.value)
             overflowed &= self._scale.can_shrink()
@@ -166,11 +174,15 @@ class Stepper:
         else:
             self.updater.divisor.copy_((norm / self.max_norm).clamp_min(1))
             overflowed.zero_()
-        self.updater.step()
+        if self._at_once is not None:
+            self.updater.step_at_once(self._at_once, gradient, self._last_good)
+        else:
+            torch.where(good, self.weights.master, self._last_good, out=self._last_good)
+            self.updater.step()
+            self.weights.refresh()
+            gradient.zero_()
         if self._average:
             self._average.update(good)
-        self.weights.refresh()
-        self._gradient.zero_()
         self._loss.zero_()
         return torch.stack([loss, overflowed.to(loss.dtype)])
 

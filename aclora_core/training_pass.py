@@ -29,7 +29,7 @@ from .objective import denoising_losses
 from .out_of_place import OutOfPlace, Overwritten
 from .report import Restart
 from .restart import dynamic_threshold, is_restart_epoch
-from .schedule import is_constant, rate_at
+from .schedule import rate_at
 from .stepping import Stepper
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class TrainingPass:
         self.memory = BlockMemory(model.network)
         self.stepper = Stepper(
             self.weights, self._loss, self.graphs, config.learning_rate, config.weight_decay, config.max_norm,
-            optimizer=config.optimizer, rate_changes=not is_constant(config.schedule, config.warm_up),
-            ema_decay=config.ema_decay,
+            optimizer=config.optimizer, ema_decay=config.ema_decay,
         )  # fmt: skip
         self._drawing = Drawing(model, config, pictures, self.generator)
         self._upcoming: Step | None = None  # drawn ahead, while the GPU was busy

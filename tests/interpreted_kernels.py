@@ -11,6 +11,7 @@ from triton.runtime import interpreter
 
 from aclora_core.kernels import Steps, convolution, linear
 from aclora_core.kernels import attention as few_keys
+from aclora_core.kernels.adamw import adamw
 from aclora_core.kernels.attention import attention
 from aclora_core.kernels.geglu import geglu
 from aclora_core.kernels.group_norm import group_norm
@@ -234,7 +235,8 @@ def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_long_sums_are_shared_out(shortest: int) -> None:
     shares = linear.share_out(70, 5, linear._SUMMED, 64, torch.device("cpu"))
-    assert shares.parts == {512: 1, 20: 3}[shortest] and (shares.parts - 1) * shares.each < 70 <= shares.parts * shares.each
+    assert shares.parts == {512: 1, 20: 3}[shortest]
+    assert (shares.parts - 1) * shares.each < 70 <= shares.parts * shares.each
     assert shares.arrived.count_nonzero() == 0  # also after the sums of other tests
 
 
@@ -338,3 +340,28 @@ def test_all_tiles_are_shared_out(tiles: int, heads: int, processors: int) -> No
     assert each * parts >= tiles and each * (parts - 1) < tiles
     waves = -(-heads * parts // processors)
     assert waves * (each + 1) <= -(-heads // processors) * (tiles + 1)  # no worse than a head for each program
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_steps_of_adamw_are_those_of_torch(dtype: torch.dtype) -> None:
+    """With a rate that changes, a gradient that is divided, and a step in between that is left out."""
+    count, decay = 2000, 0.05
+    weights, before, copy = draw(count), torch.zeros(count), torch.zeros(count, dtype=torch.float16)
+    exact = torch.nn.Parameter(weights.clone())
+    optimizer = torch.optim.AdamW([exact], lr=0.0, weight_decay=decay)
+    first, second, steps = torch.zeros(count), torch.zeros(count), torch.zeros(())
+    for number, rate in enumerate((0.1, 0.02, 0.3)):
+        for left_out in (1.0, 0.0):
+            gradient = draw(count, seed=3 + number).to(dtype)
+            slope, start, steps = gradient.float() / 4, weights.clone(), steps + 1 - left_out
+            numbers = steps, torch.tensor(rate), torch.tensor(4.0), torch.tensor(left_out)
+            unchanged = [tensor.clone() for tensor in (weights, first, second, before, copy)]
+            adamw(weights, gradient, first, second, before, copy, *numbers, (0.9, 0.999), decay, 1e-8)
+            assert not gradient.any()
+            if left_out:
+                assert all(map(torch.equal, unchanged, (weights, first, second, before, copy)))
+        optimizer.param_groups[0]["lr"], exact.grad = rate, slope
+        optimizer.step()
+        assert torch.equal(before, start)
+        torch.testing.assert_close(weights, exact.detach(), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(copy, exact.detach().half(), rtol=2e-3, atol=2e-3)

@@ -114,7 +114,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counted["rows"] += 1
         return F.layer_norm(x, weight.shape, weight, bias, eps)
 
-    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: Kernels("cpu", geglu, norm, rows, *[None] * 3))
+    ours = Kernels("cpu", geglu, norm, rows, *[None] * 4)  # type: ignore[arg-type]
+    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: ours)
     return counted
 
 

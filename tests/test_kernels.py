@@ -66,7 +66,7 @@ def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.0)
     for name in ("triton", "triton.language"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("linear", "convolution", "attention", "geglu", "group_norm", "layer_norm", "launch"):
+    for name in ("linear", "convolution", "attention", "adamw", "geglu", "group_norm", "layer_norm", "launch"):
         monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     assert find_kernels(CUDA, torch.bfloat16) is None
@@ -93,7 +93,7 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
         return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
 
     def only(geglu, group_norm, layer_norm=rows) -> Kernels:  # type: ignore[no-untyped-def]
-        return Kernels("cpu", geglu, group_norm, layer_norm, None, None, None)  # type: ignore[arg-type]
+        return Kernels("cpu", geglu, group_norm, layer_norm, *[None] * 4)  # type: ignore[arg-type]
 
     def error(kernels_: Kernels) -> float:
         return kernels._largest_error(kernels_, torch.device("cpu"), torch.float32)
@@ -107,13 +107,13 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
 
 
 def test_pictures_are_taken_whose_channels_come_last() -> None:
-    ours = Kernels("cpu", *[None] * 6)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 7)  # type: ignore[arg-type]
     first = torch.zeros(2, 3, 4, 5)
     last = first.contiguous(memory_format=torch.channels_last)
     assert ours.take_picture(last) and not ours.take_picture(first)
     assert not ours.take_picture(last[:, :, ::2]) and not ours.take_picture(last.permute(0, 2, 3, 1))
     assert not ours.take_picture(torch.zeros(2, 3, 1, 1)) and not ours.take_picture(last.double())
-    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 6).take_picture(last)  # type: ignore[arg-type]
+    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 7).take_picture(last)  # type: ignore[arg-type]
 
 
 class Recorded:
@@ -165,7 +165,7 @@ def test_kernels_run_again_after_a_first_pass_that_fails() -> None:
 
 
 def test_long_sums_are_left_to_the_libraries() -> None:
-    ours = Kernels("cpu", *[None] * 6)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 7)  # type: ignore[arg-type]
     half = torch.float16
     weight, wide = torch.zeros(1280, 1280, dtype=half), torch.zeros(10240, 1280, dtype=half)
     rows = torch.zeros(1024, 1280, dtype=half)
@@ -181,7 +181,7 @@ def test_long_sums_are_left_to_the_libraries() -> None:
 
 
 def test_attention_to_many_keys_is_left_to_the_libraries() -> None:
-    ours = Kernels("cpu", *[None] * 6)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 7)  # type: ignore[arg-type]
     query, caption, long = (torch.zeros(1, 2, rows, 64, dtype=torch.float16) for rows in (900, 77, 231))
     assert ours.take_attention(query, caption, caption)
     assert not ours.take_attention(query, long, long) and not ours.take_attention(query, caption, long)

@@ -61,10 +61,10 @@ def random_layers(seed: int) -> dict[str, Layer]:
     return {"linear": layer(5, (7,)), "convolution": layer(4, (6, 3, 3))}
 
 
-def bench(name, rate: float | None = None, rate_changes: bool = False) -> Bench:
+def bench(name, rate: float | None = None) -> Bench:
     weights = AdapterWeights(random_layers(0), CPU)
     gradient = torch.zeros_like(weights.master)
-    updater = Updater(name, weights, gradient, RATES[name] if rate is None else rate, DECAY, rate_changes)
+    updater = Updater(name, weights, gradient, RATES[name] if rate is None else rate, DECAY)
     return Bench(weights, gradient, updater, AdapterWeights(random_layers(1), CPU).master)
 
 
@@ -89,7 +89,8 @@ def of_torch(name: str, factors: list[Tensor]) -> torch.optim.Optimizer:
 def test_each_does_what_its_library_does_on_the_factors(name: str) -> None:
     it = bench(name)
     factors = [factor.clone().flatten(1).requires_grad_() for factor in it.factors()]
-    goals = [it.goal[it.weights.span(factor)].view(len(factor), -1) for factor in it.factors()]
+    wanted = AdapterWeights(random_layers(1), CPU).branches.values()
+    goals = [factor.flatten(1) for branch in wanted for factor in (branch.lora_down, branch.lora_up)]
     plain = of_torch(name, factors)
     for _ in range(40):
         it.step()
@@ -194,9 +195,8 @@ def test_forgetting_before_the_first_step_is_no_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "Adafactor", ALL[4]])
-@pytest.mark.parametrize("rate_changes", [False, True])
-def test_the_rate_can_be_changed_between_steps(name: str, rate_changes: bool) -> None:
-    it, still = bench(name, rate_changes=rate_changes), bench(name)
+def test_the_rate_can_be_changed_between_steps(name: str) -> None:
+    it, still = bench(name), bench(name)
     it.step(), still.step()
     assert it.updater.rate == RATES[name] and torch.equal(it.weights.master, still.weights.master)
     before = it.weights.master.clone()

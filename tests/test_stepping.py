@@ -94,6 +94,7 @@ def test_batches_add_up_in_float32_whatever_the_models_type() -> None:
     for _ in range(2000):
         it.losses[:] = [lambda down, up: down.sum()]
         it.stepper._accumulate(None)
+        it.stepper._add_gradients()
     assert torch.equal(it.stepper._gradient[:4], torch.full((4,), 2000.0))
 
 
@@ -213,7 +214,7 @@ def test_what_is_told_need_not_be_what_is_descended() -> None:
 def test_each_step_has_its_learning_rate() -> None:
     factors = [bench().branch.lora_down.clone().requires_grad_(), bench().branch.lora_up.clone().requires_grad_()]
     plain = torch.optim.AdamW(factors, lr=RATE, weight_decay=DECAY)
-    it = fixed(squares, rate_changes=True)
+    it = fixed(squares)
     for rate in (0.1, 0.05, 0.2, 0.001):
         plain.param_groups[0]["lr"] = rate
         plain.zero_grad()
@@ -354,7 +355,7 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
         def loss(batch: Batch, leaves: tuple[Tensor, ...] = leaves) -> Tensor:
             return squares(*(leaf.float() for leaf in leaves)) * batch.weight.sum() * 1e3
 
-        more = {"optimizer": optimizer, "rate_changes": True, "ema_decay": 0.9}
+        more = {"optimizer": optimizer, "ema_decay": 0.9}
         stepper = Stepper(weights, loss, graphs, RATE, DECAY, 0.7, **more)
         nothing, ones = torch.zeros(1), torch.ones(1)
         weights_of = [ones * (math.nan if step == 4 else 1.0) for step in range(13)]

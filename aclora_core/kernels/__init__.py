@@ -84,6 +84,14 @@ class Convolution(Protocol):
     ) -> None: ...  # fmt: skip
 
 
+class AdamW(Protocol):
+    def __call__(
+        self, weights: Tensor, gradient: Tensor, first: Tensor, second: Tensor, before: Tensor, copy: Tensor,
+        steps: Tensor, rate: Tensor, divisor: Tensor, left_out: Tensor, betas: tuple[float, float], decay: float,
+        eps: float,
+    ) -> None: ...  # fmt: skip
+
+
 class Kernels(NamedTuple):
     """The kernels, and the kind of device that they run on."""
 
@@ -94,6 +102,7 @@ class Kernels(NamedTuple):
     linear: Linear
     convolution: Convolution
     attention: Attention
+    adamw: AdamW
 
     def take(self, x: Tensor) -> bool:
         """Whether they can compute with such a tensor."""
@@ -161,12 +170,13 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         return None
     try:
         from . import convolution, linear
+        from .adamw import adamw
         from .attention import attention
         from .geglu import geglu
         from .group_norm import group_norm
         from .layer_norm import layer_norm
 
-        kernels = Kernels(device.type, geglu, group_norm, layer_norm, linear, convolution, attention)
+        kernels = Kernels(device.type, geglu, group_norm, layer_norm, linear, convolution, attention, adamw)
         with compiling_together(device, kernels):
             _largest_error(kernels, device, dtype)
         error = _largest_error(kernels, device, dtype)
@@ -211,9 +221,8 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
         norm = functools.partial(kernels.group_norm, picture, 32, weight, bias, 1e-5)
         cases.append((norm(), F.group_norm(picture, 32, weight, bias, 1e-5), (picture,)))
         shifted = F.group_norm((picture.float() + shift.float()[:, :, None, None]).to(dtype), 32, weight, bias, 1e-5)
-        for given, sources in ((None, (picture,)), (shift, (picture, shift))):
-            expected = cases[1][1] if given is None else shifted
-            cases.append((norm(True, given), F.silu(expected), sources))
+        cases.append((norm(True), F.silu(cases[1][1]), (picture,)))
+        cases.append((norm(True, shift), F.silu(shifted), (picture, shift)))
         rows = draw(70, 320).requires_grad_()
         cases.append((kernels.layer_norm(rows, weight, bias, 1e-5), F.layer_norm(rows, (320,), weight, bias), (rows,)))
         errors = []
@@ -223,8 +232,8 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
             for found, right in ((ours.detach(), expected.detach()), *zip(*ways_back, strict=True)):
                 errors.append(_error(found, right))
         errors += _errors_of_layers(kernels, draw) + _errors_of_attention(kernels, draw)
-        errors += _errors_of_convolution(kernels, draw)
-        return float(torch.stack(errors).max())
+        errors += _errors_of_convolution(kernels, draw) + _errors_of_adamw(kernels, draw)
+        return float(torch.stack([error.float() for error in errors]).max())
 
 
 def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
@@ -281,6 +290,25 @@ def _errors_of_attention(kernels: Kernels, draw: Callable[..., Tensor]) -> list[
     gradient = draw(1, 2, 70, 64)
     ways_back = [torch.autograd.grad(result, given, gradient) for result in results]
     return [_error(*(it.detach() for it in results)), *(_error(*pair) for pair in zip(*ways_back, strict=True))]
+
+
+def _errors_of_adamw(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+    """The same for a step of AdamW."""
+    weights, first, second, before = (it.float() for it in draw(4, 1536))
+    gradient, copy, start, second = draw(1536), draw(1536), weights.clone(), second.square()
+    slope, mean, spread = gradient.float() / 2, first.clone(), second.clone()
+    if not kernels.take(gradient) or gradient.dtype == torch.float32:
+        return []
+    numbers = [torch.full((), value, device=start.device) for value in (3.0, 0.1, 2.0, 0.0)]
+    steps, rate, divisor, left_out = numbers
+    kernels.adamw(
+        weights, gradient, first, second, before, copy, steps, rate, divisor, left_out, (0.9, 0.999), 0.05, 1e-8
+    )
+    mean, spread = 0.9 * mean + 0.1 * slope, 0.999 * spread + 0.001 * slope.square()
+    root = (spread / (1 - 0.999**3)).sqrt() + 1e-8
+    right = start * (1 - 0.1 * 0.05) - 0.1 / (1 - 0.9**3) * mean / root
+    pairs = [(weights, right), (copy, right), (first, mean), (second, spread), (before, start)]
+    return [*(_error(*pair) for pair in pairs), gradient.abs().max()]
 
 
 def _error(found: Tensor, right: Tensor) -> Tensor:

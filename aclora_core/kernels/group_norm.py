@@ -27,8 +27,8 @@ def group_norm(
     """(y - mean) / √(variance + eps) · weight + bias, by groups of channels; then z · sigmoid(z) if silu.
 
     x: (n, c, h, w), channels last in memory; float32, float16 or bfloat16 on a CUDA device -> the same. y is x, or
-    x + shift, (n, c) of the same type, where it is given. weight, bias: (c,), of any type; frozen: they get no gradient.
-    Computed in float32 within.
+    x + shift, (n, c) of the same type, where it is given. weight, bias: (c,), of any type; frozen: they get no
+    gradient. Computed in float32 within.
     """
     return _GroupNorm.apply(x, shift, groups, weight, bias, eps, silu)
 

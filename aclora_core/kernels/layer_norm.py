@@ -21,8 +21,8 @@ _NUMBERS = 2048  # of a program's tile; a row is whole within it
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x - mean) / √(variance + eps) · weight + bias by rows (Ba, Kiros, Hinton 2016, arXiv 1607.06450).
 
-    x: (..., d); float32, float16 or bfloat16 on a CUDA device -> the same. weight, bias: (d,), of any type; frozen: they
-    get no gradient. Computed in float32 within.
+    x: (..., d); float32, float16 or bfloat16 on a CUDA device -> the same. weight, bias: (d,), of any type; frozen:
+    they get no gradient. Computed in float32 within.
     """
     return _LayerNorm.apply(x, weight, bias, eps)
 

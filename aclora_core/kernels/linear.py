@@ -94,8 +94,8 @@ def add_gradients(
         launch(
             _add_gradients, (sums * shares.parts + tiles,),
             x, gradients[0], inner, through, of_downs[0], of_ups[0], x if of_input is None else of_input,
-            x if down is None else down, *shares, scale, rows, outputs, inputs, x.stride(0), gradients[0].stride(0), sums,
-            *_distances(gradients), *_distances(of_downs), *_distances(of_ups),
+            x if down is None else down, *shares, scale, rows, outputs, inputs, x.stride(0), gradients[0].stride(0),
+            sums, *_distances(gradients), *_distances(of_downs), *_distances(of_ups),
             rank, _padded(rank), _ACROSS, _SUMMED, _TILE, num_stages=5,
         )  # fmt: skip
 
