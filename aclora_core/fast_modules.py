@@ -14,7 +14,9 @@ from torch.overrides import TorchFunctionMode
 from .kernels import DTYPES, Kernels, find_kernels
 
 Forward = Callable[..., Any]
-_SPECIAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")  # of residual blocks
+# What residual blocks and those of transformers have set where they do more than usual.
+_SPECIAL_IN_BLOCKS = ("ff_in", "disable_self_attn", "switch_temporal_ca_to_sa")
+_SPECIAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")
 
 
 @contextmanager
@@ -24,6 +26,7 @@ def fast_modules(
     geglu: type[nn.Module] | None = None,
     transformer: type[nn.Module] | None = None,
     residual: type[nn.Module] | None = None,
+    block: type[nn.Module] | None = None,
 ) -> Iterator[None]:
     """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
 
@@ -32,11 +35,13 @@ def fast_modules(
     transformer: the class of its transformers on pictures. They turn a picture back to channels first, which costs a
     copy, and has every module behind them work in that order; they are kept from it.
     residual: the class of its residual blocks, x -> skip(x) + out(in(x) + emb(e)): the sum goes into out's norm.
+    block: the class of its transformers' blocks, of two attentions and a feed-forward network, each behind a norm and
+    added to what it came from: the sums go into the norms.
     """
     kernels = _kernels_for(network)
     with ExitStack() as undo:
         if kernels is not None:
-            for module, forward in _replacements(network, kernels, is_plain, geglu, transformer, residual):
+            for module, forward in _replacements(network, kernels, is_plain, geglu, transformer, residual, block):
                 module.forward = forward
                 undo.callback(_take_back, module, forward)
         yield
@@ -60,6 +65,7 @@ def _replacements(
     geglu: type[nn.Module] | None,
     transformer: type[nn.Module] | None,
     residual: type[nn.Module] | None,
+    block: type[nn.Module] | None,
 ) -> Iterator[tuple[nn.Module, Forward]]:
     """The modules to be computed in another way, and how."""
     for module in network.modules():
@@ -73,6 +79,10 @@ def _replacements(
                 yield module, _norm_rows(module, kernels, module.forward)
         elif residual is not None and type(module) is residual:
             forward = _shifted(module, kernels, is_plain)
+            if forward is not None:
+                yield module, forward
+        elif block is not None and type(module) is block:
+            forward = _sums_in_norms(module, kernels, is_plain)
             if forward is not None:
                 yield module, forward
         elif type(module) is nn.Sequential:
@@ -169,6 +179,40 @@ def _shifted(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module], bool
         return module.skip_connection(x) + leave(within, module.emb_layers(emb).to(within.dtype))
 
     return forward
+
+
+def _sums_in_norms(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module], bool]) -> Forward | None:
+    """A transformer block's forward; None for one that does more than is told above."""
+    special = any(getattr(module, name) for name in _SPECIAL_IN_BLOCKS) or module.attn2 is None or not module.is_res
+    norms = [module.norm1, module.norm2, module.norm3] if not special else []
+    replaced = any("forward" in vars(norm) or _has_hooks(norm) or not _can_norm(norm, is_plain) for norm in norms)
+    if special or replaced:
+        return None
+    enter, between, leave = (_residual_norm(norm, kernels) for norm in norms)
+    own = module.forward
+
+    def forward(x: Tensor, context: Any = None, transformer_options: Any = {}) -> Tensor:  # noqa: B006
+        if transformer_options.get("patches") or transformer_options.get("patches_replace"):
+            return own(x, context=context, transformer_options=transformer_options)
+        x, normed = enter(x, None)
+        x, normed = between(x, module.attn1(normed, transformer_options=transformer_options))
+        x, normed = leave(x, module.attn2(normed, context=context, transformer_options=transformer_options))
+        return x + module.ff(normed)
+
+    return forward
+
+
+def _residual_norm(norm: Any, kernels: Kernels) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """x and what is to be added -> their sum, and that normed."""
+
+    def both(x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        alike = added is None or (added.shape == x.shape and added.dtype == x.dtype)
+        if alike and kernels.take_rows(x):
+            return kernels.residual_norm(x, added, norm.weight, norm.bias, norm.eps)
+        x = x if added is None else added + x
+        return x, norm(x)
+
+    return both
 
 
 def _gate(module: Any, kernels: Kernels) -> Forward:

@@ -15,7 +15,7 @@ from aclora_core.kernels.adamw import adamw
 from aclora_core.kernels.attention import attention
 from aclora_core.kernels.geglu import geglu
 from aclora_core.kernels.group_norm import group_norm
-from aclora_core.kernels.layer_norm import layer_norm
+from aclora_core.kernels.layer_norm import layer_norm, residual_norm
 
 _patch = interpreter._patch_lang_tensor
 
@@ -109,6 +109,26 @@ def test_the_norm_of_rows_is_that_of_float64(shape: tuple[int, ...], dtype: torc
         compare(ours, x, expected, exact)
     else:  # where a row has no spread to speak of, the gradient is the rest of numbers that cancel
         torch.testing.assert_close(ours.double(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("used", ["both", "sum", "norm"])
+@pytest.mark.parametrize("with_sum", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_sum_and_its_norm_are_those_of_float64(dtype: torch.dtype, with_sum: bool, used: str) -> None:
+    """Gradients of both flow back to what was added up, or of one of them."""
+    given = [(draw(7, 90, seed=seed) + 1).to(dtype).requires_grad_() for seed in range(1 + with_sum)]
+    weight, bias = (1 + draw(2, 90, seed=1) / 2).to(dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    right = sum(exact).clone()
+    pairs = [*zip(residual_norm(given[0], given[1] if with_sum else None, weight, bias, 1e-5),
+                  (right, F.layer_norm(right, (90,), weight.double(), bias.double())), strict=True)]  # fmt: skip
+    pairs = {"both": pairs, "sum": pairs[:1], "norm": pairs[1:]}[used]
+    gradients = [draw(7, 90, seed=8 + number).to(dtype) for number in range(len(pairs))]
+    found = torch.autograd.grad([ours for ours, _ in pairs], given, gradients)
+    wanted = torch.autograd.grad([it for _, it in pairs], exact, [gradient.double() for gradient in gradients])
+    for ours, expected in (*pairs, *zip(found, wanted, strict=True)):
+        error = (ours.double() - expected).abs().max() / expected.abs().max()
+        assert ours.dtype == dtype and error <= 2 * TOLERANCE[dtype], error  # the sum is rounded too
 
 
 def normed(x: Tensor, groups: int, dtype: torch.dtype, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,6 +248,7 @@ def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int
 def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a program sums up at least: for the small examples here all, or a part of them."""
     monkeypatch.setattr(linear, "_SHORTEST", request.param)
+    monkeypatch.setattr(linear, "_LONG", 2 * request.param)
     for module in (linear, convolution):
         monkeypatch.setattr(module, "_SUMMED", min(128, request.param // 16 * 16))
     return int(request.param)

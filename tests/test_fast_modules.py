@@ -114,7 +114,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counted["rows"] += 1
         return F.layer_norm(x, weight.shape, weight, bias, eps)
 
-    ours = Kernels("cpu", geglu, norm, rows, *[None] * 4)  # type: ignore[arg-type]
+    def residual(
+        x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        counted["sum and rows" if added is not None else "and rows"] += 1
+        x = x if added is None else x + added
+        return x, F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    ours = Kernels("cpu", geglu, norm, rows, residual, *[None] * 4)  # type: ignore[arg-type]
     monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: ours)
     return counted
 
@@ -307,3 +314,68 @@ def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) ->
         assert forwards(norms) == ["0"] and calls == {"rows": 1}
         norms.double()(x.double())
     assert calls == {"rows": 1} and not forwards(norms)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, transformer_options: dict | None = None) -> Tensor:
+        return self.out(x * (1 if context is None else context.mean()))
+
+
+class Block(nn.Module):
+    """As the host's, which patches may change."""
+
+    def __init__(self, **special: object) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (OwnRows(6) for _ in range(3))
+        self.attn1, self.attn2, self.ff = Attention(), Attention(), nn.Linear(6, 6)
+        self.ff_in = self.disable_self_attn = self.switch_temporal_ca_to_sa = False
+        self.is_res = True
+        for name, value in special.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, transformer_options: dict = {}) -> Tensor:  # noqa: B006
+        if "patches" in transformer_options:
+            return 0 * x
+        x = self.attn1(self.norm1(x)) + x
+        if self.attn2 is not None:
+            x = self.attn2(self.norm2(x), context=context) + x
+        return self.ff(self.norm3(x)) + x
+
+
+def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
+    torch.manual_seed(0)
+    block, context = Block().requires_grad_(False), torch.full((2, 3), 1.5)
+    results = []
+    for _ in range(2):
+        x = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        output = block(x, context)
+        results.append((output.detach(), torch.autograd.grad(output.square().sum(), x)[0]))
+        if len(results) == 1:
+            undo = fast_modules(block, plain, block=Block)
+            undo.__enter__()
+    assert calls == {"and rows": 1, "sum and rows": 2}
+    assert not block(x, context, {"patches": {"attn1_patch": [None]}}).any()  # goes the block's own way
+    torch.testing.assert_close(block.double()(x.double(), context.double()).float(), results[0][0])
+    assert calls == {"and rows": 1, "sum and rows": 2}
+    undo.__exit__(None, None, None)
+    torch.testing.assert_close(*results)
+    assert not forwards(block)
+
+
+@pytest.mark.parametrize("special", ["ff_in", "disable_self_attn", "switch_temporal_ca_to_sa", "attn2", "is_res"])
+def test_blocks_that_do_more_or_less_go_their_own_way(special: str, calls: Counter[str]) -> None:
+    block = Block(**{special: {"attn2": None, "is_res": False}.get(special, True)})
+    with fast_modules(block, plain, block=Block):
+        assert "" not in forwards(block)
+
+
+def test_a_block_with_a_hook_on_a_norm_goes_its_own_way(calls: Counter[str]) -> None:
+    block = Block()
+    handle = block.norm2.register_forward_hook(lambda *_: None)
+    with fast_modules(block, plain, block=Block):
+        assert "" not in forwards(block)
+    handle.remove()

@@ -92,8 +92,12 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
     def rows(x, weight, bias, eps):  # type: ignore[no-untyped-def]
         return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
 
-    def only(geglu, group_norm, layer_norm=rows) -> Kernels:  # type: ignore[no-untyped-def]
-        return Kernels("cpu", geglu, group_norm, layer_norm, *[None] * 4)  # type: ignore[arg-type]
+    def both(x, added, *more):  # type: ignore[no-untyped-def]
+        x = x.clone() if added is None else x + added
+        return x, rows(x, *more)
+
+    def only(geglu, group_norm, layer_norm=rows, residual_norm=both) -> Kernels:  # type: ignore[no-untyped-def]
+        return Kernels("cpu", geglu, group_norm, layer_norm, residual_norm, *[None] * 4)  # type: ignore[arg-type]
 
     def error(kernels_: Kernels) -> float:
         return kernels._largest_error(kernels_, torch.device("cpu"), torch.float32)
@@ -102,18 +106,20 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
     assert error(only(lambda hidden: gate(hidden) * 1.1, norm)) == pytest.approx(0.1, rel=1e-3)
     assert error(only(gate, lambda *a: norm(*a[:5], shift=a[6] if len(a) > 6 else None))) > 0.1  # forgets the SiLU
     assert error(only(gate, norm, lambda *a: rows(*a).detach() + 0 * a[0])) == pytest.approx(1)  # gradient is zero
+    without = lambda x, added, *a: both(x, None if added is None else 0 * added, *a)  # noqa: E731
+    assert error(only(gate, norm, rows, without)) > 0.1
     unshifted = lambda *a: norm(*a[:6]) + 0 * (0 if len(a) < 7 or a[6] is None else a[6][:, :, None, None])  # noqa: E731
     assert error(only(gate, unshifted)) > 0.1
 
 
 def test_pictures_are_taken_whose_channels_come_last() -> None:
-    ours = Kernels("cpu", *[None] * 7)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 8)  # type: ignore[arg-type]
     first = torch.zeros(2, 3, 4, 5)
     last = first.contiguous(memory_format=torch.channels_last)
     assert ours.take_picture(last) and not ours.take_picture(first)
     assert not ours.take_picture(last[:, :, ::2]) and not ours.take_picture(last.permute(0, 2, 3, 1))
     assert not ours.take_picture(torch.zeros(2, 3, 1, 1)) and not ours.take_picture(last.double())
-    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 7).take_picture(last)  # type: ignore[arg-type]
+    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 8).take_picture(last)  # type: ignore[arg-type]
 
 
 class Recorded:
@@ -165,7 +171,7 @@ def test_kernels_run_again_after_a_first_pass_that_fails() -> None:
 
 
 def test_long_sums_are_left_to_the_libraries() -> None:
-    ours = Kernels("cpu", *[None] * 7)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 8)  # type: ignore[arg-type]
     half = torch.float16
     weight, wide = torch.zeros(1280, 1280, dtype=half), torch.zeros(10240, 1280, dtype=half)
     rows = torch.zeros(1024, 1280, dtype=half)
@@ -181,7 +187,7 @@ def test_long_sums_are_left_to_the_libraries() -> None:
 
 
 def test_attention_to_many_keys_is_left_to_the_libraries() -> None:
-    ours = Kernels("cpu", *[None] * 7)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 8)  # type: ignore[arg-type]
     query, caption, long = (torch.zeros(1, 2, rows, 64, dtype=torch.float16) for rows in (900, 77, 231))
     assert ours.take_attention(query, caption, caption)
     assert not ours.take_attention(query, long, long) and not ours.take_attention(query, caption, long)

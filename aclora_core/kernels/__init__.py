@@ -84,6 +84,12 @@ class Convolution(Protocol):
     ) -> None: ...  # fmt: skip
 
 
+class ResidualNorm(Protocol):
+    def __call__(
+        self, x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 class AdamW(Protocol):
     def __call__(
         self, weights: Tensor, gradient: Tensor, first: Tensor, second: Tensor, before: Tensor, copy: Tensor,
@@ -99,6 +105,7 @@ class Kernels(NamedTuple):
     geglu: Geglu
     group_norm: GroupNorm
     layer_norm: LayerNorm
+    residual_norm: ResidualNorm
     linear: Linear
     convolution: Convolution
     attention: Attention
@@ -109,7 +116,7 @@ class Kernels(NamedTuple):
         return x.device.type == self.device and x.dtype in DTYPES
 
     def take_rows(self, x: Tensor) -> bool:
-        """Whether layer_norm can."""
+        """Whether layer_norm and residual_norm can."""
         return self.take(x) and x.numel() > 0 and x.shape[-1] <= MOST_WIDE
 
     def take_forward(self, x: Tensor, weight: Tensor, rank: int) -> bool:
@@ -174,9 +181,10 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         from .attention import attention
         from .geglu import geglu
         from .group_norm import group_norm
-        from .layer_norm import layer_norm
+        from .layer_norm import layer_norm, residual_norm
 
-        kernels = Kernels(device.type, geglu, group_norm, layer_norm, linear, convolution, attention, adamw)
+        norms = group_norm, layer_norm, residual_norm
+        kernels = Kernels(device.type, geglu, *norms, linear, convolution, attention, adamw)
         with compiling_together(device, kernels):
             _largest_error(kernels, device, dtype)
         error = _largest_error(kernels, device, dtype)
@@ -225,6 +233,12 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
         cases.append((norm(True, shift), F.silu(shifted), (picture, shift)))
         rows = draw(70, 320).requires_grad_()
         cases.append((kernels.layer_norm(rows, weight, bias, 1e-5), F.layer_norm(rows, (320,), weight, bias), (rows,)))
+        added = draw(70, 320).requires_grad_()
+        for more in (None, added):
+            both = kernels.residual_norm(rows, more, weight, bias, 1e-5)
+            right = (rows if more is None else rows + more).clone()
+            expected = torch.cat([right, F.layer_norm(right, (320,), weight, bias)])
+            cases.append((torch.cat(both), expected, (rows,) if more is None else (rows, more)))
         errors = []
         for ours, expected, sources in cases:
             gradient = draw(expected.shape)
@@ -238,7 +252,7 @@ def _largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
 
 def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
     """The same for two layers and their branches, in the types that there are kernels for."""
-    rows = 1100  # so many that their sums are shared out
+    rows = 2100  # so many that their sums are shared out
     x, weights, biases, gradients = draw(rows, 128), [*draw(2, 192, 128)], [*draw(2, 192)], [*draw(2, rows, 192)]
     downs, ups = [*draw(2, 16, 128)], [*draw(2, 192, 16)]
     if not kernels.take_backward(x, weights[0], 16):

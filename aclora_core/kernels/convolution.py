@@ -23,8 +23,8 @@ _PIXELS, _CHANNELS = 64, 64  # of a tile
 _PROGRAMS, _MOST_PARTS = 264, 16  # that a sum is shared out to, and for one tile of pixels
 _SUMMED = 128  # pixels that the gradients of the factors are summed up from at a time
 _ADDED = 128  # channels of a tile of the output's sums
-_GIVEN = 64  # channels of a tile of what the input gets
-_ABREAST = 256  # numbers of several taps, all ranks of each, that are multiplied and added at once
+_GIVEN = 128  # channels of a tile of what the input gets
+_ABREAST = 64  # numbers of several taps, all ranks of each, that are multiplied and added at once
 _PLAIN = (  # numbers that are not worth a compilation of their own when they are 1 or a multiple of 16
     "height", "width", "high", "wide", "taps", "abreast", "stride_y", "stride_x", "pad_y", "pad_x", "step_y", "step_x",
 )  # fmt: skip

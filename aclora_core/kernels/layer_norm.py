@@ -1,4 +1,4 @@
-"""Layer normalisation, one kernel each way. Importing this file needs Triton.
+"""Layer normalisation, and a residual sum before it, by one kernel each way. Importing this file needs Triton.
 
 PyTorch's takes a block of threads for each row, which is mostly waiting where rows are as short as those of pictures.
 Here a program takes several rows at once.
@@ -27,25 +27,73 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
+def residual_norm(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """y = x + added, or x alone where there is none, and layer_norm of y.
+
+    As a residual block needs both, they come from one kernel, and so does the sum of what comes back from both. added:
+    like x. For the rest see layer_norm.
+    """
+    return _ResidualNorm.apply(x, added, weight, bias, eps)
+
+
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
-        output, (rows, width, grid, tile) = torch.empty_like(x), _sizes(x)
-        mean, slope = x.new_empty(2, rows, dtype=torch.float32)
-        with torch.cuda.device_of(x):
-            launch(_forward, grid, x, weight, bias, output, mean, slope, eps, rows, width, *tile)
-        ctx.save_for_backward(x, weight, mean, slope)
+        x, output, *kept = _normed(x, None, weight, bias, eps)
+        ctx.save_for_backward(x, weight, *kept)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, slope = ctx.saved_tensors
-        gradient, of_input, (rows, width, grid, tile) = gradient.contiguous(), torch.empty_like(x), _sizes(x)
-        with torch.cuda.device_of(x):
-            launch(_backward, grid, x, gradient, weight, mean, slope, of_input, rows, width, *tile)
-        return of_input, None, None, None
+        return _of_input(gradient, None, *ctx.saved_tensors), None, None, None
+
+
+class _ResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        y, output, *kept = _normed(x, added, weight, bias, eps)
+        ctx.save_for_backward(y, weight, *kept)
+        ctx.set_materialize_grads(False)
+        return y, output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, beside: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = beside if gradient is None else _of_input(gradient, beside, *ctx.saved_tensors)
+        return given, given if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def _normed(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is normed and the result; the rows' means and slopes."""
+    x = x.contiguous()
+    given, y = x if added is None else added.contiguous(), x if added is None else torch.empty_like(x)
+    output, (rows, width, grid, tile) = torch.empty_like(x), _sizes(x)
+    mean, slope = x.new_empty(2, rows, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        launch(
+            _forward, grid, x, given, y, weight, bias, output, mean, slope, eps, rows, width, added is not None, *tile
+        )
+    return y, output, mean, slope
+
+
+def _of_input(
+    gradient: Tensor, beside: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, slope: Tensor
+) -> Tensor:
+    """The gradient of what was normed; beside: what else comes back to it."""
+    gradient, of_input, (rows, width, grid, tile) = gradient.contiguous(), torch.empty_like(x), _sizes(x)
+    more = gradient if beside is None else beside.contiguous()
+    with torch.cuda.device_of(x):
+        launch(
+            _backward, grid, x, gradient, more, weight, mean, slope, of_input, rows, width, beside is not None, *tile
+        )
+    return of_input
 
 
 def _sizes(x: Tensor) -> tuple[int, int, tuple[int], tuple[int, int]]:
@@ -65,9 +113,17 @@ def _tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: igno
 
 
 @triton.jit(do_not_specialize=["eps", "rows"])
-def _forward(x, weight, bias, output, mean, slope, eps, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _forward(  # type: ignore[no-untyped-def]
+    x, added, y, weight, bias, output, mean, slope, eps, rows, width,
+    ADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     row, column, at, inside = _tile(rows, width, ROWS, COLUMNS)
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if ADDED:
+        values += tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+        short = values.to(y.dtype.element_ty)
+        tl.store(y + at, short, mask=inside)
+        values = short.to(tl.float32)  # as the way back will read it
     middle = tl.sum(values, 1) / width
     away = tl.where(inside, values - middle[:, None], 0.0)
     steepness = tl.rsqrt(tl.sum(away * away, 1) / width + eps)
@@ -80,8 +136,9 @@ def _forward(x, weight, bias, output, mean, slope, eps, rows, width, ROWS: tl.co
 
 @triton.jit(do_not_specialize=["rows"])
 def _backward(  # type: ignore[no-untyped-def]
-    x, gradient, weight, mean, slope, of_input, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    x, gradient, beside, weight, mean, slope, of_input, rows, width,
+    BESIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """slope · (gradient - its mean - normed · the mean of their product), of the gradient before weight and bias."""
     row, column, at, inside = _tile(rows, width, ROWS, COLUMNS)
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -92,4 +149,7 @@ def _backward(  # type: ignore[no-untyped-def]
     arriving *= weights[None, :]
     both = tl.sum(arriving * normed, 1) / width
     arriving -= (tl.sum(arriving, 1) / width)[:, None] + normed * both[:, None]
-    tl.store(of_input + at, arriving * steepness, mask=inside)
+    arriving *= steepness
+    if BESIDE:
+        arriving += tl.load(beside + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(of_input + at, arriving, mask=inside)

@@ -31,7 +31,8 @@ _TILES = (
 _SUMMED = 128  # rows that the gradients of the factors are summed up from at a time
 _ACROSS = 64  # columns of a program that sums them
 _TILE = 128  # sides of a tile of the input's gradient
-_PROGRAMS, _SHORTEST, _MOST_SUMS = 264, 512, 256  # of shared out sums: programs, rows of a part, how many at a time
+# Sums over so many rows are shared out, by so many programs, each of so many rows at least; so many sums at a time.
+_LONG, _PROGRAMS, _SHORTEST, _MOST_SUMS = 2048, 264, 512, 256
 
 
 def forward(
@@ -111,7 +112,8 @@ class Shares(NamedTuple):
 
 def share_out(rows: int, sums: int, step: int, size: int, device: torch.device) -> Shares:
     """Shares for so many sums of so many numbers over so many rows, of which a program takes some at a step."""
-    parts = max(1, min(_PROGRAMS // sums, rows // _SHORTEST)) if sums <= _MOST_SUMS else 1
+    long = rows >= _LONG and sums <= _MOST_SUMS
+    parts = max(1, min(_PROGRAMS // sums, rows // _SHORTEST)) if long else 1
     each = triton.cdiv(triton.cdiv(rows, parts), step) * step
     parts = triton.cdiv(rows, each)
     arrived = _arrived(device)  # also where there is one part, as it must not be made in a recording

@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import GEGLU, SpatialTransformer
+from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
@@ -44,7 +44,7 @@ class TrainableModel:
     text: TextEncoder | None = None  # where it learns too
     interrupted: bool = False  # the user asked to stop in the middle of a step
 
-    fast_classes = (GEGLU, SpatialTransformer, ResBlock)
+    fast_classes = (GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
 
     @property
     def base(self) -> Any:
