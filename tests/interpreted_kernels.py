@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from aclora_core.kernels import Steps, convolution, linear
+from aclora_core.kernels import Steps, blocks, convolution, linear
 from aclora_core.kernels import attention as few_keys
 from aclora_core.kernels.adamw import adamw
 from aclora_core.kernels.attention import attention
@@ -247,15 +247,15 @@ def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int
 @pytest.fixture(params=[512, 20])
 def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a program sums up at least: for the small examples here all, or a part of them."""
-    monkeypatch.setattr(linear, "_SHORTEST", request.param)
-    monkeypatch.setattr(linear, "_LONG", 2 * request.param)
+    monkeypatch.setattr(blocks, "_SHORTEST", request.param)
+    monkeypatch.setattr(blocks, "_LONG", 2 * request.param)
     for module in (linear, convolution):
         monkeypatch.setattr(module, "_SUMMED", min(128, request.param // 16 * 16))
     return int(request.param)
 
 
 def test_long_sums_are_shared_out(shortest: int) -> None:
-    shares = linear.share_out(70, 5, linear._SUMMED, 64, torch.device("cpu"))
+    shares = blocks.share_out(70, 5, linear._SUMMED, 64, torch.device("cpu"))
     assert shares.parts == {512: 1, 20: 3}[shortest]
     assert (shares.parts - 1) * shares.each < 70 <= shares.parts * shares.each
     assert shares.arrived.count_nonzero() == 0  # also after the sums of other tests

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aclora_core import kernels
-from aclora_core.kernels import Kernels, find_kernels
+from aclora_core.kernels import Kernels, find_kernels, trial
 
 CUDA = torch.device("cuda", 0)
 
@@ -53,7 +53,7 @@ def test_kernels_that_fail_or_are_wrong_are_not_used_and_it_is_said_once(
             raise found
         return found
 
-    monkeypatch.setattr(kernels, "_largest_error", largest_error)
+    monkeypatch.setattr(trial, "largest_error", largest_error)
     with caplog.at_level(logging.INFO, "aclora"):
         assert find_kernels(CUDA, torch.bfloat16) is None
         assert find_kernels(CUDA, torch.bfloat16) is None
@@ -63,10 +63,11 @@ def test_kernels_that_fail_or_are_wrong_are_not_used_and_it_is_said_once(
 
 
 def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.0)
+    monkeypatch.setattr(trial, "largest_error", lambda *_: 0.0)
     for name in ("triton", "triton.language"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("linear", "convolution", "attention", "adamw", "geglu", "group_norm", "layer_norm", "launch"):
+    ours = "linear", "convolution", "attention", "adamw", "geglu", "group_norm", "layer_norm", "blocks", "launch"
+    for name in ours:
         monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     assert find_kernels(CUDA, torch.bfloat16) is None
@@ -74,7 +75,7 @@ def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_that_work_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")
-    monkeypatch.setattr(kernels, "_largest_error", lambda *_: 0.001)
+    monkeypatch.setattr(trial, "largest_error", lambda *_: 0.001)
     found = find_kernels(CUDA, torch.bfloat16)
     assert found is not None and found.device == "cuda"
 
@@ -100,7 +101,7 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
         return Kernels("cpu", geglu, group_norm, layer_norm, residual_norm, *[None] * 4)  # type: ignore[arg-type]
 
     def error(kernels_: Kernels) -> float:
-        return kernels._largest_error(kernels_, torch.device("cpu"), torch.float32)
+        return trial.largest_error(kernels_, torch.device("cpu"), torch.float32)
 
     assert error(only(gate, norm)) == 0
     assert error(only(lambda hidden: gate(hidden) * 1.1, norm)) == pytest.approx(0.1, rel=1e-3)

@@ -16,8 +16,8 @@ import triton.language as tl  # type: ignore[import-untyped,import-not-found,unu
 from torch import Tensor
 
 from . import Steps
+from .blocks import add, block, joined, padded, share_out, store, summed
 from .launch import launch
-from .linear import _add, _block, _joined, _padded, _store, _summed, share_out
 
 _PIXELS, _CHANNELS = 64, 64  # of a tile
 _PROGRAMS, _MOST_PARTS = 264, 16  # that a sum is shared out to, and for one tile of pixels
@@ -47,13 +47,13 @@ def add_branch(
     with torch.cuda.device_of(x):
         launch(
             _convolve, (blocks, parts),
-            x, down, sums, pixels, each, *_shape(x, output), *_geometry(down, steps), rank, _padded(rank),
+            x, down, sums, pixels, each, *_shape(x, output), *_geometry(down, steps), rank, padded(rank),
             _PIXELS, _CHANNELS,
         )  # fmt: skip
         launch(
             _add_up, (blocks, triton.cdiv(outputs, _ADDED)),
             sums, inner, up, up if bias is None else bias, output, scale, pixels, parts, outputs, int(bias is not None),
-            rank, _padded(rank), _PIXELS, _ADDED,
+            rank, padded(rank), _PIXELS, _ADDED,
         )  # fmt: skip
     return inner
 
@@ -70,15 +70,15 @@ def add_gradients(
     (outputs, rank), inputs, pixels = of_up.shape, x.shape[1], len(through)
     ups, across = triton.cdiv(outputs, _CHANNELS), triton.cdiv(inputs, _CHANNELS)
     sums = ups + down[0, 0].numel() * across
-    shares = share_out(pixels, sums, _SUMMED, _CHANNELS * _padded(rank), x.device)
+    shares = share_out(pixels, sums, _SUMMED, _CHANNELS * padded(rank), x.device)
     source = x.numel() // inputs
     tiles = 0 if of_input is None else triton.cdiv(source, _PIXELS) * triton.cdiv(inputs, _GIVEN)
     with torch.cuda.device_of(x):
         launch(
             _add_gradients, (sums * shares.parts + tiles,),
             x, gradient, inner, through, down, of_down, of_up, x if of_input is None else of_input, *shares, scale,
-            pixels, source, outputs, ups, sums, *_shape(x, gradient), *_geometry(down, steps), rank, _padded(rank),
-            _PIXELS, _CHANNELS, _SUMMED, _GIVEN, max(1, _ABREAST // _padded(rank)), num_stages=4,
+            pixels, source, outputs, ups, sums, *_shape(x, gradient), *_geometry(down, steps), rank, padded(rank),
+            _PIXELS, _CHANNELS, _SUMMED, _GIVEN, max(1, _ABREAST // padded(rank)), num_stages=4,
         )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def _convolve(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         weights = _of_tap(down, tap, ranks, channel, channels, taps, RANK)
         total = tl.dot(seen, tl.trans(weights), total)
-    _store(sums + tl.program_id(1).to(tl.int64) * pixels * RANK, number, ranks, RANK, pixels, RANK, total)
+    store(sums + tl.program_id(1).to(tl.int64) * pixels * RANK, number, ranks, RANK, pixels, RANK, total)
 
 
 @triton.jit(do_not_specialize=["scale", "pixels", "parts", "biased"])
@@ -150,14 +150,14 @@ def _add_up(  # type: ignore[no-untyped-def]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((PIXELS, PADDED), tl.float32)
     for _ in range(0, parts):
-        total += _block(sums, number, ranks, RANK, pixels, RANK)
+        total += block(sums, number, ranks, RANK, pixels, RANK)
         sums += pixels * RANK
     short = total.to(inner.dtype.element_ty)
     if tl.program_id(1) == 0:
-        _store(inner, number, ranks, RANK, pixels, RANK, short)
-    added = scale * tl.dot(short, tl.trans(_block(up, channel, ranks, RANK, outputs, RANK)))
+        store(inner, number, ranks, RANK, pixels, RANK, short)
+    added = scale * tl.dot(short, tl.trans(block(up, channel, ranks, RANK, outputs, RANK)))
     added += tl.load(bias + channel, mask=(channel < outputs) & (biased > 0), other=0.0).to(tl.float32)[None, :]
-    _add(output, number, channel, outputs, pixels, outputs, added)
+    add(output, number, channel, outputs, pixels, outputs, added)
 
 
 @triton.jit(do_not_specialize=["parts", "each", "scale", "pixels", "source", "ups", "sums", *_PLAIN])
@@ -172,11 +172,11 @@ def _add_gradients(  # type: ignore[no-untyped-def]
         place, part, ranks = program % sums, program // sums, tl.arange(0, PADDED)
         begin, end = part * each, tl.minimum(part * each + each, pixels)
         if place < ups:
-            added = _summed(gradient, inner, begin, end, outputs, outputs, place, RANK, PADDED, CHANNELS, SUMMED)
-            last, added = _joined(added, scratch, arrived, place, part, parts, CHANNELS, PADDED)
+            added = summed(gradient, inner, begin, end, outputs, outputs, place, RANK, PADDED, CHANNELS, SUMMED)
+            last, added = joined(added, scratch, arrived, place, part, parts, CHANNELS, PADDED)
             if last:
                 channel = place * CHANNELS + tl.arange(0, CHANNELS)
-                _add(of_up, channel, ranks, RANK, outputs, RANK, scale * added)
+                add(of_up, channel, ranks, RANK, outputs, RANK, scale * added)
         else:
             across = tl.cdiv(channels, CHANNELS)
             tap, channel = (place - ups) // across, (place - ups) % across * CHANNELS + tl.arange(0, CHANNELS)
@@ -184,9 +184,9 @@ def _add_gradients(  # type: ignore[no-untyped-def]
                 x, through, begin, end, tap, channel, channels, height, width, high, wide, abreast,
                 stride_y, stride_x, pad_y, pad_x, step_y, step_x, RANK, PADDED, CHANNELS, SUMMED,
             )  # fmt: skip
-            last, added = _joined(added, scratch, arrived, place, part, parts, CHANNELS, PADDED)
+            last, added = joined(added, scratch, arrived, place, part, parts, CHANNELS, PADDED)
             if last:
-                _add(of_down + tap * channels, ranks, channel, taps * channels, RANK, channels, scale * tl.trans(added))
+                add(of_down + tap * channels, ranks, channel, taps * channels, RANK, channels, scale * tl.trans(added))
     else:
         _add_to_input(
             of_input, through, down, scale, source, program - sums * parts, channels, height, width, high, wide, taps,
@@ -210,7 +210,7 @@ def _summed_at_tap(  # type: ignore[no-untyped-def]
             x, picture, line, column, number < end, channel, tap, channels, height, width, abreast,
             stride_y, stride_x, pad_y, pad_x, step_y, step_x,
         )  # fmt: skip
-        total = tl.dot(tl.trans(seen), _block(through, number, ranks, RANK, end, RANK), total)
+        total = tl.dot(tl.trans(seen), block(through, number, ranks, RANK, end, RANK), total)
     return total
 
 
@@ -240,4 +240,4 @@ def _add_to_input(  # type: ignore[no-untyped-def]
         inside = ((tap < taps) & (rank < RANK))[:, None] & (channel < channels)[None, :]
         weights = tl.load(down + (rank * taps + tap)[:, None] * channels + channel[None, :], mask=inside, other=0.0)
         total = tl.dot(tl.reshape(narrow, (PIXELS, TAPS * PADDED)), weights, total)
-    _add(of_input, number, channel, channels, source, channels, scale * total)
+    add(of_input, number, channel, channels, source, channels, scale * total)

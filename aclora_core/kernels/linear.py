@@ -10,9 +10,7 @@ Tensors of several layers are given to a kernel as the address of the first and 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -20,6 +18,7 @@ import triton.language as tl  # type: ignore[import-untyped,import-not-found,unu
 from torch import Tensor
 
 from . import DEEP, MOST_LAYERS
+from .blocks import add, block, joined, padded, share_out, store, summed
 from .launch import launch
 
 # Sides of a tile, depth, warps and stages, by the number of rows: on an H100 the quickest of those tried.
@@ -31,8 +30,6 @@ _TILES = (
 _SUMMED = 128  # rows that the gradients of the factors are summed up from at a time
 _ACROSS = 64  # columns of a program that sums them
 _TILE = 128  # sides of a tile of the input's gradient
-# Sums over so many rows are shared out, by so many programs, each of so many rows at least; so many sums at a time.
-_LONG, _PROGRAMS, _SHORTEST, _MOST_SUMS = 2048, 264, 512, 256
 
 
 def forward(
@@ -53,7 +50,7 @@ def forward(
             _forward, (programs,),
             x, weights[0], biases[0] if biases else x, downs[0], ups[0], output, inner, scale, rows, outputs, inputs,
             x.stride(0), *_distances(weights), *_distances(biases), *_distances(downs), *_distances(ups),
-            len(biases), rank, _padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
+            len(biases), rank, padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return output, inner
 
@@ -73,7 +70,7 @@ def backward(
             _backward, (triton.cdiv(rows, high) * triton.cdiv(inputs, wide),),
             gradients[0], weights[0], downs[0], ups[0], of_input, through, scale, rows, outputs, inputs,
             gradients[0].stride(0), *_distances(gradients), *_distances(weights), *_distances(downs), *_distances(ups),
-            len(weights), rank, _padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
+            len(weights), rank, padded(rank), high, wide, deep, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return of_input, through
 
@@ -89,7 +86,7 @@ def add_gradients(
     """
     (rows, inputs), (outputs, rank) = x.shape, of_ups[0].shape
     sums = len(gradients) * (triton.cdiv(outputs, _ACROSS) + triton.cdiv(inputs, _ACROSS))
-    shares = share_out(rows, sums, _SUMMED, _ACROSS * _padded(rank), x.device)
+    shares = share_out(rows, sums, _SUMMED, _ACROSS * padded(rank), x.device)
     tiles = 0 if of_input is None else triton.cdiv(rows, _TILE) * triton.cdiv(inputs, _TILE)
     with torch.cuda.device_of(x):
         launch(
@@ -97,33 +94,8 @@ def add_gradients(
             x, gradients[0], inner, through, of_downs[0], of_ups[0], x if of_input is None else of_input,
             x if down is None else down, *shares, scale, rows, outputs, inputs, x.stride(0), gradients[0].stride(0),
             sums, *_distances(gradients), *_distances(of_downs), *_distances(of_ups),
-            rank, _padded(rank), _ACROSS, _SUMMED, _TILE, num_stages=5,
+            rank, padded(rank), _ACROSS, _SUMMED, _TILE, num_stages=5,
         )  # fmt: skip
-
-
-class Shares(NamedTuple):
-    """How long sums are shared out to several programs each."""
-
-    scratch: Tensor  # room for what the parts come to, float32
-    arrived: Tensor  # how many parts of each sum are done; 0 between two launches
-    parts: int
-    each: int  # rows of a part
-
-
-def share_out(rows: int, sums: int, step: int, size: int, device: torch.device) -> Shares:
-    """Shares for so many sums of so many numbers over so many rows, of which a program takes some at a step."""
-    long = rows >= _LONG and sums <= _MOST_SUMS
-    parts = max(1, min(_PROGRAMS // sums, rows // _SHORTEST)) if long else 1
-    each = triton.cdiv(triton.cdiv(rows, parts), step) * step
-    parts = triton.cdiv(rows, each)
-    arrived = _arrived(device)  # also where there is one part, as it must not be made in a recording
-    scratch = arrived if parts == 1 else torch.empty(sums * parts * size, device=device)
-    return Shares(scratch.view(torch.float32), arrived, parts, each)
-
-
-@functools.lru_cache
-def _arrived(device: torch.device) -> Tensor:
-    return torch.zeros(_MOST_SUMS, dtype=torch.int32, device=device)
 
 
 def _tile_for(rows: int) -> tuple[int, int, int, int, int]:
@@ -134,11 +106,6 @@ def _distances(tensors: Sequence[Tensor]) -> list[int]:
     """How many numbers after the first tensor the second and the third begin, of MOST_LAYERS."""
     begins = [(it.data_ptr() - tensors[0].data_ptr()) // it.element_size() for it in tensors[1:]]
     return begins + [0] * (MOST_LAYERS - 1 - len(begins))
-
-
-def _padded(rank: int) -> int:
-    """The tensor cores take 16 and more."""
-    return max(16, triton.next_power_of_2(rank))
 
 
 @triton.jit
@@ -154,27 +121,6 @@ def _tile(program, rows, columns, HIGH: tl.constexpr, WIDE: tl.constexpr):  # ty
     together = tl.minimum(down - first, 8)
     rest = program % (8 * across)
     return (first + rest % together) * HIGH, rest // together * WIDE
-
-
-@triton.jit
-def _block(start, row, column, stride, rows, columns):  # type: ignore[no-untyped-def]
-    """Some rows and columns of a matrix, zero outside."""
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    return tl.load(start + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _store(start, row, column, stride, rows, columns, value):  # type: ignore[no-untyped-def]
-    """Stores some rows and columns of a matrix, but for what lies outside."""
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(start + row.to(tl.int64)[:, None] * stride + column[None, :], value, mask=inside)
-
-
-@triton.jit
-def _add(start, row, column, stride, rows, columns, added):  # type: ignore[no-untyped-def]
-    """Adds to some rows and columns of a matrix."""
-    before = _block(start, row, column, stride, rows, columns)
-    _store(start, row, column, stride, rows, columns, before.to(tl.float32) + added)
 
 
 @triton.jit(do_not_specialize=["scale", "rows", "biases"])
@@ -206,11 +152,11 @@ def _forward(  # type: ignore[no-untyped-def]
         of_weight += DEEP
         of_down += DEEP
     short = narrow.to(x.dtype.element_ty)
-    total += scale * tl.dot(short, tl.trans(_block(up, column, ranks, RANK, outputs, RANK)))
+    total += scale * tl.dot(short, tl.trans(block(up, column, ranks, RANK, outputs, RANK)))
     total += tl.load(bias + column, mask=(column < outputs) & (biases > 0), other=0.0).to(tl.float32)[None, :]
-    _store(output + layer.to(tl.int64) * rows * outputs, row, column, outputs, rows, outputs, total)
+    store(output + layer.to(tl.int64) * rows * outputs, row, column, outputs, rows, outputs, total)
     if left == 0:
-        _store(inner + layer * rows * RANK, row, ranks, RANK, rows, RANK, short)
+        store(inner + layer * rows * RANK, row, ranks, RANK, rows, RANK, short)
 
 
 @triton.jit(do_not_specialize=["scale", "rows"])
@@ -241,10 +187,10 @@ def _backward(  # type: ignore[no-untyped-def]
             of_up += DEEP * RANK
         short = narrow.to(gradient.dtype.element_ty)
         of_down = down + _distance(layer, down_2, down_3)
-        total += scale * tl.dot(short, _block(of_down, ranks, column, inputs, RANK, inputs))
+        total += scale * tl.dot(short, block(of_down, ranks, column, inputs, RANK, inputs))
         if left == 0:
-            _store(through + layer * rows * RANK, row, ranks, RANK, rows, RANK, short)
-    _store(of_input, row, column, inputs, rows, inputs, total)
+            store(through + layer * rows * RANK, row, ranks, RANK, rows, RANK, short)
+    store(of_input, row, column, inputs, rows, inputs, total)
 
 
 @triton.jit(do_not_specialize=["parts", "each", "scale", "rows", "sums"])
@@ -264,54 +210,23 @@ def _add_gradients(  # type: ignore[no-untyped-def]
         of_layer = ups + tl.cdiv(inputs, WIDE)
         layer, place = number // of_layer, number % of_layer
         if place < ups:
-            added = _summed(
+            added = summed(
                 gradient + _distance(layer, gradient_2, gradient_3), inner + layer * rows * RANK, begin, end, outputs,
                 gradient_stride, place, RANK, PADDED, WIDE, DEEP,
             )  # fmt: skip
-            last, added = _joined(added, scratch, arrived, number, part, parts, WIDE, PADDED)
+            last, added = joined(added, scratch, arrived, number, part, parts, WIDE, PADDED)
             if last:
                 start = of_up + _distance(layer, of_up_2, of_up_3)
-                _add(start, place * WIDE + tl.arange(0, WIDE), ranks, RANK, outputs, RANK, scale * added)
+                add(start, place * WIDE + tl.arange(0, WIDE), ranks, RANK, outputs, RANK, scale * added)
         else:
             place -= ups
-            added = _summed(
+            added = summed(
                 x, through + layer * rows * RANK, begin, end, inputs, stride, place, RANK, PADDED, WIDE, DEEP
             )
-            last, added = _joined(added, scratch, arrived, number, part, parts, WIDE, PADDED)
+            last, added = joined(added, scratch, arrived, number, part, parts, WIDE, PADDED)
             if last:
                 start = of_down + _distance(layer, of_down_2, of_down_3)
-                _add(start, ranks, place * WIDE + tl.arange(0, WIDE), inputs, RANK, inputs, scale * tl.trans(added))
-
-
-@triton.jit
-def _summed(  # type: ignore[no-untyped-def]
-    wide, narrow, begin, end, columns, stride, place,
-    RANK: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
-):  # fmt: skip
-    """Some rows of wideᵀ · narrow, for the rows from begin to end of wide (rows, columns) and narrow (rows, rank)."""
-    column, ranks, deep = place * WIDE + tl.arange(0, WIDE), tl.arange(0, PADDED), tl.arange(0, DEEP)
-    total = tl.zeros((WIDE, PADDED), tl.float32)
-    for first in range(begin, end, DEEP):
-        values = _block(wide, first + deep, column, stride, end, columns)
-        total = tl.dot(tl.trans(values), _block(narrow, first + deep, ranks, RANK, end, RANK), total)
-    return total
-
-
-@triton.jit
-def _joined(total, scratch, arrived, number, part, parts, WIDE: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Whether a program is the last of those that share a sum, and for it what all of them come to, in their order."""
-    last = parts == 1
-    if parts > 1:
-        at = number * parts * (WIDE * PADDED) + tl.arange(0, WIDE)[:, None] * PADDED + tl.arange(0, PADDED)[None, :]
-        tl.store(scratch + part * (WIDE * PADDED) + at, total)
-        tl.debug_barrier()
-        last = tl.atomic_add(arrived + number, 1) == parts - 1
-        if last:
-            total = tl.zeros((WIDE, PADDED), tl.float32)
-            for each in range(0, parts):
-                total += tl.load(scratch + each * (WIDE * PADDED) + at, cache_modifier=".cg")  # others have written it
-            tl.store(arrived + number, 0)
-    return last, total
+                add(start, ranks, place * WIDE + tl.arange(0, WIDE), inputs, RANK, inputs, scale * tl.trans(added))
 
 
 @triton.jit
@@ -322,6 +237,6 @@ def _add_to_input(  # type: ignore[no-untyped-def]
     across = tl.cdiv(inputs, TILE)
     row, column = tile // across * TILE + tl.arange(0, TILE), tile % across * TILE + tl.arange(0, TILE)
     ranks = tl.arange(0, PADDED)
-    narrow = _block(through, row, ranks, RANK, rows, RANK)
-    added = tl.dot(narrow, _block(down, ranks, column, inputs, RANK, inputs))
-    _add(of_input, row, column, inputs, rows, inputs, scale * added)
+    narrow = block(through, row, ranks, RANK, rows, RANK)
+    added = tl.dot(narrow, block(down, ranks, column, inputs, RANK, inputs))
+    add(of_input, row, column, inputs, rows, inputs, scale * added)
