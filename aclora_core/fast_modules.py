@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +19,35 @@ _SPECIAL_IN_BLOCKS = ("ff_in", "disable_self_attn", "switch_temporal_ca_to_sa")
 _SPECIAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")
 
 
+class FastClasses(NamedTuple):
+    """The classes of a network's modules that are known from within, as far as it has them.
+
+    geglu: gated GELUs, value · GELU(gate) of the halves of what its `proj` gives.
+    transformer: transformers on pictures. They turn a picture back to channels first, which costs a copy, and has every
+    module behind them work in that order; they are kept from it.
+    residual: residual blocks, x -> skip(x) + out(in(x) + emb(e)): the sum goes into out's norm.
+    block: blocks of transformers, of two attentions and a feed-forward network, each behind a norm and added to what it
+    came from: the sums go into the norms.
+    """
+
+    geglu: type[nn.Module] | None = None
+    transformer: type[nn.Module] | None = None
+    residual: type[nn.Module] | None = None
+    block: type[nn.Module] | None = None
+
+
 @contextmanager
 def fast_modules(
-    network: nn.Module,
-    is_plain: Callable[[nn.Module], bool],
-    geglu: type[nn.Module] | None = None,
-    transformer: type[nn.Module] | None = None,
-    residual: type[nn.Module] | None = None,
-    block: type[nn.Module] | None = None,
+    network: nn.Module, is_plain: Callable[[nn.Module], bool], classes: FastClasses = FastClasses()
 ) -> Iterator[None]:
     """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
 
     is_plain: whether a module that is a subclass of nn.GroupNorm or nn.LayerNorm computes as those do.
-    geglu: the class of the network's gated GELUs, value · GELU(gate) of the halves of what its `proj` gives.
-    transformer: the class of its transformers on pictures. They turn a picture back to channels first, which costs a
-    copy, and has every module behind them work in that order; they are kept from it.
-    residual: the class of its residual blocks, x -> skip(x) + out(in(x) + emb(e)): the sum goes into out's norm.
-    block: the class of its transformers' blocks, of two attentions and a feed-forward network, each behind a norm and
-    added to what it came from: the sums go into the norms.
     """
     kernels = _kernels_for(network)
     with ExitStack() as undo:
         if kernels is not None:
-            for module, forward in _replacements(network, kernels, is_plain, geglu, transformer, residual, block):
+            for module, forward in _replacements(network, kernels, is_plain, classes):
                 module.forward = forward
                 undo.callback(_take_back, module, forward)
         yield
@@ -59,13 +65,7 @@ def _take_back(module: nn.Module, forward: Forward) -> None:
 
 
 def _replacements(
-    network: nn.Module,
-    kernels: Kernels,
-    is_plain: Callable[[nn.Module], bool],
-    geglu: type[nn.Module] | None,
-    transformer: type[nn.Module] | None,
-    residual: type[nn.Module] | None,
-    block: type[nn.Module] | None,
+    network: nn.Module, kernels: Kernels, is_plain: Callable[[nn.Module], bool], classes: FastClasses
 ) -> Iterator[tuple[nn.Module, Forward]]:
     """The modules to be computed in another way, and how."""
     for module in network.modules():
@@ -77,11 +77,11 @@ def _replacements(
         elif isinstance(module, nn.LayerNorm):
             if _can_norm(module, is_plain):
                 yield module, _norm_rows(module, kernels, module.forward)
-        elif residual is not None and type(module) is residual:
+        elif type(module) is classes.residual:
             forward = _shifted(module, kernels, is_plain)
             if forward is not None:
                 yield module, forward
-        elif block is not None and type(module) is block:
+        elif type(module) is classes.block:
             forward = _sums_in_norms(module, kernels, is_plain)
             if forward is not None:
                 yield module, forward
@@ -89,9 +89,9 @@ def _replacements(
             parts = _pairs(module, is_plain)
             if any(silu for _, silu in parts):
                 yield module, _sequence(parts, kernels)
-        elif geglu is not None and type(module) is geglu:
+        elif type(module) is classes.geglu:
             yield module, _gate(module, kernels)
-        elif transformer is not None and type(module) is transformer:
+        elif type(module) is classes.transformer:
             yield module, _in_its_layout(module.forward)
 
 

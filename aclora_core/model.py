@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .fast_modules import FastClasses
 from .objective import Objective
 
 
@@ -24,7 +25,7 @@ class Model(Protocol):
     masks: Mapping[int, Tensor]  # (1, 1, ..., h, w) in 0..1 of the latents that have one; at the latent's size
     regularisation: Mapping[int, float]  # numbers that are no part of the style -> what each counts in what is learned
     objective: Objective
-    fast_classes: tuple[type[nn.Module], ...]  # in the order of fast_modules
+    fast_classes: FastClasses
     text_encoders: Mapping[str, nn.Module]  # that learn too, by the prefix of their layers' names; most often none
 
     def condition(self, pictures: Sequence[int]) -> Any:

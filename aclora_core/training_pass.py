@@ -74,7 +74,7 @@ class TrainingPass:
     def attached(self) -> Iterator[None]:
         """Puts the adapter on the model for as long as the context lasts."""
         model = self.model
-        quick = fast_modules(model.network, model.is_plain, *model.fast_classes)
+        quick = fast_modules(model.network, model.is_plain, model.fast_classes)
         adapter = lora.attached(self.layers, self.weights.branches, model.is_plain)
         with quick, adapter as join_siblings, self.memory.attached():
             self._try(join_siblings)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aclora_core import fast_modules as module_under_test
 from aclora_core.block_memory import BlockMemory
-from aclora_core.fast_modules import fast_modules
+from aclora_core.fast_modules import FastClasses, fast_modules
 from aclora_core.kernels import Kernels
 from aclora_core.lora import attached, find_layers, make_weights
 
@@ -147,7 +147,7 @@ def plain(module: nn.Module) -> bool:
 
 def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Counter[str]) -> None:
     expected = everything(network, picture())
-    with fast_modules(network, plain, Gate, Transformer):
+    with fast_modules(network, plain, FastClasses(Gate, Transformer)):
         found = everything(network, picture())
     torch.testing.assert_close(found, expected)
     assert calls == {"norm and SiLU": 2, "norm": 1, "gate": 1}
@@ -157,7 +157,7 @@ def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Coun
 def test_pictures_keep_their_layout_through_a_transformer(network: Network, calls: Counter[str]) -> None:
     x = picture()
     assert not network.transformer(x).is_contiguous(memory_format=LAST)
-    with fast_modules(network, plain, transformer=Transformer):
+    with fast_modules(network, plain, FastClasses(transformer=Transformer)):
         assert network.transformer(x).is_contiguous(memory_format=LAST)
         assert x.transpose(2, 3).contiguous().is_contiguous()  # outside it, nothing is changed
 
@@ -172,7 +172,7 @@ def test_channels_first_and_other_types_go_the_modules_own_way(network: Network,
 
 
 def test_a_subclass_is_replaced_only_when_it_is_plain(network: Network, calls: Counter[str]) -> None:
-    with fast_modules(network, lambda module: False, Gate):
+    with fast_modules(network, lambda module: False, FastClasses(Gate)):
         assert forwards(network) == ["enter", "enter.0", "transformer.gate"]
         network(picture())
     assert calls == {"norm and SiLU": 1, "gate": 1}
@@ -183,7 +183,7 @@ def test_norms_without_weights_and_gates_of_another_class_are_left_alone(calls: 
         pass
 
     network = nn.ModuleList([nn.GroupNorm(2, 8, affine=False), OtherGate(), nn.Sequential(nn.Linear(2, 2), nn.SiLU())])
-    with fast_modules(network, plain, Gate, Transformer):
+    with fast_modules(network, plain, FastClasses(Gate, Transformer)):
         assert not forwards(network)
 
 
@@ -218,21 +218,21 @@ def test_a_forward_that_is_already_replaced_stays(network: Network, calls: Count
 
 
 def test_everything_is_undone_after_an_error(network: Network, calls: Counter[str]) -> None:
-    with pytest.raises(ZeroDivisionError), fast_modules(network, plain, Gate, Transformer):
+    with pytest.raises(ZeroDivisionError), fast_modules(network, plain, FastClasses(Gate, Transformer)):
         assert forwards(network)
         raise ZeroDivisionError
     assert not forwards(network)
 
 
 def test_another_that_replaces_the_same_forward_is_no_error(network: Network, calls: Counter[str]) -> None:
-    with fast_modules(network, plain, Gate):
+    with fast_modules(network, plain, FastClasses(Gate)):
         network.transformer.gate.forward = lambda x: x
         del network.transformer.gate.forward
     assert not forwards(network)
 
 
 def test_on_the_cpu_nothing_is_replaced(network: Network) -> None:
-    with fast_modules(network, plain, Gate, Transformer):
+    with fast_modules(network, plain, FastClasses(Gate, Transformer)):
         assert not forwards(network)
     with fast_modules(nn.ReLU(), plain):  # a network without weights
         pass
@@ -255,7 +255,8 @@ def test_adapters_learn_the_same_with_and_without(again: bool, network: Network,
         memory = BlockMemory(network)
         if again:
             memory.all_again()
-        with context(network, plain, Gate, Transformer), attached(layers, weights.branches, plain), memory.attached():  # type: ignore[attr-defined]
+        quick = context(network, plain, FastClasses(Gate, Transformer))
+        with quick, attached(layers, weights.branches, plain), memory.attached():  # type: ignore[attr-defined]
             network(picture()).square().sum().backward()
         assert not forwards(network)
         return weights.gradient.clone()
@@ -275,7 +276,7 @@ def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) ->
     torch.manual_seed(0)
     block = Residual().requires_grad_(False)
     expected = block_and_gradients(block, picture())
-    with fast_modules(block, plain, residual=Residual):
+    with fast_modules(block, plain, FastClasses(residual=Residual)):
         found = block_and_gradients(block, picture())
         assert calls == {"norm and SiLU": 2, "shift": 1}
         channels_first = block_and_gradients(block, picture().contiguous())
@@ -287,7 +288,7 @@ def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) ->
 @pytest.mark.parametrize("special", ["updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint"])
 def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Counter[str]) -> None:
     block = Residual(**{special: True})
-    with fast_modules(block, plain, residual=Residual):
+    with fast_modules(block, plain, FastClasses(residual=Residual)):
         assert "" not in forwards(block)
         block(picture(), torch.ones(2, 5))
     assert "shift" not in calls
@@ -296,7 +297,7 @@ def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Coun
 def test_a_residual_block_without_a_norm_to_add_to_goes_its_own_way(calls: Counter[str]) -> None:
     block = Residual()
     handle = block.out_layers[0].register_forward_hook(lambda *_: None)
-    with fast_modules(block, plain, residual=Residual):
+    with fast_modules(block, plain, FastClasses(residual=Residual)):
         assert "" not in forwards(block)
     handle.remove()
 
@@ -355,7 +356,7 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
         output = block(x, context)
         results.append((output.detach(), torch.autograd.grad(output.square().sum(), x)[0]))
         if len(results) == 1:
-            undo = fast_modules(block, plain, block=Block)
+            undo = fast_modules(block, plain, FastClasses(block=Block))
             undo.__enter__()
     assert calls == {"and rows": 1, "sum and rows": 2}
     assert not block(x, context, {"patches": {"attn1_patch": [None]}}).any()  # goes the block's own way
@@ -369,13 +370,13 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
 @pytest.mark.parametrize("special", ["ff_in", "disable_self_attn", "switch_temporal_ca_to_sa", "attn2", "is_res"])
 def test_blocks_that_do_more_or_less_go_their_own_way(special: str, calls: Counter[str]) -> None:
     block = Block(**{special: {"attn2": None, "is_res": False}.get(special, True)})
-    with fast_modules(block, plain, block=Block):
+    with fast_modules(block, plain, FastClasses(block=Block)):
         assert "" not in forwards(block)
 
 
 def test_a_block_with_a_hook_on_a_norm_goes_its_own_way(calls: Counter[str]) -> None:
     block = Block()
     handle = block.norm2.register_forward_hook(lambda *_: None)
-    with fast_modules(block, plain, block=Block):
+    with fast_modules(block, plain, FastClasses(block=Block)):
         assert "" not in forwards(block)
     handle.remove()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from aclora_core.fast_modules import FastClasses
 from aclora_core.objective import Objective
 
 WIDTH = 16
@@ -40,7 +41,7 @@ class Toy:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     spoil: Callable[[int], bool] = lambda call: False  # calls (from 0, the trial) that answer NaN
-    fast_classes: tuple = ()
+    fast_classes: FastClasses = FastClasses()
     text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
     network: nn.Module = field(init=False)

@@ -65,7 +65,7 @@ def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[No
     siblings = importlib.import_module(f"{pack.__name__}.aclora_core.siblings").Siblings
     find_kernels, join = finders[0].find_kernels, siblings.join
     if lever == "kernels":
-        trainable.fast_classes = ()
+        trainable.fast_classes = type(trainable.fast_classes)()
         trainable.is_plain = lambda layer: not isinstance(layer, norms) and plain(layer)
         for module in finders:
             module.find_kernels = lambda device, dtype: None

@@ -12,6 +12,7 @@ from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTra
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
+from ...aclora_core.fast_modules import FastClasses
 from ...aclora_core.objective import Objective
 from .caption_lengths import Lengths, repeated
 from .pictures import condition_of
@@ -44,7 +45,7 @@ class TrainableModel:
     text: TextEncoder | None = None  # where it learns too
     interrupted: bool = False  # the user asked to stop in the middle of a step
 
-    fast_classes = (GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
+    fast_classes = FastClasses(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
 
     @property
     def base(self) -> Any:
