@@ -14,6 +14,7 @@ from aclora_core.block_memory import BlockMemory
 from aclora_core.fast_modules import FastClasses, fast_modules
 from aclora_core.kernels import Kernels
 from aclora_core.lora import attached, find_layers, make_weights
+from tests.stand_ins import stand_ins
 
 LAST = torch.channels_last
 
@@ -93,35 +94,7 @@ def network() -> Network:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Puts stand-ins on the CPU in the kernels' place, and counts their calls."""
     counted: Counter[str] = Counter()
-
-    def geglu(hidden: Tensor) -> Tensor:
-        counted["gate"] += 1
-        value, gate = hidden.chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    def norm(
-        x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False,
-        shift: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        counted["norm and SiLU" if silu else "norm"] += 1
-        if shift is not None:
-            counted["shift"] += 1
-            x = x + shift[:, :, None, None]
-        x = F.group_norm(x, groups, weight, bias, eps).contiguous(memory_format=LAST)
-        return F.silu(x) if silu else x
-
-    def rows(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        counted["rows"] += 1
-        return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-    def residual(
-        x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        counted["sum and rows" if added is not None else "and rows"] += 1
-        x = x if added is None else x + added
-        return x, F.layer_norm(x, weight.shape, weight, bias, eps)
-
-    ours = Kernels("cpu", geglu, norm, rows, residual, *[None] * 4)  # type: ignore[arg-type]
+    ours = stand_ins(Kernels, counted)
     monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: ours)
     return counted
 

@@ -5,35 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from bench.step_time_parts.models import build, case_named, pictures
-
-
-def stand_ins(kernels, counted):
-    """What the kernels compute, by PyTorch on the CPU."""
-
-    def geglu(hidden):
-        counted["gate"] += 1
-        value, gate = hidden.chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-    def group_norm(x, groups, weight, bias, eps, silu=False, shift=None):
-        counted["picture" if shift is None else "shifted picture"] += 1
-        x = x if shift is None else x + shift[:, :, None, None]
-        x = F.group_norm(x, groups, weight, bias, eps).contiguous(memory_format=torch.channels_last)
-        return F.silu(x) if silu else x
-
-    def layer_norm(x, weight, bias, eps):
-        counted["rows"] += 1
-        return F.layer_norm(x, weight.shape, weight, bias, eps)
-
-    def residual_norm(x, added, weight, bias, eps):
-        counted["rows and sum"] += 1
-        x = x if added is None else x + added
-        return x, F.layer_norm(x, weight.shape, weight, bias, eps)
-
-    return kernels.Kernels("cpu", geglu, group_norm, layer_norm, residual_norm, *[None] * 4)
+from tests.stand_ins import stand_ins
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -48,7 +22,7 @@ def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
         opened = pack.nodes.host.training(model, latents, captions)
         with opened as trainable, torch.inference_mode(False), torch.enable_grad():
             network, found, counted = trainable.network, [], Counter()
-            monkeypatch.setattr(fast, "_kernels_for", lambda network: stand_ins(kernels, counted))
+            monkeypatch.setattr(fast, "_kernels_for", lambda network: stand_ins(kernels.Kernels, counted))
             layers = lora.find_layers(network, "all")
             for quick in (False, True):
                 weights = lora.make_weights(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -68,7 +42,8 @@ def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
                 found.append((output.detach().clone(), weights.gradient.clone()))
             blocks = Counter(type(module).__name__ for module in network.modules())
             assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
-    assert counted["shifted picture"] == blocks["ResBlock"] > 0
-    assert counted["rows and sum"] == 3 * blocks["BasicTransformerBlock"] > 0 and not counted["rows"]
-    assert counted["gate"] == blocks["BasicTransformerBlock"]
+    transformers = blocks["BasicTransformerBlock"]
+    assert counted["shift"] == blocks["ResBlock"] > 0
+    assert counted["and rows"] == counted["gate"] == transformers > 0
+    assert counted["sum and rows"] == 2 * transformers and not counted["rows"]
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
