@@ -24,6 +24,7 @@ def forgotten() -> Iterator[None]:
     find_kernels.cache_clear()
 
 
+@pytest.mark.slow
 def test_kernels_agree_with_float64_in_the_interpreter() -> None:
     """In a process of its own: Triton decides once, when it is imported, whether it compiles or interprets."""
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")

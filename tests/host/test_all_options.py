@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from .runs import adapter
 from .trouble import TRAIN, drawing, noise_pictures, prompt, says
 
 
+@pytest.mark.slow
 def test_everything_at_once(server: HostServer) -> None:
     style = noise_pictures(server.base / "input" / "all_style", 9, (128, 128))
     Image.new("L", (128, 128)).save(style / "0-masklabel.png")

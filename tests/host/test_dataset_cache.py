@@ -271,6 +271,7 @@ def test_a_file_replaced_while_it_is_read_is_not_stored_as_the_old_one(
     assert not torch.equal(restored, other)
 
 
+@pytest.mark.slow
 def test_a_new_server_starts_at_once(host: Path, tmp_path: Path) -> None:
     link_pack(tmp_path / "custom_nodes")
     (tmp_path / "input" / "kept").mkdir(parents=True)

@@ -15,6 +15,7 @@ from tools.runtime.environment import ROOT
 
 from .conftest import HostServer
 
+pytestmark = pytest.mark.slow
 PROMPT = ROOT / "tests" / "host" / "prompts" / "quickstart.json"
 PATIENCE = 600  # seconds; three minutes on two cores, and other machines are slower
 

@@ -18,6 +18,7 @@ from .conftest import HostServer, running
 from .runs import adapter, checkpoints, until, was_cached
 from .trouble import TRAIN, says
 
+pytestmark = pytest.mark.slow
 STEPS = 24
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from .conftest import HostServer
 from .runs import until, was_cached
 from .trouble import (
@@ -26,6 +28,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_told_and_the_older_one_stays(probed: HostServer) -> None:
     folder = probed.base / "models" / "aclora_checkpoints" / "full"
     queued = with_checkpoints(probed, prompt(probed, "full", steps=30, seed=11), "full")

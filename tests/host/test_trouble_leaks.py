@@ -44,6 +44,7 @@ def rounds(server: HostServer, first: int) -> dict[str, Any]:
     return held(server)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_trainings_that_ended_were_cancelled_or_failed(probed: HostServer) -> None:
     let_go(probed)
     probed.run(drawing(probed, "leaks"))

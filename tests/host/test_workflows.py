@@ -18,6 +18,7 @@ from tools.runtime.environment import ROOT
 from .conftest import HostServer
 from .runs import checkpoints, pixels, titled, until
 
+pytestmark = pytest.mark.slow
 PROMPTS = ROOT / "tests" / "host" / "prompts"
 LARGE = ("sd15", "sdxl", "flux", "z_image")
 FOLDERS = {
