@@ -35,7 +35,7 @@ class ACLoRALoad(io.ComfyNode):
                 _strength("strength_model", "How strongly the diffusion model is changed: 1 as trained, 0 not at all,"
                           " negative away from the style."),
                 _strength("strength_clip", "How strongly the text encoder is changed. Without effect on a LoRA that has"
-                          " no layers for it, as those of Train AC-LoRA.", advanced=True),
+                          " no layers for it, as those that were trained without Text Encoder Options.", advanced=True),
                 io.DynamicCombo.Input(
                     "cut",
                     options=_cuts(),
