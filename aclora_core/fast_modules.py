@@ -137,8 +137,12 @@ def _pairs(modules: nn.Sequential, is_plain: Callable[[nn.Module], bool]) -> lis
 
 
 def _is_lone_norm(module: nn.Module | None, is_plain: Callable[[nn.Module], bool]) -> bool:
-    untouched = isinstance(module, nn.GroupNorm) and "forward" not in vars(module) and not _has_hooks(module)
-    return untouched and _can_norm(module, is_plain)  # type: ignore[arg-type]
+    return isinstance(module, nn.GroupNorm) and _is_untouched(module, is_plain)
+
+
+def _is_untouched(norm: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
+    """Whether nobody but us would notice that the norm itself is not called."""
+    return "forward" not in vars(norm) and not _has_hooks(norm) and _can_norm(norm, is_plain)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -185,8 +189,7 @@ def _sums_in_norms(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module]
     """A transformer block's forward; None for one that does more than is told above."""
     special = any(getattr(module, name) for name in _SPECIAL_IN_BLOCKS) or module.attn2 is None or not module.is_res
     norms = [module.norm1, module.norm2, module.norm3] if not special else []
-    replaced = any("forward" in vars(norm) or _has_hooks(norm) or not _can_norm(norm, is_plain) for norm in norms)
-    if special or replaced:
+    if special or not all(_is_untouched(norm, is_plain) for norm in norms):
         return None
     enter, between, leave = (_residual_norm(norm, kernels) for norm in norms)
     own = module.forward

@@ -24,8 +24,3 @@ def rate_at(step: int, steps: int, peak: float, schedule: Schedule, warm_up: int
     if schedule == "cosine":
         return peak * (1 + math.cos(math.pi * done)) / 2
     return peak * (1 - done) if schedule == "linear" else peak
-
-
-def is_constant(schedule: Schedule, warm_up: int) -> bool:
-    """Whether every step has the same rate."""
-    return schedule == "constant" and warm_up <= 1

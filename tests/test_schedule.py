@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from aclora_core.schedule import is_constant, rate_at
+from aclora_core.schedule import rate_at
 
 
 def rates(schedule, warm_up: int = 0, steps: int = 10, peak: float = 2.0) -> list[float]:
@@ -34,8 +34,3 @@ def test_warm_up_climbs_in_equal_steps_to_the_peak_and_the_rest_follows(schedule
 
 def test_steps_beyond_the_plan_have_the_last_rate_or_none() -> None:
     assert rate_at(15, 10, 1.0, "linear", 0) == 0 and rate_at(15, 10, 1.0, "constant", 0) == 1
-
-
-def test_only_constant_without_warm_up_is_constant() -> None:
-    assert is_constant("constant", 0) and is_constant("constant", 1)
-    assert not is_constant("constant", 2) and not is_constant("cosine", 0)
