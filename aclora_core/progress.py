@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,8 +18,9 @@ from .smallest import Cut
 class Progress:
     """Where a training stands; what a callback may look at."""
 
-    total: int  # steps, as far as known
+    total: int  # steps of the passes up to this one
     done: int = 0  # steps, of all passes
+    to_come: int = 0  # steps of a second pass, at most, as far as known
     stage: str = "training"
     learning_rate: float = 0.0  # of the last step
     losses: list[float] = field(default_factory=list)  # of every step of this pass, relative to the mean target
@@ -27,6 +29,11 @@ class Progress:
     resumed_at: int = 0  # steps that an earlier run had done
     memory: str = ""  # what a step was expected to take, where that is known
     notes: list[str] = field(default_factory=list)  # sentences for the user: what went wrong, and what to do
+
+    @property
+    def left_out(self) -> int:
+        """How many steps of this pass changed nothing, as their loss or gradient was not finite."""
+        return sum(not math.isfinite(loss) for loss in self.losses)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

@@ -143,6 +143,11 @@ def training_summary(report: RankReport) -> str:
     chosen = next((cut for cut in report.cuts if cut.chosen), None)
     if chosen is not None and chosen.name != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
+    if left_out := sum(not math.isfinite(loss) for loss in report.losses):
+        lines.append(f"Steps left out, as their loss was not finite: {left_out}.")
+    if settings.get("preview_seconds"):
+        whole = float(settings["finished_at"]) - float(settings["started_at"])
+        lines.append(f"Previews took {settings['preview_seconds']:.0f} of {whole:.0f} seconds.")
     if settings.get("notes"):
         lines.append(str(settings["notes"]))
     return " ".join(lines)

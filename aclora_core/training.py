@@ -17,6 +17,7 @@ from .checkpoint import Checkpoints, Store
 from .config import TrainConfig
 from .fingerprint import fingerprint
 from .model import Model
+from .objective import Objective
 from .optimizers import check_installed
 from .previews import Previews
 from .progress import FirstPass, Progress, Result
@@ -82,12 +83,21 @@ class _Training:
             self.facts["regularisation_images"] = len(pictures) - len(style)
         chosen = objective.with_timesteps(model.objective, config.timesteps)
         self.unit = objective.target_variance(chosen, [model.latents[n] for n in style], config.seed)
+        self._log_settings(chosen)
+        self.stopped = False
+        self.measuring_seconds = self.writing_seconds = 0.0
+
+    def _log_settings(self, chosen: Objective) -> None:
+        config = self.config
         log.info(
             "AC-LoRA: this model predicts %s; timesteps are drawn %s%s, loss weights: %s.", chosen.prediction,
             chosen.sampling, " (automatic)" if config.timesteps == "automatic" else "", config.loss_weight,
         )  # fmt: skip
-        self.stopped = False
-        self.measuring_seconds = self.writing_seconds = 0.0
+        log.info(
+            "AC-LoRA: up to %d steps of %d pictures%s; %s, learning rate %g (%s); rank %d at most, alpha %g, on %s.",
+            config.steps, config.batch_size, f" × {config.accumulate}" if config.accumulate > 1 else "",
+            config.optimizer, config.learning_rate, config.schedule, config.max_rank, config.alpha, config.layers,
+        )  # fmt: skip
 
     def run(self) -> Result:
         learned, held = split(self.model, self.pictures, self.config.held_out, self.config.seed)
@@ -135,6 +145,7 @@ class _Training:
                 self.progress.validation = validation.history
             if state is not None:
                 self._go_on(state, work, validation)
+            self._look_ahead(validation)
             self._run(work, self.config.steps, validation)
             if validation is None:
                 return FirstPass(work.adapter(), WHOLE, [], len(self.progress.losses))
@@ -154,7 +165,7 @@ class _Training:
         steps, before = found.steps, self.progress
         log.info("AC-LoRA: step %d was best; training up to it again, on all %d pictures.", steps, len(self.pictures))
         self.progress = Progress(
-            before.done + steps, before.done, "training on all", validation=before.validation,
+            before.done + steps, before.done, stage="training on all", validation=before.validation,
             resumed_at=before.resumed_at, notes=before.notes,
         )  # fmt: skip
         work = TrainingPass(self.model, self.config, self.pictures, self.unit, self.progress, steps)
@@ -191,6 +202,8 @@ class _Training:
         work.step()
         self.progress.done += 1
         step = len(self.progress.losses)
+        if not math.isfinite(self.progress.losses[-1]) and self.progress.left_out == 1:
+            log.warning("AC-LoRA: step %d was left out, as its loss was not finite; such steps are counted.", step)
         if work.diverged:
             sentence = work.take_back()
             log.warning("AC-LoRA: %s", sentence)
@@ -250,7 +263,14 @@ class _Training:
         began = time.monotonic()
         with work.stepper.shown():
             validation.measure(step)
+        self._look_ahead(validation)
         self.measuring_seconds += time.monotonic() - began
+
+    def _look_ahead(self, validation: Validation | None) -> None:
+        """How long the second pass will be: up to the best step, which may still come if the last one was the best."""
+        if validation and self.config.refit:
+            best, measured = validation.best_step, validation.history
+            self.progress.to_come = best if measured and best < measured[-1][0] else self.config.steps
 
     def _cut(self, adapter: Adapter, work: TrainingPass, validation: Validation) -> tuple[Cut, list[CutLoss]]:
         def losses_of(candidate: Adapter) -> Tensor:

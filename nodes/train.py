@@ -51,7 +51,7 @@ class ACLoRATrain(io.ComfyNode):
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
         with host.training(model[0], latents, conditioning, chosen.clip) as trainable:
             previews = shown.drawn_with(trainable, config.seed)
-            show = _Show(bar, shown, config.learning_rate)
+            show = _Show(bar, shown)
             checkpoints = chosen.checkpoints
             result = train(trainable, config, show, trainable.cancelled, checkpoints=checkpoints, previews=previews)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
@@ -72,35 +72,38 @@ class ACLoRATrain(io.ComfyNode):
 
 
 class _Show:
-    """Called after every step: moves the bar, and now and then draws the chart. rate: the learning rate as set."""
+    """Called after every step: moves the bar, and now and then draws the chart."""
 
-    def __init__(self, bar: host.Bar, previews: LivePreviews, rate: float) -> None:
-        self.bar, self.previews, self.rate = bar, previews, rate
+    def __init__(self, bar: host.Bar, previews: LivePreviews) -> None:
+        self.bar, self.previews = bar, previews
         self.drawn = -math.inf
 
     def __call__(self, progress: Progress) -> None:
         picture = None
-        self.bar.total = progress.total
+        self.bar.total = progress.total + progress.to_come
         if time.monotonic() - self.drawn > _PICTURE_EVERY or progress.done == progress.total:
             planned = progress.total - progress.done + len(progress.losses)
             chart = training_chart(progress.losses, planned, progress.restarts, progress.validation)
             picture = self.previews.below(chart)
             self.drawn = time.monotonic()
         if not host.cancelled():  # the host's bar would raise, and the work would be lost
-            self.bar.show(progress.done, _line(progress, self.bar, self.rate), picture)
+            self.bar.show(progress.done, _line(progress, self.bar), picture)
 
 
-def _line(progress: Progress, bar: host.Bar, rate: float) -> str:
-    """What the node says while it trains; the learning rate only where it is not what was set."""
+def _line(progress: Progress, bar: host.Bar) -> str:
+    """What the node says while it trains."""
     recent = [loss for loss in progress.losses[-10:] if math.isfinite(loss)]
     parts = [progress.stage, f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"]
     if progress.validation:
         parts.append(f"held-out {progress.validation[-1][1]:.3f}")
-    if progress.learning_rate not in (0.0, rate):
-        parts.append(f"learning rate {progress.learning_rate:.2g}")
+    parts.append(f"learning rate {progress.learning_rate:.2g}")
+    if progress.left_out:
+        parts.append(f"steps left out: {progress.left_out}")
     if progress.resumed_at:
         parts.append(f"resumed at step {progress.resumed_at}")
-    line = ", ".join([*parts, bar.time_left(progress.done, progress.resumed_at)])
+    # A second pass is as long as the first took to its best step, which is not known yet.
+    most = "up to " if progress.to_come else ""
+    line = ", ".join([*parts, most + bar.time_left(progress.done, progress.resumed_at)])
     return "\n".join([line, *filter(None, [progress.memory]), *progress.notes[-1:]])
 
 

@@ -188,6 +188,15 @@ def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_gi
     sentence = "for 10 steps, up to step 13, so training ended, and the adapter is that of step 3. Lower the learning"
     assert sentence in caplog.text and sentence in str(result.report.settings["notes"])
     assert sentence in training_summary(result.report)
+    assert "Steps left out, as their loss was not finite: 10." in training_summary(result.report)
+    assert caplog.text.count("step 4 was left out") == 1 and "step 5 was left out" not in caplog.text
+
+
+def test_the_log_says_what_is_learned_and_how(caplog) -> None:
+    with caplog.at_level("INFO", logger="aclora"):
+        train(toy(), replace(QUICK, steps=2, batch_size=3, accumulate=2, optimizer="SGD", learning_rate=0.003))
+    assert "up to 2 steps of 3 pictures × 2; SGD, learning rate 0.003 (constant)" in caplog.text
+    assert "this model predicts" in caplog.text and "loss weights: none" in caplog.text
 
 
 def test_without_one_good_step_there_is_nothing_to_give() -> None:

@@ -179,6 +179,21 @@ def test_a_refit_uses_all_pictures_up_to_the_best_step() -> None:
         torch.testing.assert_close(result.adapter.layers[name].lora_up, layer.lora_up)
 
 
+def test_what_is_left_counts_a_second_pass_that_is_as_long_as_the_first_took_to_its_best() -> None:
+    expected: dict[str, list[int]] = {"training": [], "training on all": []}
+
+    def note(progress: Progress) -> None:
+        expected[progress.stage].append(progress.total - progress.done + progress.to_come)
+
+    report = train(spoilt(), replace(CONFIG, refit=True), note).report
+    best, first, second = report.settings["best_step"], expected["training"], expected["training on all"]
+    assert first[:5] == [119, 118, 117, 116, 115]  # the best may still be the last
+    assert first[-1] == CONFIG.steps - len(first) + best and second == list(range(len(second) - 1, -1, -1))
+    seen: list[int] = []
+    train(spoilt(), CONFIG, lambda progress: seen.append(progress.to_come))
+    assert set(seen) == {0}
+
+
 def test_a_training_that_is_stopped_is_neither_cut_nor_refitted() -> None:
     steps: list[int] = []
     config = replace(CONFIG, refit=True, smallest=True)

@@ -31,12 +31,15 @@ class ACLoRAPreviewOptions(io.ComfyNode):
     @classmethod
     def execute(
         cls, preview_every: int, preview_prompts: str, preview_guidance: float, clip: CLIP,
-        vae: VAE | None = None, options: Options | None = None,
+        vae: VAE | None = None, options: Options | None = None, previews: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
+        options = options or Options()
+        if not previews:
+            return io.NodeOutput(options)
         # Encoded here, before the training, so that the text encoder needs no memory beside it.
         prompts = _prompts(preview_prompts)
         wishes = PreviewWishes(preview_every, prompts, host.encoded(clip, prompts), preview_guidance, vae)
-        return io.NodeOutput(replace(options or Options(), previews=wishes))
+        return io.NodeOutput(replace(options, previews=wishes))
 
 
 def _prompts(text: str) -> list[str]:
@@ -67,5 +70,9 @@ def _inputs() -> list[Any]:
         io.Vae.Input(
             "vae", optional=True,
             tooltip="The VAE of the model. Without one, or without memory for it, the pictures are small and blurred.",
+        ),
+        io.Boolean.Input(
+            "previews", default=True, optional=True,
+            tooltip="Whether previews are drawn. Off saves their time; what is learned is the same.",
         ),
     ]  # fmt: skip

@@ -122,15 +122,25 @@ def test_bad_input_gets_a_sentence_and_leaves_the_model(pack, model, pictures, w
         trained(pack, *change(model, *pictures), **settings)
 
 
-def test_the_learning_rate_is_shown_where_it_is_not_what_was_set(pack):
-    made = pack.nodes.train
+def test_the_node_says_loss_rate_steps_left_out_and_the_time_left(pack, monkeypatch):
+    made, clock = pack.nodes.train, [0.0]
+    monkeypatch.setattr(pack.nodes.host.progress.time, "monotonic", lambda: clock[0])
     bar = pack.nodes.host.Bar(10)
-    steady, falling = (made.Progress(10, 1, losses=[0.5], learning_rate=rate) for rate in (5e-4, 1.234e-4))
-    assert "learning rate" not in made._line(steady, bar, 5e-4)
-    assert "learning rate 0.00012" in made._line(falling, bar, 5e-4)
+    show = made._Show(bar, made.LivePreviews(None))
+    show.drawn, clock[0] = 60.0, 60.0  # no chart now
+    progress = made.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, to_come=10)
+    show(progress)
+    assert bar.total == 20
+    assert made._line(progress, bar) == (
+        "training, loss 0.500, learning rate 0.00012, steps left out: 1, up to 9:00 left"
+    )
+    show(made.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4))
+    assert bar.total == 10
+    progress = made.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
+    assert made._line(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
 
 
 def test_the_expected_memory_and_the_latest_note_stand_below_the_loss(pack):
     progress = pack.nodes.train.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
-    first, *others = pack.nodes.train._line(progress, pack.nodes.host.Bar(10), 5e-4).split("\n")
+    first, *others = pack.nodes.train._line(progress, pack.nodes.host.Bar(10)).split("\n")
     assert first.startswith("training, loss 0.500") and others == ["3 GB of 8", "newer"]

@@ -48,8 +48,17 @@ def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, mod
     plain = trained(pack, model, *pictures, steps=4, **settings)
     for key, tensor in plain[1].items():
         assert torch.equal(tensor, result[1][key]), key
+    assert "Previews took " in pack.nodes.train.training_summary(result[3])
     assert result[3].settings["preview_seconds"] > 0 and "notes" not in result[3].settings
     assert shown[-1][1].height > shown[0][1].height  # pictures stand below the chart
+
+
+def test_switched_off_nothing_is_encoded_or_drawn(pack):
+    node, options = pack.nodes.options.previews.ACLoRAPreviewOptions, pack.nodes.options.chain.Options
+    given = {"preview_every": 2, "preview_prompts": "", "preview_guidance": 4.0, "clip": None, "previews": False}
+    before = options({"steps": 5})
+    assert node.execute(**given, options=before).result[0] is before
+    assert node.execute(**given).result[0] == options()
 
 
 def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, model, pictures, drawn):
