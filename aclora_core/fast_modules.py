@@ -42,7 +42,7 @@ def fast_modules(
 ) -> Iterator[None]:
     """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
 
-    is_plain: whether a module that is a subclass of nn.GroupNorm or nn.LayerNorm computes as those do.
+    is_plain: whether a module that is a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those do.
     """
     kernels = _kernels_for(network)
     with ExitStack() as undo:
@@ -77,6 +77,11 @@ def _replacements(
         elif isinstance(module, nn.LayerNorm):
             if _can_norm(module, is_plain):
                 yield module, _norm_rows(module, kernels, module.forward)
+        elif isinstance(module, nn.RMSNorm):
+            if _can_norm(module, is_plain):
+                yield module, _rms_norm(module, kernels, module.forward)
+        elif type(module) is nn.GELU:
+            yield module, _gelu(module, kernels, module.forward)
         elif type(module) is classes.residual:
             forward = _shifted(module, kernels, is_plain)
             if forward is not None:
@@ -96,12 +101,12 @@ def _replacements(
 
 
 def _can_norm(module: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
-    by_rows = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+    by_rows = isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1
     return (
         (by_rows or isinstance(module, nn.GroupNorm))
         and module.weight is not None
-        and module.bias is not None
-        and (type(module) in (nn.GroupNorm, nn.LayerNorm) or is_plain(module))
+        and (isinstance(module, nn.RMSNorm) or module.bias is not None)
+        and (type(module) in (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm) or is_plain(module))
     )
 
 
@@ -119,6 +124,27 @@ def _norm_rows(module: nn.LayerNorm, kernels: Kernels, own: Forward) -> Forward:
         if not kernels.take_rows(input):
             return own(input)
         return kernels.layer_norm(input, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def _rms_norm(module: nn.RMSNorm, kernels: Kernels, own: Forward) -> Forward:
+    # PyTorch computes in float32, and that type's is what it takes where none is given.
+    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+
+    def forward(x: Tensor) -> Tensor:
+        if not kernels.take_rows(x):
+            return own(x)
+        return kernels.rms_norm(x, module.weight, eps)
+
+    return forward
+
+
+def _gelu(module: nn.GELU, kernels: Kernels, own: Forward) -> Forward:
+    def forward(input: Tensor) -> Tensor:
+        if input.is_contiguous() or not kernels.take(input):  # else PyTorch's is as quick
+            return own(input)
+        return kernels.gelu(input, module.approximate == "tanh")
 
     return forward
 

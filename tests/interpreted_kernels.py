@@ -14,8 +14,11 @@ from aclora_core.kernels import attention as few_keys
 from aclora_core.kernels.adamw import adamw
 from aclora_core.kernels.attention import attention
 from aclora_core.kernels.geglu import geglu
+from aclora_core.kernels.gelu import gelu
 from aclora_core.kernels.group_norm import group_norm
 from aclora_core.kernels.layer_norm import layer_norm, residual_norm
+from aclora_core.kernels.rms_norm import rms_norm
+from aclora_core.kernels.rotation import rotate
 
 _patch = interpreter._patch_lang_tensor
 
@@ -386,3 +389,54 @@ def test_steps_of_adamw_are_those_of_torch(dtype: torch.dtype) -> None:
         assert torch.equal(before, start)
         torch.testing.assert_close(weights, exact.detach(), rtol=2e-6, atol=2e-6)
         torch.testing.assert_close(copy, exact.detach().half(), rtol=2e-3, atol=2e-3)
+
+
+def apart(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Heads (n, heads, rows, d) that are parts of wider rows, as attention has them, and the same in float64."""
+    n, heads, rows, width = shape
+    wide = (2 * draw(n, rows, 3, heads, width, seed=seed)).to(dtype)
+    x = wide.permute(2, 0, 3, 1, 4)[1].requires_grad_()
+    return x, x.detach().double().requires_grad_()
+
+
+# Heads: a program that ends within, a width that does not fill its tile, a lone row.
+HEADS = [((2, 3, 21, 64), torch.float32), ((1, 2, 9, 24), torch.float16), ((1, 1, 1, 2), torch.bfloat16)]
+
+
+@pytest.mark.parametrize("shape, dtype", HEADS, ids=str)
+def test_heads_are_normed_as_in_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, exact = apart(*shape, dtype=dtype)
+    weight = (1 + draw(shape[-1], seed=1) / 2).to(dtype)
+    ours = rms_norm(x, weight, 1e-3)
+    compare(ours, x, F.rms_norm(exact, shape[-1:], weight.double(), 1e-3), exact)
+    if x.numel() > 2:
+        assert ours.stride() == torch.empty_like(x).stride()  # so that the heads of a row stay side by side
+
+
+@pytest.mark.parametrize("places", [(1, 1, 21), (2, 1, 21), (1, 3, 21)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rotations_are_those_of_float64(places: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Any matrices, one for each place or for all."""
+    x, exact = apart(2, 3, 21, 48, dtype=dtype)
+    table = draw(*places, 24, 2, 2, seed=1)
+    ours, pairs = rotate(x, table), exact.unflatten(-1, (24, 1, 2))
+    compare(ours, x, (pairs * table.double()).sum(-1).flatten(-2), exact)
+    assert ours.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gelu_of_a_part_is_that_of_float64(tanh: bool, dtype: torch.dtype) -> None:
+    wide = (3 * draw(2, 9, 1300)).to(dtype)
+    for x in (wide[..., 700:], wide.transpose(1, 2), wide[:1, :2, :5]):
+        x = x.detach().requires_grad_()
+        exact = x.detach().double().requires_grad_()
+        compare(gelu(x, tanh), x, F.gelu(exact, approximate="tanh" if tanh else "none"), exact)
+
+
+def test_gelu_far_from_zero_is_open_or_shut() -> None:
+    for tanh in (True, False):
+        x = torch.tensor([[-60.0, 0.0, 60.0]]).requires_grad_()
+        (gradient,) = torch.autograd.grad(gelu(x, tanh).sum(), x)
+        torch.testing.assert_close(gelu(x, tanh).detach(), torch.tensor([[0.0, 0.0, 60.0]]))
+        torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.5, 1.0]]))

@@ -16,6 +16,18 @@ def stand_ins(kernels: Any, counted: Counter[str]) -> Any:
         value, gate = hidden.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
+    def gelu(x: Tensor, tanh: bool) -> Tensor:
+        counted["gelu"] += 1
+        return F.gelu(x, approximate="tanh" if tanh else "none")
+
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        counted["root mean square"] += 1
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+    def rotate(x: Tensor, table: Tensor) -> Tensor:
+        counted["rotation"] += 1
+        return (x.unflatten(-1, (-1, 1, 2)) * table).sum(-1).flatten(-2).to(x.dtype)
+
     def group_norm(
         x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool = False,
         shift: Tensor | None = None,
@@ -38,4 +50,5 @@ def stand_ins(kernels: Any, counted: Counter[str]) -> Any:
         x = x if added is None else x + added
         return x, F.layer_norm(x, weight.shape, weight, bias, eps)
 
-    return kernels("cpu", geglu, group_norm, layer_norm, residual_norm, *[None] * 4)
+    norms = group_norm, layer_norm, residual_norm, rms_norm
+    return kernels("cpu", geglu, gelu, *norms, rotate, *[None] * 4)

@@ -290,6 +290,18 @@ def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) ->
     assert calls == {"rows": 1} and not forwards(norms)
 
 
+def test_root_mean_squares_and_gelus_of_parts_are_replaced(calls: Counter[str]) -> None:
+    norms = nn.Sequential(nn.RMSNorm(6), nn.RMSNorm(6, eps=0.1), nn.RMSNorm(6, elementwise_affine=False), nn.GELU())
+    x = (torch.randn(3, 5, 12) / 1000)[..., :6]  # so small that it shows what is added to the squares
+    expected = norms(x)
+    with fast_modules(norms, lambda module: True):
+        torch.testing.assert_close(norms(x), expected)
+        assert forwards(norms) == ["0", "1", "3"] and calls == {"root mean square": 2}
+        torch.testing.assert_close(norms[3](x), F.gelu(x))
+        assert calls == {"root mean square": 2, "gelu": 1}
+    assert not forwards(norms)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

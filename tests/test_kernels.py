@@ -4,14 +4,18 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from aclora_core import kernels
 from aclora_core.kernels import Kernels, find_kernels, trial
+from tests.stand_ins import stand_ins
 
 CUDA = torch.device("cuda", 0)
 
@@ -67,8 +71,8 @@ def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "largest_error", lambda *_: 0.0)
     for name in ("triton", "triton.language"):
         monkeypatch.setitem(sys.modules, name, None)
-    ours = "linear", "convolution", "attention", "adamw", "geglu", "group_norm", "layer_norm", "blocks", "launch"
-    for name in ours:
+    of_rows = "geglu", "gelu", "group_norm", "layer_norm", "rms_norm", "rotation", "rows"
+    for name in ("linear", "convolution", "attention", "adamw", *of_rows, "blocks", "launch"):
         monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     assert find_kernels(CUDA, torch.bfloat16) is None
@@ -82,46 +86,37 @@ def test_kernels_that_work_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
-    def gate(hidden: torch.Tensor) -> torch.Tensor:
-        value, gate = hidden.chunk(2, dim=-1)
-        return value * torch.nn.functional.gelu(gate)
+    right = stand_ins(Kernels, Counter())
 
-    def norm(x, groups, weight, bias, eps, silu=False, shift=None):  # type: ignore[no-untyped-def]
-        x = x if shift is None else x + shift[:, :, None, None]
-        x = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
-        return torch.nn.functional.silu(x) if silu else x
+    def error(**wrong: Any) -> float:
+        return trial.largest_error(right._replace(**wrong), torch.device("cpu"), torch.float32)
 
-    def rows(x, weight, bias, eps):  # type: ignore[no-untyped-def]
-        return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
+    def unshifted(x: Tensor, *more: Any) -> Tensor:
+        *most, shift = more if len(more) > 5 else (*more, None)
+        return right.group_norm(x, *most) + 0 * (0 if shift is None else shift[:, :, None, None])
 
-    def both(x, added, *more):  # type: ignore[no-untyped-def]
-        x = x.clone() if added is None else x + added
-        return x, rows(x, *more)
+    def unadded(x: Tensor, added: Tensor | None, *more: Any) -> tuple[Tensor, Tensor]:
+        return right.residual_norm(x, None if added is None else 0 * added, *more)
 
-    def only(geglu, group_norm, layer_norm=rows, residual_norm=both) -> Kernels:  # type: ignore[no-untyped-def]
-        return Kernels("cpu", geglu, group_norm, layer_norm, residual_norm, *[None] * 4)  # type: ignore[arg-type]
-
-    def error(kernels_: Kernels) -> float:
-        return trial.largest_error(kernels_, torch.device("cpu"), torch.float32)
-
-    assert error(only(gate, norm)) == 0
-    assert error(only(lambda hidden: gate(hidden) * 1.1, norm)) == pytest.approx(0.1, rel=1e-3)
-    assert error(only(gate, lambda *a: norm(*a[:5], shift=a[6] if len(a) > 6 else None))) > 0.1  # forgets the SiLU
-    assert error(only(gate, norm, lambda *a: rows(*a).detach() + 0 * a[0])) == pytest.approx(1)  # gradient is zero
-    without = lambda x, added, *a: both(x, None if added is None else 0 * added, *a)  # noqa: E731
-    assert error(only(gate, norm, rows, without)) > 0.1
-    unshifted = lambda *a: norm(*a[:6]) + 0 * (0 if len(a) < 7 or a[6] is None else a[6][:, :, None, None])  # noqa: E731
-    assert error(only(gate, unshifted)) > 0.1
+    assert error() < 1e-6
+    assert error(geglu=lambda hidden: right.geglu(hidden) * 1.1) == pytest.approx(0.1, rel=1e-3)
+    assert error(group_norm=lambda *a: right.group_norm(*a[:5], shift=a[6] if len(a) > 6 else None)) > 0.1  # no SiLU
+    assert error(group_norm=unshifted) > 0.1 and error(residual_norm=unadded) > 0.1
+    without = lambda *a: right.layer_norm(*a).detach() + 0 * a[0]  # noqa: E731
+    assert error(layer_norm=without) == pytest.approx(1)  # its gradient is zero
+    assert error(rms_norm=lambda x, weight, eps: right.rms_norm(x, 1 + 0 * weight, eps)) > 0.1
+    assert error(rotate=lambda x, table: right.rotate(x, table.mT)) > 0.1  # the other way
+    assert error(gelu=lambda x, tanh: right.gelu(x, not tanh)) > 1e-4
 
 
 def test_pictures_are_taken_whose_channels_come_last() -> None:
-    ours = Kernels("cpu", *[None] * 8)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 11)  # type: ignore[arg-type]
     first = torch.zeros(2, 3, 4, 5)
     last = first.contiguous(memory_format=torch.channels_last)
     assert ours.take_picture(last) and not ours.take_picture(first)
     assert not ours.take_picture(last[:, :, ::2]) and not ours.take_picture(last.permute(0, 2, 3, 1))
     assert not ours.take_picture(torch.zeros(2, 3, 1, 1)) and not ours.take_picture(last.double())
-    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 8).take_picture(last)  # type: ignore[arg-type]
+    assert not ours.take_picture(torch.zeros(2, 3)) and not Kernels("cuda", *[None] * 11).take_picture(last)  # type: ignore[arg-type]
 
 
 class Recorded:
@@ -173,7 +168,7 @@ def test_kernels_run_again_after_a_first_pass_that_fails() -> None:
 
 
 def test_long_sums_are_left_to_the_libraries() -> None:
-    ours = Kernels("cpu", *[None] * 8)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 11)  # type: ignore[arg-type]
     half = torch.float16
     weight, wide = torch.zeros(1280, 1280, dtype=half), torch.zeros(10240, 1280, dtype=half)
     rows = torch.zeros(1024, 1280, dtype=half)
@@ -189,9 +184,19 @@ def test_long_sums_are_left_to_the_libraries() -> None:
 
 
 def test_attention_to_many_keys_is_left_to_the_libraries() -> None:
-    ours = Kernels("cpu", *[None] * 8)  # type: ignore[arg-type]
+    ours = Kernels("cpu", *[None] * 11)  # type: ignore[arg-type]
     query, caption, long = (torch.zeros(1, 2, rows, 64, dtype=torch.float16) for rows in (900, 77, 231))
     assert ours.take_attention(query, caption, caption)
     assert not ours.take_attention(query, long, long) and not ours.take_attention(query, caption, long)
     assert not ours.take_attention(query.float(), caption.float(), caption.float())
     assert not ours.take_attention(query, caption[:, :1], caption[:, :1])  # heads that share keys
+
+
+def test_rotations_are_taken_that_fit_their_table() -> None:
+    ours = Kernels("cpu", *[None] * 11)  # type: ignore[arg-type]
+    x, table = torch.zeros(2, 3, 5, 8), torch.zeros(1, 1, 5, 4, 2, 2)
+    assert ours.take_rotation(x, table) and ours.take_rotation(x.half(), table.expand(2, 1, 5, 4, 2, 2))
+    for other in (table.double(), table[0], table[:, :, :4], table[..., :1], table.clone().requires_grad_()):
+        assert not ours.take_rotation(x, other)
+    assert not ours.take_rotation(x[..., :6], table) and not ours.take_rotation(x[0], table)
+    assert not ours.take_rotation(x.double(), table) and not ours.take_rotation(x[:, :, :0], table[:, :, :0])

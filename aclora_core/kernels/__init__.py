@@ -20,7 +20,7 @@ log = logging.getLogger("aclora")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_LAYERS = 3  # that linear takes at a time
 DEEP = 64  # numbers that linear multiplies and adds at a time; the sides that it sums up must be multiples of it
-MOST_WIDE = 4096  # of layer_norm
+MOST_WIDE = 4096  # of what takes whole rows
 MOST_KEYS, MOST_CHANNELS = 128, 128  # of attention
 
 
@@ -37,6 +37,18 @@ class GroupNorm(Protocol):
 
 class LayerNorm(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor: ...
+
+
+class RmsNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+
+class Rotate(Protocol):
+    def __call__(self, x: Tensor, table: Tensor) -> Tensor: ...
+
+
+class Gelu(Protocol):
+    def __call__(self, x: Tensor, tanh: bool) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -102,9 +114,12 @@ class Kernels(NamedTuple):
 
     device: str
     geglu: Geglu
+    gelu: Gelu
     group_norm: GroupNorm
     layer_norm: LayerNorm
     residual_norm: ResidualNorm
+    rms_norm: RmsNorm
+    rotate: Rotate
     linear: Linear
     convolution: Convolution
     attention: Attention
@@ -115,8 +130,17 @@ class Kernels(NamedTuple):
         return x.device.type == self.device and x.dtype in DTYPES
 
     def take_rows(self, x: Tensor) -> bool:
-        """Whether layer_norm and residual_norm can."""
+        """Whether layer_norm, residual_norm and rms_norm can."""
         return self.take(x) and x.numel() > 0 and x.shape[-1] <= MOST_WIDE
+
+    def take_rotation(self, x: Tensor, table: Tensor) -> bool:
+        """Whether rotate can."""
+        if not (self.take(x) and x.dim() == 4 and 0 < x.shape[-1] <= MOST_WIDE and x.numel() > 0):
+            return False
+        if table.dim() != 6 or table.dtype != torch.float32 or table.device != x.device or table.requires_grad:
+            return False
+        fits = all(size in (1, wanted) for size, wanted in zip(table.shape[:3], x.shape[:3], strict=True))
+        return fits and x.shape[-1] % 2 == 0 and table.shape[3:] == (x.shape[-1] // 2, 2, 2)
 
     def take_forward(self, x: Tensor, weight: Tensor, rank: int) -> bool:
         """Whether linear.forward can, and is quicker than PyTorch, whose large products are better."""
@@ -179,12 +203,15 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         from .adamw import adamw
         from .attention import attention
         from .geglu import geglu
+        from .gelu import gelu
         from .group_norm import group_norm
         from .layer_norm import layer_norm, residual_norm
+        from .rms_norm import rms_norm
+        from .rotation import rotate
         from .trial import largest_error
 
-        norms = group_norm, layer_norm, residual_norm
-        kernels = Kernels(device.type, geglu, *norms, linear, convolution, attention, adamw)
+        norms = group_norm, layer_norm, residual_norm, rms_norm
+        kernels = Kernels(device.type, geglu, gelu, *norms, rotate, linear, convolution, attention, adamw)
         with compiling_together(device, kernels):
             largest_error(kernels, device, dtype)
         error = largest_error(kernels, device, dtype)

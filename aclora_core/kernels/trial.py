@@ -40,7 +40,7 @@ def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) ->
             expected = torch.cat([right, F.layer_norm(right, (320,), weight, bias)])
             cases.append((torch.cat(both), expected, (rows,) if more is None else (rows, more)))
         errors = []
-        for ours, expected, sources in cases:
+        for ours, expected, sources in cases + _cases_of_rows(kernels, draw):
             gradient = draw(expected.shape)
             ways_back = [torch.autograd.grad(it, sources, gradient, retain_graph=True) for it in (ours, expected)]
             for found, right in ((ours.detach(), expected.detach()), *zip(*ways_back, strict=True)):
@@ -48,6 +48,22 @@ def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) ->
         errors += _errors_of_layers(kernels, draw) + _errors_of_attention(kernels, draw)
         errors += _errors_of_convolution(kernels, draw) + _errors_of_adamw(kernels, draw)
         return float(torch.stack([error.float() for error in errors]).max())
+
+
+def _cases_of_rows(kernels: Kernels, draw: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+    """What is computed by rows that lie apart: ours, PyTorch's, and what both come from."""
+    heads, weight = draw(2, 7, 5, 64).transpose(1, 2).requires_grad_(), draw(64)
+    slope = (heads.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    normed = (heads.float() * slope * weight.float()).to(heads.dtype)
+    table = draw(1, 1, 7, 32, 2, 2).float()
+    turned = (heads.float().unflatten(-1, (32, 1, 2)) * table).sum(-1).flatten(-2).to(heads.dtype)
+    part = draw(9, 640)[:, :320].requires_grad_()
+    return [
+        (kernels.rms_norm(heads, weight, 1e-5), normed, (heads,)),
+        (kernels.rotate(heads, table), turned, (heads,)),
+        (kernels.gelu(part, True), F.gelu(part, approximate="tanh"), (part,)),
+        (kernels.gelu(part, False), F.gelu(part), (part,)),
+    ]
 
 
 def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:

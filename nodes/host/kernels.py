@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
+from comfy.ldm.flux import math as flux
 from torch import Tensor
 
 from ...aclora_core.kernels import find_kernels
@@ -21,7 +22,7 @@ def kernels_for_training() -> Iterator[None]:
     # Some of the host's fused kernels have no way back; this flag makes most of its networks leave them out.
     comfy.model_management.in_training = True
     try:
-        with _plain_rotations(), _whole_products(), _fast_attention():
+        with _plain_rotations(), _fast_rotations(), _whole_products(), _fast_attention():
             yield
     finally:
         comfy.model_management.in_training = before
@@ -42,6 +43,26 @@ def _plain_rotations() -> Iterator[None]:
     finally:
         for name, function in fused.items():
             setattr(kitchen, name, function)
+
+
+@contextmanager
+def _fast_rotations() -> Iterator[None]:
+    """A kernel of ours for the rotations that the networks take from Flux's."""
+    own = getattr(flux, "_apply_rope1", None)  # what the host takes as long as in_training is set
+
+    def rotated(x: Tensor, table: Tensor) -> Tensor:
+        kernels = find_kernels(x.device, x.dtype)
+        if kernels is None or not kernels.take_rotation(x, table):
+            return own(x, table)
+        return kernels.rotate(x, table)
+
+    try:
+        if own is not None:
+            flux._apply_rope1 = rotated
+        yield
+    finally:
+        if own is not None:
+            flux._apply_rope1 = own
 
 
 @contextmanager

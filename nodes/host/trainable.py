@@ -23,6 +23,8 @@ from .text_encoder import TextEncoder
 # Where the forward of a layer is defined that does nothing of its own.
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
 
+_PLAIN_CLASSES = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm
+
 PREFIX = "diffusion_model."  # before every layer's name in the host's LoRA files
 
 
@@ -111,7 +113,7 @@ class TrainableModel:
     def is_plain(self, layer: torch.nn.Module) -> bool:
         """Whether the host neither casts, patches, quantises nor moves the layer's weight as it is used."""
         return (
-            isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm)
+            isinstance(layer, _PLAIN_CLASSES)
             and type(layer).forward.__module__ in _PLAIN_MODULES
             and not getattr(layer, "comfy_cast_weights", False)
             and not getattr(layer, "weight_function", None)

@@ -10,11 +10,11 @@ from bench.step_time_parts.models import build, case_named, pictures
 from tests.stand_ins import stand_ins
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
+def both_ways(name, pack, monkeypatch):
+    """Output and gradients of a small model in its own way and in ours; what was counted, and the network's modules."""
     core = f"{pack.__name__}.aclora_core"
     lora, kernels = (importlib.import_module(f"{core}.{part}") for part in ("lora", "kernels"))
-    fast = importlib.import_module(f"{core}.fast_modules")
+    fast, out_of_place = (importlib.import_module(f"{core}.{part}") for part in ("fast_modules", "out_of_place"))
     case = case_named(name, True, 0)
     latents, captions = pictures(case)
     with torch.inference_mode():
@@ -22,9 +22,11 @@ def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
         opened = pack.nodes.host.training(model, latents, captions)
         with opened as trainable, torch.inference_mode(False), torch.enable_grad():
             network, found, counted = trainable.network, [], Counter()
-            monkeypatch.setattr(fast, "_kernels_for", lambda network: stand_ins(kernels.Kernels, counted))
+            ours = stand_ins(kernels.Kernels, counted)
+            monkeypatch.setattr(fast, "_kernels_for", lambda network: ours)
             layers = lora.find_layers(network, "all")
             for quick in (False, True):
+                monkeypatch.setattr(pack.nodes.host.kernels, "find_kernels", lambda *_: ours if quick else None)  # noqa: B023
                 weights = lora.make_weights(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
                 weights.master.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
                 weights.refresh()
@@ -33,6 +35,7 @@ def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
                 generator = torch.Generator().manual_seed(2)
                 noisy = torch.randn(trainable.latents[0].shape, generator=generator)
                 with (
+                    out_of_place.OutOfPlace(),  # for Flux
                     fast.fast_modules(network, is_plain, classes),
                     lora.attached(layers, weights.branches, trainable.is_plain),
                 ):
@@ -42,8 +45,25 @@ def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
                 found.append((output.detach().clone(), weights.gradient.clone()))
             blocks = Counter(type(module).__name__ for module in network.modules())
             assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+    return counted, blocks
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
+    counted, blocks = both_ways(name, pack, monkeypatch)
     transformers = blocks["BasicTransformerBlock"]
     assert counted["shift"] == blocks["ResBlock"] > 0
     assert counted["and rows"] == counted["gate"] == transformers > 0
     assert counted["sum and rows"] == 2 * transformers and not counted["rows"]
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
+def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
+    import comfy.ldm.flux.math
+
+    own = comfy.ldm.flux.math._apply_rope1
+    counted, blocks = both_ways("flux", pack, monkeypatch)
+    attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
+    assert counted["rotation"] == 2 * attentions and counted["gelu"] == blocks["SingleStreamBlock"] > 0
+    assert counted["root mean square"] == blocks["RMSNorm"] > 0
+    assert comfy.ldm.flux.math._apply_rope1 is own
