@@ -428,7 +428,7 @@ def test_rotations_are_those_of_float64(places: tuple[int, ...], dtype: torch.dt
 @pytest.mark.parametrize("tanh", [True, False])
 def test_gelu_of_a_part_is_that_of_float64(tanh: bool, dtype: torch.dtype) -> None:
     wide = (3 * draw(2, 9, 1300)).to(dtype)
-    for x in (wide[..., 700:], wide.transpose(1, 2), wide[:1, :2, :5]):
+    for x in (wide[..., 700:], wide[..., :40].transpose(1, 2), wide[:1, :2, :5]):
         x = x.detach().requires_grad_()
         exact = x.detach().double().requires_grad_()
         compare(gelu(x, tanh), x, F.gelu(exact, approximate="tanh" if tanh else "none"), exact)
