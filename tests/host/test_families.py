@@ -50,6 +50,7 @@ def learned(request, pack) -> Iterator[Learned]:
 
 def state_of(model: Any) -> dict[str, Any]:
     """What training must leave alone in a MODEL, and in the host."""
+    import comfy.ldm.flux.math
     import comfy.model_management
     import comfy.ops
     import comfy.quant_ops
@@ -65,7 +66,10 @@ def state_of(model: Any) -> dict[str, Any]:
         "graphs": [name for name, module in modules.items() if any(map(has_graph, vars(module).values()))],
         "patches": dict(model.patches),
         "options": repr(model.model_options),
-        "host": (comfy.model_management.in_training, comfy.quant_ops.ck.rms_rope_split_half, comfy.ops.fp8_linear),
+        "host": (
+            comfy.model_management.in_training, comfy.quant_ops.ck.rms_rope_split_half, comfy.ops.fp8_linear,
+            comfy.ldm.flux.math._apply_rope1,
+        ),
     }
 
 

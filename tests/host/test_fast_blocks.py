@@ -6,20 +6,25 @@ from collections import Counter
 import pytest
 import torch
 
-from bench.step_time_parts.models import build, case_named, pictures
+from bench.step_time_parts import models
 from tests.stand_ins import stand_ins
 
+from . import families
 
-def both_ways(name, pack, monkeypatch):
-    """Output and gradients of a small model in its own way and in ours; what was counted, and the network's modules."""
+# Those that rotate their queries and keys, each in a way of its own.
+ROTATING = ["Flux.2", "Chroma", "Lumina 2", "Z-Image", "Qwen-Image", "Wan 2.1", "HiDream", "Cosmos Predict 2"]
+
+
+def both_ways(pack, monkeypatch, make, given):
+    """Output and gradients of a small model in its own way and in ours; what was counted, and the network's modules.
+
+    make: gives the MODEL. given: its latents and captions.
+    """
     core = f"{pack.__name__}.aclora_core"
     lora, kernels = (importlib.import_module(f"{core}.{part}") for part in ("lora", "kernels"))
     fast, out_of_place = (importlib.import_module(f"{core}.{part}") for part in ("fast_modules", "out_of_place"))
-    case = case_named(name, True, 0)
-    latents, captions = pictures(case)
     with torch.inference_mode():
-        model = build(case)
-        opened = pack.nodes.host.training(model, latents, captions)
+        opened = pack.nodes.host.training(make(), *given)
         with opened as trainable, torch.inference_mode(False), torch.enable_grad():
             network, found, counted = trainable.network, [], Counter()
             ours = stand_ins(kernels.Kernels, counted)
@@ -51,7 +56,8 @@ def both_ways(name, pack, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
-    counted, blocks = both_ways(name, pack, monkeypatch)
+    case = models.case_named(name, True, 0)
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
     transformers = blocks["BasicTransformerBlock"]
     assert counted["shift"] == blocks["ResBlock"] > 0
     assert counted["and rows"] == counted["gate"] == transformers > 0
@@ -62,8 +68,17 @@ def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
     import comfy.ldm.flux.math
 
     own = comfy.ldm.flux.math._apply_rope1
-    counted, blocks = both_ways("flux", pack, monkeypatch)
+    case = models.case_named("flux", True, 0)
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
     attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
     assert counted["rotation"] == 2 * attentions and counted["gelu"] == blocks["SingleStreamBlock"] > 0
     assert counted["root mean square"] == blocks["RMSNorm"] > 0
     assert comfy.ldm.flux.math._apply_rope1 is own
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_other_transformers_give_the_same_in_our_way(name, pack, monkeypatch):
+    family = families.FAMILIES[name]
+    counted, _ = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
+    assert counted["root mean square"] > 0
+    assert counted["rotation"] > 0 or name.startswith("Cosmos")  # which asks for the host's own, fused ones
