@@ -175,18 +175,26 @@ def build(family: Family, disable_dynamic: bool = False) -> Any:
 
 @torch.no_grad()
 def fill(network: nn.Module, seed: int = 0) -> None:
-    """Random weights that keep activations near 1; the last layer's are small, so that little is foretold at first."""
+    """Random weights; those of the last layer are small, so that little is foretold at first."""
+    randomise(network, seed)
+    weights = network.state_dict()
+    (last,) = (weights[name] for name in OUTPUTS if name in weights)
+    last.mul_(0.1)
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, seed: int = 0) -> None:
+    """Random weights that keep activations near 1."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: weight for name, weight in network.state_dict().items() if weight.is_floating_point()}
-    for name, weight in weights.items():
+    for name, weight in network.state_dict().items():
+        if not weight.is_floating_point():
+            continue
         if weight.ndim > 1:
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
         elif name.endswith("bias"):
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
         else:
             weight.fill_(1)  # of a norm
-    (last,) = (weights[name] for name in OUTPUTS if name in weights)
-    last.mul_(0.1)
 
 
 def pictures(family: Family) -> tuple[list[dict[str, Tensor]], list[Any]]:
