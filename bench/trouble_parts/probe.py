@@ -1,7 +1,8 @@
 """What a running ComfyUI holds in memory, for tests and measurements: copied into custom_nodes, it answers at a page.
 
 It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the
-server, which frees models in another thread, has done so too.
+server, which frees models in another thread, has done so too. Another page unloads every model at once, as some packs
+do, where the host's own waits until nothing runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_base
+import comfy.model_management
 import folder_paths
 import psutil
 import torch
@@ -48,6 +50,13 @@ async def held(request: web.Request) -> web.Response:
             "networks": [_state(network) for network in networks],
         }
     )
+
+
+@PromptServer.instance.routes.post("/unload_at_once")
+async def unload_at_once(request: web.Request) -> web.Response:
+    """Unloads every model, whatever runs."""
+    comfy.model_management.unload_all_models()
+    return web.json_response({"loaded": len(comfy.model_management.current_loaded_models)})
 
 
 async def _settled_memory(process: psutil.Process) -> int:

@@ -50,6 +50,7 @@ def training(
         stack.callback(gc.collect)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_kept_loaded(patchers))
         for each in patchers:
             stack.enter_context(_differentiable_weights(each.model))
         stack.enter_context(kernels_for_training())
@@ -128,6 +129,28 @@ def _is_at_home_in_float16(base: Any) -> bool:
     Others leave its range more easily, and are better off casting every weight to bfloat16 as it is used.
     """
     return bool(base.model_config.supported_inference_dtypes[0] == torch.float16)
+
+
+@contextmanager
+def _kept_loaded(patchers: Sequence[Any]) -> Iterator[None]:
+    """Has the host leave these loaded, whoever asks: half a step would be computed with other weights, or elsewhere.
+
+    The queue waits with unloading until a training has ended, but other packs may ask from a thread of their own.
+    """
+    loaded = comfy.model_management.current_loaded_models
+    entries = [entry for entry in loaded if any(entry.model is patcher for patcher in patchers)]
+    for entry in entries:
+        entry.model_unload = _stays
+    try:
+        yield
+    finally:
+        for entry in entries:
+            del entry.model_unload
+
+
+def _stays(*_: Any, **__: Any) -> bool:
+    """In place of the host's LoadedModel.model_unload, which says whether it has unloaded."""
+    return False
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .conftest import HostServer
 from .runs import adapter, until, was_cached
-from .trouble import DATASET, KNOWN, TRAIN, Browser, drawing, let_go, noise_pictures, prompt, same_bits, says
+from .trouble import DATASET, KNOWN, TRAIN, Browser, drawing, held, let_go, noise_pictures, prompt, same_bits, says
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,36 @@ def test_unloading_every_model_while_training_disturbs_nothing(probed: HostServe
         probed.post_json("/free", KNOWN)
         assert probed.wait(training)["status"]["status_str"] == "success"
     assert same_bits(adapter(probed, "unloaded"), alone)
+
+
+def test_a_pack_that_unloads_every_model_at_once_disturbs_no_training(
+    probed: HostServer, alone: dict[str, Any]
+) -> None:
+    def on_top_of_alone(file: str) -> dict[str, Any]:
+        """A training of a MODEL with a LoRA on it, which unloading would take off."""
+        queued = prompt(probed, file, seed=5)
+        links = {"model": ["base", 0], "lora_name": "alone.safetensors", "strength_model": 1.0}
+        queued[TRAIN]["inputs"]["model"] = ["lora", 0]
+        return {**queued, "lora": probed.node("LoraLoaderModelOnly", **links)}
+
+    def weights() -> set[str]:
+        """Those of all networks in memory, without LoRAs."""
+        assert probed.post_json("/unload_at_once", {})["loaded"] == 0
+        return {network["weights"] for network in held(probed)["networks"]}
+
+    probed.run(on_top_of_alone("calm"))
+    before = weights()
+    let_go(probed)
+    client = uuid.uuid4().hex
+    with Browser(probed, client) as browser:
+        training = submit_as(probed, on_top_of_alone("pestered"), client)
+        for steps in range(1, 7):
+            until(lambda wanted=steps: trains(probed, browser, wanted), "the training")
+            assert probed.post_json("/unload_at_once", {})["loaded"]
+        assert probed.wait(training)["status"]["status_str"] == "success"
+    assert same_bits(adapter(probed, "pestered"), adapter(probed, "calm"))
+    assert not any(network["hooks"] or network["own_forwards"] for network in held(probed)["networks"])
+    assert weights() == before
 
 
 def test_a_model_unloaded_between_dataset_and_training_is_loaded_again(
