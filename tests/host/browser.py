@@ -78,15 +78,24 @@ def open_front_end(address: str) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
         try:
             page = browser.new_page(viewport={"width": 1920, "height": 1080})
-            page.set_default_timeout(PATIENCE)
-            page.route("**/api/settings", skip_welcome)
-            page.goto(address)
-            page.wait_for_function("() => window.app?.extensionManager && window.app.graph && window.LiteGraph")
-            # The node types come from the server a moment after the page.
-            page.wait_for_function("() => 'KSampler' in window.LiteGraph.registered_node_types")
+            visit(page, address)
             yield page
         finally:
             browser.close()
+
+
+def visit(page: Page, address: str) -> None:
+    """Open the front end in a page and wait until it is ready."""
+    page.set_default_timeout(PATIENCE)
+    page.route("**/api/settings", skip_welcome)
+    page.goto(address)
+    wait_until_ready(page)
+
+
+def wait_until_ready(page: Page) -> None:
+    """Return once the front end knows its nodes, which come from the server a moment after the page."""
+    page.wait_for_function("() => window.app?.extensionManager && window.app.graph && window.LiteGraph")
+    page.wait_for_function("() => 'KSampler' in window.LiteGraph.registered_node_types")
 
 
 def load_workflow(page: Page, workflow: dict[str, Any]) -> None:

@@ -11,12 +11,18 @@ import pytest
 from tools.runtime.environment import ROOT, RUNTIME
 
 from .conftest import HostServer
+from .trouble import prompt
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 PROMPTS = ROOT / "tests" / "host" / "prompts"
+LISTEN = """() => {
+  window.heard = {pictures: 0, texts: 0};
+  window.app.api.addEventListener('b_preview', () => window.heard.pictures++);
+  window.app.api.addEventListener('progress_text', () => window.heard.texts++);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +98,29 @@ def test_load_sends_its_cut_and_older_workflows_load_the_whole(
     load_workflow(page, {"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4})
     strengths = {"strength_model": 0.5, "strength_clip": 1.0}
     assert api_form(page)["1"]["inputs"] == {"lora_name": "ink.safetensors", **strengths, **sent}
+
+
+@pytest.mark.slow
+def test_a_page_that_is_loaded_again_gets_the_chart_of_a_training_and_another_only_its_text(
+    page: Page, server: HostServer
+) -> None:
+    from .browser import visit, wait_until_ready
+
+    queue = "async prompt => (await window.app.api.queuePrompt(0, {output: prompt, workflow: {}})).prompt_id"
+    page.evaluate(LISTEN)
+    training = page.evaluate(queue, prompt(server, "watched", steps=100_000))
+    try:
+        page.wait_for_function("() => window.heard.pictures > 0")
+        page.reload()
+        wait_until_ready(page)
+        other = page.context.browser.new_page()
+        visit(other, server.server.address)
+        for each in (page, other):
+            each.evaluate(LISTEN)
+        page.wait_for_function("() => window.heard.pictures > 1")
+        assert other.evaluate("() => window.heard.texts") > 0
+        assert other.evaluate("() => window.heard.pictures") == 0
+        other.close()
+    finally:
+        server.post_json("/interrupt", {"prompt_id": training})
+    assert server.wait(training)["status"]["status_str"] == "success"

@@ -61,19 +61,21 @@ def test_a_drawing_queued_while_training_waits_and_is_drawn_as_ever(probed: Host
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def test_a_browser_that_was_closed_and_opened_again_sees_the_training_go_on(probed: HostServer) -> None:
+def test_a_page_that_comes_back_gets_the_chart_again_and_another_only_the_line_of_text(probed: HostServer) -> None:
     client = uuid.uuid4().hex
     with Browser(probed, client) as browser:
         training = submit_as(probed, prompt(probed, "watched", seed=3, steps=40), client)
         until(lambda: trains(probed, browser), "the training")
         last = max(value for node, value in browser.progress if node == TRAIN)
+    assert browser.pictures
     with Browser(probed, client) as same, Browser(probed, uuid.uuid4().hex) as another:
         until(lambda: trains(probed, same, int(last) + 2), "progress in the browser that was opened again")
         until(lambda: any(node == TRAIN for node, _ in another.texts), "a line of text in another browser")
         history = probed.wait(training)
         until(lambda: "execution_success" in same.kinds, "the end of the training")
     assert history["status"]["status_str"] == "success" and says(history).startswith("40 steps")
-    assert not another.progress  # ComfyUI tells it only to the page that queued the prompt
+    assert same.pictures and same.pictures[-1].width > 100  # the chart
+    assert not another.progress and not another.pictures  # ComfyUI tells it only to the page that queued the prompt
     assert "executing" in same.kinds  # so the page knows at once which node is at work
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import sys
 import threading
@@ -25,6 +26,7 @@ from .conftest import HostServer
 
 EXAMPLE = "example: fluent-emoji-high-contrast"
 TRAIN, SAVE, DATASET = "train", "save", "dataset"
+PICTURE_EVENT = 1  # ComfyUI's number for a picture; before it come four more bytes, for its format
 KNOWN = {"unload_models": True, "free_memory": True}
 
 
@@ -106,13 +108,14 @@ def let_go(server: HostServer) -> dict[str, Any]:
 
 
 class Browser:
-    """A connection as a browser's, which notes what it is told. nodes: the progress of each node, in order."""
+    """A connection as a browser's, which notes what it is told, in order; of nodes by their names."""
 
     def __init__(self, server: HostServer, client: str) -> None:
         self.url = f"{server.server.address}/ws?clientId={client}"
         self.kinds: list[str] = []
         self.progress: list[tuple[str, float]] = []
         self.texts: list[tuple[str, str]] = []
+        self.pictures: list[Image.Image] = []  # that a node shows while it works
         self._open, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()))
 
@@ -135,6 +138,8 @@ class Browser:
     def _note(self, message: aiohttp.WSMessage) -> None:
         if message.type == aiohttp.WSMsgType.BINARY:
             self.texts += filter(None, [read_text_event(message.data)])
+            if int.from_bytes(message.data[:4], "big") == PICTURE_EVENT:
+                self.pictures.append(Image.open(io.BytesIO(message.data[8:])))
         elif message.type == aiohttp.WSMsgType.TEXT:
             event = json.loads(message.data)
             self.kinds.append(event["type"])
