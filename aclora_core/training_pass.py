@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 log = logging.getLogger("aclora")
+# Networks for which kernels were compiled since the program was started; what a setting adds is compiled when it runs.
+_compiled_for: set[Hashable] = set()
 _MOST_SKIPPED = 10  # steps in a row without a finite loss, after which going on is pointless
 
 
@@ -216,11 +218,13 @@ class TrainingPass:
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
         kernels = find_kernels(self.model.device, self.model.dtype)
-        if kernels is not None:
+        kind = type(self.model.network), self.model.dtype, self.model.device, self.config.max_rank, self.config.layers
+        if kernels is not None and kind not in _compiled_for:
             with compiling_together(self.model.device, kernels):
                 for _ in range(2):  # layers alone, and joined
                     self._there_and_back(batch)
                     join_siblings()
+            _compiled_for.add(kind)
         self._there_and_back(batch)
         join_siblings()
         self.stepper.clear_gradients()
