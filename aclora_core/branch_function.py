@@ -78,7 +78,7 @@ def _rows(gradient: Tensor) -> Tensor:
 def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor], Tensor]:
     """The outputs, each (n, out), and x · downᵀ (layers, n, rank)."""
     weights, biases, downs, ups = _tensors(layers)
-    kernels, scale = find_kernels(x.device, x.dtype), layers[0].branch.scale
+    kernels, scale = find_kernels(x.device, x.dtype, "layers"), layers[0].branch.scale
     if kernels is not None and kernels.take_forward(x, weights[0], len(downs[0])):
         outputs, inner = kernels.linear.forward(x, weights, biases, downs, ups, scale)
         return outputs.unbind(), inner
@@ -94,7 +94,7 @@ def _backward(
 ) -> Tensor | None:
     """The gradient of x (n, in), if it is wanted; adds those of the factors to their .grad."""
     weights, _, downs, ups = _tensors(layers)
-    kernels, scale = find_kernels(x.device, x.dtype), layers[0].branch.scale
+    kernels, scale = find_kernels(x.device, x.dtype, "layers"), layers[0].branch.scale
     branches = [layer.branch for layer in layers]
     if wanted and kernels is not None and kernels.take_backward(gradients[0], weights[0], len(downs[0])):
         of_input, through = kernels.linear.backward(gradients, weights, downs, ups, scale)
@@ -165,6 +165,6 @@ class LinearBranch(torch.autograd.Function):
         leaf, up = ctx.branch.down.leaf, ctx.branch.up.leaf.detach()
         rows = _rows(gradient).to(leaf.dtype)
         of_input = torch.zeros_like(flat) if ctx.needs_input_grad[1] else None
-        kernels, through = find_kernels(rows.device, rows.dtype), (rows @ up)[None]
+        kernels, through = find_kernels(rows.device, rows.dtype, "layers"), (rows @ up)[None]
         _add_gradients(kernels, [ctx.branch], flat, [rows], inner[None], through, of_input)
         return gradient, None if of_input is None else of_input.to(ctx.dtype).view(ctx.shape), None, None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .kernels import DTYPES, Kernels, find_kernels
+from .kernels import DTYPES, Kernels, Part, find_kernels
 
 Forward = Callable[..., Any]
 # What residual blocks and those of transformers have set where they do more than usual.
@@ -44,19 +45,21 @@ def fast_modules(
 
     is_plain: whether a module that is a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those do.
     """
-    kernels = _kernels_for(network)
+    find = _kernels_for(network)
     with ExitStack() as undo:
-        if kernels is not None:
-            for module, forward in _replacements(network, kernels, is_plain, classes):
+        for module, part, make in _replacements(network, is_plain, classes):
+            kernels = find(part)
+            forward = None if kernels is None else make(kernels)
+            if forward is not None:
                 module.forward = forward
                 undo.callback(_take_back, module, forward)
         yield
 
 
-def _kernels_for(network: nn.Module) -> Kernels | None:
-    """Kernels for the GPU that the network is on, and the type of its weights there."""
+def _kernels_for(network: nn.Module) -> Callable[[Part], Kernels | None]:
+    """Finds kernels for the GPU that the network is on, and the type of its weights there."""
     weight = next((it for it in network.parameters() if it.is_cuda and it.dtype in DTYPES), None)
-    return None if weight is None else find_kernels(weight.device, weight.dtype)
+    return lambda part: None if weight is None else find_kernels(weight.device, weight.dtype, part)
 
 
 def _take_back(module: nn.Module, forward: Forward) -> None:
@@ -65,39 +68,30 @@ def _take_back(module: nn.Module, forward: Forward) -> None:
 
 
 def _replacements(
-    network: nn.Module, kernels: Kernels, is_plain: Callable[[nn.Module], bool], classes: FastClasses
-) -> Iterator[tuple[nn.Module, Forward]]:
-    """The modules to be computed in another way, and how."""
+    network: nn.Module, is_plain: Callable[[nn.Module], bool], classes: FastClasses
+) -> Iterator[tuple[nn.Module, Part, Callable[[Kernels], Forward | None]]]:
+    """The modules to be computed in another way, the kernels that it takes, and how; None for one that stays."""
     for module in network.modules():
         if "forward" in vars(module):
             continue
-        if isinstance(module, nn.GroupNorm):
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
             if _can_norm(module, is_plain):
-                yield module, _norm(module, kernels, module.forward)
-        elif isinstance(module, nn.LayerNorm):
-            if _can_norm(module, is_plain):
-                yield module, _norm_rows(module, kernels, module.forward)
-        elif isinstance(module, nn.RMSNorm):
-            if _can_norm(module, is_plain):
-                yield module, _rms_norm(module, kernels, module.forward)
+                norm, part = _NORMS[next(kind for kind in _NORMS if isinstance(module, kind))]
+                yield module, part, partial(norm, module, module.forward)
         elif type(module) is nn.GELU:
-            yield module, _gelu(module, kernels, module.forward)
+            yield module, "sequences", partial(_gelu, module, module.forward)
         elif type(module) is classes.residual:
-            forward = _shifted(module, kernels, is_plain)
-            if forward is not None:
-                yield module, forward
+            yield module, "pictures", partial(_shifted, module, is_plain)
         elif type(module) is classes.block:
-            forward = _sums_in_norms(module, kernels, is_plain)
-            if forward is not None:
-                yield module, forward
+            yield module, "pictures", partial(_sums_in_norms, module, is_plain)
         elif type(module) is nn.Sequential:
-            parts = _pairs(module, is_plain)
-            if any(silu for _, silu in parts):
-                yield module, _sequence(parts, kernels)
+            pairs = _pairs(module, is_plain)
+            if any(silu for _, silu in pairs):
+                yield module, "pictures", partial(_sequence, pairs)
         elif type(module) is classes.geglu:
-            yield module, _gate(module, kernels)
+            yield module, "pictures", partial(_gate, module)
         elif type(module) is classes.transformer:
-            yield module, _in_its_layout(module.forward)
+            yield module, "pictures", partial(_in_its_layout, module.forward)
 
 
 def _can_norm(module: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
@@ -110,7 +104,7 @@ def _can_norm(module: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
     )
 
 
-def _norm(module: nn.GroupNorm, kernels: Kernels, own: Forward) -> Forward:
+def _norm(module: nn.GroupNorm, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
         if not kernels.take_picture(input):
             return own(input)
@@ -119,7 +113,7 @@ def _norm(module: nn.GroupNorm, kernels: Kernels, own: Forward) -> Forward:
     return forward
 
 
-def _norm_rows(module: nn.LayerNorm, kernels: Kernels, own: Forward) -> Forward:
+def _norm_rows(module: nn.LayerNorm, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
         if not kernels.take_rows(input):
             return own(input)
@@ -128,7 +122,7 @@ def _norm_rows(module: nn.LayerNorm, kernels: Kernels, own: Forward) -> Forward:
     return forward
 
 
-def _rms_norm(module: nn.RMSNorm, kernels: Kernels, own: Forward) -> Forward:
+def _rms_norm(module: nn.RMSNorm, own: Forward, kernels: Kernels) -> Forward:
     # PyTorch computes in float32, and that type's is what it takes where none is given.
     eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
 
@@ -140,13 +134,18 @@ def _rms_norm(module: nn.RMSNorm, kernels: Kernels, own: Forward) -> Forward:
     return forward
 
 
-def _gelu(module: nn.GELU, kernels: Kernels, own: Forward) -> Forward:
+def _gelu(module: nn.GELU, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
         if input.is_contiguous() or not kernels.take(input):  # else PyTorch's is as quick
             return own(input)
         return kernels.gelu(input, module.approximate == "tanh")
 
     return forward
+
+
+_NORMS: dict[type[nn.Module], tuple[Callable[..., Forward], Part]] = {
+    nn.GroupNorm: (_norm, "pictures"), nn.LayerNorm: (_norm_rows, "pictures"), nn.RMSNorm: (_rms_norm, "sequences")
+}  # fmt: skip
 
 
 def _pairs(modules: nn.Sequential, is_plain: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, nn.Module | None]]:
@@ -194,7 +193,7 @@ def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels)
     return forward
 
 
-def _shifted(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module], bool]) -> Forward | None:
+def _shifted(module: Any, is_plain: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
     """A residual block's forward; None for one that does more than is told above."""
     special = any(getattr(module, name, False) for name in _SPECIAL) or module.emb_layers is None
     pairs = _pairs(module.out_layers, is_plain)
@@ -211,7 +210,7 @@ def _shifted(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module], bool
     return forward
 
 
-def _sums_in_norms(module: Any, kernels: Kernels, is_plain: Callable[[nn.Module], bool]) -> Forward | None:
+def _sums_in_norms(module: Any, is_plain: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
     """A transformer block's forward; None for one that does more than is told above."""
     special = any(getattr(module, name) for name in _SPECIAL_IN_BLOCKS) or module.attn2 is None or not module.is_res
     norms = [module.norm1, module.norm2, module.norm3] if not special else []
@@ -255,7 +254,7 @@ def _gate(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
-def _in_its_layout(own: Forward) -> Forward:
+def _in_its_layout(own: Forward, kernels: Kernels) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
         with _KeepLayout():
             return own(*args, **kwargs)

@@ -57,7 +57,8 @@ class Stepper:
         self._scale = LossScale(self._loss.device) if of_leaves.dtype == torch.float16 else None
         self._average = Average(weights, ema_decay) if ema_decay else None
         self.updater = Updater(optimizer, weights, self._gradient, learning_rate, weight_decay)
-        kernels = find_kernels(of_leaves.device, of_leaves.dtype) if of_leaves is not self._gradient else None
+        short = of_leaves is not self._gradient
+        kernels = find_kernels(of_leaves.device, of_leaves.dtype, "layers") if short else None
         self._at_once = kernels.adamw if kernels is not None and optimizer == "AdamW" else None
         self._finished = False
         self._begun: Batch | None = None  # of the next step; its gradient is there already

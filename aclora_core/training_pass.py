@@ -22,7 +22,7 @@ from .content_hash import plain_parts
 from .drawing import Drawing, Step
 from .fast_modules import fast_modules
 from .graphs import Graphs, map_tensors
-from .kernels import compiling_together, find_kernels
+from .kernels import compiling_together, find_kernels, wait_for_libraries
 from .layer_patterns import ranks
 from .model import Model
 from .objective import denoising_losses
@@ -217,7 +217,7 @@ class TrainingPass:
         batch = self._drawing.trial(self._pictures[0])
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
-        kernels = find_kernels(self.model.device, self.model.dtype)
+        kernels = find_kernels(self.model.device, self.model.dtype, "layers")
         kind = type(self.model.network), self.model.dtype, self.model.device, self.config.max_rank, self.config.layers
         if kernels is not None and kind not in _compiled_for:
             with compiling_together(self.model.device, kernels):
@@ -225,6 +225,7 @@ class TrainingPass:
                     self._there_and_back(batch)
                     join_siblings()
             _compiled_for.add(kind)
+        wait_for_libraries(self.model.device)
         self._there_and_back(batch)
         join_siblings()
         self.stepper.clear_gradients()

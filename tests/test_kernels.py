@@ -7,14 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from aclora_core import kernels
-from aclora_core.kernels import Kernels, find_kernels, trial
+from aclora_core.kernels import Kernels, Part, find_kernels, trial
 from tests.stand_ins import stand_ins
 
 CUDA = torch.device("cuda", 0)
@@ -45,7 +45,7 @@ def test_other_devices_and_types_have_none_and_nothing_is_said(
     device: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "aclora"):
-        assert find_kernels(torch.device(device), dtype) is None
+        assert find_kernels(torch.device(device), dtype, "layers") is None
     assert not caplog.records
 
 
@@ -60,8 +60,8 @@ def test_kernels_that_fail_or_are_wrong_are_not_used_and_it_is_said_once(
 
     monkeypatch.setattr(trial, "largest_error", largest_error)
     with caplog.at_level(logging.INFO, "aclora"):
-        assert find_kernels(CUDA, torch.bfloat16) is None
-        assert find_kernels(CUDA, torch.bfloat16) is None
+        assert find_kernels(CUDA, torch.bfloat16, "pictures") is None
+        assert find_kernels(CUDA, torch.bfloat16, "pictures") is None
     (record,) = caplog.records
     message = record.getMessage()
     assert record.levelno == logging.INFO and message.startswith("AC-LoRA: ") and "\n" not in message
@@ -75,13 +75,13 @@ def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("linear", "convolution", "attention", "adamw", *of_rows, "blocks", "launch"):
         monkeypatch.delitem(sys.modules, f"aclora_core.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
-    assert find_kernels(CUDA, torch.bfloat16) is None
+    assert find_kernels(CUDA, torch.bfloat16, "pictures") is None
 
 
 def test_kernels_that_work_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="Triton is not installed; it comes with PyTorch's CUDA build on Linux")
     monkeypatch.setattr(trial, "largest_error", lambda *_: 0.001)
-    found = find_kernels(CUDA, torch.bfloat16)
+    found = find_kernels(CUDA, torch.bfloat16, "layers")
     assert found is not None and found.device == "cuda"
 
 
@@ -89,7 +89,8 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
     right = stand_ins(Kernels, Counter())
 
     def error(**wrong: Any) -> float:
-        return trial.largest_error(right._replace(**wrong), torch.device("cpu"), torch.float32)
+        wrong_ones = right._replace(**wrong)
+        return max(trial.largest_error(wrong_ones, torch.device("cpu"), torch.float32, part) for part in get_args(Part))
 
     def unshifted(x: Tensor, *more: Any) -> Tensor:
         *most, shift = more if len(more) > 5 else (*more, None)

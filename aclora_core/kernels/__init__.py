@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 log = logging.getLogger("aclora")
 
+Part = Literal["layers", "pictures", "sequences"]  # what kernels are for: those of UNets are of no use to Flux
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_LAYERS = 3  # that linear takes at a time
 DEEP = 64  # numbers that linear multiplies and adds at a time; the sides that it sums up must be multiples of it
@@ -191,13 +194,15 @@ class Kernels(NamedTuple):
 
 
 @functools.lru_cache
-def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    """The kernels, compiled for a CUDA device and a type of activations; None where they cannot be had.
+def find_kernels(device: torch.device, dtype: torch.dtype, part: Part) -> Kernels | None:
+    """The kernels, of which a part is compiled and tried for a CUDA device and a type of activations; None where that
+    part cannot be had.
 
     The first call for a device takes seconds if Triton has not compiled them before, and logs once why it cannot.
     """
     if device.type != "cuda" or dtype not in DTYPES:
         return None
+    _loading_libraries(device)
     try:
         from . import convolution, linear
         from .adamw import adamw
@@ -213,15 +218,41 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Kernels | None:
         norms = group_norm, layer_norm, residual_norm, rms_norm
         kernels = Kernels(device.type, geglu, gelu, *norms, rotate, linear, convolution, attention, adamw)
         with compiling_together(device, kernels):
-            largest_error(kernels, device, dtype)
-        error = largest_error(kernels, device, dtype)
+            largest_error(kernels, device, dtype, part)
+        error = largest_error(kernels, device, dtype, part)
         if not error < 0.02:
             raise ValueError(f"they are wrong by {error:.2g} on this device")
     except Exception as problem:  # a compiler, a driver or a library: whatever is wrong, training goes on without
         reason = (str(problem) or type(problem).__name__).split("\n")[0]
-        log.info("AC-LoRA: steps are somewhat slower, as Triton's kernels cannot be used here (%s).", reason)
+        log.info("AC-LoRA: steps are somewhat slower, as Triton's kernels for %s cannot be used (%s).", part, reason)
         return None
     return kernels
+
+
+def wait_for_libraries(device: torch.device) -> None:
+    """Returns when nothing is loaded in the background any more, as a recording would not survive it."""
+    if device.type == "cuda":
+        _loading_libraries(device).join()
+
+
+@functools.lru_cache
+def _loading_libraries(device: torch.device) -> Thread:
+    """Has cuDNN and cuBLAS read from the drive, which takes seconds, in the background while kernels are compiled."""
+    thread = Thread(target=_use_libraries, args=(device,), daemon=True)
+    thread.start()
+    return thread
+
+
+def _use_libraries(device: torch.device) -> None:
+    """A convolution, a product and an attention, there and back."""
+    with suppress(Exception), torch.cuda.device(device):  # what is wrong shows where it is needed
+        kind: dict[str, Any] = {"device": device, "dtype": torch.float16}
+        picture = torch.zeros(1, 64, 16, 16, requires_grad=True, **kind)
+        weight, last = torch.zeros(64, 64, 3, 3, **kind), torch.channels_last
+        features = F.conv2d(picture.contiguous(memory_format=last), weight.contiguous(memory_format=last), padding=1)
+        heads = F.linear(features.flatten(2).mT, weight[:, :, 0, 0])[None]
+        attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+        attend(heads, heads, heads, None, True)[0].sum().backward()
 
 
 @contextmanager

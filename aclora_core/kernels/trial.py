@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Kernels, Steps
+from . import Kernels, Part, Steps
+
+Draw = Callable[..., Tensor]  # random numbers of a shape
+Case = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # ours, PyTorch's, and what both come from
 
 
-def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:
+def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype, part: Part) -> float:
     """How far outputs and gradients are from PyTorch's for small examples, as a share of the largest value.
 
     Ranks and types are those of most trainings, so that what is compiled for the examples is of use to them.
@@ -20,53 +23,50 @@ def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype) ->
     generator = torch.Generator(device).manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, device=device, dtype=dtype)
     with torch.inference_mode(False), torch.enable_grad():
-        hidden = draw(3, 512).requires_grad_()
-        value, gate = hidden.chunk(2, dim=-1)
-        cases: list[tuple[Tensor, Tensor, tuple[Tensor, ...]]] = []
-        cases.append((kernels.geglu(hidden), value * F.gelu(gate), (hidden,)))
-        picture = draw(2, 320, 9, 10).contiguous(memory_format=torch.channels_last).requires_grad_()
-        weight, bias, shift = draw(320), draw(320), draw(2, 320).requires_grad_()
-        norm = functools.partial(kernels.group_norm, picture, 32, weight, bias, 1e-5)
-        cases.append((norm(), F.group_norm(picture, 32, weight, bias, 1e-5), (picture,)))
-        shifted = F.group_norm((picture.float() + shift.float()[:, :, None, None]).to(dtype), 32, weight, bias, 1e-5)
-        cases.append((norm(True), F.silu(cases[1][1]), (picture,)))
-        cases.append((norm(True, shift), F.silu(shifted), (picture, shift)))
-        rows = draw(70, 320).requires_grad_()
-        cases.append((kernels.layer_norm(rows, weight, bias, 1e-5), F.layer_norm(rows, (320,), weight, bias), (rows,)))
-        added = draw(70, 320).requires_grad_()
-        for more in (None, added):
-            both = kernels.residual_norm(rows, more, weight, bias, 1e-5)
-            right = (rows if more is None else rows + more).clone()
-            expected = torch.cat([right, F.layer_norm(right, (320,), weight, bias)])
-            cases.append((torch.cat(both), expected, (rows,) if more is None else (rows, more)))
-        errors = []
-        for ours, expected, sources in cases + _cases_of_rows(kernels, draw):
-            gradient = draw(expected.shape)
-            ways_back = [torch.autograd.grad(it, sources, gradient, retain_graph=True) for it in (ours, expected)]
-            for found, right in ((ours.detach(), expected.detach()), *zip(*ways_back, strict=True)):
-                errors.append(_error(found, right))
-        errors += _errors_of_layers(kernels, draw) + _errors_of_attention(kernels, draw)
-        errors += _errors_of_convolution(kernels, draw) + _errors_of_adamw(kernels, draw)
-        return float(torch.stack([error.float() for error in errors]).max())
+        errors = [error.float() for trial in _TRIALS[part] for error in trial(kernels, draw)]
+        return float(torch.stack(errors).max()) if errors else 0.0
 
 
-def _cases_of_rows(kernels: Kernels, draw: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
-    """What is computed by rows that lie apart: ours, PyTorch's, and what both come from."""
+def _errors_of_norms(kernels: Kernels, draw: Draw) -> list[Tensor]:
+    hidden = draw(3, 512).requires_grad_()
+    value, gate = hidden.chunk(2, dim=-1)
+    cases: list[Case] = [(kernels.geglu(hidden), value * F.gelu(gate), (hidden,))]
+    picture = draw(2, 320, 9, 10).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias, shift = draw(320), draw(320), draw(2, 320).requires_grad_()
+    norm = functools.partial(kernels.group_norm, picture, 32, weight, bias, 1e-5)
+    cases.append((norm(), F.group_norm(picture, 32, weight, bias, 1e-5), (picture,)))
+    shifted = (picture.float() + shift.float()[:, :, None, None]).to(picture.dtype)
+    cases.append((norm(True), F.silu(cases[1][1]), (picture,)))
+    cases.append((norm(True, shift), F.silu(F.group_norm(shifted, 32, weight, bias, 1e-5)), (picture, shift)))
+    rows = draw(70, 320).requires_grad_()
+    cases.append((kernels.layer_norm(rows, weight, bias, 1e-5), F.layer_norm(rows, (320,), weight, bias), (rows,)))
+    added = draw(70, 320).requires_grad_()
+    for more in (None, added):
+        both = kernels.residual_norm(rows, more, weight, bias, 1e-5)
+        right = (rows if more is None else rows + more).clone()
+        expected = torch.cat([right, F.layer_norm(right, (320,), weight, bias)])
+        cases.append((torch.cat(both), expected, (rows,) if more is None else (rows, more)))
+    return _errors(cases, draw)
+
+
+def _errors_of_rows(kernels: Kernels, draw: Draw) -> list[Tensor]:
+    """The same for what is computed by rows that lie apart."""
     heads, weight = draw(2, 7, 5, 64).transpose(1, 2).requires_grad_(), draw(64)
     slope = (heads.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     normed = (heads.float() * slope * weight.float()).to(heads.dtype)
     table = draw(1, 1, 7, 32, 2, 2).float()
     turned = (heads.float().unflatten(-1, (32, 1, 2)) * table).sum(-1).flatten(-2).to(heads.dtype)
     part = draw(9, 640)[:, :320].requires_grad_()
-    return [
+    cases = [
         (kernels.rms_norm(heads, weight, 1e-5), normed, (heads,)),
         (kernels.rotate(heads, table), turned, (heads,)),
         (kernels.gelu(part, True), F.gelu(part, approximate="tanh"), (part,)),
         (kernels.gelu(part, False), F.gelu(part), (part,)),
     ]
+    return _errors(cases, draw)
 
 
-def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+def _errors_of_layers(kernels: Kernels, draw: Draw) -> list[Tensor]:
     """The same for two layers and their branches, in the types that there are kernels for."""
     rows = 2100  # so many that their sums are shared out
     x, weights, biases, gradients = draw(rows, 128), [*draw(2, 192, 128)], [*draw(2, 192)], [*draw(2, rows, 192)]
@@ -88,7 +88,7 @@ def _errors_of_layers(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Ten
     return [_error(found, wanted) for found, wanted in pairs]
 
 
-def _errors_of_convolution(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+def _errors_of_convolution(kernels: Kernels, draw: Draw) -> list[Tensor]:
     """The same for a convolution's branch."""
     steps, last = Steps((1, 1), (1, 1), (1, 1)), torch.channels_last
     x, output, gradient = (draw(1, width, 9, 8).contiguous(memory_format=last) for width in (80, 48, 48))
@@ -109,7 +109,7 @@ def _errors_of_convolution(kernels: Kernels, draw: Callable[..., Tensor]) -> lis
     return [_error(one, other.detach()) for one, other in zip(found, right, strict=True)]
 
 
-def _errors_of_attention(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+def _errors_of_attention(kernels: Kernels, draw: Draw) -> list[Tensor]:
     """The same for attention."""
     query, key, value = given = tuple(draw(1, 2, rows, 64).requires_grad_() for rows in (70, 77, 77))
     if not kernels.take_attention(query, key, value):
@@ -122,7 +122,7 @@ def _errors_of_attention(kernels: Kernels, draw: Callable[..., Tensor]) -> list[
     return [_error(*(it.detach() for it in results)), *(_error(*pair) for pair in zip(*ways_back, strict=True))]
 
 
-def _errors_of_adamw(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tensor]:
+def _errors_of_adamw(kernels: Kernels, draw: Draw) -> list[Tensor]:
     """The same for a step of AdamW."""
     weights, first, second, before = (it.float() for it in draw(4, 1536))
     gradient, copy, start, second = draw(1536), draw(1536), weights.clone(), second.square()
@@ -141,5 +141,23 @@ def _errors_of_adamw(kernels: Kernels, draw: Callable[..., Tensor]) -> list[Tens
     return [*(_error(*pair) for pair in pairs), gradient.abs().max()]
 
 
+def _errors(cases: Sequence[Case], draw: Draw) -> list[Tensor]:
+    """Those of outputs, and of gradients for one random gradient."""
+    errors = []
+    for ours, expected, sources in cases:
+        gradient = draw(expected.shape)
+        ways_back = [torch.autograd.grad(it, sources, gradient, retain_graph=True) for it in (ours, expected)]
+        for found, right in ((ours.detach(), expected.detach()), *zip(*ways_back, strict=True)):
+            errors.append(_error(found, right))
+    return errors
+
+
 def _error(found: Tensor, right: Tensor) -> Tensor:
     return (found - right).abs().max() / right.abs().max()
+
+
+_TRIALS: dict[Part, tuple[Callable[[Kernels, Draw], list[Tensor]], ...]] = {
+    "layers": (_errors_of_layers, _errors_of_adamw),
+    "pictures": (_errors_of_norms, _errors_of_attention, _errors_of_convolution),
+    "sequences": (_errors_of_rows,),
+}

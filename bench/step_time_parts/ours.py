@@ -68,7 +68,7 @@ def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[No
         trainable.fast_classes = type(trainable.fast_classes)()
         trainable.is_plain = lambda layer: not isinstance(layer, norms) and plain(layer)
         for module in finders:
-            module.find_kernels = lambda device, dtype: None
+            module.find_kernels = lambda device, dtype, part: None
     elif lever == "siblings":
         siblings.join = lambda self: None
     elif lever == "joint layers":

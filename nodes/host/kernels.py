@@ -12,7 +12,7 @@ import comfy.quant_ops
 from comfy.ldm.flux import math as flux
 from torch import Tensor
 
-from ...aclora_core.kernels import find_kernels
+from ...aclora_core.kernels import MOST_KEYS, find_kernels
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def _fast_rotations() -> Iterator[None]:
     own = getattr(flux, "_apply_rope1", None)  # what the host takes as long as in_training is set
 
     def rotated(x: Tensor, table: Tensor) -> Tensor:
-        kernels = find_kernels(x.device, x.dtype)
+        kernels = find_kernels(x.device, x.dtype, "sequences")
         if kernels is None or not kernels.take_rotation(x, table):
             return own(x, table)
         return kernels.rotate(x, table)
@@ -102,7 +102,8 @@ def _for_few_keys(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         special = args or kwargs.get("attn_mask") is not None
         special = special or any(kwargs.get(name) for name in kwargs.keys() - {"attn_mask", "scale"})
-        kernels = None if special else find_kernels(q.device, q.dtype)
+        special = special or k.shape[-2] > MOST_KEYS
+        kernels = None if special else find_kernels(q.device, q.dtype, "pictures")
         if kernels is None or not kernels.take_attention(q, k, v):
             return others(q, k, v, *args, **kwargs)
         return kernels.attention(q, k, v, kwargs.get("scale") or q.shape[-1] ** -0.5)

@@ -28,7 +28,7 @@ def both_ways(pack, monkeypatch, make, given):
         with opened as trainable, torch.inference_mode(False), torch.enable_grad():
             network, found, counted = trainable.network, [], Counter()
             ours = stand_ins(kernels.Kernels, counted)
-            monkeypatch.setattr(fast, "_kernels_for", lambda network: ours)
+            monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda part: ours)
             layers = lora.find_layers(network, "all")
             for quick in (False, True):
                 monkeypatch.setattr(pack.nodes.host.kernels, "find_kernels", lambda *_: ours if quick else None)  # noqa: B023
