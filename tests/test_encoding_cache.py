@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from aclora_core import encoding_cache
-from aclora_core.content_hash import CannotHash, content_hash, weights_hash
+from aclora_core.content_hash import RUN, SIDE, CannotHash, content_hash, weights_hash
 from aclora_core.encoding_cache import EncodingCache
 
 CONDITIONING = [
@@ -215,7 +215,7 @@ def test_weights_are_known_again_and_any_training_of_them_is_noticed() -> None:
         weights(large=plain["large"] + 1e-4 * torch.ones(300, 1) @ torch.ones(1, 200)),  # as a LoRA of rank 1 does
         weights(large=plain["large"].flip(0)),
         weights(large=plain["large"].reshape(200, 300)),
-        weights(small=one),  # of a small tensor every number counts
+        weights(small=one),
         weights(another=torch.zeros(1)),
         [(name, tensor, torch.float16) for name, tensor, _ in weights()],
         [(name + "x", tensor, dtype) for name, tensor, dtype in weights()],
@@ -228,11 +228,39 @@ def test_weights_that_the_host_has_widened_are_the_same_weights() -> None:
     assert weights_hash(weights(large=plain["large"].half())) == weights_hash(weights())
 
 
-def test_a_single_number_between_the_samples_of_a_large_weight_is_missed() -> None:
-    # Known and said in the help page; should this fail, more is noticed, and the page can say so.
-    large = dict((name, tensor) for name, tensor, _ in weights())["large"].clone()
-    large.view(-1)[5000] += 1
-    assert weights_hash(weights(large=large)) == weights_hash(weights())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
+@pytest.mark.parametrize("count", [1, 7, 8 * SIDE - 1, 8 * SIDE, RUN, 2 * RUN + 8 * SIDE + 3])
+def test_any_one_number_that_changes_is_noticed(dtype: torch.dtype, count: int) -> None:
+    zeros = torch.zeros(count)
+    first = hash_of(zeros.to(dtype))
+    for place in {0, count // 2, count - 1}:
+        other = zeros.clone()
+        other[place] = 1
+        assert hash_of(other.to(dtype)) != first, place
+
+
+def hash_of(tensor: torch.Tensor) -> str:
+    return weights_hash([("weight", tensor, None)])
+
+
+def test_numbers_that_change_places_are_noticed() -> None:
+    plain = torch.randn(RUN + 5 * SIDE, generator=torch.Generator().manual_seed(0))
+    found = {hash_of(plain)}
+    for one, other in ((0, 1), (0, 2), (0, 2 * SIDE), (3, 2 * SIDE + 8), (5, RUN), (RUN - 1, RUN + 5 * SIDE - 1)):
+        turned = plain.clone()
+        turned[[one, other]] = plain[[other, one]]
+        found.add(hash_of(turned))
+    assert len(found) == 7
+
+
+def test_the_same_numbers_elsewhere_in_memory_are_known() -> None:
+    plain = torch.randn(4, 64, 17, 19, generator=torch.Generator().manual_seed(0)).half()
+    for before in range(1, 5):  # a file's weights begin anywhere in it
+        longer = torch.cat([torch.zeros(before, dtype=torch.half), plain.reshape(-1)])
+        assert hash_of(longer[before:].view(plain.shape)) == hash_of(plain)
+    assert hash_of(plain.contiguous(memory_format=torch.channels_last)) == hash_of(plain)
+    with torch.inference_mode():
+        assert hash_of(plain.clone()) == hash_of(torch.nn.Parameter(plain, requires_grad=False)) == hash_of(plain)
 
 
 def test_a_weight_without_values_cannot_be_known() -> None:
