@@ -4,7 +4,7 @@
 
 turns a workflow into the API form, so that nobody writes that by hand. ADDRESS is a running server with the pack in it,
 for instance the one that `python3 run.py serve` prints. Needs playwright from PyPI and a Chromium: the one in
-ACLORA_CHROMIUM, else Debian's or another that is installed.
+ACLORA_CHROMIUM, else one that is installed, else playwright's own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ PLACES = (
     "C:/Program Files/Google/Chrome/Application/chrome.exe",
     "C:/Program Files (x86)/Microsoft/Edge/Application/msedge.exe",
 )
+MISSING = (
+    "no Chromium, Chrome or Edge is installed: `apt-get install chromium` on Debian, elsewhere `python -m playwright "
+    "install chromium` (on Linux with --with-deps), or set ACLORA_CHROMIUM to its program"
+)
 PATIENCE = 60_000  # milliseconds
 
 UNKNOWN_NODES = """() => {
@@ -55,7 +59,15 @@ def find_browser() -> str | None:
     """The path of a Chromium, or None."""
     named = os.environ.get("ACLORA_CHROMIUM")
     found = [named] if named else [path for name in NAMES if (path := shutil.which(name))]
-    return next(iter(found + [place for place in PLACES if Path(place).is_file()]), None)
+    found += [place for place in PLACES if Path(place).is_file()]
+    return found[0] if found else _downloaded_browser()
+
+
+def _downloaded_browser() -> str | None:
+    """The Chromium that `python -m playwright install chromium` has downloaded, or None."""
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+    return path if Path(path).is_file() else None
 
 
 def skip_welcome(route: Route) -> None:
@@ -73,7 +85,7 @@ def open_front_end(address: str) -> Iterator[Page]:
     """The front end of a server, ready for a workflow."""
     browser_path = find_browser()
     if browser_path is None:
-        raise RuntimeError("no Chromium was found: install one, or set ACLORA_CHROMIUM to its program")
+        raise RuntimeError(MISSING)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
         try:

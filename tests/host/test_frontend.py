@@ -29,10 +29,10 @@ LISTEN = """() => {
 def page(server: HostServer) -> Iterator[Page]:
     """The front end, open in a browser."""
     pytest.importorskip("playwright", reason="playwright is not installed: pip install -r tests/requirements.txt")
-    from .browser import find_browser, open_front_end
+    from .browser import MISSING, find_browser, open_front_end
 
     if find_browser() is None:
-        pytest.skip("no Chromium is installed: the front end is not tested (set ACLORA_CHROMIUM, or install chromium)")
+        pytest.skip(f"the front end is not tested, as {MISSING}")
     with open_front_end(server.server.address) as opened:
         yield opened
 
