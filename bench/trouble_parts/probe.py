@@ -1,8 +1,8 @@
 """What a running ComfyUI holds in memory, for tests and measurements: copied into custom_nodes, it answers at a page.
 
-It has no nodes. Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the
+Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the
 server, which frees models in another thread, has done so too. Another page unloads every model at once, as some packs
-do, where the host's own waits until nothing runs.
+do, where the host's own waits until nothing runs. Its one node gives a MODEL as some packs' loaders do.
 """
 
 from __future__ import annotations
@@ -24,9 +24,28 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
 _SETTLED = 2_000_000  # bytes between two readings
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class LoadWithoutWord:
+    """Gives a MODEL that has no word of how to load it a second time, and tells whether its weights are streamed."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def load(self, model: Any) -> dict[str, Any]:
+        found = model.clone()
+        found.cached_patcher_init = None
+        return {"ui": {"text": ("streamed" if found.is_dynamic() else "whole",)}, "result": (found,)}
+
+
+NODE_CLASS_MAPPINGS = {"LoadWithoutWord": LoadWithoutWord}
 
 
 @PromptServer.instance.routes.get("/held")
