@@ -165,8 +165,10 @@ class Graphs:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # what the first run held is needed for the graph's own memory
         graph = torch.cuda.CUDAGraph()
+        # What other threads do with the GPU meanwhile, such as freeing memory, is no part of it and no error.
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
         # The outer context puts the stream back where recording fails; the inner one does not.
-        with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with torch.cuda.stream(stream), recording:
             _copy(function(fixed), output)  # so that no memory of the graph is in anybody's hands
         # A network may keep a tensor of its last run; that memory is only there once the graph has run.
         graph.replay()

@@ -22,7 +22,7 @@ from .content_hash import plain_parts
 from .drawing import Drawing, Step
 from .fast_modules import fast_modules
 from .graphs import Graphs, map_tensors
-from .kernels import compiling_together, find_kernels, wait_for_libraries
+from .kernels import compiling_together, find_kernels
 from .layer_patterns import ranks
 from .model import Model
 from .objective import denoising_losses
@@ -225,7 +225,6 @@ class TrainingPass:
                     self._there_and_back(batch)
                     join_siblings()
             _compiled_for.add(kind)
-        wait_for_libraries(self.model.device)
         self._there_and_back(batch)
         join_siblings()
         self.stepper.clear_gradients()

@@ -9,12 +9,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from threading import Thread
-from typing import Any, Literal, NamedTuple, Protocol
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 log = logging.getLogger("aclora")
@@ -202,7 +200,6 @@ def find_kernels(device: torch.device, dtype: torch.dtype, part: Part) -> Kernel
     """
     if device.type != "cuda" or dtype not in DTYPES:
         return None
-    _loading_libraries(device)
     try:
         from . import convolution, linear
         from .adamw import adamw
@@ -227,32 +224,6 @@ def find_kernels(device: torch.device, dtype: torch.dtype, part: Part) -> Kernel
         log.info("AC-LoRA: steps are somewhat slower, as Triton's kernels for %s cannot be used (%s).", part, reason)
         return None
     return kernels
-
-
-def wait_for_libraries(device: torch.device) -> None:
-    """Returns when nothing is loaded in the background any more, as a recording would not survive it."""
-    if device.type == "cuda":
-        _loading_libraries(device).join()
-
-
-@functools.lru_cache
-def _loading_libraries(device: torch.device) -> Thread:
-    """Has cuDNN and cuBLAS read from the drive, which takes seconds, in the background while kernels are compiled."""
-    thread = Thread(target=_use_libraries, args=(device,), daemon=True)
-    thread.start()
-    return thread
-
-
-def _use_libraries(device: torch.device) -> None:
-    """A convolution, a product and an attention, there and back."""
-    with suppress(Exception), torch.cuda.device(device):  # what is wrong shows where it is needed
-        kind: dict[str, Any] = {"device": device, "dtype": torch.float16}
-        picture = torch.zeros(1, 64, 16, 16, requires_grad=True, **kind)
-        weight, last = torch.zeros(64, 64, 3, 3, **kind), torch.channels_last
-        features = F.conv2d(picture.contiguous(memory_format=last), weight.contiguous(memory_format=last), padding=1)
-        heads = F.linear(features.flatten(2).mT, weight[:, :, 0, 0])[None]
-        attend = torch.ops.aten._scaled_dot_product_cudnn_attention
-        attend(heads, heads, heads, None, True)[0].sum().backward()
 
 
 @contextmanager
