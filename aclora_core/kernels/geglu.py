@@ -60,7 +60,7 @@ def _tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: igno
 
 
 @triton.jit
-def _below(gate):  # type: ignore[no-untyped-def]
+def below(gate):  # type: ignore[no-untyped-def]
     """Φ, the share of the normal distribution below the gate."""
     return 0.5 + 0.5 * tl.erf(gate * 0.7071067811865476)
 
@@ -70,7 +70,7 @@ def _forward(hidden, output, rows, width, ROWS: tl.constexpr, COLUMNS: tl.conste
     row, column, inside = _tile(rows, width, ROWS, COLUMNS)
     value = tl.load(hidden + 2 * row + column, mask=inside).to(tl.float32)
     gate = tl.load(hidden + 2 * row + width + column, mask=inside).to(tl.float32)
-    tl.store(output + row + column, value * gate * _below(gate), mask=inside)
+    tl.store(output + row + column, value * gate * below(gate), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -79,7 +79,7 @@ def _backward(hidden, gradient, of_hidden, rows, width, ROWS: tl.constexpr, COLU
     value = tl.load(hidden + 2 * row + column, mask=inside).to(tl.float32)
     gate = tl.load(hidden + 2 * row + width + column, mask=inside).to(tl.float32)
     arriving = tl.load(gradient + row + column, mask=inside).to(tl.float32)
-    below = _below(gate)
-    slope = below + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(of_hidden + 2 * row + column, arriving * gate * below, mask=inside)
+    share = below(gate)
+    slope = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+    tl.store(of_hidden + 2 * row + column, arriving * gate * share, mask=inside)
     tl.store(of_hidden + 2 * row + width + column, arriving * value * slope, mask=inside)

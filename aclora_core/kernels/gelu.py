@@ -13,6 +13,7 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
+from .geglu import below
 from .launch import launch
 
 _ROWS, _COLUMNS = 4, 512  # of a tile
@@ -76,7 +77,7 @@ def _share(x, TANH: tl.constexpr):  # type: ignore[no-untyped-def]
         share = tl.sigmoid(tl.minimum(tl.maximum(steep, -80.0), 80.0))
         slope = share * (1 - share) * 1.5957691216057308 * (1 + 0.134145 * x * x)
     else:
-        share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+        share = below(x)
         slope = 0.3989422804014327 * tl.exp(-0.5 * x * x)
     return share, slope
 

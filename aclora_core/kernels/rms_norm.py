@@ -14,7 +14,7 @@ import triton.language as tl  # type: ignore[import-untyped,import-not-found,unu
 from torch import Tensor
 
 from .launch import launch
-from .rows import begins, counts, order_of, put_back, rows_of, steps
+from .rows import begins, counts, order_of, put_back, rows_of, steps, tile
 
 _NUMBERS = 4096  # of a program's tile; a row is whole within it
 
@@ -71,8 +71,7 @@ def _forward(  # type: ignore[no-untyped-def]
     x, weight, output, eps, rows, many, few, width, first: tl.int64, second: tl.int64, third: tl.int64,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
+    row, column, inside = tile(rows, width, ROWS, COLUMNS)
     start = begins(row, many, few, first, second, third)[:, None]
     values = tl.load(x + start + column[None, :], mask=inside, other=0.0).to(tl.float32)
     values *= tl.rsqrt(tl.sum(values * values, 1) / width + eps)[:, None]
@@ -87,8 +86,7 @@ def _backward(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """slope · (gradient - normed · the mean of their product), of the gradient before the weight."""
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
+    row, column, inside = tile(rows, width, ROWS, COLUMNS)
     start = begins(row, many, few, first, second, third)[:, None]
     values = tl.load(x + start + column[None, :], mask=inside, other=0.0).to(tl.float32)
     start = begins(row, many, few, first_2, second_2, third_2)[:, None]

@@ -13,7 +13,7 @@ import triton.language as tl  # type: ignore[import-untyped,import-not-found,unu
 from torch import Tensor
 
 from .launch import launch
-from .rows import begins, counts, order_of, put_back, rows_of, steps
+from .rows import begins, counts, order_of, put_back, rows_of, steps, tile
 
 _NUMBERS = 2048  # of a program's tile; a row is whole within it
 
@@ -63,8 +63,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     first_2: tl.int64, second_2: tl.int64, third_2: tl.int64,
     BACK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
+    row, column, inside = tile(rows, width, ROWS, COLUMNS)
     start = begins(row, many, few, first, second, third)[:, None]
     values = tl.load(x + start + column[None, :], mask=inside, other=0.0).to(tl.float32)
     numbers = tl.arange(0, 2 * COLUMNS)

@@ -43,6 +43,13 @@ def counts(x: Tensor) -> tuple[int, int, int]:
 
 
 @triton.jit
+def tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A program's rows, which it has whole, and their columns; and what is inside."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    return row, column, (row < rows)[:, None] & (column < width)[None, :]
+
+
+@triton.jit
 def begins(row, many, few, first, second, third):  # type: ignore[no-untyped-def]
     """Where rows begin: of (n, m, k) there are many = m · k along n and few = k along m, so many numbers apart."""
     return (row // many).to(tl.int64) * first + (row % many // few) * second + (row % few) * third

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -35,50 +35,46 @@ def _plain_rotations() -> Iterator[None]:
     plain = getattr(getattr(kitchen, "backends", None), "eager", None)
     # Those that end in _ write over what they are given, which no way back would survive.
     names = [name for name in vars(plain or object) if "rope" in name and not name.endswith("_")]
-    fused = {name: getattr(kitchen, name) for name in names if callable(getattr(kitchen, name, None))}
-    try:
-        for name in fused:
-            setattr(kitchen, name, getattr(plain, name))
+    with ExitStack() as undo:
+        for name in names:
+            undo.enter_context(_replaced(kitchen, name, lambda own, name=name: getattr(plain, name)))
         yield
-    finally:
-        for name, function in fused.items():
-            setattr(kitchen, name, function)
 
 
 @contextmanager
-def _fast_rotations() -> Iterator[None]:
-    """A kernel of ours for the rotations that the networks take from Flux's."""
-    own = getattr(flux, "_apply_rope1", None)  # what the host takes as long as in_training is set
-
-    def rotated(x: Tensor, table: Tensor) -> Tensor:
-        kernels = find_kernels(x.device, x.dtype, "sequences")
-        if kernels is None or not kernels.take_rotation(x, table):
-            return own(x, table)
-        return kernels.rotate(x, table)
-
+def _replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Has owner.name be change(what it was) as long as the context lasts; nothing where there is none."""
+    own = getattr(owner, name, None)
     try:
         if own is not None:
-            flux._apply_rope1 = rotated
+            setattr(owner, name, change(own))
         yield
     finally:
         if own is not None:
-            flux._apply_rope1 = own
+            setattr(owner, name, own)
 
 
-@contextmanager
-def _whole_products() -> Iterator[None]:
+def _fast_rotations() -> AbstractContextManager[None]:
+    """A kernel of ours for the rotations that the networks take from Flux's as long as in_training is set."""
+
+    def rotating(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def rotated(x: Tensor, table: Tensor) -> Tensor:
+            kernels = find_kernels(x.device, x.dtype, "sequences")
+            if kernels is None or not kernels.take_rotation(x, table):
+                return others(x, table)
+            return kernels.rotate(x, table)
+
+        return rotated
+
+    return _replaced(flux, "_apply_rope1", rotating)
+
+
+def _whole_products() -> AbstractContextManager[None]:
     """The host's products in fp8 have no way back: each would be tried, fail with a line in the log, and be done anew.
 
     What its layers do then, they do at once where there is no such product.
     """
-    before = getattr(comfy.ops, "fp8_linear", None)
-    try:
-        if before is not None:
-            comfy.ops.fp8_linear = lambda layer, input: None
-        yield
-    finally:
-        if before is not None:
-            comfy.ops.fp8_linear = before
+    return _replaced(comfy.ops, "fp8_linear", lambda own: lambda layer, input: None)
 
 
 @contextmanager
@@ -87,13 +83,11 @@ def _fast_attention() -> Iterator[None]:
     order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # there only with a GPU
     before = list(order)
     order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
-    own = comfy.ops.scaled_dot_product_attention
-    comfy.ops.scaled_dot_product_attention = _for_few_keys(own)
     try:
-        yield
+        with _replaced(comfy.ops, "scaled_dot_product_attention", _for_few_keys):
+            yield
     finally:
         order[:] = before
-        comfy.ops.scaled_dot_product_attention = own
 
 
 def _for_few_keys(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -102,7 +96,7 @@ def _for_few_keys(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         special = args or kwargs.get("attn_mask") is not None
         special = special or any(kwargs.get(name) for name in kwargs.keys() - {"attn_mask", "scale"})
-        special = special or k.shape[-2] > MOST_KEYS
+        special = special or k.shape[-2] > MOST_KEYS  # asked here, so that kernels nobody needs are not compiled
         kernels = None if special else find_kernels(q.device, q.dtype, "pictures")
         if kernels is None or not kernels.take_attention(q, k, v):
             return others(q, k, v, *args, **kwargs)

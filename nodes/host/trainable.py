@@ -22,7 +22,6 @@ from .text_encoder import TextEncoder
 
 # Where the forward of a layer is defined that does nothing of its own.
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
-
 _PLAIN_CLASSES = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm
 
 PREFIX = "diffusion_model."  # before every layer's name in the host's LoRA files
