@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from bench import step_time
+from bench import step_profile, step_time
 from bench.step_time_parts import bare, check, native, ours
 from bench.step_time_parts.clock import Clock, Enough, Measured, measure
 from bench.step_time_parts.models import CASES, PICTURES, build, case_named, pictures
@@ -33,6 +33,13 @@ def test_every_variant_of_a_miniature_is_timed_and_written(pack, tmp_path, capsy
         known = not ours.unknown(pack, step_time.VARIANTS.get(row["variant"], {}))
         assert (row["failure"] == "" and row["median_ms"] > 0 and row["seconds"]["first"] > 0) == known, row
     assert "### SD1.5 in miniature, batch 1" in capsys.readouterr().out
+
+
+def test_a_profile_says_where_the_time_goes_by_functions_and_by_kernels(pack, small, capsys):
+    step_profile.profile(ours.training(pack, small, 1, {}), CPU, "a miniature")
+    printed = capsys.readouterr().out
+    assert "### a miniature: first step after" in printed and "aclora_core/training.py, train" in printed
+    assert "ms of kernels in a step" in printed and "aten::mm" in printed
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
