@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .adapter_file import Adapter, Layer
-from .report import CutLoss, RankReport, Restart
+from .report import CutLoss, RankReport, Restart, left_out
 from .smallest import Cut
 
 
@@ -33,7 +32,7 @@ class Progress:
     @property
     def left_out(self) -> int:
         """How many steps of this pass changed nothing, as their loss or gradient was not finite."""
-        return sum(not math.isfinite(loss) for loss in self.losses)
+        return left_out(self.losses)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

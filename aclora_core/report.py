@@ -129,6 +129,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def left_out(losses: Sequence[float]) -> int:
+    """How many steps changed nothing, as their loss or gradient was not finite."""
+    return sum(not math.isfinite(loss) for loss in losses)
+
+
 def training_summary(report: RankReport) -> str:
     """What a training did, in a few sentences."""
     settings, ranks = report.settings, list(report.signal.values())
@@ -143,11 +148,13 @@ def training_summary(report: RankReport) -> str:
     chosen = next((cut for cut in report.cuts if cut.chosen), None)
     if chosen is not None and chosen.name != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
-    if left_out := sum(not math.isfinite(loss) for loss in report.losses):
-        lines.append(f"Steps left out, as their loss was not finite: {left_out}.")
+    if skipped := left_out(report.losses):
+        lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
     if settings.get("preview_seconds"):
         whole = float(settings["finished_at"]) - float(settings["started_at"])
-        lines.append(f"Previews took {settings['preview_seconds']:.0f} of {whole:.0f} seconds.")
+        saved = settings.get("previews_left_out")
+        fewer = f"; {saved} sets were left out, to take no more of the time" if saved else ""
+        lines.append(f"Previews took {settings['preview_seconds']:.0f} of {whole:.0f} seconds{fewer}.")
     if settings.get("notes"):
         lines.append(str(settings["notes"]))
     return " ".join(lines)

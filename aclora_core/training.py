@@ -118,6 +118,7 @@ class _Training:
         self.facts["validation_seconds"] = round(self.measuring_seconds, 2)
         if self.previews:
             self.facts["preview_seconds"] = round(self.previews.seconds, 2)
+            self.facts["previews_left_out"] = self.previews.left_out
         if self.store:
             self.facts["checkpoint_seconds"] = round(self.writing_seconds, 2)
         if self.progress.notes:

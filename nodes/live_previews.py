@@ -22,6 +22,7 @@ class PreviewWishes:
     """
 
     every: int  # steps
+    share: float  # of the training's time that they may take
     prompts: Sequence[str]
     conditionings: Sequence[Any]
     guidance: float
@@ -46,7 +47,7 @@ class LivePreviews:
             drawn = host.draw(trainable, wishes.vae, encoded, seed, wishes.guidance)
             self.pictures = drawn or self.pictures
 
-        return Previews(wishes.every, draw)
+        return Previews(wishes.every, draw, wishes.share)
 
     def below(self, chart: Image.Image) -> Image.Image:
         """The chart with the latest pictures under it."""

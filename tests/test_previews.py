@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -40,6 +42,20 @@ def test_a_second_pass_has_previews_too() -> None:
     config = TrainConfig(steps=8, batch_size=8, max_rank=4, mode="off", held_out=0.2, smallest=False)
     result = train(toy(16), config, previews=Previews(4, seen.append))
     assert seen == list(range(4, int(result.report.settings["steps_run"]) + 1, 4)) and seen[-1] > 8
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.2, [1, 5, 9]), (1.0, list(range(1, 13)))])
+def test_previews_take_no_more_than_their_share_of_the_time(monkeypatch, share: float, expected: list[int]) -> None:
+    """Steps and sets take a second each, so with a fifth of the time a set has to wait for four steps."""
+    seen, now = list[int](), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def a_second(done: int | Progress) -> None:
+        now[0] += 1.0
+        seen.extend([done] if isinstance(done, int) else [])
+
+    result = train(toy(8), CONFIG, a_second, previews=Previews(1, a_second, share))
+    assert seen == expected and result.report.settings["previews_left_out"] == 12 - len(expected)
 
 
 def test_after_a_failure_training_goes_on_without_previews(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,14 +31,15 @@ class ACLoRAPreviewOptions(io.ComfyNode):
     @classmethod
     def execute(
         cls, preview_every: int, preview_prompts: str, preview_guidance: float, clip: CLIP,
-        vae: VAE | None = None, options: Options | None = None, previews: bool = True,
+        vae: VAE | None = None, options: Options | None = None, previews: bool = True, preview_share: float = 0.2,
     ) -> io.NodeOutput:  # fmt: skip
         options = options or Options()
         if not previews:
             return io.NodeOutput(options)
         # Encoded here, before the training, so that the text encoder needs no memory beside it.
         prompts = _prompts(preview_prompts)
-        wishes = PreviewWishes(preview_every, prompts, host.encoded(clip, prompts), preview_guidance, vae)
+        encoded = host.encoded(clip, prompts)
+        wishes = PreviewWishes(preview_every, preview_share, prompts, encoded, preview_guidance, vae)
         return io.NodeOutput(replace(options, previews=wishes))
 
 
@@ -74,5 +75,10 @@ def _inputs() -> list[Any]:
         io.Boolean.Input(
             "previews", default=True, optional=True,
             tooltip="Whether previews are drawn. Off saves their time; what is learned is the same.",
+        ),
+        io.Float.Input(
+            "preview_share", default=0.2, min=0.01, max=1.0, step=0.05, optional=True,
+            tooltip="The most of the training's time that previews may take: 0.2 is a fifth. Where they would take "
+            "more, they come less often than preview_every says. Larger shows more of them.",
         ),
     ]  # fmt: skip

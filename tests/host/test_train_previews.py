@@ -18,6 +18,7 @@ PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
 def wishes(pack, parts, prompts=PROMPTS, **changes):
     """What the options node hands to the training."""
     inputs = {"preview_every": 2, "preview_prompts": prompts, "preview_guidance": 4.0, "clip": parts[1]}
+    inputs["preview_share"] = 1.0  # a picture takes longer than these few steps
     with torch.inference_mode():
         node = pack.nodes.options.previews.ACLoRAPreviewOptions
         return node.execute(**inputs | {"vae": parts[2]} | changes).result[0].previews
