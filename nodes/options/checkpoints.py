@@ -58,7 +58,8 @@ def _inputs() -> list[Any]:
         ),
         io.String.Input(
             "checkpoint_name", default="training",
-            tooltip="A name for the checkpoints of this training: a folder in models/aclora_checkpoints.",
+            tooltip="A name for the checkpoints of this training: a folder in models/aclora_checkpoints. Or the whole "
+            "path of a folder of your own, such as D:/checkpoints/ink, for a drive with more room.",
         ),
         io.Int.Input(
             "checkpoint_keep", default=Checkpoints.keep, min=1, max=1000,

@@ -114,9 +114,26 @@ def test_another_setting_is_refused_with_a_sentence_and_more_steps_go_on(server_
     assert resumed_at(server)[-1] == STEPS and says(more).startswith(f"{STEPS + 4} steps")
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/here", "a:b", ""])
+def test_a_whole_path_keeps_checkpoints_in_a_folder_of_ones_own(server_after: HostServer, tmp_path: Path) -> None:
+    server, own = server_after, tmp_path / "own"
+    before = len(resumed_at(server))
+    settings = {"checkpoint_every": 3, "checkpoint_name": str(own)}
+    server.run(prompt(server, "own", settings, steps=4))
+    assert [path.name for path in sorted(own.iterdir())] == ["first_0000003.safetensors", "first_0000004.safetensors"]
+    server.run(prompt(server, "own", settings | {"resume": "for more steps"}, steps=6))
+    assert resumed_at(server)[before:] == [4]
+
+
+REFUSED = {
+    "../elsewhere": "leads outside models/aclora_checkpoints",
+    "a:b": "leads outside models/aclora_checkpoints",
+    "": "cannot be a file name on every system",
+    str(Path(os.sep, "no such folder", "here")): "there is no folder",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_name_that_leads_elsewhere_is_refused_before_the_work(server_after: HostServer, name: str) -> None:
     with pytest.raises(HTTPError) as refusal:
         server_after.post_json("/prompt", {"prompt": prompt(server_after, "bad", {"checkpoint_name": name})})
-    told = refusal.value.read().decode()
-    assert "leads outside models/aclora_checkpoints" in told or "cannot be a file name on every system" in told
+    assert REFUSED[name] in refusal.value.read().decode()
