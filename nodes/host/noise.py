@@ -10,7 +10,7 @@ from typing import Any
 import comfy.model_sampling
 from torch import Tensor, nn
 
-from ...aclora_core.objective import Objective
+from ...aclora_core.objective import Objective, Sampling
 
 # What the host's classes predict; the first that fits counts, as some derive from others.
 _PREDICTIONS = (
@@ -29,6 +29,7 @@ def objective_of(sampling: Any, pixels: int = 8) -> Objective:
 
     Noise levels are drawn as the kind of model was made: around the middle for flows (Esser et al. 2024) and for EDM,
     whose way is even in log σ (Karras et al. 2022, arXiv 2206.00364, section 5: log σ is normal); evenly for others.
+    Flux and its kin, which are drawn with more noise the larger the picture is, learn so too.
 
     Raises:
         ValueError: the model turns one picture into another, and learns nothing by taking noise off.
@@ -46,11 +47,13 @@ def objective_of(sampling: Any, pixels: int = 8) -> Objective:
     log_even = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and not isinstance(
         sampling, comfy.model_sampling.ModelSamplingContinuousV
     )
+    by_size = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
+    around_the_middle: Sampling = "shifted" if by_size else "logit-normal"
     return Objective(
         add_noise=sampling.noise_scaling,
         denoised=sampling.calculate_denoised,
         sigma_at=_share_of_cosmos(sampling) if cosmos else _share_of(sampling),
-        sampling="logit-normal" if flow or log_even else "uniform",
+        sampling=around_the_middle if flow or log_even else "uniform",
         prediction=prediction or "a target of its own",
         shift_of=_shift_of(sampling, pixels) if flow else None,
     )
@@ -70,14 +73,16 @@ def _share_of_cosmos(sampling: Any) -> Callable[[float], float]:
 def _shift_of(sampling: Any, pixels: int) -> Callable[[Tensor], float]:
     """What to multiply the odds of a latent's noise levels with, by its size; 1 at the model's own.
 
-    Flux: exp μ, with μ along a line from 0.5 at 256 tokens to 1.15 at 4096, as its authors sample it. Others: √(m/n)
-    for m instead of n pixels (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+    Flux: exp μ, with μ along a line from 0.5 at 256 tokens to 1.15 at 4096, as its authors sample it. A node may have
+    set the model to another size already, which shows in a smaller μ. Others: √(m/n) for m instead of n pixels (Esser
+    et al. 2024, arXiv 2403.03206, section 5.3.2).
     """
 
     def shift_of(latent: Tensor) -> float:
         size = math.prod(latent.shape[-2:]) * pixels**2
         if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
-            return math.exp((size - _NATIVE) / 256 * (1.15 - 0.5) / (4096 - 256))
+            own = min(float(sampling.shift), 1.15)
+            return math.exp(1.15 - own + (size - _NATIVE) / 256 * (1.15 - 0.5) / (4096 - 256))
         return math.sqrt(size / _NATIVE)
 
     return shift_of

@@ -47,7 +47,7 @@ KINDS = {
     "FLOW with noise of another size": (
         {"noise_scale": 2.0}, lambda s, noise, latent: 2 * noise - latent, "the velocity of a flow", "logit-normal",
     ),
-    "FLUX": ({"shift": 1.15}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "logit-normal"),
+    "FLUX": ({"shift": 1.15}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "shifted"),
     "FLOW_COSMOS": (
         {"sigma_max": 80.0}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "logit-normal",
     ),
@@ -126,6 +126,16 @@ def test_shifted_levels_follow_the_size_of_the_picture(pack, core, name, side, o
     sigmas = core.draw_sigmas(objective, 9, torch.Generator().manual_seed(0), torch.zeros(1, 16, side, side))
     logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
+
+
+def test_a_model_that_a_node_has_set_to_a_size_is_not_shifted_for_it_twice(pack, core):
+    """ModelSamplingFlux, the host's node, sets μ by the size that it is given."""
+    sampling, logits = sampling_of("FLUX"), torch.randn(9, generator=torch.Generator().manual_seed(0))
+    sampling.set_parameters(shift=0.5)  # as for 256²
+    for side, odds in ((32, math.exp(0.5)), (128, math.exp(1.15))):
+        latent = torch.zeros(1, 16, side, side)
+        sigmas = core.draw_sigmas(objective_of(pack, sampling), 9, torch.Generator().manual_seed(0), latent)
+        torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
 
 
 def test_x0_as_the_hosts_node_patches_it_is_its_own_target(pack, core):
