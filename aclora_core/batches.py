@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,6 +131,7 @@ class Batch:
     weight: Tensor  # (n,), of each picture in the loss of its step
     condition: Any  # what the model wants besides: tensors in nested dictionaries and lists
     key: Hashable  # alike for batches that differ in the values of their tensors only
+    pictures: Sequence[int] = ()  # their numbers
     loss_weight: Tensor | None = None  # (n,), of each noise level, in what is learned and not in the loss that is told
     learned: Tensor | None = None  # (n,), of each picture in what is learned, where that is not its weight
     positions: Tensor | None = None  # (n, 1, ..., h, w), of each place of the latents; their mean in a picture is 1
@@ -152,6 +153,24 @@ def make_batch(
     """
     latents = torch.cat([model.latents[number] for number in pictures])
     weights = weight if isinstance(weight, Tensor) else torch.full((len(pictures),), weight)
-    key = (model.groups[pictures[0]], len(pictures))
     positions = joined_weights(model, pictures, mask_floor)
-    return Batch(latents, noise, sigma, weights, model.condition(pictures), key, loss_weight, learned, positions)
+    key, condition = _key(model, pictures), model.condition(pictures)
+    return Batch(latents, noise, sigma, weights, condition, key, pictures, loss_weight, learned, positions)
+
+
+def _key(model: Model, pictures: Sequence[int]) -> Hashable:
+    return model.groups[pictures[0]], len(pictures)
+
+
+def split(model: Model, batch: Batch, rows: int) -> list[Batch]:
+    """The same pictures at most so many at a time, and weighing as before; the batch itself where it has no more."""
+    if len(batch.pictures) <= rows:
+        return [batch]
+    return [_part(model, batch, slice(start, start + rows)) for start in range(0, len(batch.pictures), rows)]
+
+
+def _part(model: Model, batch: Batch, rows: slice) -> Batch:
+    pictures = batch.pictures[rows]
+    names = ("latents", "noise", "sigma", "weight", "loss_weight", "learned", "positions")
+    tensors = {name: tensor[rows] for name in names if (tensor := getattr(batch, name)) is not None}
+    return replace(batch, pictures=pictures, key=_key(model, pictures), condition=model.condition(pictures), **tensors)

@@ -7,6 +7,7 @@ own up and compute them a second time when they are needed (Chen et al. 2016, ar
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -107,15 +108,22 @@ class BlockMemory:
         finally:
             self._measured = None
 
-    def fit(self, kept: Kept, rows: int, free: int) -> int:
-        """Has as few blocks computed again as it takes to stay within the free memory; gives the bytes expected."""
+    def fit(self, kept: Kept, rows: int, free: int) -> tuple[int, int]:
+        """Has as few blocks computed again as it takes to stay within the free memory.
+
+        Gives the bytes expected, and how many rows go through at a time: all, unless not even that is enough.
+        """
         self.again.clear()
         largest_first = sorted(range(len(self.blocks)), key=lambda number: -kept.blocks[number])
         for number in largest_first:
             if kept.peak(rows, self.again) <= free * _RESERVE:
                 break
             self.again.add(number)
-        return kept.peak(rows, self.again)
+        expected = kept.peak(rows, self.again)
+        if expected > free * _RESERVE:
+            parts = min(rows, math.ceil(expected / max(1.0, free * _RESERVE)))
+            rows = math.ceil(rows / parts)  # alike in size, so that few graphs are recorded
+        return kept.peak(rows, self.again), rows
 
     def all_again(self) -> bool:
         """Has every block computed again; whether that changes anything."""

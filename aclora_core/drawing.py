@@ -37,6 +37,7 @@ class Drawing:
     ) -> None:
         self.model, self.config, self._generator = model, config, generator
         self._objective = with_timesteps(model.objective, config.timesteps)
+        self.rows = config.batch_size  # pictures that go through the model at once, at most
         self.per_epoch = steps_per_epoch(len(pictures), config.batch_size, config.accumulate)
         size = config.batch_size * config.accumulate
         self._order = Order(pictures, model.groups, size, generator, model.variants)
@@ -50,7 +51,7 @@ class Drawing:
             drawn |= zip(same, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
         style = style_of(self.model, pictures)
         batches = []
-        for part in parts(pictures, self.model.groups, self.config.batch_size):
+        for part in parts(pictures, self.model.groups, self.rows):
             noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[number] for number in part), strict=True))
             batches.append(self._batch(part, noise, sigma, *self._weights(part, style or pictures, len(pictures))))
         return Step(batches, epoch, ends_epoch, bool(style))

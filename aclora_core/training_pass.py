@@ -14,13 +14,14 @@ from torch import Tensor
 from . import lora
 from .adapter_file import Adapter
 from .adapter_restart import LayerRestart, Mode, restart_adapter
-from .batches import Batch, largest_batch
+from .batches import Batch
 from .block_memory import BlockMemory
 from .chosen_layers import chosen_layers, strengths
 from .config import TrainConfig
 from .content_hash import plain_parts
 from .drawing import Drawing, Step
 from .fast_modules import fast_modules
+from .fitting import Fitting
 from .graphs import Graphs, map_tensors
 from .kernels import compiling_together, find_kernels
 from .layer_patterns import ranks
@@ -66,6 +67,7 @@ class TrainingPass:
             optimizer=config.optimizer, ema_decay=config.ema_decay,
         )  # fmt: skip
         self._drawing = Drawing(model, config, pictures, self.generator)
+        self.fitting = Fitting(model, self.memory, self.stepper, self._drawing, progress)
         self._upcoming: Step | None = None  # drawn ahead, while the GPU was busy
         self._before_upcoming: dict[str, Any] = {}  # where a checkpoint has to go on
         self.total_epochs = max(1, steps // self._drawing.per_epoch)
@@ -80,7 +82,8 @@ class TrainingPass:
         adapter = lora.attached(self.layers, self.weights.branches, model.is_plain)
         with quick, adapter as join_siblings, self.memory.attached():
             self._try(join_siblings)
-            self._fit_memory()
+            if self.config.checkpointing == "automatic" and self._on_gpu:
+                self.fitting.plan(self._pictures, self._loss)
             try:
                 yield
             finally:
@@ -188,26 +191,13 @@ class TrainingPass:
         return rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
 
     def _fitting_step(self, batches: Sequence[Batch], restarts: bool) -> float:
-        """One step; when it does not fit, once more with every block computed twice.
-
-        restarts: whether the adapter restarts after it, so that nothing of the next step can be begun before that.
-        """
+        """One step. restarts: whether the adapter restarts after it; nothing of the next can be begun before that."""
 
         def meanwhile() -> Sequence[Batch]:
             upcoming = self._draw_ahead()
             return () if restarts else upcoming
 
-        try:
-            return self.stepper.step(batches, meanwhile)
-        except torch.cuda.OutOfMemoryError:
-            if self.config.checkpointing != "automatic" or not self.memory.all_again():
-                raise
-        sentence = "Out of memory: each block is computed twice from now on, which needs less and is slower."
-        log.info("AC-LoRA: %s", sentence)
-        self.progress.notes.append(sentence)
-        self.graphs.clear()
-        self.stepper.clear_gradients()
-        return self.stepper.step(batches)
+        return self.fitting.step(batches, meanwhile, self.config.checkpointing == "automatic")
 
     def _try(self, join_siblings: Callable[[], None]) -> None:
         """One way there and back with one picture, so that a model that cannot be trained fails before the work.
@@ -249,20 +239,6 @@ class TrainingPass:
             overwritten.let_go()
             return False
         return True
-
-    def _fit_memory(self) -> None:
-        """Sees to it that the largest batch fits, and says what it takes."""
-        if self.config.checkpointing != "automatic" or not self._on_gpu:
-            return
-        rows, picture = largest_batch(self._pictures, self.model, self.config.batch_size)
-        row = self._drawing.trial(picture)
-        kept = self.memory.measure(lambda: self._loss(row))
-        free = self.model.free_memory(kept.peak(rows, set()))
-        if free is not None:
-            expected = self.memory.fit(kept, rows, free)
-            twice = f"{len(self.memory.again)} of {len(self.memory.blocks)} blocks computed twice"
-            self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {twice}"
-            log.info("AC-LoRA: %s.", self.progress.memory)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a batch adds to what its step makes smaller, and to the loss that is told, which AC-LoRA Eq. 5 takes."""

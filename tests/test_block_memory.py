@@ -1,14 +1,18 @@
 """Blocks that are computed twice: the same numbers for less memory, and no more of them than it takes."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from aclora_core.block_memory import BlockMemory, Kept, find_blocks
+from aclora_core.config import TrainConfig
 from aclora_core.lora import attached, find_layers, make_weights
+from aclora_core.training import train
+from tests.toy import FLOW, Toy, toy
 
 
 class Block(nn.Module):
@@ -82,17 +86,22 @@ KEPT = Kept([100, 300, 200], 50)
 
 
 @pytest.mark.parametrize(
-    ("free", "again", "expected"),
+    ("rows", "free", "again", "fitting", "each"),
     [
-        (10_000, set(), 2 * (50 + 600 + 600)),
-        (2800, {1}, 2 * (50 + 300 + 600)),  # the largest first: it alone is enough
-        (1900, {1, 2}, 2 * (50 + 100 + 600)),
-        (100, {0, 1, 2}, 2 * (50 + 600)),  # all there is to give
+        (2, 10_000, set(), 2, 50 + 600 + 600),
+        (2, 2800, {1}, 2, 50 + 300 + 600),  # the largest first: it alone is enough
+        (2, 1900, {1, 2}, 2, 50 + 100 + 600),
+        (2, 1700, {0, 1, 2}, 2, 50 + 600),
+        (2, 1600, {0, 1, 2}, 1, 50 + 600),  # one after the other
+        (5, 2500, {0, 1, 2}, 3, 50 + 600),  # 3 and 2, as near to each other as can be
+        (4, 1, {0, 1, 2}, 1, 50 + 600),  # all there is to give
     ],
 )
-def test_as_few_blocks_as_it_takes_are_computed_twice(free: int, again: set[int], expected: int) -> None:
+def test_as_few_blocks_as_it_takes_are_computed_twice_and_then_fewer_rows(
+    rows: int, free: int, again: set[int], fitting: int, each: int
+) -> None:
     memory = BlockMemory(Network())
-    assert memory.fit(KEPT, 2, free) == expected and memory.again == again
+    assert memory.fit(KEPT, rows, free) == (fitting * each, fitting) and memory.again == again
 
 
 def test_all_again_says_whether_it_helps() -> None:
@@ -102,41 +111,63 @@ def test_all_again_says_whether_it_helps() -> None:
 
 
 @pytest.fixture
-def full_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The first step runs out of memory."""
+def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[int, int], bool]], list[int]]]:
+    """Has steps run out of memory, by their number and by the most pictures that are in a batch; notes the latter."""
     from aclora_core.stepping import Stepper
 
-    calls: list[int] = []
-    step = Stepper.step
+    rows: list[int] = []
+    step, full = Stepper.step, [lambda number, most: False]
 
     def failing(self, batches, *more):
-        calls.append(len(calls))
-        if len(calls) == 1:
+        rows.append(max(len(batch.sigma) for batch in batches))
+        if full[0](len(rows), rows[-1]):
             self.weights.gradient.fill_(5)
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return step(self, batches)
+        return step(self, batches, *more)
+
+    def choose(when: Callable[[int, int], bool]) -> list[int]:
+        rows.clear()
+        full[0] = when
+        return rows
 
     monkeypatch.setattr(Stepper, "step", failing)
-    yield calls
+    yield choose
 
 
-def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_once, caplog: pytest.LogCaptureFixture) -> None:
-    from dataclasses import replace
+CONFIG = TrainConfig(steps=6, batch_size=4, max_rank=2, layers="attention", loss_weight="min-SNR", held_out=0.0)
 
-    from aclora_core.config import TrainConfig
-    from aclora_core.training import train
-    from tests.toy import toy
 
-    def with_blocks():
-        model = toy(4)
-        model.network = nn.ModuleDict({"attn": model.network["attn"], "blocks": nn.ModuleList([Block(4)])})
-        return model
+def with_blocks() -> Toy:
+    latents = torch.randn(8, 1, 4, 2, 2, generator=torch.Generator().manual_seed(1)).unbind()
+    masks = {1: torch.tensor([[[[0.0, 0.2], [0.5, 1.0]]]])}
+    model = toy(latents=latents, objective=FLOW, masks=masks, regularisation={3: 0.5})
+    model.network = nn.ModuleDict({"attn": model.network["attn"], "blocks": nn.ModuleList([Block(4)])})
+    return model
 
-    config = TrainConfig(steps=3, max_rank=2, layers="attention")
+
+def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_at, caplog: pytest.LogCaptureFixture) -> None:
+    rows = full_at(lambda number, most: number == 1)
     with caplog.at_level(logging.INFO, logger="aclora"):
-        losses = train(with_blocks(), config).report.losses
-    assert "Out of memory: each block" in caplog.text and len(full_once) == 4
-    assert losses == train(with_blocks(), config).report.losses
-    full_once.clear()
+        losses = train(with_blocks(), CONFIG).report.losses
+    assert "Out of memory: each block" in caplog.text and rows == [4] * 7
+    full_at(lambda number, most: False)
+    assert losses == train(with_blocks(), CONFIG).report.losses
+    full_at(lambda number, most: number == 1)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        train(with_blocks(), replace(config, checkpointing="off"))
+        train(with_blocks(), replace(CONFIG, checkpointing="off"))
+
+
+def test_where_that_is_not_enough_pictures_go_through_in_parts_and_the_same_is_learned(full_at) -> None:
+    full_at(lambda number, most: False)
+    whole = train(with_blocks(), CONFIG)
+    rows = full_at(lambda number, most: number > 2 and most > 1)  # from the third step on
+    parted = train(with_blocks(), CONFIG)
+    # The third step is tried with blocks twice, and in halves; the one drawn ahead for after it is split as well.
+    assert rows == [4, 4, 4, 4, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(parted.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
+    for name, layer in whole.adapter.layers.items():
+        torch.testing.assert_close(parted.adapter.layers[name].lora_up, layer.lora_up, rtol=1e-4, atol=1e-6)
+    assert "pictures go through the model 1 at a time" in str(parted.report.settings["notes"])
+    full_at(lambda number, most: number > 2)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train(with_blocks(), CONFIG)
