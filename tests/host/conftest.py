@@ -67,6 +67,7 @@ class HostServer:
     pack_folder: str  # the pack's name in custom_nodes
     log: Path  # everything it says
     start_warnings: set[str]  # the warnings and errors that it began with
+    pace: int = 1  # how many times as many steps take as long as on a CPU
 
     def get(self, path: str) -> bytes:
         """The body of a page."""
@@ -136,7 +137,7 @@ def running(host: Path, base: Path, name: str, gpu: bool = False, **how: Any) ->
     folder = next((path.name for path in (base / "custom_nodes").glob("*")), None) or link_pack(base / "custom_nodes")
     log, warnings = base / f"{name}.log", base / f"{name}_warnings.log"
     with Server(host, Path(sys.executable), server_options(base, warnings, gpu), log, **how) as server:
-        yield HostServer(server, base, folder, log, messages(warnings))
+        yield HostServer(server, base, folder, log, messages(warnings), 100 if gpu else 1)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from . import trouble
 from .conftest import HostServer
 from .runs import adapter, until, was_cached
-from .trouble import DATASET, KNOWN, TRAIN, Browser, drawing, held, let_go, noise_pictures, prompt, same_bits, says
+from .trouble import DATASET, KNOWN, TRAIN, Browser, drawing, held, let_go, noise_pictures, same_bits, says
+
+
+def prompt(server: HostServer, file: str, *pictures: Any, steps: int = 8, **settings: Any) -> dict[str, Any]:
+    """A training that lasts long enough for something to happen meanwhile, on a GPU too."""
+    return trouble.prompt(server, file, *pictures, steps=steps * server.pace, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_a_page_that_comes_back_gets_the_chart_again_and_another_only_the_line_o
         until(lambda: any(node == TRAIN for node, _ in another.texts), "a line of text in another browser")
         history = probed.wait(training)
         until(lambda: "execution_success" in same.kinds, "the end of the training")
-    assert history["status"]["status_str"] == "success" and says(history).startswith("40 steps")
+    assert history["status"]["status_str"] == "success" and says(history).startswith(f"{40 * probed.pace} steps")
     assert same.pictures and same.pictures[-1].width > 100  # the chart
     assert not another.progress and not another.pictures  # ComfyUI tells it only to the page that queued the prompt
     assert "executing" in same.kinds  # so the page knows at once which node is at work
@@ -95,7 +101,7 @@ def test_a_cancelled_training_without_checkpoints_is_given_again(probed: HostSer
         until(lambda: trains(probed, browser), "the training")
         probed.post_json("/interrupt", {"prompt_id": training})
         history = probed.wait(training)
-    assert history["status"]["status_str"] == "success" and not says(history).startswith("400 steps")
+    assert history["status"]["status_str"] == "success" and not says(history).startswith(f"{400 * probed.pace} steps")
     learned = adapter(probed, "stopped")
     assert was_cached(probed.run(queued), TRAIN)
     assert same_bits(adapter(probed, "stopped"), learned)
@@ -134,7 +140,7 @@ def test_a_pack_that_unloads_every_model_at_once_disturbs_no_training(
     with Browser(probed, client) as browser:
         training = submit_as(probed, on_top_of_alone("pestered"), client)
         for steps in range(1, 7):
-            until(lambda wanted=steps: trains(probed, browser, wanted), "the training")
+            until(lambda wanted=steps * probed.pace: trains(probed, browser, wanted), "the training")
             assert probed.post_json("/unload_at_once", {})["loaded"]
         assert probed.wait(training)["status"]["status_str"] == "success"
     assert same_bits(adapter(probed, "pestered"), adapter(probed, "calm"))
