@@ -32,8 +32,8 @@ FROM_SETTINGS = {
     "ss_max_train_steps": "steps",
     "ss_learning_rate": "learning_rate",
     "ss_unet_lr": "learning_rate",
-    "ss_total_batch_size": "batch_size",
     "ss_batch_size_per_device": "batch_size",
+    "ss_gradient_accumulation_steps": "accumulate",
     "ss_seed": "seed",
     "ss_num_epochs": "epochs",
     "ss_num_train_images": "images",
@@ -151,6 +151,9 @@ def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger
         "ss_training_comment": "AC-LoRA",
     }
     metadata |= {key: str(settings[setting]) for key, setting in FROM_SETTINGS.items() if setting in settings}
+    if "batch_size" in settings:
+        batch, batches = int(str(settings["batch_size"])), int(str(settings.get("accumulate", 1)))
+        metadata["ss_total_batch_size"] = str(batch * batches)
     if trigger:
         # Readers look into the first folder only, and kohya's folder names begin with the repeats.
         frequency = {f"1_{trigger}": {trigger: settings.get("images", 1)}}

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -57,15 +59,17 @@ class Store:
         """The state to go on from; None where there is none, or where none is wished.
 
         Raises:
-            ValueError: it is that of another training; the sentence names every difference.
+            ValueError: it is that of another training; the sentence names every difference. Or none can be read.
+            OSError: the drive does not answer; what is there is not to be taken for nothing.
         """
         if self.settings.resume == "never":
             return None
-        paths = self._paths()
+        paths, readable = self._paths(), False
         for path in reversed(paths):
             state = _read(path)
             if state is None:
                 continue
+            readable = True
             before = Fingerprint(**state["fingerprint"])
             more = self._wants_more(before)
             if more and path.name.startswith("refit"):  # a refit cannot go on: its number of steps was found before it
@@ -73,23 +77,30 @@ class Store:
             self._check(before, CHANGEABLE if more else ())
             self._written = paths[: paths.index(path) + 1]
             return dict(state["state"])
+        if paths and not readable:
+            raise ValueError(
+                f"None of the {len(paths)} checkpoints of '{self.settings.folder.name}' can be read: they are damaged, "
+                "or of another version of AC-LoRA. Give another checkpoint name, or set resume to 'never', which "
+                "starts anew and replaces them."
+            )
         return None
 
     def write(self, stage: str, step: int, state: Mapping[str, Any]) -> str:
-        """Writes a checkpoint and deletes older ones; gives a sentence where that failed, and leaves no half file."""
+        """Writes a checkpoint and deletes older ones; gives a sentence where it failed, and leaves no half file."""
         path = self.settings.folder / f"{stage}_{step:07}.safetensors"
         tensors: dict[str, Tensor] = {}
         content = {"fingerprint": self.now.state_dict(), "state": _without_tensors(state, "", tensors)}
         metadata = {"format": _FORMAT, "content": json.dumps(content, separators=(",", ":"))}
         try:
             tensor_file.write_atomically(path, [safetensors.torch.save(tensors, metadata)])
-            if path not in self._written:
-                self._written.append(path)
-            self._prune()
         except OSError as error:
-            sentence = f"Step {step}: no checkpoint, as {error.strerror or error}. Training goes on."
-            log.warning("AC-LoRA: %s", sentence)
-            return sentence
+            log.warning("AC-LoRA: step %d: no checkpoint, as %s.", step, error.strerror or error)
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            return f"At times there was no checkpoint: {reason}. Free some space; training goes on and tries again."
+        if path not in self._written:
+            self._written.append(path)
+        with suppress(OSError):  # a file that somebody has open; it is tried again at the next one
+            self._prune()
         return ""
 
     def has(self, stage: str, step: int) -> bool:
@@ -123,20 +134,31 @@ class Store:
         first = [path for path in self._written if path.name.startswith("first")]
         kept = {*self._written[-self.settings.keep :], *first[-1:]}  # more steps go on from the end of the first pass
         self._written = [path for path in self._written if path in kept]
-        for path in [*self._paths(), *self.settings.folder.glob(".*.safetensors.*.partial")]:
+        halves = [half for stage in STAGES for half in self.settings.folder.glob(f".{stage}_*.safetensors.*.partial")]
+        for path in [*self._paths(), *halves]:
             if path not in kept:
                 path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint holds; None, and a line in the log, where it is damaged."""
+    """What a checkpoint holds; None, and a line in the log, where it is damaged.
+
+    Raises:
+        OSError: it cannot be read, which says nothing about what it holds.
+    """
     try:
         tensors, metadata = tensor_file.read(path)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"its format is '{metadata.get('format')}', not '{_FORMAT}'")
         return dict(_with_tensors(json.loads(metadata["content"]), tensors))
-    except (OSError, ValueError, KeyError) as error:
-        log.warning("AC-LoRA: checkpoint %s cannot be read (%s); the one before it is taken.", path.name, error)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"The checkpoint {path.name} cannot be read ({error.strerror or error}). Look whether its drive is there "
+            "and try again, or set resume to 'never', which starts anew and replaces it",
+        ) from error
+    except (ValueError, KeyError) as error:
+        log.warning("AC-LoRA: checkpoint %s is damaged (%s); the one before it is looked at.", path.name, error)
         return None
 
 

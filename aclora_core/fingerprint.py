@@ -44,6 +44,8 @@ class Fingerprint:
 def fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> Fingerprint:
     """Of a training that is about to begin. pictures: the numbers of those to learn from."""
     settings = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
+    if model.regularisation:  # among the settings, where nothing is taken for rounding
+        settings["regularisation_weight"] = sorted(set(model.regularisation.values()))
     signs: dict[int, Tensor] = {}
     sums = [
         [_sums(tensor, signs) for tensor in tensors_in(_parts(model, number))]
@@ -54,10 +56,9 @@ def fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> F
 
 
 def _parts(model: Model, number: int) -> list[Any]:
-    """What there is of a picture. A regularisation picture has its weight with it."""
+    """What there is of a picture."""
     more = [model.masks[number]] if number in model.masks else []
-    weights = [torch.tensor(model.regularisation[number])] if number in model.regularisation else []
-    return [model.latents[number], model.condition([number]), *more, *weights]
+    return [model.latents[number], model.condition([number]), *more]
 
 
 def differences(before: Fingerprint, now: Fingerprint, free: Sequence[str] = ()) -> list[str]:

@@ -64,7 +64,7 @@ def _result_rows(report: RankReport) -> Rows:
     rows = []
     if report.signal:
         rows.append(("signal ranks", _spread(list(report.signal.values()))))
-    held_out = [(loss, step) for step, loss in report.validation if math.isfinite(loss)]
+    held_out = [(loss, step) for step, loss in report.validation if step > 0 and math.isfinite(loss)]
     if held_out:
         loss, step = min(held_out)
         rows.append(("held-out loss", f"{loss:.4f} at step {step}, the lowest of {len(held_out)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,6 +35,11 @@ class Progress:
         """How many steps of this pass changed nothing, as their loss or gradient was not finite."""
         return left_out(self.losses)
 
+    @property
+    def learned_until(self) -> int:
+        """The last step of this pass that changed something; 0 where none did."""
+        return max((step for step, loss in enumerate(self.losses, start=1) if math.isfinite(loss)), default=0)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         trajectory = RankReport({}, self.losses, self.validation, self.restarts, {}, {})
@@ -60,10 +66,10 @@ class Result:
 class FirstPass:
     """What the pass with held-out pictures found out."""
 
-    adapter: Adapter  # of the best step, cut
+    adapter: Adapter  # of the best step, as far as it was measured, and cut
     cut: Cut
     cuts: list[CutLoss]  # what other cuts lose
-    steps: int  # the best
+    steps: int  # of which it is
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

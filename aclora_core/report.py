@@ -142,8 +142,12 @@ def training_summary(report: RankReport) -> str:
     lines = [f"{settings.get('steps_run', len(report.losses))} steps over {settings['images']} pictures{more}."]
     if report.validation and "best_step" in settings:
         held_out = settings["held_out_images"]
-        best = min(loss for step, loss in report.validation if step > 0)
-        lines.append(f"Best at step {settings['best_step']} by {held_out} held-out pictures, loss {best:.3f}.")
+        given = settings["best_step"]
+        measured = [loss for step, loss in report.validation if step == given]
+        if measured:
+            lines.append(f"Best at step {given} by {held_out} held-out pictures, loss {measured[0]:.3f}.")
+        else:  # stopped in between
+            lines.append(f"What is given is step {given}, which was not measured by the {held_out} held-out pictures.")
     lines.append(f"{len(report.restarts)} restarts. {len(ranks)} layers, signal rank {_mean_and_range(ranks)}.")
     chosen = next((cut for cut in report.cuts if cut.chosen), None)
     if chosen is not None and chosen.name != "whole":
@@ -151,7 +155,7 @@ def training_summary(report: RankReport) -> str:
     if skipped := left_out(report.losses):
         lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
     if settings.get("preview_seconds"):
-        whole = float(settings["finished_at"]) - float(settings["started_at"])
+        whole = settings["seconds_run"]
         saved = settings.get("previews_left_out")
         fewer = f"; {saved} sets were left out, to take no more of the time" if saved else ""
         lines.append(f"Previews took {settings['preview_seconds']:.0f} of {whole:.0f} seconds{fewer}.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -42,8 +43,9 @@ def train(
     """Trains a LoRA with restarts (AC-LoRA) and gives it with its report.
 
     With eight pictures or more some are held out: by their loss the best step is kept, the training stopped, and the
-    adapter cut to the smallest that is as good. After every step on_step is called and should_stop is asked; a
-    training that is stopped gives what it has. pictures: those to learn from, by number; None for all.
+    adapter cut to the smallest that is as good. After every step on_step is called and should_stop is asked, the latter
+    while pictures are measured as well; a training that is stopped gives what it has.
+    pictures: those to learn from, by number; None for all.
     The same seed gives the same adapter on the same device, also when the training was ended by force in between and
     goes on from one of its checkpoints.
 
@@ -84,7 +86,7 @@ class _Training:
         chosen = objective.with_timesteps(model.objective, config.timesteps)
         self.unit = objective.target_variance(chosen, [model.latents[n] for n in style], config.seed)
         self._log_settings(chosen)
-        self.stopped = False
+        self.stopped, self.began = False, time.time()
         self.measuring_seconds = self.writing_seconds = 0.0
 
     def _log_settings(self, chosen: Objective) -> None:
@@ -111,9 +113,10 @@ class _Training:
         if state is not None:
             self.facts, self.measuring_seconds = dict(state["facts"]), state["measuring_seconds"]
         found = self._found(state, learned, held)
-        adapter = found.adapter
+        adapter, seen = found.adapter, learned
         if held and self.config.refit and not self.stopped:
-            adapter = self._second_pass(found, state if state and "found" in state else None)
+            second = self._second_pass(found, state if state and "found" in state else None)
+            adapter, seen = (found.adapter, learned) if second is None else (second, self.pictures)
         self.facts |= {"held_out_images": len(held), "steps_run": self.progress.done}
         self.facts["validation_seconds"] = round(self.measuring_seconds, 2)
         if self.previews:
@@ -122,9 +125,10 @@ class _Training:
         if self.store:
             self.facts["checkpoint_seconds"] = round(self.writing_seconds, 2)
         if self.progress.notes:
-            self.facts["notes"] = " ".join(dict.fromkeys(self.progress.notes))
-        per_epoch = steps_per_epoch(len(self.pictures), self.config.batch_size, self.config.accumulate)
-        self.facts |= {"epochs": math.ceil(len(self.progress.losses) / per_epoch), "finished_at": time.time()}
+            self.facts["notes"] = " ".join(self.progress.notes)
+        per_epoch = steps_per_epoch(len(seen), self.config.batch_size, self.config.accumulate)
+        self.facts["epochs"] = math.ceil(len(self.progress.losses) / per_epoch)
+        self.facts |= {"finished_at": time.time(), "seconds_run": round(time.time() - self.began, 2)}
         return Result(adapter, make_report(self.config, self.facts, self.progress, adapter, found.cuts))
 
     def _found(self, state: Mapping[str, Any] | None, learned: list[int], held: list[int]) -> FirstPass:
@@ -149,19 +153,34 @@ class _Training:
             self._look_ahead(validation)
             self._run(work, self.config.steps, validation)
             if validation is None:
-                return FirstPass(work.adapter(), WHOLE, [], len(self.progress.losses))
-            validation.restore_best()
-            self.facts["best_step"] = best = validation.best_step or len(self.progress.losses)
+                return FirstPass(work.adapter(), WHOLE, [], self.progress.learned_until)
+            self.facts["best_step"] = best = validation.restore_best(self.progress.learned_until)
             adapter, cut, cuts = work.adapter(), WHOLE, list[CutLoss]()
             if self.config.smallest and not self.stopped:
                 self.progress.stage = "cutting"
-                cut, cuts = self._cut(adapter, work, validation)
+                with self._spared("The adapter could not be cut to its smallest size", "it is given whole"):
+                    cut, cuts = self._cut(adapter, work, validation)
             return FirstPass(cut.apply(adapter), cut, cuts, best)
 
-    def _second_pass(self, found: FirstPass, state: Mapping[str, Any] | None) -> Adapter:
+    @contextmanager
+    def _spared(self, what: str, kept: str) -> Iterator[None]:
+        """What fails in here costs no work that is done already. What the user is told is what failed, and why."""
+        try:
+            yield
+        except Exception as error:  # whatever a model, a driver or a callback raises
+            reason = str(error).split("\n")[0] or type(error).__name__
+            log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
+            self._note(f"{what} ({reason}); {kept}.")
+
+    def _note(self, sentence: str) -> None:
+        """Tells the user once, however often it happens."""
+        if sentence not in self.progress.notes:
+            self.progress.notes.append(sentence)
+
+    def _second_pass(self, found: FirstPass, state: Mapping[str, Any] | None) -> Adapter | None:
         """Trains on all pictures up to the step that was best without the held-out ones, and cuts in the same way.
 
-        When it does not come to its end, the adapter of the first pass is better than half of this one.
+        None when it does not come to its end: the adapter of the first pass is better than half of this one.
         """
         steps, before = found.steps, self.progress
         log.info("AC-LoRA: step %d was best; training up to it again, on all %d pictures.", steps, len(self.pictures))
@@ -169,23 +188,24 @@ class _Training:
             before.done + steps, before.done, stage="training on all", validation=before.validation,
             resumed_at=before.resumed_at, notes=before.notes,
         )  # fmt: skip
-        work = TrainingPass(self.model, self.config, self.pictures, self.unit, self.progress, steps)
-        with work.attached():
-            if state is not None:
-                self._go_on(state, work, None)
-            self._run(work, steps, None, {"found": found.state_dict(), "first_progress": before.state_dict()})
-            if not self.stopped:
-                return found.cut.apply(work.adapter())
+        with self._spared("Training on all pictures failed", "what was found before it is given"):
+            work = TrainingPass(self.model, self.config, self.pictures, self.unit, self.progress, steps)
+            with work.attached():
+                if state is not None:
+                    self._go_on(state, work, None)
+                self._run(work, steps, None, {"found": found.state_dict(), "first_progress": before.state_dict()})
+                if not self.stopped:
+                    return found.cut.apply(work.adapter())
         before.done = self.progress.done
         self.progress = before
-        return found.adapter
+        return None
 
     def _run(
         self, work: TrainingPass, steps: int, validation: Validation | None, known: Mapping[str, Any] | None = None
     ) -> None:
         """Steps until the pass has its steps, the best is passed, or somebody stops it. known: for its checkpoints."""
-        if validation and not validation.history:
-            self._measure(work, validation, 0)
+        if validation and validation.owes(len(self.progress.losses), steps):
+            self._measure(work, validation, len(self.progress.losses))
         while (step := len(self.progress.losses)) < steps:
             if validation and self.config.stop_early and validation.passed():
                 log.info("AC-LoRA: stopped at step %d, as step %d was better.", step, validation.best_step)
@@ -208,13 +228,13 @@ class _Training:
         if work.diverged:
             sentence = work.take_back()
             log.warning("AC-LoRA: %s", sentence)
-            self.progress.notes.append(sentence)
+            self._note(sentence)
             self.stopped = True
             return True
         if validation and validation.due(step, steps):
             self._measure(work, validation, step)
         if self.previews and (problem := self.previews.run(work, self.progress.done)):
-            self.progress.notes.append(problem)
+            self._note(problem)
         self.on_step(self.progress)
         self.stopped = self.should_stop()
         if self.stopped:
@@ -257,13 +277,13 @@ class _Training:
             state["validation"] = validation.state_dict()
         problem = self.store.write(stage, step, state)
         if problem:
-            self.progress.notes.append(problem)
+            self._note(problem)
         self.writing_seconds += time.monotonic() - began
 
     def _measure(self, work: TrainingPass, validation: Validation, step: int) -> None:
         began = time.monotonic()
         with work.stepper.shown():
-            validation.measure(step)
+            validation.measure(step, self.should_stop)
         self._look_ahead(validation)
         self.measuring_seconds += time.monotonic() - began
 

@@ -134,14 +134,13 @@ class TrainingPass:
         Raises:
             FloatingPointError: there was none.
         """
-        losses = self.progress.losses
-        what = f"The loss has not been a finite number for {_MOST_SKIPPED} steps, up to step {len(losses)}"
+        steps = len(self.progress.losses)
+        what = f"The loss has not been a finite number for {_MOST_SKIPPED} steps, up to step {steps}"
         todo = "Lower the learning rate, or load the model in bf16 or fp32."
-        last = max((step for step, loss in enumerate(losses, start=1) if math.isfinite(loss)), default=0)
-        if not last:
+        if not self.progress.learned_until:
             raise FloatingPointError(f"{what}. {todo}")
         self.stepper.restore_last_good()
-        return f"{what}, so training ended, and the adapter is that of step {last}. {todo}"
+        return f"{what}, so training ended there; what had been learned before is kept. {todo}"
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on: tensors as they are, numbers and lists."""

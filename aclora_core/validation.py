@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +48,20 @@ class HeldOut:
     def _rows(self, pictures: Sequence[int], place: int, seed: int) -> Batch:
         noise = torch.cat([_noise(self.model, number, seed, place) for number in pictures])
         sigma = torch.full((len(pictures),), self.model.objective.sigma_at(SHARES[place]))
-        return make_batch(self.model, pictures, noise, sigma, 1.0, mask_floor=self._mask_floor)
+        with torch.no_grad():  # else what text encoders that learn have computed would be kept as long as this
+            return make_batch(self.model, pictures, noise, sigma, 1.0, mask_floor=self._mask_floor)
 
     def losses(self) -> Tensor:
         """The loss of each picture at each level, float64 on the CPU, always in the same order."""
-        parts = []
+        return torch.cat(list(self.parts()))
+
+    def parts(self) -> Iterator[Tensor]:
+        """The same, batch by batch."""
         for pictures, batch in self._batches:
             if self.model.text_encoders:  # which may have learned since
                 with torch.no_grad():
                     batch = replace(batch, condition=self.model.condition(pictures))
-            parts.append(self._graphs.call(self._measure, batch, batch.key).double().cpu())
-        return torch.cat(parts)
+            yield self._graphs.call(self._measure, batch, batch.key).double().cpu()
 
     def _measure(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -112,9 +115,18 @@ class Validation:
         """Whether to measure after this step."""
         return step % self.interval == 0 or step == last_step
 
-    def measure(self, step: int) -> None:
-        """Measures the adapter as it is; the untrained one, at step 0, is never the best."""
-        loss = float(self.held_out.losses().mean()) / self.unit
+    def owes(self, step: int, last_step: int) -> bool:
+        """Whether a measurement is due at this step and was not made, as one that was stopped."""
+        return self.due(step, last_step) and not (self.history and self.history[-1][0] == step)
+
+    def measure(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Measures the adapter as it is, unless it is stopped; the untrained one, at step 0, is never the best."""
+        parts = []
+        for part in self.held_out.parts():
+            if should_stop():
+                return
+            parts.append(part)
+        loss = float(torch.cat(parts).mean()) / self.unit
         self.history.append((step, loss))
         if step > 0 and loss < self.best_loss:
             self.best_step, self.best_loss = step, loss
@@ -125,12 +137,17 @@ class Validation:
         since = self.history[-1][0] - self.best_step if self.history else 0
         return self.best_step > 0 and since >= max(_PATIENCE * self.interval, self.best_step / 2)
 
-    def restore_best(self) -> None:
-        """Goes back to the best step, if a later one was measured; else the adapter stays as it is."""
-        if self.best_step and self.history[-1][0] > self.best_step:
-            with torch.no_grad():
-                self.weights.master.copy_(self._best)
-            self.weights.refresh()
+    def restore_best(self, step: int) -> int:
+        """Goes back to the best step, if a later one was measured; else the adapter stays as it is.
+
+        step: that the adapter is of. Gives the one that it is of then.
+        """
+        if not (self.best_step and self.history[-1][0] > self.best_step):
+            return step
+        with torch.no_grad():
+            self.weights.master.copy_(self._best)
+        self.weights.refresh()
+        return self.best_step
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""

@@ -47,7 +47,7 @@ def digest(result: Result) -> str:
         for factor in (layer.lora_down, layer.lora_up):
             found.update(factor.contiguous().numpy().tobytes())
     report = json.loads(result.report.to_json())
-    for name in ("started_at", "finished_at", "validation_seconds", "checkpoint_seconds"):
+    for name in ("started_at", "finished_at", "validation_seconds", "checkpoint_seconds", "seconds_run"):
         report["settings"].pop(name, None)
     found.update(json.dumps(report, sort_keys=True).encode())
     return found.hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from aclora_core import checkpoint
 from aclora_core.checkpoint import Checkpoints, Resume, Store
 from aclora_core.config import TrainConfig
 from aclora_core.fingerprint import Fingerprint, differences, fingerprint
@@ -52,7 +53,7 @@ def assert_same(result: Result, other: Result) -> None:
 def stopped_at(step: int, config: TrainConfig, checkpoints: Checkpoints, model: Toy | None = None) -> Result:
     seen: list[int] = []
     model = model or toy(16)
-    return train(model, config, lambda p: seen.append(p.done), lambda: seen[-1] == step, checkpoints=checkpoints)
+    return train(model, config, lambda p: seen.append(p.done), lambda: seen[-1:] == [step], checkpoints=checkpoints)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork, which makes many processes cheap")
@@ -121,8 +122,33 @@ def test_an_older_checkpoint_is_taken_where_the_last_is_damaged(folder: Path, ca
     (folder / "first_0000010.safetensors").write_bytes(blob[:-20])
     seen: list[int] = []
     result = train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder))
-    assert seen == list(range(6, 13)) and "first_0000012.safetensors cannot be read" in caplog.text
+    assert seen == list(range(6, 13)) and "first_0000012.safetensors is damaged" in caplog.text
     assert_same(result, train(toy(16), QUICK))
+
+
+def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_deleted(folder: Path, monkeypatch) -> None:
+    train(toy(16), QUICK, checkpoints=Checkpoints(folder, every=5))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_FORMAT", "of another version")
+        with pytest.raises(ValueError, match=f"None of the {len(before)} checkpoints of '{folder.name}' can be read"):
+            train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+
+        def gone(path: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(checkpoint.tensor_file, "read", gone)
+        with pytest.raises(OSError, match="first_0000012.safetensors cannot be read .*Look whether its drive is there"):
+            train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_only_its_own_files_are_deleted(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("ink.safetensors", ".ink.safetensors.7.partial", ".first_0000001.safetensors.7.partial"):
+        (folder / name).write_bytes(b"")
+    train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    assert names(folder) == [".ink.safetensors.7.partial", "first_0000012.safetensors", "ink.safetensors"]
 
 
 def changed(place: int) -> Toy:
@@ -263,10 +289,10 @@ def test_a_full_disk_is_told_and_training_goes_on(folder: Path, monkeypatch, cap
         )
     assert_same(result, train(toy(16), QUICK))
     assert names(folder) == ["first_0000003.safetensors", "first_0000012.safetensors"]  # 6 and 9 found no room
-    (told, *_), *others = notes[6], notes[-1]
-    assert told.startswith("Step 6: no checkpoint, as first_0000006.safetensors could not be written: No space left")
-    assert not notes[5] and len(others[0]) == 2 and told in str(result.report.settings["notes"])
-    assert caplog.text.count("no checkpoint") == 2
+    told = "At times there was no checkpoint: No space left on device. Free some space; "
+    told += "training goes on and tries again."
+    assert not notes[5] and notes[6] == notes[-1] == [told] and result.report.settings["notes"] == told
+    assert all(f"step {step}: no checkpoint, as first_{step:07}.safetensors could" in caplog.text for step in (6, 9))
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_held_out_pictures_are_measured_in_the_main_size_and_learned_from_in_non
 @pytest.mark.parametrize("stop", [1, 8, 17])
 def test_a_resumed_training_shows_the_same_sizes(tmp_path: Path, stop: int) -> None:
     checkpoints, seen = Checkpoints(tmp_path / "c", every=1000), list[int]()
-    train(sized_toy(), CONFIG, lambda p: seen.append(p.done), lambda: seen[-1] == stop, checkpoints=checkpoints)
+    train(sized_toy(), CONFIG, lambda p: seen.append(p.done), lambda: seen[-1:] == [stop], checkpoints=checkpoints)
     resumed, whole = train(sized_toy(), CONFIG, checkpoints=checkpoints), train(sized_toy(), CONFIG)
     assert resumed.report.losses == whole.report.losses and resumed.report.validation == whole.report.validation
     ups = [result.adapter.layers["toy.attn"].lora_up for result in (resumed, whole)]

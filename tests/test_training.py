@@ -185,7 +185,7 @@ def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_gi
     assert len(result.report.losses) == 13
     for given, expected in zip(tensors(result), tensors(train(toy(), replace(QUICK, steps=2))), strict=True):
         assert torch.equal(given, expected)
-    sentence = "for 10 steps, up to step 13, so training ended, and the adapter is that of step 3. Lower the learning"
+    sentence = "for 10 steps, up to step 13, so training ended there; what had been learned before is kept. Lower the"
     assert sentence in caplog.text and sentence in str(result.report.settings["notes"])
     assert sentence in training_summary(result.report)
     assert "Steps left out, as their loss was not finite: 10." in training_summary(result.report)

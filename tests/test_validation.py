@@ -3,13 +3,17 @@
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from aclora_core.checkpoint import Checkpoints
 from aclora_core.config import TrainConfig
 from aclora_core.lora import attached, find_layers, make_weights
-from aclora_core.training import Progress, train
+from aclora_core.progress import Progress, Result
+from aclora_core.report import training_summary
+from aclora_core.training import train
 from aclora_core.validation import HeldOut, Validation, denoising_loss, split
 from tests.toy import FLOW, Toy, toy
 
@@ -81,7 +85,7 @@ def watched(losses: list[float], batch_size: int = 4) -> Validation:
     model = toy(3)
     weights = make_weights(find_layers(model.network, "all"), 1, 1.0, torch.Generator().manual_seed(0), model.device)
     held_out = HeldOut(model, range(3), 0)
-    held_out.losses = lambda: torch.tensor([losses.pop(0)])  # type: ignore[method-assign]
+    held_out.parts = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
     return Validation(held_out, weights, batch_size, 1.0)
 
 
@@ -99,7 +103,7 @@ def test_the_best_step_is_kept_and_found_again() -> None:
         validation.measure(step)
         kept = validation.weights.master.clone() if step == 60 else kept
     assert (validation.best_step, validation.best_loss) == (60, pytest.approx(0.7))  # step 0 is no adapter
-    validation.restore_best()
+    assert validation.restore_best(120) == 60
     assert torch.equal(validation.weights.master, kept)
 
 
@@ -109,8 +113,15 @@ def test_the_last_step_stays_when_none_was_better(losses: list[float]) -> None:
     for step in (0, 30, 60):
         validation.measure(step)
     validation.weights.master.fill_(7)
-    validation.restore_best()
+    assert validation.restore_best(75) == 75
     assert (validation.weights.master == 7).all()
+
+
+def test_a_measurement_that_is_stopped_counts_for_nothing() -> None:
+    validation = watched([0.5, 0.4])
+    validation.measure(30)
+    validation.measure(60, lambda: True)
+    assert validation.history == [(30, pytest.approx(0.5))] and validation.best_step == 30
 
 
 def test_training_has_passed_the_best_after_three_measurements_or_half_its_steps() -> None:
@@ -194,11 +205,62 @@ def test_what_is_left_counts_a_second_pass_that_is_as_long_as_the_first_took_to_
     assert set(seen) == {0}
 
 
+def stopped_at(step: int, model: Toy, config: TrainConfig) -> Result:
+    seen: list[int] = []
+    return train(model, config, lambda p: seen.append(p.done), lambda: len(seen) == step)
+
+
+@pytest.mark.parametrize("step", [1, 8, 25])
+def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step: int) -> None:
+    result = stopped_at(step, toy(12), CONFIG)
+    assert [at for at, _ in result.report.validation] == list(range(0, step + 1, 10))
+    alone = replace(CONFIG, steps=step, held_out=0.0)
+    plain = train(toy(12), alone, pictures=split(toy(12), range(12), 0.2, 0)[0])
+    assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
+    told = training_summary(result.report)
+    assert f"What is given is step {step}, which was not measured by the 2 held-out pictures." in told
+    # Ten pictures, eight to a step: an epoch has two.
+    assert result.report.settings["epochs"] == math.ceil(step / 2)
+
+
+def test_a_measurement_that_was_stopped_is_made_when_the_training_goes_on(tmp_path: Path) -> None:
+    seen, asked = list[int](), list[int]()
+
+    def should_stop() -> bool:
+        asked.append(len(seen))
+        return asked.count(19) > 1  # after step 19 it goes on; then the next one is measured
+
+    checkpoints = Checkpoints(tmp_path / "ink")
+    stopped = train(toy(12), CONFIG, lambda p: seen.append(p.done), should_stop, checkpoints=checkpoints)
+    assert len(seen) == 20 and [step for step, _ in stopped.report.validation] == [0, 10]
+    resumed, whole = train(toy(12), CONFIG, checkpoints=checkpoints), train(toy(12), CONFIG)
+    assert resumed.report.validation == whole.report.validation and resumed.report.losses == whole.report.losses
+
+
+def test_stopped_where_it_was_measured_a_training_gives_its_best() -> None:
+    told = training_summary(stopped_at(20, toy(12), CONFIG).report)
+    assert "Best at step 20 by 2 held-out pictures, loss " in told
+
+
+@pytest.mark.parametrize("stage", ["cutting", "training on all"])
+def test_what_fails_later_does_not_cost_what_was_found(stage: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise RuntimeError("CUDA error: an illegal memory access\nmany lines of details")
+
+    config = replace(CONFIG, refit=stage != "cutting", smallest=stage == "cutting")
+    result = train(toy(16), config, fail)
+    plain = train(toy(16), replace(CONFIG, refit=False, smallest=False))
+    assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
+    assert "(CUDA error: an illegal memory access);" in training_summary(result.report)
+    assert "many lines of details" in caplog.text and not result.report.cuts
+
+
 def test_a_training_that_is_stopped_is_neither_cut_nor_refitted() -> None:
     steps: list[int] = []
     config = replace(CONFIG, refit=True, smallest=True)
     result = train(spoilt(), config, lambda progress: steps.append(progress.done), lambda: len(steps) == 20)
-    assert steps == list(range(1, 21)) and not result.report.cuts and result.report.settings["best_step"] == 15
+    assert steps == list(range(1, 21)) and not result.report.cuts and result.report.settings["best_step"] == 20
     assert result.adapter.layers["toy.attn"].rank == 8
 
 
