@@ -22,6 +22,10 @@ from .options.chain import Options
 from .options.checkpoint_folder import note_cancel
 
 _PICTURE_EVERY = 2.0  # seconds between two live charts
+_NO_CLIP = (
+    "Train AC-LoRA gives a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the clip "
+    "of the loader in its place."
+)
 
 
 class ACLoRATrain(io.ComfyNode):
@@ -53,10 +57,9 @@ class ACLoRATrain(io.ComfyNode):
             previews = shown.drawn_with(trainable, config.seed)
             show = _Show(bar, shown)
             checkpoints = chosen.checkpoints
-            result = train(trainable, config, show, trainable.cancelled, checkpoints=checkpoints, previews=previews)
+            result = train(trainable, config, show, host.cancelled, checkpoints=checkpoints, previews=previews)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
-            cancelled = trainable.cancelled()
-        if cancelled:
+        if host.cancelled():
             host.accept_cancel()
             if checkpoints:
                 note_cancel(checkpoints.folder)
@@ -65,8 +68,10 @@ class ACLoRATrain(io.ComfyNode):
         summary = training_summary(result.report)
         host.send_text(summary, host.hidden_node_id(cls))  # in place of the last step's line
         adapted, clip = host.with_adapter(model[0], chosen.clip, lora_model)
+        # The host's Plot Loss Graph fails on a number that is none, and with it all that is behind it.
+        losses = list(filter(math.isfinite, result.report.losses))
         return io.NodeOutput(
-            adapted, lora_model, {"loss": result.report.losses}, result.report, clip,
+            adapted, lora_model, {"loss": losses}, result.report, clip or host.blocked(_NO_CLIP),
             ui={"text": (summary,)},
         )  # fmt: skip
 
@@ -86,8 +91,7 @@ class _Show:
             chart = training_chart(progress.losses, planned, progress.restarts, progress.validation)
             picture = self.previews.below(chart)
             self.drawn = time.monotonic()
-        if not host.cancelled():  # the host's bar would raise, and the work would be lost
-            self.bar.show(progress.done, _line(progress, self.bar), picture)
+        self.bar.show(progress.done, _line(progress, self.bar), picture)
 
 
 def _line(progress: Progress, bar: host.Bar) -> str:
@@ -159,7 +163,10 @@ def _widgets() -> list[Any]:
 def _outputs() -> list[Any]:
     return [
         io.Model.Output(display_name="model", tooltip="The model with the style in it, ready for a KSampler."),
-        io.LoraModel.Output(display_name="lora_model", tooltip="The adapter alone, for AC-LoRA Save and Inspect."),
+        io.LoraModel.Output(
+            display_name="lora_model",
+            tooltip="The adapter alone, for Save AC-LoRA, Inspect AC-LoRA and Resize AC-LoRA.",
+        ),
         io.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."),
         io.Custom("RANK_REPORT").Output(
             display_name="rank_report",
@@ -167,6 +174,7 @@ def _outputs() -> list[Any]:
         ),
         io.Clip.Output(
             display_name="clip",
-            tooltip="The text encoder with what it learned. Nothing, unless AC-LoRA Text Encoder Options is connected.",
+            tooltip="The text encoder with what it learned. Only with AC-LoRA Text Encoder Options; without, connect "
+            "the loader's clip.",
         ),
     ]

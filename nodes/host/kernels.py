@@ -37,12 +37,12 @@ def _plain_rotations() -> Iterator[None]:
     names = [name for name in vars(plain or object) if "rope" in name and not name.endswith("_")]
     with ExitStack() as undo:
         for name in names:
-            undo.enter_context(_replaced(kitchen, name, lambda own, name=name: getattr(plain, name)))
+            undo.enter_context(replaced(kitchen, name, lambda own, name=name: getattr(plain, name)))
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
     """Has owner.name be change(what it was) as long as the context lasts; nothing where there is none."""
     own = getattr(owner, name, None)
     try:
@@ -66,7 +66,7 @@ def _fast_rotations() -> AbstractContextManager[None]:
 
         return rotated
 
-    return _replaced(flux, "_apply_rope1", rotating)
+    return replaced(flux, "_apply_rope1", rotating)
 
 
 def _whole_products() -> AbstractContextManager[None]:
@@ -74,7 +74,7 @@ def _whole_products() -> AbstractContextManager[None]:
 
     What its layers do then, they do at once where there is no such product.
     """
-    return _replaced(comfy.ops, "fp8_linear", lambda own: lambda layer, input: None)
+    return replaced(comfy.ops, "fp8_linear", lambda own: lambda layer, input: None)
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _fast_attention() -> Iterator[None]:
     before = list(order)
     order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
     try:
-        with _replaced(comfy.ops, "scaled_dot_product_attention", _for_few_keys):
+        with replaced(comfy.ops, "scaled_dot_product_attention", _for_few_keys):
             yield
     finally:
         order[:] = before

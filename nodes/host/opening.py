@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor
 
-from .kernels import kernels_for_training
+from .kernels import kernels_for_training, replaced
 from .noise import objective_of
 from .pictures import masks_of, prepared, regularisation_of, variants_of
 from .second_copy import plain_copy
@@ -54,6 +55,9 @@ def training(
         for each in patchers:
             stack.enter_context(_differentiable_weights(each.model))
         stack.enter_context(kernels_for_training())
+        # In every layer the host looks for a cancel, and raises it wherever that is: in a text encoder, in a block that
+        # is computed anew on the way back, in the middle of a recording. Training asks by itself, after every step.
+        stack.enter_context(replaced(comfy.ops, "run_every_op", lambda own: lambda: None))
         if text:
             stack.enter_context(text.differentiable())
         scaled, conditions, groups, lengths = prepared(base, latents, conditioning, device)
@@ -72,10 +76,10 @@ def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[An
     if len(latents) != len(conditioning):
         raise ValueError(
             f"There are {len(latents)} latents but {len(conditioning)} conditionings; each picture needs its own "
-            "caption. Connect both outputs of one AC-LoRA Dataset node."
+            "caption. Connect both outputs of one Load AC-LoRA Dataset node."
         )
     if not latents:
-        raise ValueError("There are no pictures to learn from. Connect an AC-LoRA Dataset node.")
+        raise ValueError("There are no pictures to learn from. Connect a Load AC-LoRA Dataset node.")
     channels = model.model.latent_format.latent_channels
     sides = max(2, model.model.latent_format.latent_dimensions)  # 3 for video models
     for number, latent in enumerate(latents, start=1):
@@ -88,7 +92,7 @@ def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[An
         if samples.shape[0] != 1:
             raise ValueError(
                 f"Latent {number} holds {samples.shape[0]} pictures, which would share one caption. Give each picture "
-                "a latent of its own, as AC-LoRA Dataset does."
+                "a latent of its own, as Load AC-LoRA Dataset does."
             )
         if not torch.isfinite(samples).all():
             raise ValueError(f"Latent {number} holds NaN or infinity. Load the VAE in fp32 (--fp32-vae) and try again.")

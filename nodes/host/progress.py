@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.utils
@@ -22,10 +24,11 @@ class Bar:
         self._started = time.monotonic()
 
     def show(self, done: int, text: str = "", picture: Image.Image | None = None) -> None:
-        """Moves the bar. On a cancel the host would raise here and the work would be lost; ask cancelled() first."""
+        """Moves the bar. A cancel is left for cancelled() and raise_if_cancelled() to tell."""
         self._done = done
         preview = ("JPEG", picture, None) if picture else None
-        self._bar.update_absolute(done, self.total, preview)
+        with cancel_kept():
+            self._bar.update_absolute(done, self.total, preview)
         if text:
             send_text(text, self._node_id)
 
@@ -50,6 +53,15 @@ def send_text(text: str, node_id: str | None) -> None:
 def cancelled() -> bool:
     """Whether the user has asked to stop."""
     return bool(comfy.model_management.processing_interrupted())
+
+
+@contextmanager
+def cancel_kept() -> Iterator[None]:
+    """Ends what is in here on a cancel, which the host would forget as it raises it, and keeps it in mind."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        comfy.model_management.interrupt_current_processing(True)
 
 
 def accept_cancel() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .pictures import cloned
+from .progress import cancel_kept, cancelled, raise_if_cancelled
 from .trainable import TrainableModel
 
 STEPS = 12
@@ -36,10 +37,9 @@ def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed
     for number, positive in enumerate(positives):
         generator = torch.Generator().manual_seed(seed + number)
         noise = torch.randn(_shape(trainable), generator=generator)
-        try:
+        with cancel_kept():
             pictures.append(_decode(trainable, vae, _sample(trainable, noise, positive, negative, seed, guidance)))
-        except comfy.model_management.InterruptProcessingException:
-            trainable.interrupted = True  # the host forgets that the user asked to stop
+        if cancelled():
             break
     return pictures
 
@@ -64,7 +64,8 @@ def _sample(
     scheduler = "normal" if trainable.objective.sampling == "uniform" else "simple"
     sigmas = comfy.samplers.calculate_sigmas(base.model_sampling, scheduler, STEPS)
     sampler = comfy.samplers.sampler_object("euler")
-    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+    nothing, each = torch.zeros_like(noise), lambda *_: raise_if_cancelled()
+    return guider.sample(noise, nothing, sampler, sigmas, callback=each, disable_pbar=True, seed=seed)
 
 
 def _already_loaded(executor: Any, model: Any, noise_shape: Any, conds: Any, **options: Any) -> tuple[Any, Any, list]:

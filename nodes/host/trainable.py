@@ -16,7 +16,6 @@ from ...aclora_core.fast_modules import FastClasses
 from ...aclora_core.objective import Objective
 from .caption_lengths import Lengths, repeated
 from .pictures import condition_of
-from .progress import cancelled
 from .text_encoder import PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
 
@@ -44,7 +43,6 @@ class TrainableModel:
     prefix: str = PREFIX
     lengths: Lengths = field(default_factory=dict)  # to which captions of fewer tokens are repeated
     text: TextEncoder | None = None  # where it learns too
-    interrupted: bool = False  # the user asked to stop in the middle of a step
 
     fast_classes = FastClasses(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
 
@@ -102,12 +100,8 @@ class TrainableModel:
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
         options = {**self.options, "cond_or_uncond": [0] * len(noisy), "sigmas": sigma}
-        while True:
-            try:
-                return self.base.apply_model(noisy, sigma, transformer_options=options, **condition)
-            except comfy.model_management.InterruptProcessingException:
-                # The host raises this in every layer and forgets it then. The step is ended so that no work is lost.
-                self.interrupted = True
+        denoised: Tensor = self.base.apply_model(noisy, sigma, transformer_options=options, **condition)
+        return denoised
 
     def is_plain(self, layer: torch.nn.Module) -> bool:
         """Whether the host neither casts, patches, quantises nor moves the layer's weight as it is used."""
@@ -130,7 +124,3 @@ class TrainableModel:
         ours = [entry for entry in loaded if any(getattr(entry.model, "model", None) is n for n in networks)]
         comfy.model_management.free_memory(wanted, self.device, keep_loaded=ours)
         return int(comfy.model_management.get_free_memory(self.device))
-
-    def cancelled(self) -> bool:
-        """Whether the user has asked to stop, now or in the middle of a step."""
-        return self.interrupted or cancelled()

@@ -11,7 +11,7 @@ from . import tiny
 from .test_train_previews import wishes
 from .tiny import caption, trained, untouched
 
-parts, model = tiny.parts, tiny.model
+parts, model, interrupt = tiny.parts, tiny.model, tiny.interrupt
 TEXT = "text_encoders."
 LEARNING = {"text_learning": 1.0, "learning_rate": 5e-3, "steps": 4}
 
@@ -90,7 +90,7 @@ def test_what_training_sees_is_what_the_host_encodes(pack, parts, pictures):
 
 def test_without_its_node_the_text_encoder_stays_out(pack, parts, pictures):
     _, lora_model, *_, clip = trained(pack, parts[0], *pictures)
-    assert clip is None and not any(key.startswith(TEXT) for key in lora_model)
+    assert clip.message and not any(key.startswith(TEXT) for key in lora_model)
 
 
 def test_it_learns_as_fast_as_is_said(pack, parts, pictures, learned):
@@ -110,6 +110,26 @@ def test_previews_are_drawn_with_the_words_as_they_are_now(pack, parts, pictures
     assert len(given) == 2 and difference(given[0][0], given[1][0]) > 1e-3
 
 
+def test_a_cancel_while_words_are_read_keeps_what_was_learned(pack, parts, pictures, interrupt, monkeypatch):
+    import comfy.model_management
+
+    calls = []
+    encoder = pack.nodes.host.text_encoder.TextEncoder
+    real = encoder.encode
+
+    def press_cancel(self, caption):
+        calls.append(caption)
+        if len(calls) == 9:
+            interrupt()
+        return real(self, caption)
+
+    monkeypatch.setattr(encoder, "encode", press_cancel)
+    with untouched(parts[0]):
+        found = trained(pack, parts[0], *pictures, clip=parts[1], **LEARNING | {"steps": 40})
+    assert 1 <= len(found[2]["loss"]) < 6 and any(name.startswith(TEXT) for name in found[1])
+    assert not comfy.model_management.processing_interrupted()
+
+
 def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, parts, pictures):
     core = pack.aclora_core
     latents, captions = pictures
@@ -118,6 +138,8 @@ def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, pa
         work = core.training_pass.TrainingPass(trainable, config, [0], 1.0, core.progress.Progress(1), 1)
         with work.attached():
             held = core.validation.HeldOut(trainable, [1], 0)
+            kept = [tensor for _, batch in held._batches for tensor in core.graphs.tensors_in(batch)]
+            assert kept and not any(tensor.requires_grad for tensor in kept)  # else its whole history stays with it
             before = held.losses()
             assert torch.equal(before, held.losses())
             with torch.no_grad():

@@ -68,12 +68,46 @@ def test_a_cancel_in_the_middle_of_a_step_ends_the_step_and_keeps_it(pack, model
         monkeypatch.setattr(final, "forward", press_cancel)
         _, lora_model, loss_map, *_ = trained(pack, model, *pictures, steps=40)
         monkeypatch.undo()
-    assert len(loss_map["loss"]) == 2 and len(calls) == 4 and all(map(math.isfinite, loss_map["loss"]))
+    assert len(loss_map["loss"]) == 2 and len(calls) == 3 and all(map(math.isfinite, loss_map["loss"]))
     assert not comfy.model_management.processing_interrupted()
     whole = trained(pack, model, *pictures, steps=2)
     assert whole[2] == loss_map
     for key, tensor in lora_model.items():
         assert torch.equal(tensor, whole[1][key]), key
+
+
+def test_a_cancel_while_a_block_is_computed_anew_on_the_way_back_keeps_the_step(
+    pack, model, pictures, interrupt, monkeypatch
+):
+    import comfy.model_management
+
+    calls = []
+    block, *_ = pack.aclora_core.block_memory.find_blocks(model.model.diffusion_model)
+    settings = {"steps": 40, "checkpointing": "all"}
+    inner = next(part for part in block.modules() if isinstance(part, torch.nn.Linear))
+    forward = inner.forward
+
+    def press_cancel(*inputs, **named):
+        calls.append(torch._C._current_graph_task_id())
+        if len(calls) == 4:  # forwards and backwards of the trial and of the first step
+            interrupt()
+        return forward(*inputs, **named)
+
+    with untouched(model):
+        monkeypatch.setattr(inner, "forward", press_cancel)
+        _, _, loss_map, *_ = trained(pack, model, *pictures, **settings)
+        monkeypatch.undo()
+    assert len(loss_map["loss"]) == 1 and [task >= 0 for task in calls] == [False, True, False, True]
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_a_cancel_before_eight_pictures_were_measured_is_told_as_it_is(pack, model, pictures, interrupt):
+    latents, captions = pictures
+    many = [{"samples": latents[0]["samples"] + 0.01 * number} for number in range(9)]
+    with untouched(model), progress(lambda value, total, preview: interrupt()):
+        report = trained(pack, model, many, captions[:1] * 9, steps=40)[3]
+    told = pack.nodes.train.training_summary(report)
+    assert len(report.losses) == 1 and "What is given is step 1, which was not measured" in told
 
 
 def test_a_cancel_on_the_way_keeps_what_was_learned(pack, model, pictures, interrupt, caplog):
