@@ -28,15 +28,15 @@ log = logging.getLogger("aclora")
 
 Preset = Literal["attention", "attention and feed-forward", "all"]
 _ATTENTION = re.compile(
-    r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv)$"
+    r"(^|[._])(attn\d*|attention\d*|self_attn|cross_attn|[a-z_]*_attn)([._]|$)|(^|\.)(to_[qkv]|qkv|[qkv])$"
     r"|(^|\.)single_blocks\.\d+\.linear[12]$"  # attention and feed-forward of Flux in one
 )
-# The embedders of timestep and prompt have an mlp too, but it is no feed-forward layer. channelwise: Stable Cascade.
+# channelwise: Stable Cascade; block.layer1: the first Cosmos.
 _FEED_FORWARD = re.compile(
-    r"(^|(?<!embedder)(?<!embedding)[._])(ff|ff_context|ffn|mlp[CX]?|feed_forward|channelwise)([._]|$)|(^|\.)linear[12]$"
+    r"(^|[._])(ff|ff_context|ffn|mlp[CX]?|feed_forward|channelwise)([._]|$)|(^|\.)(linear|block\.layer)[12]$"
 )
-# Named after attention or an mlp, and neither: what scales and shifts, and what prepares words and timesteps.
-_ASIDE = re.compile(r"modulation|(^|\.)(mlp_t5|t_embedding|llm_adapter)\.")
+# Named after attention or an mlp, and neither: what scales and shifts, and what prepares words, timesteps and pictures.
+_ASIDE = re.compile(r"modulation|(^|\.)(mlp_t5|\w*embedder\d*|\w*embedding|llm_adapter|visual)\.")
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
 

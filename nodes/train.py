@@ -59,6 +59,8 @@ class ACLoRATrain(io.ComfyNode):
             checkpoints = chosen.checkpoints
             result = train(trainable, config, show, host.cancelled, checkpoints=checkpoints, previews=previews)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
+            if note := host.note_on(model[0]):
+                facts["notes"] = " ".join(filter(None, [note, str(result.report.settings.get("notes", ""))]))
         if host.cancelled():
             host.accept_cancel()
             if checkpoints:

@@ -36,6 +36,7 @@ class Scenario:
     stop_after: int = STEPS  # a cancel at this step
     resumed: bool = False  # whether another training goes on from there
     preview_every: int = 0  # steps; only where graphs are in use, as previews change nothing
+    room: float = 0.0  # GB free on the GPU beside SD1.5; only where graphs are in use
 
 
 SCENARIOS = (
@@ -50,6 +51,7 @@ SCENARIOS = (
     Scenario("resumed", {"mode": "paper", "restart_every": 5}, stop_after=20, resumed=True),
     Scenario("previews", preview_every=7),
     Scenario("blocks computed twice", {"checkpointing": "all"}),
+    Scenario("too little memory for a batch", {"batch_size": 4}, room=1.3),
 )
 
 
@@ -115,7 +117,8 @@ def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
 def run(pack: ModuleType, cases: Sequence[Case], steps: int = STEPS, wanted: Sequence[str] = ()) -> bool:
     """Every scenario, or those wanted, for every case; prints what differs, and gives whether all agree."""
     chosen = [scenario for scenario in SCENARIOS if not wanted or scenario.name in wanted]
-    return all([_case(pack, case, chosen, steps, not wanted or GRADIENTS in wanted) for case in cases])
+    fitting = {case.name: [each for each in chosen if case.name == "sd15" or not each.room] for case in cases}
+    return all([_case(pack, case, fitting[case.name], steps, not wanted or GRADIENTS in wanted) for case in cases])
 
 
 def _case(pack: ModuleType, case: Case, scenarios: Sequence[Scenario], steps: int, gradients: bool) -> bool:
@@ -156,7 +159,7 @@ def _two_steps(pack: ModuleType, case: Case, lever: str | None = None, rate: flo
 def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, noise: Difference | None) -> bool:
     graph, said = _trained(pack, case, scenario, steps, graph=True)
     whole = replace(scenario, resumed=False, stop_after=steps) if scenario.resumed else scenario
-    eager, _ = _trained(pack, case, replace(whole, preview_every=0), steps, graph=False)
+    eager, _ = _trained(pack, case, replace(whole, preview_every=0, room=0.0), steps, graph=False)
     difference = compare(graph, eager)
     told = said + str(graph.report.settings.get("notes", "")).splitlines()
     wrong = difference.complaints(noise)
@@ -168,6 +171,8 @@ def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, nois
         wrong.append("there was no restart")
     if scenario.resumed and steps > scenario.stop_after and not any("resumed at" in line for line in said):
         wrong.append("it was not resumed")
+    if scenario.room and torch.cuda.is_available() and not any("at a time" in line for line in said):
+        wrong.append("the batch was not parted")
     if scenario.preview_every and not graph.report.settings.get("preview_seconds"):
         wrong.append("no preview was drawn")
     print(
@@ -186,7 +191,7 @@ def _trained(pack: ModuleType, case: Case, scenario: Scenario, steps: int, graph
         release()
         return ours.trained(
             pack, case, settings, scenario.sizes, lambda losses: len(losses) >= stop_after, folder,
-            scenario.preview_every,
+            scenario.preview_every, scenario.room,
         )  # fmt: skip
 
     with listening() as said, TemporaryDirectory() as folder:

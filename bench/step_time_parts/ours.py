@@ -86,6 +86,18 @@ def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[No
             module.find_kernels = find_kernels
 
 
+@contextmanager
+def _crowded(device: torch.device, room: float) -> Iterator[None]:
+    """Takes the GPU's memory, but for so many GB."""
+    taken = None
+    if room and device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        taken = torch.empty(int(free - room * 1e9), dtype=torch.uint8, device=device)
+    yield
+    del taken
+
+
 def trained(
     pack: ModuleType,
     case: Case,
@@ -94,18 +106,19 @@ def trained(
     should_stop: Callable[[Sequence[float]], bool] = lambda losses: False,
     checkpoints: Path | None = None,
     preview_every: int = 0,
+    room: float = 0.0,
 ) -> Any:
     """A whole training's result, on pictures of so many sizes; should_stop is asked with the losses so far.
 
     checkpoints: a folder for them; a training that stopped there before goes on. preview_every: steps between pictures
-    that the host's sampler draws.
+    that the host's sampler draws. room: GB that are free on a GPU beside the model; 0 for all that there are.
     """
     config = _config(pack, settings)
     latents, captions = pictures(case, sizes=sizes)
     losses: list[float] = []
     with torch.inference_mode():
         opened = pack.nodes.host.training(build(case), latents, captions)
-        with opened as trainable, _without(settings.get(WITHOUT), pack, trainable):
+        with opened as trainable, _without(settings.get(WITHOUT), pack, trainable), _crowded(trainable.device, room):
             host, parts = pack.nodes.host, core(pack)
             previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0, 1.0))
             return parts.train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,12 +14,15 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from .families import check_family, note_on, options_for_training
 from .kernels import kernels_for_training, replaced
 from .noise import objective_of
 from .pictures import masks_of, prepared, regularisation_of, variants_of
 from .second_copy import plain_copy
 from .text_encoder import TextEncoder, check_kind
 from .trainable import TrainableModel
+
+log = logging.getLogger("aclora")
 
 
 def with_adapter(model: Any, clip: Any, state_dict: dict[str, Tensor]) -> tuple[Any, Any]:
@@ -38,6 +42,8 @@ def training(
         ValueError: what came in cannot be trained on; the sentence says which picture and what to do.
     """
     _check_inputs(model, latents, conditioning)
+    if note := note_on(model):
+        log.info("AC-LoRA: %s", note)
     patcher = _patcher_for_training(model)
     text = _text_encoder(clip, conditioning) if clip else None
     patchers = [patcher, text.patcher] if text else [patcher]
@@ -61,7 +67,7 @@ def training(
         if text:
             stack.enter_context(text.differentiable())
         scaled, conditions, groups, lengths = prepared(base, latents, conditioning, device)
-        options = patcher.model_options.get("transformer_options", {})
+        options = options_for_training(base, patcher.model_options.get("transformer_options", {}))
         objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
         marks = {"masks": masks_of(latents, scaled), "regularisation": regularisation_of(latents)}
         yield TrainableModel(
@@ -73,6 +79,7 @@ def training(
 def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
     if not hasattr(getattr(model, "model", None), "diffusion_model"):
         raise ValueError("The model input is no diffusion model that can be trained. Connect a checkpoint's MODEL.")
+    check_family(model.model)
     if len(latents) != len(conditioning):
         raise ValueError(
             f"There are {len(latents)} latents but {len(conditioning)} conditionings; each picture needs its own "

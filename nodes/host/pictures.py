@@ -39,7 +39,10 @@ def condition_of(base: Any, conditioning: Any, samples: Tensor, device: torch.de
     """What the host's model wants for one picture, by name, kept in main memory."""
     single = comfy.sampler_helpers.convert_cond(cloned(conditioning))
     noise = torch.zeros_like(samples, device=device)
-    encoded = comfy.samplers.encode_model_conds(base.extra_conds, single, noise, device, "positive")
+    # Models that fill in a part of a picture get an empty one, as when they draw all of it.
+    encoded = comfy.samplers.encode_model_conds(
+        base.extra_conds, single, noise, device, "positive", latent_image=noise, denoise_mask=None
+    )
     conds = {n: c.process_cond(batch_size=1, area=None) for n, c in encoded[0]["model_conds"].items()}
     return {name: cond._copy_with(_to(cond.cond, torch.device("cpu"))) for name, cond in conds.items()}
 

