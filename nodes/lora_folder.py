@@ -88,4 +88,6 @@ def numbered(path: Path) -> Path:
 
 
 def _is_portable(part: str) -> bool:
-    return part != "" and part == part.strip(". ") and len(part.encode()) <= LONGEST
+    # Windows keeps some names for devices, with any ending.
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part, flags=re.IGNORECASE)
+    return part != "" and part == part.strip(". ") and len(part.encode()) <= LONGEST and not reserved

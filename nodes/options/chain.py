@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ...aclora_core.checkpoint import Checkpoints
+from ...aclora_core.config import TrainConfig
 from ..live_previews import PreviewWishes
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ def schema(node_id: str, name: str, description: str, inputs: list[Any], search_
         inputs=[chained, *inputs],
         outputs=[TYPE.Output(display_name="options", tooltip="For Train AC-LoRA, or for another options node.")],
     )
+
+
+def check_settings(**settings: Any) -> bool | str:
+    """True, or a sentence for what no training could be made with. None stands for a linked input, not known yet."""
+    try:
+        TrainConfig(**{name: value for name, value in settings.items() if value is not None})
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def settings_node(options: Options | None, settings: Mapping[str, Any]) -> io.NodeOutput:

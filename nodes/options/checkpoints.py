@@ -63,7 +63,8 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "checkpoint_keep", default=Checkpoints.keep, min=1, max=1000,
-            tooltip="How many checkpoints are kept; older ones are deleted. Each takes about five times the adapter.",
+            tooltip="How many checkpoints are kept, and besides them the end of the first pass, which more steps go on "
+            "from; older ones are deleted. Each takes about five times the adapter.",
         ),
         io.Combo.Input(
             "resume", options=list(get_args(Resume)), default=Checkpoints.resume,

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...aclora_core.config import TrainConfig
-from .chain import Options, schema, settings_node
+from .chain import Options, check_settings, schema, settings_node
 
 
 class ACLoRALayerOptions(io.ComfyNode):
@@ -20,6 +20,12 @@ class ACLoRALayerOptions(io.ComfyNode):
             _layers(),
             ["layer filter", "block weights", "target modules", "only some layers", "rank per layer"],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, include_layers: str | None = None, exclude_layers: str | None = None, layer_ranks: str | None = None
+    ) -> bool | str:
+        return check_settings(include_layers=include_layers, exclude_layers=exclude_layers, layer_ranks=layer_ranks)
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:

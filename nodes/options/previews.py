@@ -29,6 +29,15 @@ class ACLoRAPreviewOptions(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, preview_prompts: str | None = None, previews: bool | None = None) -> bool | str:
+        try:
+            if preview_prompts is not None and previews:  # a linked one is not known yet
+                _prompts(preview_prompts)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls, preview_every: int, preview_prompts: str, preview_guidance: float, clip: CLIP,
         vae: VAE | None = None, options: Options | None = None, previews: bool = True, preview_share: float = 0.2,

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...aclora_core.config import TrainConfig
-from .chain import Options, schema, settings_node
+from .chain import Options, check_settings, schema, settings_node
 
 
 class ACLoRARankOptions(io.ComfyNode):
@@ -20,6 +20,12 @@ class ACLoRARankOptions(io.ComfyNode):
             [*_restarts(), *_thresholds()],
             ["rank control", "restart", "svd threshold", "noise floor", "alpha", "plain lora"],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, lowest_threshold: float | None = None, highest_threshold: float | None = None
+    ) -> bool | str:
+        return check_settings(lowest_threshold=lowest_threshold, highest_threshold=highest_threshold)
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:

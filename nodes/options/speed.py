@@ -31,7 +31,7 @@ def _inputs() -> list[Any]:
         io.Combo.Input(
             "checkpointing", options=["automatic", "all", "off"], default=TrainConfig.checkpointing,
             tooltip="Computes parts of the model twice instead of keeping them, which needs less memory and a third "
-            "more time. automatic: as many parts as it takes for a step to fit.",
+            "more time. automatic: as many parts as it takes for a step to fit, and then fewer pictures at a time.",
         ),
         io.Boolean.Input(
             "graph", default=TrainConfig.graph,

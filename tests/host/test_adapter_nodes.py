@@ -171,6 +171,7 @@ def test_names_are_numbered_unless_overwriting_is_asked_for(pack, loras, model):
         ("styles/", "cannot be a file name"),
         (".hidden", "cannot be a file name"),
         ("what?", "cannot be a file name"),
+        ("styles/nul.ink", "cannot be a file name"),  # a device, on Windows
         ("zero\x00byte", "cannot be a file name"),
         ("墨" * 100, "cannot be a file name"),
         ("taken/ink", "taken is no folder"),

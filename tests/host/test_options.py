@@ -54,3 +54,31 @@ def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
     ).result[0]
     assert given.settings == {"alpha": 2.0} and given.checkpoints.folder.parts[-2:] == ("aclora_checkpoints", "ink")
     assert (given.checkpoints.every, given.checkpoints.keep, given.checkpoints.resume) == (9, 3, "never")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sentence"),
+    [
+        ("layers", {"include_layers": "attn\n(unclosed"}, "pattern '(unclosed' is no regular expression"),
+        ("layers", {"layer_ranks": "attn"}, "attn"),
+        ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "lowest first, but is 0.9 to 0.5"),
+        ("ranks", {"lowest_threshold": 1.5, "highest_threshold": None}, "must lie in 0 to 1"),
+        ("previews", {"preview_prompts": "\n", "previews": True}, "nothing to preview"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_it_is_queued(pack: ModuleType, kind: str, given: Any, sentence: str) -> None:
+    assert sentence in node_of(pack, kind).validate_inputs(**given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("layers", {"include_layers": "attn", "exclude_layers": "", "layer_ranks": "attn=4"}),
+        ("layers", dict.fromkeys(("include_layers", "exclude_layers", "layer_ranks"))),  # linked: not known yet
+        ("ranks", {"lowest_threshold": 0.2, "highest_threshold": 0.9}),
+        ("previews", {"preview_prompts": "", "previews": False}),
+        ("previews", {"preview_prompts": None, "previews": True}),
+    ],
+)
+def test_what_can_be_is_queued(pack: ModuleType, kind: str, given: Any) -> None:
+    assert node_of(pack, kind).validate_inputs(**given) is True
