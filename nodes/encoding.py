@@ -56,7 +56,8 @@ def encode_pictures(
     wholes = _read_masks(sizes, masks, vae.spacial_compression_encode(), encoded)
     keys: dict[View, str | None] = {}
     latents: dict[View, torch.Tensor] = {}
-    for view in ((picture, side, size) for picture, own in sizes.items() for size in own for side in sides):
+    views = {picture: [(picture, side, size) for size in own for side in sides] for picture, own in sizes.items()}
+    for view in (view for own in views.values() for view in own):
         host.raise_if_cancelled()
         keys[view] = known.picture_key(*view)
         latent = known.get(keys[view])
@@ -72,7 +73,7 @@ def encode_pictures(
                 known.put(keys[view], latent)
         advance(len(chunk))
     encoded.problems = list(dict.fromkeys(encoded.problems))  # of all views of a picture
-    whole = [picture for picture in sizes if all(view in latents for view in keys if view[0] is picture)]
+    whole = [picture for picture, own in views.items() if all(view in latents for view in own)]
     if not whole:
         raise ValueError(f"None of the {len(sizes)} pictures can be read. {encoded.problems[0]}")
     encoded.latents = {

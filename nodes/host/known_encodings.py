@@ -40,6 +40,7 @@ class KnownEncodings:
     def __init__(self, vae: Any, clip: Any, enabled: bool = True) -> None:
         self._files = EncodingCache(cache_folder())
         self._found, self._new = 0, 0
+        self._contents: dict[Path, tuple[tuple[int, int], str]] = {}  # of files, by their time and size
         self._vae = _recognised("VAE", lambda: _vae_hash(vae)) if enabled else None
         self._clip = _recognised("CLIP", lambda: _clip_hash(clip)) if enabled else None
 
@@ -58,10 +59,18 @@ class KnownEncodings:
         if self._vae is None:
             return None
         try:
-            content = _file_hash(picture.path)
+            content = self._content(picture.path)
         except OSError:  # gone or locked: reading it says so
             return None
         return content_hash("picture", self._vae, content, bucket, mirrored)
+
+    def _content(self, path: Path) -> str:
+        """The hash of a file, which is read again only when it has changed."""
+        state = path.stat()
+        sign = state.st_mtime_ns, state.st_size
+        if path not in self._contents or self._contents[path][0] != sign:
+            self._contents[path] = sign, _file_hash(path)
+        return self._contents[path][1]
 
     def caption_key(self, tokens: Any) -> str | None:
         """By what the tokenizer made of the caption, with the embeddings that it names."""
