@@ -37,6 +37,7 @@ class Scenario:
     resumed: bool = False  # whether another training goes on from there
     preview_every: int = 0  # steps; only where graphs are in use, as previews change nothing
     room: float = 0.0  # GB free on the GPU beside SD1.5; only where graphs are in use
+    eager: dict[str, Any] = field(default_factory=dict)  # settings of the eager training that are others
 
 
 SCENARIOS = (
@@ -51,7 +52,7 @@ SCENARIOS = (
     Scenario("resumed", {"mode": "paper", "restart_every": 5}, stop_after=20, resumed=True),
     Scenario("previews", preview_every=7),
     Scenario("blocks computed twice", {"checkpointing": "all"}),
-    Scenario("too little memory for a batch", {"batch_size": 4}, room=1.3),
+    Scenario("too little memory for a batch", {"batch_size": 4}, room=1.3, eager={"batch_size": 2, "accumulate": 2}),
 )
 
 
@@ -159,7 +160,8 @@ def _two_steps(pack: ModuleType, case: Case, lever: str | None = None, rate: flo
 def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, noise: Difference | None) -> bool:
     graph, said = _trained(pack, case, scenario, steps, graph=True)
     whole = replace(scenario, resumed=False, stop_after=steps) if scenario.resumed else scenario
-    eager, _ = _trained(pack, case, replace(whole, preview_every=0, room=0.0), steps, graph=False)
+    plain = replace(whole, preview_every=0, room=0.0, settings=whole.settings | whole.eager)
+    eager, _ = _trained(pack, case, plain, steps, graph=False)
     difference = compare(graph, eager)
     told = said + str(graph.report.settings.get("notes", "")).splitlines()
     wrong = difference.complaints(noise)
