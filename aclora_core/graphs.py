@@ -118,9 +118,10 @@ class Graphs:
                 raise
             except RuntimeError as error:
                 self._give_up(error)
-            with torch.no_grad():
-                for tensor, value in zip(changes, before, strict=True):
-                    tensor.copy_(value)
+            finally:  # also where memory was too short: the step is done again, and would count twice
+                with torch.no_grad():
+                    for tensor, value in zip(changes, before, strict=True):
+                        tensor.copy_(value)
             if not self.active:
                 return function(_given(argument, self.device))
         graph, inputs, output = self._recorded[key]
