@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (512, 320)  # pixels; what a node shows without scaling
+RECENT = 10  # steps whose mean is told as the loss
 _LEFT, _RIGHT = 44.0, 20.0  # margins in points
 _POINTS = 400  # a line with more points than pixels only takes longer
 
@@ -40,8 +41,9 @@ def training_chart(
     view = max(steps / 2 ** max(0, math.floor(math.log2(steps / max(1, len(losses))))), min(steps, 10))
     _draw_losses(paper, upper, losses, validation)
     _mark(paper, upper, restarts)
-    last = next((loss for loss in reversed(losses) if math.isfinite(loss)), None)
-    paper.heading(upper, f"Step {len(losses):,} of {steps:,}" + (f", loss {last:.4g}" if last is not None else ""))
+    recent = [loss for loss in losses[-RECENT:] if math.isfinite(loss)]
+    said = f", loss {sum(recent) / len(recent):.3f}" if recent else ""
+    paper.heading(upper, f"Step {len(losses):,} of {steps:,}{said}")
     lower = upper
     if restarts:
         upper.tick_params(labelbottom=False)
@@ -117,7 +119,7 @@ def _draw_losses(
     seen = np.append(np.quantile(values[finite], (0.01, 0.99)), smooth[finite][-1]) if finite.any() else np.empty(0)
     if validation:
         held_steps, held = zip(*validation, strict=True)
-        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="held-out")
+        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="set aside")
         paper.legend(axes, 2)
         seen = np.concatenate([seen, [value for value in held if math.isfinite(value)]])
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)

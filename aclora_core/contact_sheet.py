@@ -1,4 +1,4 @@
-"""A sheet of small pictures with their captions and a few lines below: what a training will see, at one glance."""
+"""A sheet of small pictures with their captions: what a training will see, or draws, at one glance."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-COLUMNS = 4
-CELL = 192  # pixels; a node shows the sheet at about half its size
+COLUMNS = 4  # at most
+CELL = 192  # pixels, where a row is full; a node shows the sheet at about half its size
 GAP = 12
 TEXT = 15  # letter height in pixels
 LINE = 20  # distance of text lines
@@ -20,37 +20,36 @@ _PAPER, _INK = "#ffffff", "#202020"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(pictures: Sequence[Tensor], captions: Sequence[str], notes: Sequence[str]) -> Tensor:
-    """Draw pictures (each float (H, W, 3) in 0..1) in rows of four, two lines of caption under each, notes below.
+def contact_sheet(pictures: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+    """Draw pictures (each float (H, W, 3) in 0..1) in rows of four, two lines of caption under each.
 
-    Returns float32 (H, W, 3) in 0..1.
+    Fewer than four fill the width of the sheet between them. Returns float32 (H, W, 3) in 0..1.
     """
     if len(pictures) != len(captions):
         given = f"{len(pictures)} and {len(captions)}"
         raise ValueError(f"A contact sheet needs a caption for each picture: {given} given.")
     font = _font()
     width = GAP + COLUMNS * (CELL + GAP)
-    rows = -(-len(pictures) // COLUMNS)
-    row_height = CELL + 2 * LINE + GAP
-    lines = [line for note in notes for line in _wrap(note, width - 2 * GAP, font)]
-    sheet = Image.new("RGB", (width, GAP + rows * row_height + len(lines) * LINE + GAP), _PAPER)
+    columns = min(COLUMNS, max(1, len(pictures)))
+    cell = (width - GAP) // columns - GAP
+    rows = -(-len(pictures) // columns)
+    row_height = cell + 2 * LINE + GAP
+    sheet = Image.new("RGB", (width, GAP + rows * row_height + GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left = GAP + index % COLUMNS * (CELL + GAP)
-        top = GAP + index // COLUMNS * row_height
-        small = _thumbnail(picture)
-        sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
-        draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline="#d0d0d0")
-        for number, line in enumerate(_shorten(_wrap(caption, CELL, font), 2)):
-            draw.text((left, top + CELL + 2 + number * LINE), line, fill=_INK, font=font)
-    for number, line in enumerate(lines):
-        draw.text((GAP, GAP + rows * row_height + number * LINE), line, fill=_INK, font=font)
+        left = GAP + index % columns * (cell + GAP)
+        top = GAP + index // columns * row_height
+        small = _thumbnail(picture, cell)
+        sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline="#d0d0d0")
+        for number, line in enumerate(_shorten(_wrap(caption, cell, font), 2)):
+            draw.text((left, top + cell + 2 + number * LINE), line, fill=_INK, font=font)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
 
 
-def _thumbnail(picture: Tensor) -> Image.Image:
+def _thumbnail(picture: Tensor, side: int) -> Image.Image:
     pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return ImageOps.contain(Image.fromarray(pixels), (CELL, CELL), Image.Resampling.LANCZOS)
+    return ImageOps.contain(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS)
 
 
 def _font() -> Font:

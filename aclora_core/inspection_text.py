@@ -43,9 +43,9 @@ def inspection_table(inspection: Inspection) -> str:
     return "\n\n".join(parts)
 
 
-def file_table(facts: FileFacts) -> str:
-    """One line for each fact of a LoRA file."""
-    rows = [
+def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
+    """The facts of a LoRA file by name."""
+    return [
         ("name", facts.name),
         ("size", f"{facts.size / 1e6:.2f} MB, {facts.parameters:,} numbers"),
         ("layers", f"{sum(facts.ranks.values())} plain LoRA layers in {facts.blocks} blocks"),
@@ -59,6 +59,11 @@ def file_table(facts: FileFacts) -> str:
         *((f"no plain LoRA: {kind}", _named(names)) for kind, names in _by_kind(facts.other).items()),
         *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
     ]
+
+
+def file_table(facts: FileFacts) -> str:
+    """One line for each fact of a LoRA file."""
+    rows = file_rows(facts)
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
 

@@ -134,36 +134,6 @@ def left_out(losses: Sequence[float]) -> int:
     return sum(not math.isfinite(loss) for loss in losses)
 
 
-def training_summary(report: RankReport) -> str:
-    """What a training did, in a few sentences."""
-    settings, ranks = report.settings, list(report.signal.values())
-    others = settings.get("regularisation_images")
-    more = f" and {others} regularisation pictures" if others else ""
-    lines = [f"{settings.get('steps_run', len(report.losses))} steps over {settings['images']} pictures{more}."]
-    if report.validation and "best_step" in settings:
-        held_out = settings["held_out_images"]
-        given = settings["best_step"]
-        measured = [loss for step, loss in report.validation if step == given]
-        if measured:
-            lines.append(f"Best at step {given} by {held_out} held-out pictures, loss {measured[0]:.3f}.")
-        else:  # stopped in between
-            lines.append(f"What is given is step {given}, which was not measured by the {held_out} held-out pictures.")
-    lines.append(f"{len(report.restarts)} restarts. {len(ranks)} layers, signal rank {_mean_and_range(ranks)}.")
-    chosen = next((cut for cut in report.cuts if cut.chosen), None)
-    if chosen is not None and chosen.name != "whole":
-        lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
-    if skipped := left_out(report.losses):
-        lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
-    if settings.get("preview_seconds"):
-        whole = settings["seconds_run"]
-        saved = settings.get("previews_left_out")
-        fewer = f"; {saved} sets were left out, to take no more of the time" if saved else ""
-        lines.append(f"Previews took {settings['preview_seconds']:.0f} of {whole:.0f} seconds{fewer}.")
-    if settings.get("notes"):
-        lines.append(str(settings["notes"]))
-    return " ".join(lines)
-
-
 def trajectory_table(report: RankReport) -> str:
     """One line for each restart: what was kept, as mean and range over the layers, and how far the delta jumped.
 
@@ -181,11 +151,12 @@ def trajectory_table(report: RankReport) -> str:
         jump = restart.mean_jump()
         threshold = "noise floor" if math.isnan(restart.threshold) else f"{restart.threshold:.3f}"
         start = [str(restart.step), str(restart.epoch), f"{restart.loss:.4f}", threshold]
-        rows.append([*start, *map(_mean_and_range, kept), f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"])
+        rows.append([*start, *map(mean_and_range, kept), f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"])
     return text_table(header, rows)
 
 
-def _mean_and_range(counts: Sequence[int]) -> str:
+def mean_and_range(counts: Sequence[int]) -> str:
+    """In a few words."""
     return f"{sum(counts) / len(counts):.1f} ({min(counts)} to {max(counts)})" if counts else "none"
 
 

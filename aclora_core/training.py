@@ -112,6 +112,7 @@ class _Training:
         state = self.store.find() if self.store else None
         if state is not None:
             self.facts, self.measuring_seconds = dict(state["facts"]), state["measuring_seconds"]
+            self.facts.pop("cancelled", None)
         found = self._found(state, learned, held)
         adapter, seen = found.adapter, learned
         if held and self.config.refit and not self.stopped:
@@ -236,9 +237,14 @@ class _Training:
         if self.previews and (problem := self.previews.run(work, self.progress.done)):
             self._note(problem)
         self.on_step(self.progress)
+        if self._asked_to_stop():
+            log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", step, steps)
+        return self.stopped
+
+    def _asked_to_stop(self) -> bool:
         self.stopped = self.should_stop()
         if self.stopped:
-            log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", step, steps)
+            self.facts["cancelled"] = self.progress.stage
         return self.stopped
 
     def _go_on(self, state: Mapping[str, Any], work: TrainingPass, validation: Validation | None) -> None:
@@ -300,7 +306,6 @@ class _Training:
 
         def asked_to_stop() -> bool:
             self.on_step(self.progress)
-            self.stopped = self.should_stop()
-            return self.stopped
+            return self._asked_to_stop()
 
         return smallest_cut(adapter, losses_of, asked_to_stop)

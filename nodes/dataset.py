@@ -78,19 +78,25 @@ class ACLoRADataset(io.ComfyNode):
                     tooltip="The encoded caption of each picture, in the order of the latents.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(
         cls, folder: str | None, regularisation: str | None = NONE, more_resolutions: str | None = ""
     ) -> bool | str:
-        # Naming these alone keeps the host's checks of the other inputs. A linked one is not known yet.
+        # Naming these alone keeps the host's checks of the other inputs. A linked one is not known yet. The host shows
+        # the same sentence at each of them, so it begins with the one that it is about.
+        at = "more_resolutions"
         try:
             parse_resolutions(more_resolutions or "")
             if folder is not None:
+                at = "folder"
+                scan_folders(folder)
+                at = "regularisation"
                 scan_folders(folder, regularisation or NONE)
         except ValueError as error:
-            return str(error)
+            return f"{at}: {error}"
         return True
 
     @classmethod
@@ -143,8 +149,9 @@ class ACLoRADataset(io.ComfyNode):
             logger.warning("AC-LoRA: %d of the dataset's pictures left out. %s", len(problems), " ".join(problems))
         notes = [*summaries(encoded, regularisation_weight), *problems, *remarks(plans, encoded), *known.problems]
         shown = encoded[0].previews
-        sheet = contact_sheet(list(shown.values()), [picture.caption for picture in shown], notes)
-        return io.NodeOutput(latents, conditioning, ui=_shown(sheet, notes))
+        shown_now = _shown(contact_sheet(list(shown.values()), [picture.caption for picture in shown]), notes)
+        host.send_text(shown_now["text"][0], host.hidden_node_id(cls))
+        return io.NodeOutput(latents, conditioning, ui=shown_now)
 
 
 def _shown(sheet: torch.Tensor, notes: list[str]) -> dict[str, Any]:

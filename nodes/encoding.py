@@ -75,7 +75,7 @@ def encode_pictures(
     encoded.problems = list(dict.fromkeys(encoded.problems))  # of all views of a picture
     whole = [picture for picture, own in views.items() if all(view in latents for view in own)]
     if not whole:
-        raise ValueError(f"None of the {len(sizes)} pictures can be read. {encoded.problems[0]}")
+        raise ValueError(f"No picture of this folder can be read. {encoded.problems[0]}")
     encoded.latents = {
         picture: {(side, place): latents[picture, side, size] for place, size in enumerate(sizes[picture])
                   for side in sides}

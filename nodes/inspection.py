@@ -8,7 +8,7 @@ from torch import Tensor
 from ..aclora_core.chart_paper import to_batch
 from ..aclora_core.inspection import inspect_lora
 from ..aclora_core.inspection_charts import inspection_charts
-from ..aclora_core.inspection_text import file_table, inspection_csv, inspection_json, inspection_table
+from ..aclora_core.inspection_text import file_rows, inspection_csv, inspection_json, inspection_table
 from ..aclora_core.report import RankReport
 from . import host, lora_choice
 
@@ -81,10 +81,12 @@ class ACLoRAInspect(io.ComfyNode):
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.show(done)
+            host.raise_if_cancelled()
 
         found = inspect_lora(lora.tensors, lora.metadata, lora.name, lora.size, rank_report, show)
         charts = to_batch(inspection_charts(found, SIZE, dark))
         texts = inspection_table(found), inspection_json(found), inspection_csv(found)
-        summary = file_table(found.file)
+        # In a line each, since a node's text has no columns.
+        summary = "\n".join(f"{key}: {value}" for key, value in file_rows(found.file))
         host.send_text(summary, node_id)
         return io.NodeOutput(charts, *texts, ui={**ui.PreviewImage(charts, cls=cls).as_dict(), "text": (summary,)})

@@ -55,7 +55,7 @@ class LivePreviews:
 
 
 def _stacked(chart: Image.Image, pictures: Sequence[torch.Tensor], prompts: Sequence[str]) -> Image.Image:
-    sheet = contact_sheet(pictures, prompts[: len(pictures)], ())
+    sheet = contact_sheet(pictures, prompts[: len(pictures)])
     lower = Image.fromarray((sheet * 255).round().byte().numpy())
     upper = chart.resize((lower.width, round(chart.height * lower.width / chart.width)), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (lower.width, upper.height + lower.height), "#ffffff")

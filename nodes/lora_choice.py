@@ -61,6 +61,6 @@ def read(lora_model: dict[str, torch.Tensor] | None, lora_name: str) -> Lora:
     if problem is not True:
         raise ValueError(problem)
     if lora_model is not None:
-        return Lora(lora_model, {}, "LORA_MODEL", None)
+        return Lora(lora_model, {}, "the connected LoRA", None)
     path = lora_folder.path_of(lora_name)
     return Lora(*tensor_file.read(path), lora_name, path.stat().st_size)

@@ -104,6 +104,6 @@ class ACLoRASave(io.ComfyNode):
         adapter_file.save(adapter, path, metadata)
         lora_folder.forget_list()
         name = str(path.relative_to(folder))
-        text = f"Saved {name} in {folder}\n{path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}"
+        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))

@@ -10,11 +10,11 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..aclora_core.adapter_file import to_state_dict
-from ..aclora_core.charts import training_chart
+from ..aclora_core.charts import RECENT, training_chart
 from ..aclora_core.config import TrainConfig
 from ..aclora_core.lora import Preset
-from ..aclora_core.report import training_summary
 from ..aclora_core.training import Progress, train
+from ..aclora_core.training_summary import training_summary
 from . import host
 from .live_previews import LivePreviews
 from .options.chain import TYPE as OPTIONS
@@ -22,6 +22,7 @@ from .options.chain import Options
 from .options.checkpoint_folder import note_cancel
 
 _PICTURE_EVERY = 2.0  # seconds between two live charts
+_AGAIN = " Run again gives the same at once; change the seed to train anew."
 _NO_CLIP = (
     "Train AC-LoRA gives a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the clip "
     "of the loader in its place."
@@ -68,6 +69,8 @@ class ACLoRATrain(io.ComfyNode):
         result.report.settings.update(facts)
         lora_model = to_state_dict(result.adapter)
         summary = training_summary(result.report)
+        if "cancelled" in result.report.settings:
+            summary += " Run again to go on." if checkpoints else _AGAIN
         host.send_text(summary, host.hidden_node_id(cls))  # in place of the last step's line
         adapted, clip = host.with_adapter(model[0], chosen.clip, lora_model)
         # The host's Plot Loss Graph fails on a number that is none, and with it all that is behind it.
@@ -88,7 +91,8 @@ class _Show:
     def __call__(self, progress: Progress) -> None:
         picture = None
         self.bar.total = progress.total + progress.to_come
-        if time.monotonic() - self.drawn > _PICTURE_EVERY or progress.done == progress.total:
+        last = progress.done == progress.total or host.cancelled()
+        if last or time.monotonic() - self.drawn > _PICTURE_EVERY:
             planned = progress.total - progress.done + len(progress.losses)
             chart = training_chart(progress.losses, planned, progress.restarts, progress.validation)
             picture = self.previews.below(chart)
@@ -98,10 +102,10 @@ class _Show:
 
 def _line(progress: Progress, bar: host.Bar) -> str:
     """What the node says while it trains."""
-    recent = [loss for loss in progress.losses[-10:] if math.isfinite(loss)]
+    recent = [loss for loss in progress.losses[-RECENT:] if math.isfinite(loss)]
     parts = [progress.stage, f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"]
     if progress.validation:
-        parts.append(f"held-out {progress.validation[-1][1]:.3f}")
+        parts.append(f"set aside {progress.validation[-1][1]:.3f}")
     parts.append(f"learning rate {progress.learning_rate:.2g}")
     if progress.left_out:
         parts.append(f"steps left out: {progress.left_out}")
@@ -132,7 +136,7 @@ def _widgets() -> list[Any]:
     return [
         io.Int.Input(
             "steps", default=TrainConfig.steps, min=1, max=100_000,
-            tooltip="How often the adapter is changed, at most. With eight pictures or more some are held out, and "
+            tooltip="How often the adapter is changed, at most. With eight pictures or more some are set aside, and "
             "training stops by itself once more steps only copy the pictures instead of the style.",
         ),
         io.Float.Input(
@@ -169,7 +173,7 @@ def _outputs() -> list[Any]:
             display_name="lora_model",
             tooltip="The adapter alone, for Save AC-LoRA, Inspect AC-LoRA and Resize AC-LoRA.",
         ),
-        io.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for the host's Plot Loss Graph."),
+        io.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for ComfyUI's Plot Loss Graph."),
         io.Custom("RANK_REPORT").Output(
             display_name="rank_report",
             tooltip="What the training found out: settings, losses, and the ranks at every restart.",

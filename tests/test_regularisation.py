@@ -11,8 +11,8 @@ import torch
 from aclora_core.checkpoint import Checkpoints
 from aclora_core.config import TrainConfig
 from aclora_core.drawing import Drawing
-from aclora_core.report import training_summary
 from aclora_core.training import train
+from aclora_core.training_summary import training_summary
 from aclora_core.validation import split, style_of
 from tests.toy import FLOW, WIDTH, Toy, toy
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from aclora_core import training_pass
 from aclora_core.checkpoint import Checkpoints
 from aclora_core.config import TrainConfig
-from aclora_core.report import RankReport, training_summary
+from aclora_core.report import RankReport
 from aclora_core.restart import dynamic_threshold
 from aclora_core.schedule import rate_at
 from aclora_core.training import Progress, train
+from aclora_core.training_summary import training_summary
 from tests.toy import FLOW, WIDTH, planted, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,8 +12,8 @@ from aclora_core.checkpoint import Checkpoints
 from aclora_core.config import TrainConfig
 from aclora_core.lora import attached, find_layers, make_weights
 from aclora_core.progress import Progress, Result
-from aclora_core.report import training_summary
 from aclora_core.training import train
+from aclora_core.training_summary import training_summary
 from aclora_core.validation import HeldOut, Validation, denoising_loss, split
 from tests.toy import FLOW, Toy, toy
 
@@ -218,7 +218,9 @@ def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step
     plain = train(toy(12), alone, pictures=split(toy(12), range(12), 0.2, 0)[0])
     assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
     told = training_summary(result.report)
-    assert f"What is given is step {step}, which was not measured by the 2 held-out pictures." in told
+    steps = "1 step" if step == 1 else f"{step} steps"
+    assert told.startswith(f"Cancelled at step {step}: this is what was learned so far. {steps} over 12 pictures.")
+    assert f"What is given is step {step}, which was not measured on the 2 pictures set aside." in told
     # Ten pictures, eight to a step: an epoch has two.
     assert result.report.settings["epochs"] == math.ceil(step / 2)
 
@@ -239,7 +241,7 @@ def test_a_measurement_that_was_stopped_is_made_when_the_training_goes_on(tmp_pa
 
 def test_stopped_where_it_was_measured_a_training_gives_its_best() -> None:
     told = training_summary(stopped_at(20, toy(12), CONFIG).report)
-    assert "Best at step 20 by 2 held-out pictures, loss " in told
+    assert "Best at step 20: loss " in told and " on the 2 pictures set aside." in told
 
 
 @pytest.mark.parametrize("stage", ["cutting", "training on all"])

@@ -33,8 +33,9 @@ class Bar:
             send_text(text, self._node_id)
 
     def advance(self, steps: int) -> None:
-        """Moves the bar on by some steps."""
+        """Moves the bar on by some steps; on a cancel the prompt ends here."""
         self.show(self._done + steps)
+        raise_if_cancelled()
 
     def time_left(self, done: int, before: int = 0) -> str:
         """Minutes and seconds that the rest takes at the pace so far. before: steps that an earlier run had done."""

@@ -94,7 +94,7 @@ async def messages(server, prompt):
 def test_the_node_shows_where_the_file_went(server, lora):
     prompt = {"1": load_node(lora), "2": save_node("shown", ["1", 2])}
     _, texts = asyncio.run(asyncio.wait_for(messages(server, prompt), 60))
-    assert "Saved shown_00001.safetensors in " in texts["2"]
+    assert "Saved shown_00001.safetensors: " in texts["2"]
 
 
 def test_an_output_without_its_input_says_so_where_it_is_used(server, lora):

@@ -106,7 +106,7 @@ def test_the_saved_cut_keeps_the_report_and_has_a_preview(
     server: HostServer, prompt: dict[str, Any], finished: dict[str, Any], lora: Path
 ) -> None:
     text = finished["outputs"][titled(prompt, "Save the cut of 90 %")]["text"][0]
-    path = server.base / "models" / "loras" / re.search(r"Saved (\S+) in", text)[1]  # type: ignore[index]
+    path = server.base / "models" / "loras" / re.search(r"Saved (\S+):", text)[1]  # type: ignore[index]
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         ranks = {file.get_slice(key).get_shape()[1] for key in file.keys() if key.endswith("lora_up.weight")}
