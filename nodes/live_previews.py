@@ -49,6 +49,12 @@ class LivePreviews:
 
         return Previews(wishes.every, draw, wishes.share)
 
+    @property
+    def remark(self) -> str:
+        """What is to be known of pictures that were drawn; nothing most often."""
+        rough = self.pictures and self.wishes and self.wishes.vae is None
+        return " Previews are rough, as no VAE is connected to AC-LoRA Preview Options." if rough else ""
+
     def below(self, chart: Image.Image) -> Image.Image:
         """The chart with the latest pictures under it."""
         return _stacked(chart, self.pictures, self.wishes.prompts) if self.wishes and self.pictures else chart

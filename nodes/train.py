@@ -13,6 +13,7 @@ from ..aclora_core.adapter_file import to_state_dict
 from ..aclora_core.charts import RECENT, training_chart
 from ..aclora_core.config import TrainConfig
 from ..aclora_core.lora import Preset
+from ..aclora_core.report import RankReport
 from ..aclora_core.training import Progress, train
 from ..aclora_core.training_summary import training_summary
 from . import host
@@ -22,7 +23,6 @@ from .options.chain import Options
 from .options.checkpoint_folder import note_cancel
 
 _PICTURE_EVERY = 2.0  # seconds between two live charts
-_AGAIN = " Run again gives the same at once; change the seed to train anew."
 _NO_CLIP = (
     "Train AC-LoRA gives a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the clip "
     "of the loader in its place."
@@ -60,25 +60,30 @@ class ACLoRATrain(io.ComfyNode):
             checkpoints = chosen.checkpoints
             result = train(trainable, config, show, host.cancelled, checkpoints=checkpoints, previews=previews)
             facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
-            if note := host.note_on(model[0]):
-                facts["notes"] = " ".join(filter(None, [note, str(result.report.settings.get("notes", ""))]))
+        report, lora_model = result.report, to_state_dict(result.adapter)
         if host.cancelled():
             host.accept_cancel()
+            show.given(report, config.steps)
             if checkpoints:
                 note_cancel(checkpoints.folder)
-        result.report.settings.update(facts)
-        lora_model = to_state_dict(result.adapter)
-        summary = training_summary(result.report)
-        if "cancelled" in result.report.settings:
-            summary += " Run again to go on." if checkpoints else _AGAIN
+        report.settings.update(facts)
+        if note := host.note_on(model[0]):
+            report.settings["notes"] = f"{note} {report.settings.get('notes', '')}".strip()
+        summary = _summary(report, bool(checkpoints)) + shown.remark
         host.send_text(summary, host.hidden_node_id(cls))  # in place of the last step's line
         adapted, clip = host.with_adapter(model[0], chosen.clip, lora_model)
         # The host's Plot Loss Graph fails on a number that is none, and with it all that is behind it.
-        losses = list(filter(math.isfinite, result.report.losses))
+        losses = list(filter(math.isfinite, report.losses))
         return io.NodeOutput(
-            adapted, lora_model, {"loss": losses}, result.report, clip or host.blocked(_NO_CLIP),
+            adapted, lora_model, {"loss": losses}, report, clip or host.blocked(_NO_CLIP),
             ui={"text": (summary,)},
         )  # fmt: skip
+
+
+def _summary(report: RankReport, can_go_on: bool) -> str:
+    """What the node says in the end; after a cancel also what to do next."""
+    go_on = " Run again to go on." if can_go_on else " Run again gives the same at once; change the seed to train anew."
+    return training_summary(report) + (go_on if "cancelled" in report.settings else "")
 
 
 class _Show:
@@ -98,6 +103,12 @@ class _Show:
             picture = self.previews.below(chart)
             self.drawn = time.monotonic()
         self.bar.show(progress.done, _line(progress, self.bar), picture)
+
+
+    def given(self, report: RankReport, steps: int) -> None:
+        """The chart of what comes out, which the host does not show while a cancel is under way."""
+        chart = training_chart(report.losses, steps, report.restarts, report.validation)
+        self.bar.show(self.bar.done, picture=self.previews.below(chart))
 
 
 def _line(progress: Progress, bar: host.Bar) -> str:

@@ -11,7 +11,7 @@ import argparse
 import io
 import json
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page
 
 from tests.host.browser import load_workflow, open_front_end
@@ -19,6 +19,8 @@ from tests.host.browser import load_workflow, open_front_end
 from .sheet import WORKFLOWS, save_thumbnail
 
 WIDTH = 1280  # pixels of a thumbnail
+# Written on it, since the graphs look alike.
+TITLES = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
 MARGIN = 30  # around the graph, in its own units
 ASIDE = (120, 140, 520, 60)  # left, top, right, bottom of the window: the front end's bars and messages
 
@@ -49,6 +51,14 @@ def picture(page: Page, name: str) -> Image.Image:
     return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
+def titled(shot: Image.Image, name: str) -> Image.Image:
+    """The thumbnail, with the model's name in large letters on its lower edge."""
+    small = shot.resize((WIDTH, round(shot.height * WIDTH / shot.width)), Image.Resampling.LANCZOS)
+    font, place = ImageFont.load_default(150), (40, small.height - 200)
+    ImageDraw.Draw(small).text(place, TITLES.get(name, name), "white", font, stroke_width=8, stroke_fill="black")
+    return small
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.graph_picture", description=__doc__)
     parser.add_argument("address")
@@ -56,9 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     with open_front_end(options.address) as page:
         for name in options.workflows:
-            shot = picture(page, name)
-            size = WIDTH, round(shot.height * WIDTH / shot.width)
-            save_thumbnail(shot.resize(size, Image.Resampling.LANCZOS), name)
+            save_thumbnail(titled(picture(page, name), name), name)
 
 
 if __name__ == "__main__":

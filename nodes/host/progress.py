@@ -20,12 +20,12 @@ class Bar:
         self.total = total
         self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
         self._node_id = node_id
-        self._done = 0
+        self.done = 0
         self._started = time.monotonic()
 
     def show(self, done: int, text: str = "", picture: Image.Image | None = None) -> None:
         """Moves the bar. A cancel is left for cancelled() and raise_if_cancelled() to tell."""
-        self._done = done
+        self.done = done
         preview = ("JPEG", picture, None) if picture else None
         with cancel_kept():
             self._bar.update_absolute(done, self.total, preview)
@@ -34,7 +34,7 @@ class Bar:
 
     def advance(self, steps: int) -> None:
         """Moves the bar on by some steps; on a cancel the prompt ends here."""
-        self.show(self._done + steps)
+        self.show(self.done + steps)
         raise_if_cancelled()
 
     def time_left(self, done: int, before: int = 0) -> str:

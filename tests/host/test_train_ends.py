@@ -108,6 +108,8 @@ def test_a_cancel_before_eight_pictures_were_measured_is_told_as_it_is(pack, mod
         report = trained(pack, model, many, captions[:1] * 9, steps=40)[3]
     told = pack.nodes.train.training_summary(report)
     assert len(report.losses) == 1 and "What is given is step 1, which was not measured" in told
+    assert pack.nodes.train._summary(report, True).endswith(" Run again to go on.")
+    assert pack.nodes.train._summary(report, False).endswith("change the seed to train anew.")
 
 
 def test_a_cancel_on_the_way_keeps_what_was_learned(pack, model, pictures, interrupt, caplog):
@@ -118,7 +120,7 @@ def test_a_cancel_on_the_way_keeps_what_was_learned(pack, model, pictures, inter
     def press_cancel(value, total, preview):
         comfy.model_management.throw_exception_if_processing_interrupted()
         steps.append(value)
-        if value >= 2:
+        if value >= 2 and len(steps) == 2:
             interrupt()
 
     with untouched(model), progress(press_cancel), caplog.at_level(logging.INFO, logger="aclora"):

@@ -83,6 +83,14 @@ def test_without_a_vae_the_latents_are_shown(pack, parts, model, pictures, drawn
     assert drawn[0][0].shape == (16, 16, 3) and 0.02 < drawn[0][0].std()
 
 
+def test_pictures_without_a_vae_are_said_to_be_rough(pack, parts):
+    for vae, said in ((None, True), (parts[2], False)):
+        shown = pack.nodes.live_previews.LivePreviews(wishes(pack, parts, vae=vae))
+        assert not shown.remark  # before there is a picture
+        shown.pictures = [torch.zeros(8, 8, 3)]
+        assert ("as no VAE is connected" in shown.remark) is said
+
+
 def test_a_vae_that_does_not_fit_beside_the_model_is_left_out(pack, parts, model, pictures, drawn, monkeypatch):
     monkeypatch.setattr(pack.nodes.host.sampling, "_fits", lambda *_: False)
     trained(pack, model, *pictures, wishes(pack, parts), steps=2)
