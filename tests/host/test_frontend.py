@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 PROMPTS = ROOT / "tests" / "host" / "prompts"
+SET_NEWER = "wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)"
+NEWER_BOXES = """() => {
+  const scale = window.app.canvas.ds.scale, titles = new Map(window.app.graph.nodes.map(n => [String(n.id), n.title]));
+  return [...document.querySelectorAll('[data-node-id]')].filter(e => titles.has(e.dataset.nodeId)).map(element => {
+    const {x, y, width, height} = element.getBoundingClientRect();
+    return [titles.get(element.dataset.nodeId), ...[x, y, width, height].map(n => Math.round(n / scale))];
+  });
+}"""
 LISTEN = """() => {
   window.heard = {pictures: 0, texts: 0};
   window.app.api.addEventListener('b_preview', () => window.heard.pictures++);
@@ -71,7 +79,34 @@ def test_front_end_sends_the_prompt_that_the_tests_run(
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
 def test_no_node_lies_on_another(workflow: dict[str, Any], page: Page) -> None:
-    boxes = page.evaluate("() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])")
+    assert_apart(page.evaluate("() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])"))
+
+
+@pytest.fixture(scope="module")
+def newer_nodes(page: Page) -> Iterator[None]:
+    """ComfyUI's Nodes 2.0, which are parts of the page, in a window in which all of a graph is in sight."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": 3200, "height": 2000})
+    page.evaluate(SET_NEWER, True)
+    yield
+    page.evaluate(SET_NEWER, False)
+    page.set_viewport_size(before)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_no_node_of_the_newer_kind_lies_on_another(newer_nodes: None, workflow: str, page: Page) -> None:
+    from .browser import FIT_VIEW, load_workflow
+
+    loaded = json.loads((ROOT / "workflows" / f"{workflow}.json").read_text(encoding="utf-8"))
+    load_workflow(page, loaded)
+    page.evaluate(FIT_VIEW)
+    page.wait_for_function(f"wanted => ({NEWER_BOXES})().length === wanted", arg=len(loaded["nodes"]))
+    page.wait_for_timeout(1000)  # until they have their sizes
+    assert_apart(page.evaluate(NEWER_BOXES))
+
+
+def assert_apart(boxes: list[Any]) -> None:
+    """boxes: (title, left, top, width, height)."""
     for place, (title, x, y, width, height) in enumerate(boxes):
         for other, left, top, wide, high in boxes[place + 1 :]:
             apart = x + width <= left or left + wide <= x or y + height <= top or top + high <= y

@@ -48,6 +48,18 @@ def test_a_connected_lora_becomes_charts_table_json_and_csv(inspect):
     assert len(output.ui["images"]) == 3 and "6 plain LoRA layers in 3 blocks" in output.ui["text"][0]
 
 
+@pytest.mark.parametrize("kind", ["inspect", "resize"])
+def test_a_cancel_stops_it_between_two_layers(request, kind):
+    import comfy.model_management as management
+
+    node = request.getfixturevalue(kind)
+    more = [{"rule": "fixed", "rank": 2}] if kind == "resize" else []
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        node.execute("none", *more, lora_model=lora())
+    assert not management.processing_interrupted()
+
+
 def test_dark_charts_are_dark(inspect):
     light, dark = (inspect.execute("none", is_dark, lora_model=lora())[0].mean() for is_dark in (False, True))
     assert dark < 0.5 < light
