@@ -60,7 +60,7 @@ class Fitting:
                 if not sentence:
                     raise
             log.info("AC-LoRA: %s", sentence)
-            self.progress.notes.append(sentence)
+            self.progress.note(sentence)
             self.stepper.graphs.clear()
             self.stepper.clear_gradients()
             meanwhile = _nothing

@@ -35,6 +35,11 @@ class Progress:
         """How many steps of this pass changed nothing, as their loss or gradient was not finite."""
         return left_out(self.losses)
 
+    def note(self, sentence: str) -> None:
+        """Has the user told, once, however often it happens."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
     @property
     def learned_until(self) -> int:
         """The last step of this pass that changed something; 0 where none did."""

@@ -171,12 +171,7 @@ class _Training:
         except Exception as error:  # whatever a model, a driver or a callback raises
             reason = str(error).split("\n")[0] or type(error).__name__
             log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
-            self._note(f"{what} ({reason}); {kept}.")
-
-    def _note(self, sentence: str) -> None:
-        """Tells the user once, however often it happens."""
-        if sentence not in self.progress.notes:
-            self.progress.notes.append(sentence)
+            self.progress.note(f"{what} ({reason}); {kept}.")
 
     def _second_pass(self, found: FirstPass, state: Mapping[str, Any] | None) -> Adapter | None:
         """Trains on all pictures up to the step that was best without the held-out ones, and cuts in the same way.
@@ -229,13 +224,13 @@ class _Training:
         if work.diverged:
             sentence = work.take_back()
             log.warning("AC-LoRA: %s", sentence)
-            self._note(sentence)
+            self.progress.note(sentence)
             self.stopped = True
             return True
         if validation and validation.due(step, steps):
             self._measure(work, validation, step)
         if self.previews and (problem := self.previews.run(work, self.progress.done)):
-            self._note(problem)
+            self.progress.note(problem)
         self.on_step(self.progress)
         if self._asked_to_stop():
             log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", step, steps)
@@ -283,7 +278,7 @@ class _Training:
             state["validation"] = validation.state_dict()
         problem = self.store.write(stage, step, state)
         if problem:
-            self._note(problem)
+            self.progress.note(problem)
         self.writing_seconds += time.monotonic() - began
 
     def _measure(self, work: TrainingPass, validation: Validation, step: int) -> None:
