@@ -28,6 +28,24 @@ def test_a_loss_that_is_no_number_ends_with_a_sentence_and_leaves_the_model(pack
         trained(pack, broken, [spoiled, spoiled], pictures[1], steps=20)
 
 
+def test_the_loss_map_holds_numbers_alone_and_the_hosts_graph_draws_it(pack, model, pictures, monkeypatch):
+    from comfy_extras.nodes_train import LossGraphNode
+
+    real = pack.nodes.train.train
+
+    def with_a_step_left_out(*given, **named):
+        result = real(*given, **named)
+        result.report.losses[1] = math.nan
+        return result
+
+    monkeypatch.setattr(pack.nodes.train, "train", with_a_step_left_out)
+    _, _, loss_map, report, *_ = trained(pack, model, *pictures)
+    assert len(report.losses) == 3 and loss_map["loss"] == [report.losses[0], report.losses[2]]
+    with pytest.raises(ValueError, match="NaN"):
+        LossGraphNode.execute({"loss": report.losses}, "loss")
+    assert LossGraphNode.execute(loss_map, "loss").ui
+
+
 def test_progress_comes_with_every_step_and_a_picture_now_and_then(pack, model, pictures):
     seen = []
     with progress(lambda value, total, preview: seen.append((value, total, preview))):
