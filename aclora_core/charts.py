@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 
 from .chart_paper import Paper, new_paper
-from .report import RankReport, Restart
+from .report import RankReport, Restart, recent_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (512, 320)  # pixels; what a node shows without scaling
-RECENT = 10  # steps whose mean is told as the loss
 _LEFT, _RIGHT = 44.0, 20.0  # margins in points
 _POINTS = 400  # a line with more points than pixels only takes longer
 
@@ -41,9 +40,8 @@ def training_chart(
     view = max(steps / 2 ** max(0, math.floor(math.log2(steps / max(1, len(losses))))), min(steps, 10))
     _draw_losses(paper, upper, losses, validation)
     _mark(paper, upper, restarts)
-    recent = [loss for loss in losses[-RECENT:] if math.isfinite(loss)]
-    said = f", loss {sum(recent) / len(recent):.3f}" if recent else ""
-    paper.heading(upper, f"Step {len(losses):,} of {steps:,}{said}")
+    loss = recent_loss(losses)
+    paper.heading(upper, f"Step {len(losses):,} of {steps:,}" + (f", loss {loss:.3f}" if loss is not None else ""))
     lower = upper
     if restarts:
         upper.tick_params(labelbottom=False)

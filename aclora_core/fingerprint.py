@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .content_hash import plain_parts
 from .graphs import tensors_in
 from .model import Model
+from .wording import some
 
 _WITHOUT_EFFECT = {"checkpointing", "graph"}  # on speed and memory only
 _SUMS = 8  # numbers that stand for a tensor
@@ -89,7 +90,7 @@ def _picture_differences(before: list[list[list[float]]], now: list[list[list[fl
         return
     changed = [place for place, pair in enumerate(zip(before, now, strict=True), start=1) if not _alike(*pair)]
     if changed:
-        first = ", ".join(map(str, changed[:5])) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        first = some(changed, 5)
         which = f"picture {first} of {len(now)} or its caption is" if len(changed) == 1 else (
             f"pictures {first} of {len(now)} or their captions are"
         )  # fmt: skip

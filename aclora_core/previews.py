@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .wording import reason
+
 if TYPE_CHECKING:
     from .training_pass import TrainingPass
 
@@ -44,8 +46,7 @@ class Previews:
                 self.draw(done)
         except Exception as error:  # whatever a host's sampler raises
             self.failed = True
-            reason = str(error).split("\n")[0] or type(error).__name__
-            sentence = f"Step {done}: no preview could be drawn ({reason}). Training goes on without previews."
+            sentence = f"Step {done}: no preview could be drawn ({reason(error)}). Training goes on without previews."
             log.warning("AC-LoRA: %s", sentence)
             return sentence
         finally:

@@ -129,6 +129,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def recent_loss(losses: Sequence[float]) -> float | None:
+    """The loss that is told: the mean of the last ten steps, of those that are finite; None where none is."""
+    recent = [loss for loss in losses[-10:] if math.isfinite(loss)]
+    return sum(recent) / len(recent) if recent else None
+
+
 def left_out(losses: Sequence[float]) -> int:
     """How many steps changed nothing, as their loss or gradient was not finite."""
     return sum(not math.isfinite(loss) for loss in losses)

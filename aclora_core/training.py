@@ -27,6 +27,7 @@ from .smallest import WHOLE, Cut, smallest_cut
 from .training_pass import TrainingPass
 from .training_report import make_report
 from .validation import FEWEST_PICTURES, HeldOut, Validation, split, style_of
+from .wording import reason
 
 log = logging.getLogger("aclora")
 
@@ -114,10 +115,10 @@ class _Training:
             self.facts, self.measuring_seconds = dict(state["facts"]), state["measuring_seconds"]
             self.facts.pop("cancelled", None)
         found = self._found(state, learned, held)
-        adapter, seen = found.adapter, learned
+        second = None
         if held and self.config.refit and not self.stopped:
             second = self._second_pass(found, state if state and "found" in state else None)
-            adapter, seen = (found.adapter, learned) if second is None else (second, self.pictures)
+        adapter, seen = (found.adapter, learned) if second is None else (second, self.pictures)
         self.facts |= {"held_out_images": len(held), "steps_run": self.progress.done}
         self.facts["validation_seconds"] = round(self.measuring_seconds, 2)
         if self.previews:
@@ -169,9 +170,8 @@ class _Training:
         try:
             yield
         except Exception as error:  # whatever a model, a driver or a callback raises
-            reason = str(error).split("\n")[0] or type(error).__name__
             log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
-            self.progress.note(f"{what} ({reason}); {kept}.")
+            self.progress.note(f"{what} ({reason(error)}); {kept}.")
 
     def _second_pass(self, found: FirstPass, state: Mapping[str, Any] | None) -> Adapter | None:
         """Trains on all pictures up to the step that was best without the held-out ones, and cuts in the same way.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .report import RankReport, left_out, mean_and_range
+from .wording import counted
 
 # By the stage at which a training was cancelled.
 _CANCELLED = {
@@ -21,8 +22,8 @@ def training_summary(report: RankReport) -> str:
     if chosen is not None and chosen.name != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
     ranks = list(report.signal.values())
-    restarts = _count(len(report.restarts), "restart")
-    lines.append(f"{_count(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
+    restarts = counted(len(report.restarts), "restart")
+    lines.append(f"{counted(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
     if skipped := left_out(report.losses):
         lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
     lines += [*_previews(report), *filter(None, [str(settings.get("notes", ""))])]
@@ -37,7 +38,7 @@ def _steps(report: RankReport) -> str:
     more = f" and {others} regularisation pictures" if others else ""
     both = last < steps and "cancelled" not in settings
     twice = f": {steps - last} to find the best, {last} with all" if both else ""
-    return f"{_count(steps, 'step')} over {_count(int(settings['images']), 'picture')}{more}{twice}."
+    return f"{counted(steps, 'step')} over {counted(int(settings['images']), 'picture')}{more}{twice}."
 
 
 def _best(report: RankReport) -> list[str]:
@@ -59,7 +60,3 @@ def _previews(report: RankReport) -> list[str]:
     saved = settings.get("previews_left_out")
     fewer = f"; {saved} sets were left out, to take no more of the time" if saved else ""
     return [f"Previews took {settings['preview_seconds']:.0f} of {settings['seconds_run']:.0f} seconds{fewer}."]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

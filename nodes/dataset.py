@@ -93,8 +93,9 @@ class ACLoRADataset(io.ComfyNode):
             if folder is not None:
                 at = "folder"
                 scan_folders(folder)
+            if folder is not None and regularisation not in (None, NONE):
                 at = "regularisation"
-                scan_folders(folder, regularisation or NONE)
+                scan_folders(folder, regularisation)
         except ValueError as error:
             return f"{at}: {error}"
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..aclora_core import images
+from ..aclora_core.wording import counted, some
 from .dataset_plan import Plan
 from .encoding import Encoded, Size
 
@@ -20,7 +21,7 @@ def summaries(encoded: list[Encoded], weight: float) -> list[str]:
         lines.append(f"{_pictures(encoded[1], 'regularisation picture')}, which count {weight:g} each: {sizes}.")
     masked = sum(len(each.masks) for each in encoded)
     if masked:
-        lines.append(f"{_count(masked, 'picture')} with a mask; what it leaves out is pale below.")
+        lines.append(f"{counted(masked, 'picture')} with a mask; what it leaves out is pale below.")
     return lines
 
 
@@ -33,11 +34,11 @@ def remarks(plans: list[Plan], encoded: list[Encoded]) -> list[str]:
         for resolution, pictures in plan.too_small.items():
             names = [picture.name for picture in pictures if picture in each.latents]
             if names:
-                count = _count(len(names), "picture")
-                lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {_some(names)}.")
+                count = counted(len(names), "picture")
+                lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {some(names)}.")
         if plan.scan.spare_masks:
-            count = _count(len(plan.scan.spare_masks), "mask")
-            lines.append(f"{count} without a picture of the same name: {_some(list(plan.scan.spare_masks))}.")
+            count = counted(len(plan.scan.spare_masks), "mask")
+            lines.append(f"{count} without a picture of the same name: {some(list(plan.scan.spare_masks))}.")
     if len(encoded) > 1 and _total(encoded[1]) > _total(encoded[0]):
         lines.append(
             f"An epoch has {_total(encoded[1])} regularisation pictures and {_total(encoded[0])} of the style, so "
@@ -57,12 +58,12 @@ def _remarks(encoded: Encoded, noun: str, advice: str) -> list[str]:
         (cropped, "so long that more than a third was cut off"),
         (silent, f"without a caption; {advice}"),
     ]
-    return [f"{_count(len(names), noun)} {text}: {_some(names)}." for names, text in found if names]
+    return [f"{counted(len(names), noun)} {text}: {some(names)}." for names, text in found if names]
 
 
 def _pictures(encoded: Encoded, noun: str) -> str:
     total, different = _total(encoded), len(encoded.latents)
-    return _count(different, noun) + (f", {total} with repeats" if total != different else "")
+    return counted(different, noun) + (f", {total} with repeats" if total != different else "")
 
 
 def _total(encoded: Encoded) -> int:
@@ -74,11 +75,3 @@ def _counts(sizes: Iterable[Size]) -> str:
     for size in sizes:
         counts[size] = counts.get(size, 0) + 1
     return ", ".join(f"{number} at {width} × {height}" for (width, height), number in sorted(counts.items()))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

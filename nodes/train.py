@@ -10,10 +10,10 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..aclora_core.adapter_file import to_state_dict
-from ..aclora_core.charts import RECENT, training_chart
+from ..aclora_core.charts import training_chart
 from ..aclora_core.config import TrainConfig
 from ..aclora_core.lora import Preset
-from ..aclora_core.report import RankReport
+from ..aclora_core.report import RankReport, recent_loss
 from ..aclora_core.training import Progress, train
 from ..aclora_core.training_summary import training_summary
 from . import host
@@ -104,7 +104,6 @@ class _Show:
             self.drawn = time.monotonic()
         self.bar.show(progress.done, _line(progress, self.bar), picture)
 
-
     def given(self, report: RankReport, steps: int) -> None:
         """The chart of what comes out, which the host does not show while a cancel is under way."""
         chart = training_chart(report.losses, steps, report.restarts, report.validation)
@@ -113,8 +112,8 @@ class _Show:
 
 def _line(progress: Progress, bar: host.Bar) -> str:
     """What the node says while it trains."""
-    recent = [loss for loss in progress.losses[-RECENT:] if math.isfinite(loss)]
-    parts = [progress.stage, f"loss {sum(recent) / len(recent):.3f}" if recent else "no finite loss"]
+    loss = recent_loss(progress.losses)
+    parts = [progress.stage, "no finite loss" if loss is None else f"loss {loss:.3f}"]
     if progress.validation:
         parts.append(f"set aside {progress.validation[-1][1]:.3f}")
     parts.append(f"learning rate {progress.learning_rate:.2g}")

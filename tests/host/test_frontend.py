@@ -93,14 +93,12 @@ def newer_nodes(page: Page) -> Iterator[None]:
     page.set_viewport_size(before)
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_no_node_of_the_newer_kind_lies_on_another(newer_nodes: None, workflow: str, page: Page) -> None:
-    from .browser import FIT_VIEW, load_workflow
+@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
+def test_no_node_of_the_newer_kind_lies_on_another(newer_nodes: None, workflow: dict[str, Any], page: Page) -> None:
+    from .browser import FIT_VIEW
 
-    loaded = json.loads((ROOT / "workflows" / f"{workflow}.json").read_text(encoding="utf-8"))
-    load_workflow(page, loaded)
     page.evaluate(FIT_VIEW)
-    page.wait_for_function(f"wanted => ({NEWER_BOXES})().length === wanted", arg=len(loaded["nodes"]))
+    page.wait_for_function(f"wanted => ({NEWER_BOXES})().length === wanted", arg=len(workflow["nodes"]))
     page.wait_for_timeout(1000)  # until they have their sizes
     assert_apart(page.evaluate(NEWER_BOXES))
 
