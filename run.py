@@ -141,7 +141,7 @@ def report(outputs: dict, adapters: list[Path]) -> None:
         say(f"  {adapter}")
     if not adapters:
         say("  none was written to models/loras")
-    say("\nTo change things yourself: python3 run.py serve, open the address, then Templates > aclora.")
+    say("\nTo change things yourself: python3 run.py serve, open the address, then Templates > Extensions > aclora.")
 
 
 def serve(port: int) -> int:
