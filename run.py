@@ -29,13 +29,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from tools.runtime.console import Step, StepFailed, clock, say
-from tools.runtime.environment import LOGS, ROOT, RUNTIME, has_cuda
-from tools.runtime.host import Host, link_pack, prepare
-from tools.runtime.server import Server
+from launcher.console import Step, StepFailed, clock, say
+from launcher.environment import LOGS, ROOT, RUNTIME, has_cuda
+from launcher.host import Host, link_pack, prepare
+from launcher.server import Server
 
 CHECKOUT = Path(__file__).absolute().parent  # not resolved: a link in custom_nodes tells which ComfyUI is meant
-PROMPT = ROOT / "tests" / "host" / "prompts" / "quickstart.json"
+PROMPT = ROOT / "tests" / "prompts" / "quickstart.json"
 OUTPUT = RUNTIME / "output"
 
 
@@ -106,7 +106,7 @@ def quickstart() -> int:
 def follow(host: Host, server: Server, result: Path) -> dict:
     """Run the quickstart through the client, which shows the progress, and give the nodes' outputs."""
     result.unlink(missing_ok=True)
-    client = ROOT / "tools" / "runtime" / "client.py"
+    client = ROOT / "launcher" / "client.py"
     command = [str(host.python), str(client), server.address, str(PROMPT), str(result)]
     code = subprocess.run(command, env={**os.environ, "PYTHONUTF8": "1"}).returncode
     if code == 130:
@@ -115,7 +115,8 @@ def follow(host: Host, server: Server, result: Path) -> dict:
     if code or "outputs" not in answer:
         error = answer.get("error", {"step": "the client that follows the workflow", "reason": f"exit code {code}"})
         raise StepFailed(
-            f"Running the quickstart, in {error['step']}", error["reason"],
+            f"Running the quickstart, in {error['step']}",
+            error["reason"],
             f"The server's log tells more: {server.log}\n"
             "If files are missing from the checkout, get them back with: git checkout -- .\n"
             "Else please report it, with that log.",

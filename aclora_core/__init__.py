@@ -1,1 +1,31 @@
-"""AC-LoRA in plain PyTorch: training, spectra, restarts, files. It knows of no host, so scripts can use it too."""
+"""AC-LoRA in plain PyTorch: train a LoRA whose ranks follow the signal, save it, and look at what it learned.
+
+Nothing in here knows ComfyUI. See examples/train_without_comfyui.py for a training of a network of your own.
+"""
+
+from .adapter import Adapter, Layer, RankReport, ResizeConfig, load, resize, save
+from .config import Checkpoints, TrainConfig
+from .dataset import scan_folder
+from .diffusion import Model, Objective
+from .inspection import inspect_lora
+from .training import Previews, Progress, Result, train
+
+__all__ = [
+    "Adapter",
+    "Checkpoints",
+    "Layer",
+    "Model",
+    "Objective",
+    "Previews",
+    "Progress",
+    "RankReport",
+    "ResizeConfig",
+    "Result",
+    "TrainConfig",
+    "inspect_lora",
+    "load",
+    "resize",
+    "save",
+    "scan_folder",
+    "train",
+]

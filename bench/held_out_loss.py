@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from tools.runtime.environment import ROOT
-from tools.runtime.inprocess import load_pack, open_host
+from launcher.environment import ROOT
+from launcher.inprocess import load_pack, open_host
 from tools.tiny_base import icons
 
 STYLE = "fluent-emoji-high-contrast"
-PROMPT = ROOT / "tests" / "host" / "prompts" / "quickstart.json"
+PROMPT = ROOT / "tests" / "prompts" / "quickstart.json"
 
 
 def others(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]:
@@ -46,7 +46,7 @@ def others(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]
 def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int], half: bool) -> dict[str, Any]:
     """The loss of the base and of an adapter for each seed. half: whether the base is in float16."""
     nodes = pack.nodes
-    validation = importlib.import_module(f"{pack.__name__}.aclora_core.validation")
+    validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
     settings = quickstart_settings()
     with torch.inference_mode():
         model, clip, vae = nodes.tiny_base.ACLoRATinyBase.execute().result

@@ -23,11 +23,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from aclora_core.adapter_restart import restart_adapter
-from aclora_core.config import RestartMode, Threshold, TrainConfig
-from aclora_core.cutting import rank_rule
-from aclora_core.restart import Measure, dynamic_threshold, is_restart_epoch, signal_counts
-from aclora_core.spectrum import delta_singular_values, truncate
+from aclora_core.config.choices import RestartMode, Threshold
+from aclora_core.config.train_config import TrainConfig
+from aclora_core.method.rank_rules import rank_rule
+from aclora_core.method.restart import restart_adapter
+from aclora_core.method.spectrum import delta_singular_values, truncate
+from aclora_core.method.thresholds import Measure, dynamic_threshold, is_restart_epoch, signal_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(64, 64), (128, 48), (48, 128)]
@@ -114,8 +115,10 @@ class Layers:
             down, up, true = self.down[place].detach(), self.up[place].detach(), self.update[place]
             rank = rule(values)
             cut_down, cut_up = truncate(down, up, SCALE, rank)
-            errors = [float((delta - true).square().sum() / true.square().sum())
-                      for delta in (SCALE * up @ down, cut_up @ cut_down)]  # fmt: skip
+            errors = [
+                float((delta - true).square().sum() / true.square().sum())
+                for delta in (SCALE * up @ down, cut_up @ cut_down)
+            ]
             found.append(Found(at_last_restart[place], rank, median_rule(values), *errors))
         return found
 
@@ -145,8 +148,10 @@ def fit(setting: Setting, seeds: int, strength: float) -> list[Found]:
 def summary(found: list[Found]) -> dict[str, float]:
     """For each column the mean, and for each rank the share of layers in which it is the true one."""
     columns = {name: [getattr(each, name) for each in found] for name in Found.__dataclass_fields__}
-    shares = {f"{name}_right": statistics.fmean(value == TRUE_RANK for value in columns[name])
-              for name in ("at_last_restart", "reported", "by_median")}  # fmt: skip
+    shares = {
+        f"{name}_right": statistics.fmean(value == TRUE_RANK for value in columns[name])
+        for name in ("at_last_restart", "reported", "by_median")
+    }
     return {**{name: statistics.fmean(values) for name, values in columns.items()}, **shares}
 
 
@@ -168,9 +173,17 @@ def compare_settings(seeds: int) -> list[dict[str, object]]:
     table = []
     for setting in settings():
         result = summary(fit(setting, seeds, 2.0))
-        line(setting.mode, setting.threshold, "" if setting.threshold == "noise floor" else setting.measure,
-             f"{result['at_last_restart_right']:.1%}", result["at_last_restart"], f"{result['reported_right']:.1%}",
-             result["reported"], result["error"], result["error_cut"])  # fmt: skip
+        line(
+            setting.mode,
+            setting.threshold,
+            "" if setting.threshold == "noise floor" else setting.measure,
+            f"{result['at_last_restart_right']:.1%}",
+            result["at_last_restart"],
+            f"{result['reported_right']:.1%}",
+            result["reported"],
+            result["error"],
+            result["error_cut"],
+        )
         table.append({**asdict(setting), **result})
     return table
 
@@ -182,8 +195,13 @@ def compare_strengths(seeds: int, strengths: list[float]) -> dict[float, dict[st
     table = {}
     for strength in strengths:
         result = table[strength] = summary(fit(Setting("product", "noise floor", "energy"), seeds, strength))
-        line(strength, f"{result['reported_right']:.1%}", result["reported"], f"{result['by_median_right']:.1%}",
-             result["by_median"])  # fmt: skip
+        line(
+            strength,
+            f"{result['reported_right']:.1%}",
+            result["reported"],
+            f"{result['by_median_right']:.1%}",
+            result["by_median"],
+        )
     return table
 
 
@@ -200,8 +218,16 @@ def main() -> None:
     strengths = compare_strengths(args.seeds, args.strengths)
     seconds = round(time.monotonic() - began)
     print(f"\n{seconds} s")
-    constants = {"seeds": args.seeds, "shapes": SHAPES, "rank": RANK, "true_rank": TRUE_RANK, "steps": STEPS,
-                 "examples": EXAMPLES, "learning_rate": LEARNING_RATE, "seconds": seconds}  # fmt: skip
+    constants = {
+        "seeds": args.seeds,
+        "shapes": SHAPES,
+        "rank": RANK,
+        "true_rank": TRUE_RANK,
+        "steps": STEPS,
+        "examples": EXAMPLES,
+        "learning_rate": LEARNING_RATE,
+        "seconds": seconds,
+    }
     path = ROOT / "bench" / "results" / "planted_rank.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**constants, "settings": table, "strengths": strengths}, indent=1) + "\n")

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from bench.held_out_loss import quickstart_settings
-from tools.runtime.environment import ROOT
-from tools.runtime.inprocess import load_pack, open_host
+from launcher.environment import ROOT
+from launcher.inprocess import load_pack, open_host
 
 RANKS = [2, 4, 8, 16, 32, 64]
 # alpha by the rank; the scale is alpha / rank. All have the scale 1/2 at rank 16, as the pack's defaults.
@@ -39,19 +39,19 @@ class Bench:
 
     def __init__(self, pack: Any) -> None:
         self.host = pack.nodes.host
-        for name in ("training", "validation", "config"):
-            setattr(self, name, importlib.import_module(f"{pack.__name__}.aclora_core.{name}"))
+        self.core = importlib.import_module(f"{pack.__name__}.aclora_core")
+        self.validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
         settings = quickstart_settings()
         self.same = {key: settings[key] for key in TAKEN}
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
-        dataset = pack.nodes.dataset.ACLoRADataset
+        dataset = pack.nodes.dataset.node.ACLoRADataset
         self.pictures = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
         with self.host.training(self.model, *self.pictures) as trainable:
             self.base_loss = self.loss(trainable)
 
     def loss(self, trainable: Any) -> float:
         """Of the model as it is."""
-        return self.validation.denoising_loss(trainable, range(len(trainable.latents)), seed=0)  # type: ignore
+        return self.validation.denoising_loss(trainable, range(len(trainable.latents)), seed=0)
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Trains once: by how much of the base's loss it has fallen at each mark, and ‖ΔW‖ over all layers."""
@@ -63,7 +63,7 @@ class Bench:
                 if progress.done in marks:
                     falls[progress.done] = 1.0 - self.loss(trainable) / self.base_loss
 
-            result = self.training.train(trainable, self.config.TrainConfig(**settings), look)  # type: ignore
+            result = self.core.train(trainable, self.core.TrainConfig(**settings), look)
         size = math.sqrt(sum(d * d for values in result.report.spectrum.values() for d in values))
         return {"alpha": alpha, "falls": falls, "delta": size}
 

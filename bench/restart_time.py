@@ -20,21 +20,33 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from aclora_core import adapter_restart
-from aclora_core.lora import find_layers
-from tools.runtime.environment import ROOT
-from tools.runtime.inprocess import open_host
+from aclora_core.lora.targets import find_layers
+from aclora_core.method import restart as adapter_restart
+from launcher.environment import ROOT
+from launcher.inprocess import open_host
 
 RANKS = 16, 64  # the default, and a generous one
 THRESHOLDS = None, 0.7  # the noise floor, which is the default, and a share of the energy
 # The settings by which ComfyUI knows SDXL's UNet.
 SDXL: dict[str, Any] = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": 2048, "adm_in_channels": 2816,
-    "num_classes": "sequential", "use_linear_in_transformer": True, "use_spatial_transformer": True,
-    "num_head_channels": 64, "num_heads": -1, "legacy": False,
-}  # fmt: skip
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": 2048,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+    "use_linear_in_transformer": True,
+    "use_spatial_transformer": True,
+    "num_head_channels": 64,
+    "num_heads": -1,
+    "legacy": False,
+}
 
 
 def sizes() -> list[tuple[int, int]]:

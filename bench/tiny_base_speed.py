@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from tools.runtime.environment import ROOT
-from tools.runtime.inprocess import load_pack, open_host
+from launcher.environment import ROOT
+from launcher.inprocess import load_pack, open_host
 
 
 def draw(model: Any, clip: Any) -> float:
@@ -39,13 +39,13 @@ def draw(model: Any, clip: Any) -> float:
 
 def learn(pack: Any, model: Any, clip: Any, batch: int = 4, counted: int = 20, warm_up: int = 5) -> float:
     """Median seconds of a training step."""
-    training = importlib.import_module(f"{pack.__name__}.aclora_core.training")
+    core = importlib.import_module(f"{pack.__name__}.aclora_core")
     latents = [{"samples": torch.randn(1, 16, 16, 16)} for _ in range(16)]
     caption = clip.encode_from_tokens_scheduled(clip.tokenize("a rocket"))
-    config = training.TrainConfig(steps=counted + warm_up + 1, batch_size=batch, layers="all", mode="off")
+    config = core.TrainConfig(steps=counted + warm_up + 1, batch_size=batch, layers="all", mode="off")
     times: list[float] = []
     with pack.nodes.host.training(model, latents, [caption] * 16) as trainable:
-        training.train(trainable, config, on_step=lambda _: times.append(time.perf_counter()))
+        core.train(trainable, config, on_step=lambda _: times.append(time.perf_counter()))
     steps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     return statistics.median(steps[warm_up:])
 

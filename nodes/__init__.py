@@ -2,21 +2,21 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .dataset import ACLoRADataset
-from .inspection import ACLoRAInspect
-from .loading import ACLoRALoad
-from .options.checkpoints import ACLoRACheckpointOptions
-from .options.layers import ACLoRALayerOptions
-from .options.learning import ACLoRALearningOptions
-from .options.previews import ACLoRAPreviewOptions
-from .options.ranks import ACLoRARankOptions
-from .options.speed import ACLoRASpeedOptions
-from .options.text_encoder import ACLoRATextEncoderOptions
-from .options.validation import ACLoRAValidationOptions
-from .resizing import ACLoRAResize
-from .saving import ACLoRASave
+from .adapter.inspect import ACLoRAInspect
+from .adapter.load import ACLoRALoad
+from .adapter.resize import ACLoRAResize
+from .adapter.save import ACLoRASave
+from .dataset.node import ACLoRADataset
 from .tiny_base import ACLoRATinyBase
-from .train import ACLoRATrain
+from .training.node import ACLoRATrain
+from .training.options.checkpoints import ACLoRACheckpointOptions
+from .training.options.layers import ACLoRALayerOptions
+from .training.options.learning import ACLoRALearningOptions
+from .training.options.previews import ACLoRAPreviewOptions
+from .training.options.ranks import ACLoRARankOptions
+from .training.options.speed import ACLoRASpeedOptions
+from .training.options.text_encoder import ACLoRATextEncoderOptions
+from .training.options.validation import ACLoRAValidationOptions
 
 
 class ACLoRAExtension(ComfyExtension):
@@ -25,7 +25,19 @@ class ACLoRAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order in which a workflow uses them."""
         return [
-            ACLoRATinyBase, ACLoRADataset, ACLoRATrain, ACLoRASave, ACLoRALoad, ACLoRAInspect, ACLoRAResize,
-            ACLoRALearningOptions, ACLoRALayerOptions, ACLoRARankOptions, ACLoRAValidationOptions,
-            ACLoRATextEncoderOptions, ACLoRAPreviewOptions, ACLoRACheckpointOptions, ACLoRASpeedOptions,
-        ]  # fmt: skip
+            ACLoRATinyBase,
+            ACLoRADataset,
+            ACLoRATrain,
+            ACLoRASave,
+            ACLoRALoad,
+            ACLoRAInspect,
+            ACLoRAResize,
+            ACLoRALearningOptions,
+            ACLoRALayerOptions,
+            ACLoRARankOptions,
+            ACLoRAValidationOptions,
+            ACLoRATextEncoderOptions,
+            ACLoRAPreviewOptions,
+            ACLoRACheckpointOptions,
+            ACLoRASpeedOptions,
+        ]

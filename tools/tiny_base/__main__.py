@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..runtime.inprocess import open_host
-from . import autoencoder, card, denoiser, icons, judge, text
+from launcher.inprocess import open_host
+from tools.tiny_base import autoencoder, card, denoiser, icons, judge, text
 
 log = logging.getLogger("aclora.tiny_base")
 WORDINGS = ("{caption}", "{caption}", "{concept}, {style} style", "{style} style {concept}", "{plain}", "{style} style")
@@ -159,9 +159,17 @@ def main() -> int:
     schedule = denoiser.Schedule(args.denoiser_steps, args.batch)
     left = args.seconds - (time.monotonic() - started)
     pair = denoiser.train(
-        all_latents(vae, pictures, args.seed), tokens, empty, config, schedule, args.seed,
-        args.work / "denoiser.pt", left, not args.no_compile, progress("denoiser"),
-    )  # fmt: skip
+        all_latents(vae, pictures, args.seed),
+        tokens,
+        empty,
+        config,
+        schedule,
+        args.seed,
+        args.work / "denoiser.pt",
+        left,
+        not args.no_compile,
+        progress("denoiser"),
+    )
     if pair is None:
         log.info("stopped after %.0f s; run the same command again to go on", time.monotonic() - started)
         return 3

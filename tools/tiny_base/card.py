@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from . import icons
+from tools.tiny_base import icons
 
 CARD = """# Model card: the tiny base of AC-LoRA
 
@@ -90,10 +90,14 @@ def write(out: Path, report: dict) -> None:
     """Writes out/MODEL_CARD.md from the report and the files that lie in out."""
     names = {"denoiser": "MMDiT, depth 5, width 320", "text_encoder": "CLIP text model", "autoencoder": "TAESD shape"}
     files = {name: out / f"{name}.safetensors" for name in names}
-    parts = [f"| {n.replace('_', ' ')} | {kind} | {_parameters(files[n]) / 1e6:.1f} M | {files[n].name} |"
-             for n, kind in names.items()]  # fmt: skip
-    sources = [f"| {s.word} | {s.package} | {s.version} | {s.licence} | {s.author}, {s.url} |"
-               for s in icons.BASE_STYLES.values()]  # fmt: skip
+    parts = [
+        f"| {n.replace('_', ' ')} | {kind} | {_parameters(files[n]) / 1e6:.1f} M | {files[n].name} |"
+        for n, kind in names.items()
+    ]
+    sources = [
+        f"| {s.word} | {s.package} | {s.version} | {s.licence} | {s.author}, {s.url} |"
+        for s in icons.BASE_STYLES.values()
+    ]
     card = CARD.format(
         megabytes=sum(path.stat().st_size for path in files.values()) / 1e6,
         concepts=report["concepts"],

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import text
+from tools.tiny_base import text
 
 DEPTH = 5  # the host reads depth from the width: width = 64 · depth
 
@@ -173,9 +173,15 @@ def _write_checkpoint(path: Path, step: int, model: Pair, average: Pair, optimiz
 
 
 def sample(
-    model: Pair, tokens: Tensor, empty: Tensor, shape: tuple[int, ...], seed: int,
-    steps: int = 20, guidance: float = 4.0, shift: float = 1.0,
-) -> Tensor:  # fmt: skip
+    model: Pair,
+    tokens: Tensor,
+    empty: Tensor,
+    shape: tuple[int, ...],
+    seed: int,
+    steps: int = 20,
+    guidance: float = 4.0,
+    shift: float = 1.0,
+) -> Tensor:
     """Euler steps from noise with classifier-free guidance: tokens (n, length) → latents (n, *shape)."""
     device = tokens.device
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -12,22 +12,41 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import icons
+from tools.tiny_base import icons
 
 STYLE = "fluent-emoji-high-contrast"
 CONCEPTS = (
-    "elephant", "turtle", "penguin", "butterfly",
-    "hamburger", "strawberry", "birthday cake",
-    "sailboat", "locomotive", "helicopter",
-    "christmas tree", "sunflower",
-    "camera", "light bulb",
+    "elephant",
+    "turtle",
+    "penguin",
+    "butterfly",
+    "hamburger",
+    "strawberry",
+    "birthday cake",
+    "sailboat",
+    "locomotive",
+    "helicopter",
+    "christmas tree",
+    "sunflower",
+    "camera",
+    "light bulb",
     "church",
     "smiling face with sunglasses",
-)  # fmt: skip
+)
 KEPT_BACK = (
-    "rocket", "guitar", "house", "dog face", "cat face", "owl", "bicycle", "cactus", "mushroom", "castle", "octopus",
+    "rocket",
+    "guitar",
+    "house",
+    "dog face",
+    "cat face",
+    "owl",
+    "bicycle",
+    "cactus",
+    "mushroom",
+    "castle",
+    "octopus",
     "hot beverage",
-)  # fmt: skip
+)
 LICENCE = """\
 The pictures in this folder are from Microsoft's Fluent Emoji, style "High Contrast",
 {url}, taken from the npm package
@@ -59,7 +78,7 @@ They are used under the MIT License:
 
 
 def plain_caption(words: str) -> str:
-    """"cat" -> "a cat"."""
+    """ "cat" -> "a cat"."""
     return icons.caption(words, icons.HELD_OUT_STYLES[STYLE].word).rsplit(",", 1)[0]
 
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .icon_names import concept, is_junk, renamed, vocabulary
-from .icon_sets import ALL_STYLES, BASE_STYLES, HELD_OUT_STYLES, REFERENCE, Style, known_style
+from tools.tiny_base.icon_names import concept, is_junk, renamed, vocabulary
+from tools.tiny_base.icon_sets import ALL_STYLES, BASE_STYLES, HELD_OUT_STYLES, REFERENCE, Style, known_style
 
 _TURNS = ("hFlip", "vFlip", "rotate")  # what an alias can do to the picture of its parent
 
@@ -107,8 +107,10 @@ def compose_svg(icon: dict[str, Any], width: float, height: float) -> str:
         turn = f"rotate({90 * icon.get('rotate', 0)}) scale({mirror})"
         body = f'<g transform="translate({middle_x} {middle_y}) {turn} translate({-middle_x} {-middle_y})">{body}</g>'
     box = f"{middle_x - side / 2:g} {middle_y - side / 2:g} {side:g} {side:g}"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{box}" width="{side:g}" height="{side:g}" color="#000000">{body}</svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box}" width="{side:g}" height="{side:g}" color="#000000">{body}</svg>'
+    )
 
 
 def load_set(cache: Path, style: str) -> dict[str, str]:
@@ -166,7 +168,7 @@ def held_out_pictures(cache: Path, style: str, size: int = 128) -> tuple[np.ndar
 
 
 def caption(words: str, style: str) -> str:
-    """"rocket", "noto" -> "a rocket, noto style". The style is a caption word, as the pictures functions give it."""
+    """ "rocket", "noto" -> "a rocket, noto style". The style is a caption word, as the pictures functions give it."""
     silent = words.startswith(("hour", "honest", "heir"))
     spoken_you = words.startswith(("uni", "use", "ufo", "euro", "one", "uk"))
     an = silent or (words[:1] in "aeiou" and not spoken_you)
@@ -180,8 +182,10 @@ def table(cache: Path) -> str:
     lines = [f"{'style':28}{'word':14}{'licence':14}{'concepts':>9}{'in noto':>9}{'in base':>9}"]
     for key, style in ALL_STYLES.items():
         own = concepts[key]
-        lines.append(f"{key:28}{style.word:14}{style.licence:14}{len(own):9}{len(own & concepts[REFERENCE]):9}"
-                     f"{len(own & base):9}")
+        lines.append(
+            f"{key:28}{style.word:14}{style.licence:14}{len(own):9}{len(own & concepts[REFERENCE]):9}"
+            f"{len(own & base):9}"
+        )
     shared = Counter(words for style in BASE_STYLES for words in concepts[style])
     counts = Counter(shared.values())
     parts = ", ".join(f"{counts[n]} in {n}" for n in sorted(counts, reverse=True))

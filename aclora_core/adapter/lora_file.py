@@ -1,0 +1,105 @@
+"""LoRA adapters in memory and on disk: every key format that ComfyUI reads, written in ComfyUI's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..storage import read_safetensors, write_safetensors
+from .adapter import Adapter, Layer, is_finite
+from .key_formats import ADDITIONS, ALPHA, INCOMPLETE, KINDS, PAIRS, find_kinds, find_pair, group_by_base, host_names
+
+
+def load(path: str | Path) -> Adapter:
+    """Reads a LoRA file in any of the key formats.
+
+    Raises:
+        FileNotFoundError, ValueError: the file or one of its layers is not usable; the sentence names file and key.
+    """
+    state_dict, metadata = read_safetensors(path)
+    try:
+        return from_state_dict(state_dict, metadata)
+    except ValueError as error:
+        raise ValueError(f"{Path(path).name}: {error}") from error
+
+
+def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA file in ComfyUI's key format, atomically, each tensor in the type it has.
+
+    `metadata` is all that the file gets (adapter.metadata is not looked at), besides the two hashes of its tensors.
+
+    Raises:
+        ValueError: the adapter is empty or holds NaN or infinity, or the metadata does not fit into 1 MiB.
+        OSError: the file cannot be written; the old file is unchanged.
+    """
+    state_dict = to_state_dict(adapter)
+    if not state_dict:
+        raise ValueError("The LoRA has no layers, so there is nothing to save. Connect a trained LoRA.")
+    _check_finite(state_dict)
+    write_safetensors(path, state_dict, metadata)
+
+
+def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
+    """ComfyUI's LORA_MODEL: a flat dict of `<base>.lora_up.weight`, `.lora_down.weight`, `.alpha`, and `extra`."""
+    up_suffix, down_suffix = PAIRS[0]
+    state_dict: dict[str, Tensor] = {}
+    for base, layer in adapter.layers.items():
+        state_dict[base + up_suffix] = layer.lora_up.contiguous()
+        state_dict[base + down_suffix] = layer.lora_down.contiguous()
+        state_dict[base + ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
+    return {**state_dict, **{key: tensor.contiguous() for key, tensor in adapter.extra.items()}}
+
+
+def from_state_dict(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Adapter:
+    """Sorts the keys of a LoRA into layers; the tensors are not copied.
+
+    Without an alpha the scale is 1, as in ComfyUI.
+
+    Raises:
+        ValueError: nothing in it is a LoRA, a key is missing or unpaired, or a layer holds NaN or infinity.
+    """
+    tensors = host_names(state_dict)
+    found, unknown = group_by_base(tensors)
+    if not found:
+        example = f"; its first key is '{next(iter(tensors))}'" if tensors else ""
+        raise ValueError(f"There is no LoRA in it: {len(tensors)} tensors{example}. Choose a LoRA file.")
+    _check_finite(tensors)
+    layers: dict[str, Layer] = {}
+    other = dict.fromkeys(unknown, "unknown key")
+    extra = {key: tensors[key] for key in unknown}
+    for base, suffixes in found.items():
+        pair, kinds = find_pair(base, suffixes), find_kinds(base, suffixes, tensors)
+        if pair is None and kinds <= ADDITIONS:
+            raise ValueError(f"'{base}{min(suffixes)}' has no lora_up and lora_down beside it. {INCOMPLETE}")
+        if kinds:
+            other[base] = ", ".join(sorted(kinds))
+        if pair is not None and kinds <= {"bias difference"}:
+            layers[base] = _layer(base, pair, tensors)
+            suffixes = suffixes & KINDS.keys()
+        extra.update({base + suffix: tensors[base + suffix] for suffix in sorted(suffixes)})
+    return Adapter(layers, dict(metadata or {}), other, extra)
+
+
+def _layer(base: str, pair: tuple[str, str], tensors: Mapping[str, Tensor]) -> Layer:
+    up, down, alpha = (tensors.get(base + suffix) for suffix in (*pair, ALPHA))
+    assert up is not None and down is not None  # find_pair has seen both
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"'{base}{ALPHA}' must be one number, but has the shape {tuple(alpha.shape)}.")
+    if not (up.is_floating_point() and down.is_floating_point()):
+        raise ValueError(f"Layer '{base}' holds {up.dtype} and {down.dtype}; a LoRA needs floating-point numbers.")
+    try:
+        return Layer(down, up, float(alpha.item()) if alpha is not None else float(down.shape[0]))
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"Layer '{base}': {error}.") from error
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(
+                f"'{key}' holds NaN or infinity, so the LoRA would spoil every picture."
+                " Use another file, or train again with a lower learning rate."
+            )

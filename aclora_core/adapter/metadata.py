@@ -1,0 +1,154 @@
+"""What a LoRA file says about itself: kohya's ss_* keys, modelspec 1.0.1, and the rank trajectory of AC-LoRA."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from torch import Tensor
+
+from .adapter import Adapter
+from .rank_report import check_report
+
+if TYPE_CHECKING:
+    from .rank_report import RankReport
+
+
+# ComfyUI's name of the base model -> kohya's, and modelspec's name of the architecture.
+BASE_MODELS = {
+    "SD15": ("sd_v1", "stable-diffusion-v1"),
+    "SD20": ("sd_v2", "stable-diffusion-v2-512"),
+    "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "SD3": ("sd3", "stable-diffusion-3"),
+    "Flux": ("flux1", "flux-1-dev"),
+    "FluxSchnell": ("flux1", "flux-1-schnell"),
+    "Lumina2": ("lumina2", "lumina-2"),
+}
+
+
+# kohya's key -> the setting of the training that it repeats.
+FROM_SETTINGS = {
+    "ss_max_train_steps": "steps",
+    "ss_learning_rate": "learning_rate",
+    "ss_unet_lr": "learning_rate",
+    "ss_batch_size_per_device": "batch_size",
+    "ss_gradient_accumulation_steps": "accumulate",
+    "ss_seed": "seed",
+    "ss_num_epochs": "epochs",
+    "ss_num_train_images": "images",
+    "ss_num_reg_images": "regularisation_images",
+    "ss_num_validation_images": "held_out_images",
+    "ss_optimizer": "optimizer",
+    "ss_resolution": "resolution",
+    "ss_training_started_at": "started_at",
+    "ss_training_finished_at": "finished_at",
+}
+
+
+def build_metadata(
+    adapter: Adapter,
+    title: str,
+    report: RankReport | None = None,
+    trigger: str = "",
+    thumbnail: str = "",
+    when: datetime | None = None,
+) -> dict[str, str]:
+    """The metadata of a file for `adapter`; all keys and values are text.
+
+    report: how the adapter was trained. Of its settings these are repeated where other programs look for them: the
+        values of FROM_SETTINGS, and "base_model" (ComfyUI's class of the model, such as "SDXL"). All of them are in
+        "aclora.settings", the trajectory is in "aclora.trajectory".
+    trigger: the word that calls the style; where it is empty, the setting "trigger".
+    thumbnail: a picture as a data URL. when: the date; now where it is None.
+
+    Raises:
+        ValueError: the report does not belong to the adapter.
+    """
+    settings = report.settings if report is not None else {}
+    if report is not None:
+        check_report(adapter, report)
+    trigger = trigger or str(settings.get("trigger", ""))
+    base = str(settings.get("base_model", "unknown"))
+    version, architecture = BASE_MODELS.get(base, (base.lower(), base.lower()))
+    date = (when or datetime.now(timezone.utc)).isoformat(timespec="seconds")
+    metadata = {
+        **_kohya(adapter, title, settings, trigger),
+        "ss_base_model_version": version,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+        "modelspec.title": title,
+        "modelspec.date": date,
+        "modelspec.description": describe(adapter),
+        "aclora.ranks": json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)]),
+    }
+    if "resolution" in settings:
+        metadata["modelspec.resolution"] = resolution_text(settings["resolution"])
+    if trigger:
+        metadata["modelspec.trigger_phrase"] = trigger
+        metadata["modelspec.usage_hint"] = f"Write '{trigger}' in the prompt."
+    if thumbnail:
+        metadata["modelspec.thumbnail"] = thumbnail
+    if report is not None:
+        metadata["ss_steps"] = str(len(report.losses) or settings.get("steps", 0))
+        metadata["aclora.settings"] = json.dumps(settings, ensure_ascii=False, sort_keys=True)
+        metadata["aclora.trajectory"] = report.compact_json()
+    return metadata
+
+
+def resolution_text(resolution: object) -> str:
+    """Modelspec's way to write a resolution: 512 and "512" become "512x512"; "512x768" stays as it is."""
+    text = str(resolution)
+    return f"{text}x{text}" if text.isdecimal() else text
+
+
+def thumbnail_url(image: Tensor, side: int = 256) -> str:
+    """A picture as a JPEG data URL of some 10 to 20 kB, for the model library.
+
+    image: (height, width, 3) or (batch, height, width, 3), of which the first is taken; values from 0 to 1.
+    """
+    pixels = image[0] if image.ndim == 4 else image
+    array = (pixels[..., :3].detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
+    picture = Image.fromarray(array)
+    picture.thumbnail((side, side))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def describe(adapter: Adapter) -> str:
+    """How many layers of which ranks, in words."""
+    ranks = [layer.rank for layer in adapter.layers.values()]
+    if not ranks:
+        return "no plain LoRA layers"
+    spread = f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
+    return f"{len(ranks)} LoRA layer{'s' if len(ranks) > 1 else ''}, {spread}"
+
+
+def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger: str) -> dict[str, str]:
+    """kohya's minimum, and of the rest what is known."""
+    ranks = {layer.rank for layer in adapter.layers.values()}
+    alphas = {layer.alpha for layer in adapter.layers.values()}
+    metadata = {
+        "ss_output_name": title,
+        "ss_v2": str(settings.get("base_model") == "SD20"),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+        "ss_network_args": "{}",
+        "ss_training_comment": "AC-LoRA",
+    }
+    metadata |= {key: str(settings[setting]) for key, setting in FROM_SETTINGS.items() if setting in settings}
+    if "batch_size" in settings:
+        batch, batches = int(str(settings["batch_size"])), int(str(settings.get("accumulate", 1)))
+        metadata["ss_total_batch_size"] = str(batch * batches)
+    if trigger:
+        # Readers look into the first folder only, and kohya's folder names begin with the repeats.
+        frequency = {f"1_{trigger}": {trigger: settings.get("images", 1)}}
+        metadata["ss_tag_frequency"] = json.dumps(frequency, ensure_ascii=False)
+    return metadata

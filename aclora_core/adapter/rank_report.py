@@ -1,0 +1,245 @@
+"""The report of a training: what each restart kept in each layer, the losses, and the final spectra.
+
+It travels through the graph as RANK_REPORT, and in a compact form in the metadata of the saved file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..method import LayerRank
+from .adapter import Adapter
+
+Setting = str | int | float | bool
+
+
+FORMAT = "aclora rank report 1"
+
+
+# A file's whole header must stay below 1 MiB, and the keys of 800 layers alone take a third of that.
+COMPACT_LOSSES = 500
+
+
+COMPACT_RANKS = 18_000  # layers × restarts, at up to 27 bytes each
+
+
+_MOST_STEPS = 10_000_000  # so that a damaged number cannot ask for all memory
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One restart of all layers."""
+
+    step: int
+    epoch: int
+    loss: float  # mean since the last restart, relative to predicting the mean target
+    threshold: float  # NaN where the noise floor decided
+    layers: dict[str, LayerRank]  # by base name, as in Adapter
+
+    def mean_jump(self) -> float | None:
+        """The mean jump of the layers' deltas; None where none was measured."""
+        jumps = [rank.jump for rank in self.layers.values() if math.isfinite(rank.jump)]
+        return math.fsum(jumps) / len(jumps) if jumps else None
+
+
+@dataclass(frozen=True)
+class CutLoss:
+    """What the adapter loses on held-out pictures when it is cut, tried at the end of a training."""
+
+    name: str  # how it was cut: "whole", "rank 4", "energy 95 %"
+    mean_rank: float  # over the layers
+    size: int  # bytes of all matrices
+    loss: float  # held-out, relative to predicting the mean target
+    error: float  # standard error of the difference to the best of the cuts; 0 for the best itself
+    chosen: bool  # whether this is what the training gave
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """Everything that a training tells about itself."""
+
+    settings: dict[str, Setting]
+    losses: list[float]  # of every step
+    validation: list[tuple[int, float]]  # step and held-out loss
+    restarts: list[Restart]
+    spectrum: dict[str, list[float]]  # final singular values of the delta, by base name; empty in the compact form
+    signal: dict[str, int]  # final signal rank, by base name
+    cuts: list[CutLoss] = field(default_factory=list)  # empty without held-out pictures
+
+    def layer_names(self) -> list[str]:
+        """All layers that the report knows, in their order."""
+        known = dict.fromkeys([*self.spectrum, *self.signal])
+        return list(known | dict.fromkeys(name for restart in self.restarts for name in restart.layers))
+
+    def to_json(self) -> str:
+        """All of it, as JSON. NaN and infinity become null, which JSON can say."""
+        return _dumps(_as_dict(self))
+
+    def compact_json(self) -> str:
+        """The report for a file's metadata: some 450 kB for 800 layers, however long the training was.
+
+        Losses are averaged in up to 500 groups. Of many restarts an even choice is kept, with the first and the last.
+        The spectra are left out, since the file's own matrices have them.
+        """
+        groups = _group_means(self.losses, COMPACT_LOSSES)
+        most = max(2, COMPACT_RANKS // max(1, len(self.layer_names())))
+        chosen = [self.restarts[place] for place in _even_places(len(self.restarts), most)]
+        validation = [self.validation[place] for place in _even_places(len(self.validation), COMPACT_LOSSES)]
+        report = RankReport(self.settings, groups, validation, chosen, {}, self.signal, self.cuts)
+        return _dumps({**_as_dict(report, digits=4), "steps": len(self.losses)})
+
+    @classmethod
+    def from_json(cls, text: str) -> RankReport:
+        """Reads what to_json or compact_json wrote; averaged losses stand for each of their steps again.
+
+        Raises:
+            ValueError: the text is no rank report, or a damaged one.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"This is no AC-LoRA rank report, nor any JSON ({error}). {_USE_ANOTHER}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            found = data.get("format", "none") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"This is no AC-LoRA rank report: its format is '{found}', not '{FORMAT}'. {_USE_ANOTHER}")
+        try:
+            return _from_dict(data)
+        except KeyError as error:
+            raise ValueError(f"The AC-LoRA rank report is damaged: {error} is missing. {_USE_ANOTHER}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"The AC-LoRA rank report is damaged: {error}. {_USE_ANOTHER}") from error
+
+
+_USE_ANOTHER = "Use the one that Train AC-LoRA gave."
+
+
+def recent_loss(losses: Sequence[float]) -> float | None:
+    """The loss that is told: the mean of the last ten steps, of those that are finite; None where none is."""
+    recent = [loss for loss in losses[-10:] if math.isfinite(loss)]
+    return sum(recent) / len(recent) if recent else None
+
+
+def left_out(losses: Sequence[float]) -> int:
+    """How many steps changed nothing, as their loss or gradient was not finite."""
+    return sum(not math.isfinite(loss) for loss in losses)
+
+
+def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
+    """The report as JSON has it: what restarts kept stands in columns, in the order of `layers`."""
+    names = report.layer_names()
+
+    def number(value: float) -> float | None:
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
+
+    def restart(source: Restart) -> dict[str, Any]:
+        ranks = [asdict(source.layers[name]) if name in source.layers else {} for name in names]
+        columns: dict[str, Any] = {key: [rank.get(key) for rank in ranks] for key in ("kept_down", "kept_up")}
+        columns["kept_delta"] = [rank.get("kept_delta") for rank in ranks]
+        for key in ("energy", "jump"):
+            columns[key] = [number(rank[key]) if rank else None for rank in ranks]
+        step = {"step": source.step, "epoch": source.epoch}
+        return {**step, "loss": number(source.loss), "threshold": number(source.threshold), **columns}
+
+    return {
+        "format": FORMAT,
+        "settings": {key: number(value) if type(value) is float else value for key, value in report.settings.items()},
+        "steps": len(report.losses),
+        "losses": [number(loss) for loss in report.losses],
+        "validation": [[step, number(loss)] for step, loss in report.validation],
+        "layers": names,
+        "signal": [report.signal.get(name) for name in names],
+        "restarts": [restart(source) for source in report.restarts],
+        "spectrum": {name: [number(value) for value in values] for name, values in report.spectrum.items()},
+        "cuts": [
+            {**asdict(cut), "mean_rank": number(cut.mean_rank), "loss": number(cut.loss), "error": number(cut.error)}
+            for cut in report.cuts
+        ],
+    }
+
+
+def _from_dict(data: Mapping[str, Any]) -> RankReport:
+    names = [str(name) for name in data["layers"]]
+    losses, steps = _floats(data["losses"]), int(data["steps"])
+    if not len(losses) <= steps <= _MOST_STEPS:
+        raise ValueError(f"it tells of {steps} steps and has {len(losses)} losses")
+    return RankReport(
+        settings={str(key): math.nan if value is None else value for key, value in data["settings"].items()},
+        losses=[losses[step * len(losses) // steps] for step in range(steps)] if losses else [],
+        validation=[(int(step), _float(loss)) for step, loss in data["validation"]],
+        restarts=[_read_restart(names, restart) for restart in data["restarts"]],
+        spectrum={str(name): _floats(values) for name, values in data["spectrum"].items()},
+        signal={name: int(count) for name, count in zip(names, data["signal"], strict=True) if count is not None},
+        cuts=[_read_cut(cut) for cut in data.get("cuts", [])],  # reports from before 0.2 have none
+    )
+
+
+def _read_restart(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
+    known = [data[key] for key in ("kept_down", "kept_up", "kept_delta", "energy")]
+    jumps = data.get("jump", [None] * len(names))  # reports from before 0.2 have none
+    layers = {
+        name: LayerRank(int(down), int(up), int(delta), _float(energy), _float(jump))
+        for name, down, up, delta, energy, jump in zip(names, *known, jumps, strict=True)
+        if down is not None
+    }
+    return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), _float(data["threshold"]), layers)
+
+
+def _read_cut(data: Mapping[str, Any]) -> CutLoss:
+    size = int(data["size"])
+    if not 0 <= size < 2**63:
+        raise ValueError("the size of a cut is no number of bytes")
+    numbers = (_float(data["mean_rank"]), size, _float(data["loss"]), _float(data["error"]))
+    return CutLoss(str(data["name"]), *numbers, bool(data["chosen"]))
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _floats(values: Any) -> list[float]:
+    return [_float(value) for value in values]
+
+
+_dumps: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def _group_means(values: Sequence[float], most: int) -> list[float]:
+    """Means of up to `most` groups of neighbours; value i is in group i · groups // count, as from_json reads it."""
+    count = len(values)
+    groups: list[list[float]] = [[] for _ in range(min(most, count))]
+    for place, value in enumerate(values):
+        groups[place * len(groups) // count].append(value)
+    return [math.fsum(group) / len(group) for group in groups]
+
+
+def _even_places(count: int, most: int) -> list[int]:
+    """Up to `most` places of 0 … count - 1, evenly, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [place * (count - 1) // (most - 1) for place in range(most)]
+
+
+def check_report(adapter: Adapter, report: RankReport) -> None:
+    """Refuses a report of another training: every layer of the adapter must be among the layers that it measured."""
+    known = report.spectrum.keys()
+    stranger = next((base for base in adapter.layers if base not in known), None)
+    if known and stranger is not None:
+        raise ValueError(
+            f"The rank report is from another training: it does not know the layer '{stranger}'."
+            " Connect the report of the node that made this LoRA, or none."
+        )
+
+
+def own_report(adapter: Adapter) -> RankReport | None:
+    """The report in a file of this pack's, unless the file was changed since: then it tells of other layers."""
+    try:
+        report = RankReport.from_json(adapter.metadata["aclora.trajectory"])
+    except (KeyError, ValueError):
+        return None
+    return report if adapter.layers.keys() <= set(report.layer_names()) else None

@@ -1,0 +1,26 @@
+"""Where and how often a training is saved, and whether it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Resume = Literal["never", "if there is a checkpoint", "for more steps"]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often a training is written down, and whether it goes on from what is there."""
+
+    folder: Path  # of this training alone
+    every: int = 50  # steps; also at a cancel, and where a pass ends
+    keep: int = 2  # the last so many
+    resume: Resume = "if there is a checkpoint"
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Checkpoints: {name} must be 1 or more, but is {getattr(self, name)}.")
+        if self.resume not in get_args(Resume):
+            raise ValueError(f"resume must be {' or '.join(get_args(Resume))}, but is '{self.resume}'.")

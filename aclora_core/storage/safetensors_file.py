@@ -1,0 +1,135 @@
+"""Safetensors files: read with checks that come before any allocation, written so that a crash leaves the old file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+log = logging.getLogger("aclora")
+
+HEADER_LIMIT = 1 << 20  # bytes; ComfyUI's model library shows no metadata of a file with a longer header
+
+
+READ_LIMIT = 100_000_000  # bytes; the safetensors format allows no longer header
+
+
+DISPENSABLE = ("modelspec.thumbnail", "aclora.trajectory")  # left out, in this order, where the header gets too long
+
+
+SUFFIXES = (".safetensors", ".sft")
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, copied into memory so that the file can be replaced.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, cut off, or no safetensors file.
+    """
+    path = Path(path)
+    _check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            # A mapped tensor would keep the file open, and Windows cannot replace an open file.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged or cut off ({error}). Copy or download the file again.") from error
+    return tensors, metadata
+
+
+def _check_header(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} was not found. Choose a file that exists.")
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path.name} is an empty file (0 bytes). Copy or download the file again.")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        first = file.read(1)
+    if size < 9 or length > min(size - 8, READ_LIMIT) or first != b"{":
+        raise ValueError(
+            f"{path.name} is no safetensors file, or is cut off: its header should take {length:,} bytes and the whole"
+            f" file has {size:,}. Choose a LoRA saved as .safetensors, or download the file again."
+        )
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file beside its target and renames it over it; folders are made where they are missing.
+
+    The metadata gets `sshs_model_hash` and `modelspec.hash_sha256`: the SHA-256 of all bytes after the header, the
+    number by which other programs know a LoRA again. A header over 1 MiB loses its dispensable keys first.
+
+    Raises:
+        ValueError: a metadata value is so long that the header stays over 1 MiB.
+        TypeError: a metadata key or value is not a string.
+        OSError: the file cannot be written; the old file is unchanged.
+    """
+    path = Path(path)
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"Metadata must be text, but {key!r} is {type(value).__name__}. Convert it with str().")
+    blob = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    length = int.from_bytes(blob[:8], "little")
+    table, data = json.loads(blob[8 : 8 + length]), memoryview(blob)[8 + length :]
+    digest = hashlib.sha256(data).hexdigest()
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    header = _fitting_header(table, {"format": "pt", **metadata, **hashes})
+    write_atomically(path, [len(header).to_bytes(8, "little"), header, data])
+
+
+def _fitting_header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
+    header = _header(table, metadata)
+    for key in DISPENSABLE:
+        if len(header) > HEADER_LIMIT and key in metadata:
+            log.warning("AC-LoRA: the file's header would be over 1 MiB, so '%s' is left out of it.", key)
+            metadata = {other: value for other, value in metadata.items() if other != key}
+            header = _header(table, metadata)
+    # Thousands of layers fill a header with their names alone; then no metadata is to blame.
+    if len(header) > HEADER_LIMIT >= len(_header(table, {})):
+        longest = max(metadata, key=lambda key: len(metadata[key]))
+        raise ValueError(
+            f"The metadata makes the file's header {len(header):,} bytes long, and ComfyUI reads {HEADER_LIMIT:,} at"
+            f" most. Shorten '{longest}' ({len(metadata[longest]):,} characters)."
+        )
+    return header
+
+
+def _header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
+    text = json.dumps({"__metadata__": metadata, **table}, ensure_ascii=False, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of eight
+
+
+def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
+    """Writes a file beside its target and renames it over it; folders are made where they are missing.
+
+    Raises:
+        OSError: the file cannot be written; the old file is unchanged, and nothing half-written is left.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())  # without it a power cut can leave an empty file under the final name
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path.name} could not be written: {error.strerror or error}. A file that was there before is unchanged."
+            " Free some space or choose another folder",
+        ) from error

@@ -1,0 +1,211 @@
+"""Does AC-LoRA need a search for the rank? One setting that knows 16 pictures, against the best of a grid.
+
+    python -m bench.no_search --prepare .runtime/no_search.zip                  # needs npm for the icons
+    python -m bench.no_search --data .runtime/no_search.zip --processes 8 [--seconds 300]
+    python -m bench.no_search --table RESULTS.json [MORE.json ...]
+
+Four styles that the tiny base was not trained on, 16 pictures each to learn from and 240 others for the verdict, which
+neither training nor validation sees; three seeds. The grid is plain LoRAs of fixed ranks on all 16 pictures; its best
+rank and step are chosen with hindsight. Writes bench/results/no_search.json after every job and prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bench.no_search import images as pictures
+from bench.no_search import tables
+from bench.no_search.jobs import Job, Row, marks_up_to, ordered
+from bench.no_search.verdict import Results, joined
+from launcher.environment import ROOT
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+MARKS = (13, 25, 38, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 600)
+SEEDS = (0, 1, 2)
+
+# The settings, as TrainConfig has them. Each mode is run with each variant, the most telling ones first.
+VALIDATED = {"steps": 600, "held_out": 0.2, "stop_early": True, "smallest": True, "refit": True}
+RESTARTS = ("paper", "product", "product_redraw")
+VARIANTS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
+    "rank 16": ((*RESTARTS, "off"), {"max_rank": 16}),
+    "rank 64": ((*RESTARTS, "off"), {"max_rank": 64}),
+    "rank 16, no refit": ((*RESTARTS, "off"), {"max_rank": 16, "refit": False}),
+    "rank 64, no refit": ((*RESTARTS, "off"), {"max_rank": 64, "refit": False}),
+    "rank 16, noise floor": (("paper",), {"max_rank": 16, "threshold": "noise floor"}),
+    "rank 32, noise floor": (("paper",), {"max_rank": 32, "threshold": "noise floor"}),
+    "rank 64, noise floor": (RESTARTS, {"max_rank": 64, "threshold": "noise floor"}),
+    "rank 64, fixed 0.9": (RESTARTS, {"max_rank": 64, "threshold": "fixed", "fixed_threshold": 0.9}),
+    "rank 16, no validation": (RESTARTS, {"max_rank": 16, "held_out": 0.0, "steps": 150}),
+}
+SETTINGS = {
+    f"{mode}, {name}": {**VALIDATED, "mode": mode, **values}
+    for name, (modes, values) in VARIANTS.items()
+    for mode in modes
+}
+
+
+class Run:
+    """The results as they come in; written after every row, so that a run cut short leaves what it has."""
+
+    def __init__(self, facts: dict[str, Any], path: Path, planned: int) -> None:
+        self.facts, self.path, self.planned = facts, path, planned
+        self.rows: list[Row] = []
+        self.began = time.monotonic()
+
+    def started(self, said: dict[str, Any]) -> None:
+        self.facts |= said
+        print(f"{self._clock()} a process is ready on {said['device']}", flush=True)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        loss = row.get("loss")
+        outcome = row.get("error", "the loss is no number") if loss is None else f"loss {loss:.4f}"
+        done = f"{len(self.rows)}/{self.planned}"
+        print(
+            f"{self._clock()} {done} {row['style']}, seed {row['seed']}, {row['name']}: {outcome}, "
+            f"{row.get('seconds', math.nan):.1f} s",
+            flush=True,
+        )
+        write(self.path, {**self.facts, "rows": self.rows})
+
+    def _clock(self) -> str:
+        return f"{time.monotonic() - self.began:6.1f} s"
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """The results as JSON, one row on a line, by a rename."""
+    head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
+    rows = ",\n".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in results["rows"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+    beside.replace(path)
+
+
+def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[str, Any]) -> list[Job]:
+    """What the options leave of all jobs."""
+    unknown = [style for style in args.styles or [] if style not in styles]
+    if unknown:
+        sys.exit(f"{args.data} has no {', '.join(unknown)}; it has: {', '.join(styles)}")
+    patterns = args.settings
+    chosen = {
+        name: {**setting, "steps": min(setting["steps"], args.steps)}
+        for name, setting in SETTINGS.items()
+        if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    for pattern in patterns or []:
+        if not any(fnmatchcase(name, pattern) for name in SETTINGS):
+            sys.exit(f"No setting is called {pattern!r}; there are:\n  " + "\n  ".join(SETTINGS))
+    marks = marks_up_to(MARKS, args.steps)
+    return ordered(args.styles or styles, args.seeds, args.ranks, chosen, common, marks, args.alpha_is_rank)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the jobs on the pictures of a file."""
+    # Here, since every process imports this file, and the tables need no torch.
+    import torch
+
+    from bench.no_search.pool import run_all
+    from bench.no_search.worker import Place
+
+    deadline = time.monotonic() + args.seconds
+    styles = pictures.read(args.data)
+    counts = {name: [len(style.training.captions), len(style.verdict.captions)] for name, style in styles.items()}
+    options = {
+        "layers": args.layers,
+        "learning_rate": args.learning_rate,
+        "batch_size": args.batch_size,
+        "alpha": args.alpha,
+    }
+    common = {name: value for name, value in options.items() if value is not None}
+    jobs = planned_jobs(args, list(styles), common)
+    threads = max(1, (os.cpu_count() or 1) // args.processes)
+    places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
+    facts = {
+        "data": pictures.digest(styles),
+        "pictures": counts,
+        "common": common,
+        "settings": SETTINGS,
+        "processes": args.processes,
+    }
+    results = Run(facts, args.out, len(jobs))
+    left = run_all(jobs, places, results.started, results.add, deadline)
+    if left:
+        print(f"{left} jobs were not begun: the time was over, or no process was left.", flush=True)
+    return {**results.facts, "rows": results.rows}
+
+
+def gpus(processes: int, count: int) -> list[str | None]:
+    """Which GPU each process may see; they are shared out evenly."""
+    if count < 2:
+        return [None] * processes
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return [names[number % count] for number in range(processes)]
+
+
+def make_pictures(args: argparse.Namespace, path: Path) -> None:
+    """Fetches the icons and writes the pictures into a file."""
+    styles = args.styles or pictures.STYLES
+    pictures.prepare(args.icons, path, styles, args.training, args.verdict, args.choice)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {', '.join(styles)}")
+
+
+def options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m bench.no_search", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--data", type=Path, default=Path(".runtime/no_search.zip"), help="the pictures")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "no_search.json")
+    parser.add_argument("--processes", type=int, default=1, help="that train at the same time")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no job begins later")
+    parser.add_argument("--styles", nargs="+", help="by default all of the file")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--ranks", nargs="*", type=int, default=list(RANKS), help="of the grid")
+    parser.add_argument("--settings", nargs="*", metavar="NAME", help='such as "paper, *"; by default all')
+    parser.add_argument("--steps", type=int, default=MARKS[-1], help="of a training, at most")
+    for name, kind in (("layers", str), ("learning-rate", float), ("batch-size", int), ("alpha", float)):
+        parser.add_argument(f"--{name}", type=kind, help="of every training; by default TrainConfig's")
+    parser.add_argument("--alpha-is-rank", action="store_true", help="in the grid, as most trainers have it")
+    making = parser.add_argument_group("making the pictures")
+    making.add_argument("--prepare", type=Path, metavar="FILE", help="write the pictures into FILE, and nothing else")
+    making.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
+    making.add_argument("--training", type=int, default=16, help="pictures to learn from, of each style")
+    making.add_argument("--verdict", type=int, default=240, help="pictures for the verdict, of each style")
+    making.add_argument("--choice", type=int, default=0, help="seed that chooses the pictures")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="print the tables of results; several are joined and written to --out",
+    )
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = options()
+    if args.table:
+        found = joined([json.loads(path.read_text(encoding="utf-8")) for path in args.table])
+        if args.out not in args.table and len(args.table) > 1:
+            write(args.out, found)
+    elif args.prepare:
+        make_pictures(args, args.prepare)
+        return
+    else:
+        if not args.data.is_file():
+            make_pictures(args, args.data)
+        found = run(args)
+    print("\n" + tables.report(Results(found["rows"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""How long a training step takes: the host's own node, a bare PyTorch loop, and ours with each of its levers.
+
+    python -m bench.step_time --host path/to/ComfyUI [--cases sdxl sd15 flux] [--batches 1 4] [--seconds 330]
+    python -m bench.step_time --check [--cases sd15]
+
+Real architectures with random weights (bf16 on a GPU), every Linear and convolution adapted at rank 16, AdamW. Prints a
+table for each model and batch size, with ratios to the native node's best mode, and writes
+bench/results/step_time_DEVICE.json after every row. --check trains with and without CUDA graphs instead, and fails
+where they disagree. --tiny takes miniatures of the models, to try the script itself; it writes only with --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from bench.step_time import aclora as ours
+from bench.step_time import bare_loop as bare
+from bench.step_time import check
+from bench.step_time import native_node as native
+from bench.step_time.clock import Clock, Measured, measure, peak_flops, sentence
+from bench.step_time.models import CASES, Case, case_named
+from bench.step_time.table import Table
+from launcher.environment import ROOT
+from launcher.inprocess import load_pack, open_host
+
+Training = Callable[[Clock], None]
+# Ours: what differs from the pack's defaults, as settings of TrainConfig; WITHOUT: one lever taken away.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ours, defaults": {},
+    "ours, every block checkpointed": {"checkpointing": "all"},
+    "ours, without graphs (eager)": {"graph": False},
+    "ours, without kernels": {ours.WITHOUT: "kernels"},
+    "ours, layers and branches apart": {ours.WITHOUT: "joint layers"},
+    "ours, every layer by itself": {ours.WITHOUT: "siblings"},
+    "ours, without cuDNN's attention": {ours.WITHOUT: "attention"},
+}
+BARE = "bare loop"
+_MOST = 40.0  # seconds that one row may take; a slow one then has fewer steps
+_LEAST = 8.0  # seconds that a row needs to be worth starting
+
+
+class Bench:
+    """One run: what is asked for, how much time is left, and what came of it."""
+
+    def __init__(self, pack: ModuleType, args: argparse.Namespace, device: torch.device) -> None:
+        self.pack, self.args, self.device = pack, args, device
+        self.began = time.perf_counter()
+        name = device_name(device)
+        peak, product = peak_flops(device)
+        print(f"\n{name}, torch {torch.__version__}: {peak / 1e12:.4g} TFLOP/s in a product of {product}", flush=True)
+        facts = {
+            "device": name,
+            "torch": torch.__version__,
+            "peak_flops": peak,
+            "peak_product": product,
+            "options": {key: str(value) for key, value in vars(args).items() if not isinstance(value, Path)},
+            "variants": VARIANTS,
+        }
+        self.table = Table(facts, results_file(args, device))
+
+    def run(self) -> Table:
+        """Every case at every batch size."""
+        for case in chosen_cases(self.args, self.device):
+            self.table.add_case(case.name, title=case.title, flops=self._flops(case))
+            for batch in self.args.batches:
+                self._native(case, batch)
+                self._ours(case, batch)
+        self.table.print()
+        return self.table
+
+    def _flops(self, case: Case) -> int | None:
+        try:
+            return bare.counted_flops(case)
+        except Exception as error:  # the rest can be measured all the same
+            print(f"  {case.name}: FLOPs could not be counted; {sentence(error)}", flush=True)
+            return None
+
+    def _native(self, case: Case, batch: int) -> None:
+        for variant, mode in native.MODES.items():
+            row = Measured(case.name, batch, "native", variant)
+            self._add([(row, native.training(case, batch, mode))], warm_up=2, steps=self.args.native_steps)
+
+    def _ours(self, case: Case, batch: int) -> None:
+        rows = [(Measured(case.name, batch, "bare", BARE), bare.training(case, batch))]
+        for variant, settings in VARIANTS.items():
+            if ours.WITHOUT in settings and batch != self.args.batches[0]:
+                continue  # the levers are told apart at one size
+            row = Measured(case.name, batch, "ours", variant)
+            missing = ours.unknown(self.pack, settings)
+            row.failure = f"TrainConfig has no setting {', '.join(missing)}" if missing else ""
+            rows.append((row, ours.training(self.pack, case, batch, settings)))
+        # A CPU's speed wanders, so there the loop and ours take turns.
+        together = 2 if self.device.type == "cpu" else 1
+        for group in [rows[:together], *([row] for row in rows[together:])]:
+            self._add(group, self.args.warm_up, self.args.steps, self.args.rounds if len(group) > 1 else 1)
+
+    def _add(self, rows: list[tuple[Measured, Training]], warm_up: int, steps: int, rounds: int = 1) -> None:
+        """Measures rows in turns, and adds them to the table."""
+        wanted = [row for row in rows if not self.args.variants or row[0].variant in self.args.variants]
+        for row, _ in wanted:
+            row.failure = row.failure or self._reason_to_skip(row)
+        for _ in range(rounds):
+            for row, training in [turn for turn in wanted if not turn[0].failure]:
+                seconds = min(_MOST / rounds, max(0.0, self._seconds_left()))
+                each = math.ceil(steps / rounds)
+                measure(row, Clock(self.device, warm_up, each, seconds), training)
+        for row, _ in wanted:
+            self.table.add(row)
+
+    def _reason_to_skip(self, row: Measured) -> str:
+        if self._seconds_left() < _LEAST:
+            return f"skipped: {self.args.seconds:.0f} seconds are over"
+        same = [r for r in self.table.rows if (r.case, r.variant) == (row.case, row.variant) and r.batch < row.batch]
+        return "skipped: out of memory with fewer pictures" if any("memory" in r.failure for r in same) else ""
+
+    def _seconds_left(self) -> float:
+        return float(self.args.seconds) - (time.perf_counter() - self.began)
+
+
+def chosen_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
+    """The cases that were asked for, else those that suit the device."""
+    cuda = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else 0
+    usual = ["sdxl", "sd15", "flux"] if cuda or args.tiny else []
+    cases = [case_named(name, args.tiny, memory) for name in args.cases or [*usual, *([] if cuda else ["tiny"])]]
+    if args.weights == "fp16":
+        cases = [replace(case, title=f"{case.title}, weights in fp16", dtype=torch.float16) for case in cases]
+    return cases
+
+
+def device_name(device: torch.device) -> str:
+    """For the head of a table."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def results_file(args: argparse.Namespace, device: torch.device) -> Path | None:
+    """Where the results go; a miniature's go nowhere unless asked for."""
+    usual = None if args.tiny else ROOT / "bench" / "results" / f"step_time_{device.type}.json"
+    return args.out or usual
+
+
+def options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    variants = [*native.MODES, BARE, *VARIANTS]
+    parser = argparse.ArgumentParser(prog="python -m bench.step_time", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="by default all that suit the device")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help=f"of {', '.join(variants)}")
+    parser.add_argument("--steps", type=int, default=20, help="timed ones")
+    parser.add_argument("--warm-up", type=int, default=10, help="steps before them")
+    parser.add_argument("--native-steps", type=int, default=8, help="timed ones of the host's node")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that ours and the bare loop take on a CPU")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="rows that would begin later are skipped")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--weights", choices=["bf16", "fp16"], default="bf16", help="of the models, on a GPU")
+    parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
+    parser.add_argument("--check", action="store_true", help="compare training with and without CUDA graphs")
+    names = [check.GRADIENTS, *(scenario.name for scenario in check.SCENARIOS)]
+    parser.add_argument("--scenarios", nargs="+", choices=names, metavar="NAME", default=[], help="of the check")
+    return parser.parse_args(words)
+
+
+def checked(pack: ModuleType, args: argparse.Namespace, device: torch.device) -> bool:
+    """Whether training with graphs agrees with eager training."""
+    small = argparse.Namespace(**{**vars(args), "cases": args.cases or ["sd15" if device.type == "cuda" else "tiny"]})
+    print(f"\nWith and without CUDA graphs, {check.STEPS} steps, {device_name(device)}", flush=True)
+    return check.run(pack, chosen_cases(small, device), wanted=args.scenarios)
+
+
+def main() -> None:
+    args = options()
+    open_host(args.host)
+    pack = load_pack()
+    import comfy.model_management
+
+    device = comfy.model_management.get_torch_device()
+    if not args.check:
+        Bench(pack, args, device).run()
+    elif not checked(pack, args, device):
+        sys.exit("Training with graphs and eager training disagree.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A bare PyTorch loop over the host's modules: LoRA on activations by plain hooks, AdamW, nothing else. Also FLOPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.step_time.clock import Clock, release
+from bench.step_time.models import Case, build, pictures
+
+_RANK, _SCALE = 16, 0.5
+
+
+def training(case: Case, batch: int) -> Callable[[Clock], None]:
+    """The loop, eager, without checkpointing."""
+
+    def run(clock: Clock) -> None:
+        with _opened(case) as (base, device):
+            data = _Data(base, case, device)
+            with _adapted(base.diffusion_model) as factors:
+                optimizer = torch.optim.AdamW(factors, lr=5e-4, fused=True)
+                clock.start()
+                while True:
+                    loss = data.loss(batch)
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    clock.tick(loss.item())
+
+    return run
+
+
+def counted_flops(case: Case) -> int:
+    """Of one forward and its backward for one picture, every layer adapted; a batch takes that many times as much."""
+    with _opened(case) as (base, device):
+        data = _Data(base, case, device)
+        with _adapted(base.diffusion_model), FlopCounterMode(display=False) as counter:
+            data.loss(1).backward()
+        total = counter.get_total_flops()
+    del base, data
+    release()
+    return total
+
+
+@contextmanager
+def _opened(case: Case) -> Iterator[tuple[Any, torch.device]]:
+    """The host's model on its device, in training."""
+    import comfy.model_management
+
+    with torch.inference_mode(False), torch.enable_grad():
+        model = build(case, disable_dynamic=True)
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        before = comfy.model_management.in_training
+        comfy.model_management.in_training = True
+        try:
+            with _OutOfPlace() if case.name == "flux" else nullcontext():
+                yield model.model.requires_grad_(False), model.load_device
+        finally:
+            comfy.model_management.in_training = before
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """x += y as x = x + y: the host's Flux blocks overwrite what the backward of their norms still needs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (Tensor.add if func is Tensor.add_ else func)(*args, **(kwargs or {}))
+
+
+class _Data:
+    """Pictures and captions, on the device."""
+
+    def __init__(self, base: Any, case: Case, device: torch.device) -> None:
+        latents, captions = pictures(case)
+        self.base, self.device = base, device
+        self.latents = torch.cat([base.process_latent_in(latent["samples"]) for latent in latents]).to(device)
+        texts = torch.cat([caption[0][0] for caption in captions]).to(device)
+        pooled = torch.cat([caption[0][1]["pooled_output"] for caption in captions]).to(device) if case.pooled else None
+        conditions = base.extra_conds(
+            cross_attn=texts, pooled_output=pooled, noise=self.latents, device=device, latent_image=self.latents
+        )
+        count = len(self.latents)
+        self.conditions = {name: c.process_cond(batch_size=count, area=None).cond for name, c in conditions.items()}
+
+    def loss(self, batch: int) -> Tensor:
+        """The mean squared error of what the model takes for the pictures in noise."""
+        chosen = torch.randperm(len(self.latents))[:batch]
+        clean = self.latents[chosen]
+        sampling = self.base.model_sampling
+        shares = torch.rand(batch).clamp(1e-3, 1 - 1e-3).tolist()
+        sigma = torch.tensor([float(sampling.percent_to_sigma(share)) for share in shares]).to(self.device)
+        noisy = sampling.noise_scaling(sigma, torch.randn_like(clean), clean)
+        conditions = {name: value[chosen] for name, value in self.conditions.items()}
+        options = {"cond_or_uncond": [0] * batch, "sigmas": sigma}
+        return F.mse_loss(self.base.apply_model(noisy, sigma, transformer_options=options, **conditions), clean)
+
+
+@contextmanager
+def _adapted(network: nn.Module) -> Iterator[list[Tensor]]:
+    """A branch on every Linear and convolution; gives their weights."""
+    factors, handles = [], []
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            outputs, *inputs = layer.weight.shape
+            rank = min(_RANK, outputs, math.prod(inputs))
+            down = torch.randn(rank, *inputs, device=layer.weight.device) / math.sqrt(math.prod(inputs))
+            up = torch.zeros(outputs, rank, *(1 for _ in inputs[1:]), device=layer.weight.device)
+            factors += [down.requires_grad_(), up.requires_grad_()]
+            handles.append(layer.register_forward_hook(_hook(down, up)))
+    try:
+        yield factors
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(down: Tensor, up: Tensor) -> Any:
+    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        first, second = down.to(output.dtype), up.to(output.dtype)
+        if down.ndim == 2:
+            return output + _SCALE * F.linear(F.linear(inputs[0], first), second)
+        inner = F.conv2d(inputs[0], first, None, layer.stride, layer.padding, layer.dilation)
+        return output + _SCALE * F.conv2d(inner, second)
+
+    return add

@@ -1,0 +1,200 @@
+"""What is trained: models with random weights, built by the host's own classes, and random pictures and captions."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PICTURES = 8
+GIB = 2**30
+# The settings by which ComfyUI knows these networks.
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_checkpoint": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
+}
+SD15 = UNET | {
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "context_dim": 768,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+}
+SDXL = UNET | {
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": 2048,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
+FLUX: dict[str, Any] = {
+    "image_model": "flux",
+    "guidance_embed": True,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "hidden_size": 3072,
+    "num_heads": 24,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "txt_ids_dims": [],
+    "context_in_dim": 4096,
+    "vec_in_dim": 768,
+    "depth": 19,
+    "depth_single_blocks": 38,
+}
+# Small enough for a CPU, with every kind of layer in it.
+_SMALL_UNET = {
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [0, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [0, 0, 1, 1],
+    "context_dim": 24,
+}
+_SMALL_FLUX = {
+    "hidden_size": 64,
+    "num_heads": 2,
+    "axes_dim": [8, 12, 12],
+    "context_in_dim": 24,
+    "vec_in_dim": 16,
+    "depth": 1,
+    "depth_single_blocks": 2,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the sizes of what it learns from."""
+
+    name: str  # on the command line
+    title: str
+    config: str  # its class in comfy.supported_models; "" for the tiny base, which has files
+    network: dict[str, Any]
+    latent: tuple[int, int, int]  # channels, height, width
+    text: tuple[int, int]  # tokens, width
+    pooled: int | None = None  # width of the pooled caption
+    dtype: torch.dtype = torch.bfloat16  # of the weights on a GPU
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("sdxl", "SDXL 1024²", "SDXL", SDXL, (4, 128, 128), (77, 2048), 1280),
+        Case("sd15", "SD1.5 512²", "SD15", SD15, (4, 64, 64), (77, 768)),
+        Case("flux", "Flux 1024²", "Flux", FLUX, (16, 128, 128), (512, 4096), 768),
+        Case("tiny", "tiny base 128²", "", {}, (16, 16, 16), (24, 256)),
+    )
+}
+_SMALL_SIZES: dict[str, Any] = {
+    "sdxl": {"latent": (4, 8, 8), "text": (7, 24), "pooled": 16},
+    "sd15": {"latent": (4, 8, 8), "text": (7, 24)},
+    "flux": {"latent": (16, 8, 8), "text": (7, 24), "pooled": 16},
+    "tiny": {},
+}
+_SMALL_NETWORKS: dict[str, Any] = {
+    "sdxl": _SMALL_UNET | {"model_channels": 64, "adm_in_channels": 16 + 6 * 256},  # six sizes of the picture
+    "sd15": _SMALL_UNET | {"model_channels": 32},
+    "flux": _SMALL_FLUX,
+    "tiny": {},
+}
+
+
+def case_named(name: str, miniature: bool, memory: int) -> Case:
+    """A case; Flux with as many of its blocks as fit into so many bytes of the GPU's memory."""
+    case = CASES[name]
+    if miniature:
+        network = case.network | _SMALL_NETWORKS[name]
+        return replace(case, title=f"{case.title.split()[0]} in miniature", network=network, **_SMALL_SIZES[name])
+    return _cut_flux(case, memory) if name == "flux" else case
+
+
+def _cut_flux(case: Case, memory: int) -> Case:
+    """Every part of Flux alike, cut until the native node's step of one picture should fit.
+
+    A double block holds 0.68 GB of weights, a single one 0.28, and the native node makes a changed copy of every
+    weight; activations of 4608 tokens take about 0.9 GB a block. 8 GB are for the rest.
+    """
+    double, single = 2 * 0.68 + 0.9, 2 * 0.28 + 0.9
+    doubles, singles = case.network["depth"], case.network["depth_single_blocks"]
+    share = min(1.0, (memory / GIB - 8) / (doubles * double + singles * single))
+    kept = max(1, int(doubles * share)), max(1, int(singles * share))
+    blocks = {"depth": kept[0], "depth_single_blocks": kept[1]}
+    title = f"{case.title}, {kept[0]} of {doubles} double and {kept[1]} of {singles} single blocks"
+    return replace(case, title=title, network=case.network | blocks)
+
+
+def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> Any:
+    """The MODEL as a loader gives it, with random weights on the device: of the case's type on a GPU, else float32.
+
+    Without weights it is a husk that only knows how the host makes its second copy.
+    """
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    if not case.config:
+        from launcher.inprocess import PACK_NAME
+
+        return importlib.import_module(f"{PACK_NAME}.nodes.tiny_base").load_denoiser(disable_dynamic)
+    device = comfy.model_management.get_torch_device()
+    config = getattr(comfy.supported_models, case.config)(case.network)
+    config.set_inference_dtype(case.dtype if device.type == "cuda" else torch.float32, None, device=device)
+    base = config.get_model({}, "", device=device if weights else torch.device("meta"))
+    if weights:
+        fill(base.diffusion_model)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    # Put aside, it stays on the device: moving gigabytes to main memory and back is nothing to be measured here.
+    model = kind(base, load_device=device, offload_device=device)
+    model.cached_patcher_init = (build, (case,))
+    return model
+
+
+@torch.no_grad()
+def fill(network: nn.Module, seed: int = 0) -> None:
+    """Random weights that keep activations near 1; nothing starts at zero, so every layer gets a gradient.
+
+    They are numbers of bfloat16 in every type, so that models of different types are the same model.
+    """
+    parameters = list(network.named_parameters())
+    generator = torch.Generator(parameters[0][1].device).manual_seed(seed)
+    for name, parameter in parameters:
+        if parameter.ndim > 1:
+            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+        elif name.endswith("bias"):
+            parameter.normal_(0, 0.02, generator=generator)
+        else:
+            parameter.fill_(1)  # of a norm
+        parameter.copy_(parameter.bfloat16())
+
+
+def pictures(case: Case, count: int = PICTURES, sizes: int = 1) -> tuple[list[dict[str, Tensor]], list[Any]]:
+    """Random latents and their random captions, as the host's nodes hand them on; of one size or more."""
+    generator = torch.Generator().manual_seed(1)
+    channels, height, width = case.latent
+    latents, captions = [], []
+    for number in range(count):
+        sides = (height, width) if number % sizes == 0 else (height // 2, width)
+        latents.append({"samples": torch.randn(1, channels, *sides, generator=generator)})
+        pooled = torch.randn(1, case.pooled, generator=generator) if case.pooled else None
+        captions.append([[torch.randn(1, *case.text, generator=generator), {"pooled_output": pooled}]])
+    return latents, captions

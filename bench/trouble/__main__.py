@@ -1,0 +1,212 @@
+"""What the real server's memory does over many trainings, with a thousand pictures, and with huge ones.
+
+    python -m bench.trouble --host path/to/ComfyUI --runs 20
+    python -m bench.trouble --only-runs --checkpoint FILE --resolution 512
+
+With the tiny base or a checkpoint, on a CUDA GPU where there is one. Runs: the dataset (from the cache), 10 steps with
+restarts, saving, drawing with it, each time with another seed; in every third the text encoder learns too, and every
+fourth is cancelled after some steps. --only-runs leaves the pictures out. Writes bench/results/trouble.json, or
+trouble_cuda.json; of a checkpoint, its name is in the file's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from launcher.environment import ROOT, has_cuda
+from launcher.host import OWN, link_pack
+from launcher.server import COMPARABLE_MEMORY, Server
+
+PROBE = ROOT / "bench" / "trouble" / "probe.py"
+SIDE = 10_000  # pixels of the huge pictures
+EXAMPLE = "example: fluent-emoji-high-contrast"
+
+
+def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = False, file: str = "") -> dict[str, Any]:
+    """The graph: dataset, training, saving, drawing. text: whether the text encoder learns. file: of the checkpoint."""
+    pictures = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
+    training = {"steps": steps, "learning_rate": 5e-4, "batch_size": 4, "max_rank": 16, "layers": "all", "seed": seed}
+    links = {"model": ["base", 0], "latents": ["data", 0], "conditioning": ["data", 1], "options": ["ranks", 0]}
+    ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
+    whole = {"held_out": 0.0, **({"options": ["reader", 0]} if text else {})}
+    sampling = {"steps": 4, "cfg": 1.0, "seed": 1, "denoise": 1.0, "sampler_name": "euler", "scheduler": "normal"}
+    drawn = {"model": ["train", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
+    saved = {"lora_model": ["train", 1], "filename": "bench", "precision": "fp16", "overwrite": True}
+    empty = "EmptyLatentImage" if file else "EmptySD3LatentImage"
+    nodes = {
+        "base": ("CheckpointLoaderSimple", {"ckpt_name": file}) if file else ("ACLoRATinyBase", {}),
+        "data": ("ACLoRADataset", pictures),
+        "whole": ("ACLoRAValidationOptions", whole),
+        "ranks": ("ACLoRARankOptions", ranks),
+        "train": ("ACLoRATrain", training | links),
+        "save": ("ACLoRASave", saved),
+        "text": ("CLIPTextEncode", {"clip": ["train", 4] if text else ["base", 1], "text": "a rocket"}),
+        "empty": (empty, {"width": resolution, "height": resolution, "batch_size": 1}),
+        "draw": ("KSampler", sampling | drawn),
+        "see": ("VAEDecode", {"samples": ["draw", 0], "vae": ["base", 2]}),
+        "look": ("PreviewImage", {"images": ["see", 0]}),
+        **({"reader": ("ACLoRATextEncoderOptions", {"clip": ["base", 1], "text_learning": 0.5})} if text else {}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+class Run:
+    """A server with the probe in it."""
+
+    def __init__(self, server: Server, base: Path) -> None:
+        self.server, self.base = server, base
+        assert server.process is not None
+        self.process = psutil.Process(server.process.pid)
+
+    def do(self, nodes: dict[str, Any], cancel_after: float = 0.0) -> dict[str, Any]:
+        """Runs a graph to its end: seconds until it was accepted, until it ended, and the most memory on the way."""
+        before, began = self.process.memory_info().rss, time.monotonic()
+        completed = {name: self.server.node(node["class_type"], **node["inputs"]) for name, node in nodes.items()}
+        prompt_id = self.server.post_json("/prompt", {"prompt": completed})["prompt_id"]
+        accepted = time.monotonic() - began
+        cancelled = False
+        with self._highest() as highest:
+            while prompt_id not in (history := self.server.get_json(f"/history/{prompt_id}")):
+                if cancel_after and not cancelled and time.monotonic() - began > cancel_after:
+                    self.server.post_json("/interrupt", {"prompt_id": prompt_id})
+                    cancelled = True
+                time.sleep(0.05)
+        seconds, found = time.monotonic() - began, history[prompt_id]
+        if found["status"]["status_str"] != "success":
+            last = found["status"]["messages"][-1]
+            if not (cancelled and last[0] == "execution_interrupted"):  # as it is before the first step
+                raise SystemExit(f"the graph failed: {last}")
+        growth = (highest[0] - before) / 1e6
+        return {"accepted": accepted, "seconds": seconds, "growth": growth, "outputs": found["outputs"]}
+
+    @contextmanager
+    def _highest(self) -> Iterator[list[int]]:
+        highest, end = [0], threading.Event()
+
+        def watch() -> None:
+            while not end.wait(0.02):
+                highest[0] = max(highest[0], self.process.memory_info().rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield highest
+        finally:
+            end.set()
+            watcher.join()
+
+    def held(self) -> dict[str, Any]:
+        """What the server holds in memory."""
+        found = dict(self.server.get_json("/held"))
+        return found | {"memory": found["memory"] / 1e6, "gpu": found["gpu"] / 1e6}
+
+
+def many_runs(run: Run, runs: int, resolution: int, file: str) -> list[dict[str, Any]]:
+    """What the server holds after each training."""
+    rows = []
+    for number in range(runs):
+        cancelled, text = number % 4 == 3, number % 3 == 1
+        nodes = prompt(EXAMPLE, resolution, number, 400 if cancelled else 10, text, file)
+        run.do(nodes, 3.0 if cancelled else 0.0)
+        held = run.held()
+        network = held["networks"][0]
+        row = {name: held[name] for name in ("memory", "gpu", "tensors", "threads")}
+        row |= {"files": len(held["files"]), "temporary": len(held["temporary"]), "networks": len(held["networks"])}
+        row |= {"hooks": network["hooks"] + network["own_forwards"]}
+        rows.append(row)
+        print(f"{number + 1:3}", "cancelled" if cancelled else "ended    ", row, flush=True)
+    return rows
+
+
+def thousand(run: Run, count: int) -> dict[str, Any]:
+    """A folder of so many small pictures, learned from twice."""
+    folder = run.base / "input" / "thousand"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text(f"pattern {number}", encoding="utf-8")
+    rows = {which: run.do(prompt("thousand", 128, seed, 20)) for seed, which in enumerate(("first", "same folder"))}
+    (folder / "0.txt").write_text("another", encoding="utf-8")
+    rows["one caption changed"] = run.do(prompt("thousand", 128, 2, 20))
+    found = {which: {name: row[name] for name in ("accepted", "seconds", "growth")} for which, row in rows.items()}
+    return found | {"afterwards": {"memory": run.held()["memory"]}}
+
+
+def huge(run: Run) -> dict[str, Any]:
+    """Pictures of 100 megapixels, one at a time."""
+    rows = {}
+    for kind, mode, suffix in (
+        ("RGB", "RGB", "png"),
+        ("JPEG", "RGB", "jpg"),
+        ("transparent", "RGBA", "png"),
+        ("16 bits grey", "I;16", "png"),
+    ):
+        folder = run.base / "input" / f"huge {kind}"
+        folder.mkdir()
+        picture = Image.new(mode, (SIDE, SIDE), 900 if mode == "I;16" else (9, 120, 60, 99)[: len(mode)])
+        picture.save(folder / f"huge.{suffix}")
+        del picture
+        nodes = prompt(folder.name, 128, 0, 1)
+        nodes = {name: nodes[name] for name in ("base", "data")}
+        row = run.do(nodes | {"look": {"class_type": "PreviewAny", "inputs": {"source": ["data", 0]}}})
+        rows[kind] = {name: row[name] for name in ("seconds", "growth")}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", type=Path, default=OWN)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--only-runs", action="store_true")
+    parser.add_argument("--checkpoint", type=Path, help="instead of the tiny base; only with --only-runs")
+    parser.add_argument("--resolution", type=int, default=128, help="of the pictures of the runs")
+    options = parser.parse_args()
+    if options.checkpoint and not options.only_runs:
+        parser.error("--checkpoint is for --only-runs: the other measurements are those of the tiny base.")
+    file = options.checkpoint.name if options.checkpoint else ""
+    cuda = has_cuda(Path(sys.executable))
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        for part in ("input", "output", "user", "models/loras", "models/checkpoints"):
+            (base / part).mkdir(parents=True)
+        if options.checkpoint:
+            (base / "models" / "checkpoints" / options.checkpoint.name).symlink_to(options.checkpoint.resolve())
+        link_pack(base / "custom_nodes")
+        shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
+        words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        words += [] if cuda else ["--cpu"]
+        python, log = Path(sys.executable), base / "server.log"
+        with Server(options.host, python, words, log, environment=COMPARABLE_MEMORY) as server:
+            run = Run(server, base)
+            found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
+            if not options.only_runs:
+                found |= {"thousand": thousand(run, options.pictures), "huge": huge(run)}
+    for name in found.keys() - {"runs"}:
+        for which, row in found[name].items():
+            print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
+    name = "_".join(filter(None, ["trouble", "cuda" if cuda else "", Path(file).stem]))
+    target = ROOT / "bench" / "results" / f"{name}.json"
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}  # of what was left out now
+    target.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The Python that runs ComfyUI: a virtual environment of our own, or the one of a ComfyUI that was there before.
+
+What has been installed is remembered in a stamp file, so that the next start has nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.console import StepFailed, run_step
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
+RUNTIME = ROOT / ".runtime"  # everything that is made lies here
+LOGS = RUNTIME / "logs"
+VENV = RUNTIME / "venv"
+
+# What ComfyUI 0.30.0 is known to run with. Only our own environment gets these; another's torch is never touched.
+TORCH = ("torch==2.9.1", "torchvision==0.24.1", "torchaudio==2.9.1")
+DISK_NEEDED = 9 * 1024**3
+
+INSTALL_CURE = (
+    "Look at the lines above: mostly the network was gone or the disk is full. Then run the same command again;\n"
+    "it goes on where it stopped. Python 3.11 to 3.13 are known to have all packages; this is Python "
+    f"{sys.version_info.major}.{sys.version_info.minor}."
+)
+
+
+def venv_python(venv: Path) -> Path:
+    """Where a virtual environment keeps its Python on this system."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def make_venv() -> Path:
+    """Make our virtual environment unless a working one is there, and give its Python."""
+    python = venv_python(VENV)
+    if works(python, "import pip"):
+        return python
+    run_step(
+        "Making a virtual environment",
+        [sys.executable, "-m", "venv", "--clear", VENV],
+        LOGS / "install.log",
+        "On Debian and Ubuntu: sudo apt install python3-venv. Then run the same command again.",
+    )
+    return python
+
+
+def works(python: Path, code: str) -> bool:
+    """Whether this Python exists and runs the code."""
+    try:
+        result = subprocess.run([str(python), "-c", code], capture_output=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0
+
+
+def other_python(host: Path) -> Path:
+    """The Python of a ComfyUI that we did not make: ACLORA_PYTHON, its own environment, or the one running this."""
+    named = os.environ.get("ACLORA_PYTHON")
+    beside = [venv_python(host / name) for name in ("venv", ".venv")]
+    beside += [host.parent / "python_embeded" / "python.exe", venv_python(host.parent / "venv")]
+    found = [python for python in beside if python.is_file()]
+    python = Path(named) if named else (found or [Path(sys.executable)])[0]
+    if not works(python, "import torch, aiohttp, safetensors"):
+        raise StepFailed(
+            "Finding ComfyUI's Python",
+            f"{python} cannot import what the ComfyUI in {host} needs (torch, aiohttp, safetensors).",
+            "Set ACLORA_PYTHON to the Python that you start this ComfyUI with.",
+        )
+    return python
+
+
+def has_cuda(python: Path) -> bool:
+    """Whether this Python's torch can use an NVIDIA GPU."""
+    return works(python, "import sys, torch; sys.exit(not torch.cuda.is_available())")
+
+
+def install(
+    name: str, python: Path, packages: Sequence[str], files: Sequence[Path], stamps: Path, note: str = ""
+) -> None:
+    """Install packages and requirement files once; does nothing when the stamp says that it is done.
+
+    The stamp holds the packages, the text of the files and the Python, so a change in any of them installs again.
+    """
+    wanted = "\n".join([str(python), *packages, *(file.read_text(encoding="utf-8") for file in files)])
+    stamp = stamps / f"aclora-{name.replace(' ', '-')}.stamp"
+    digest = hashlib.sha256(wanted.encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == digest:
+        return
+    stamps.mkdir(parents=True, exist_ok=True)
+    if packages:
+        check_disk(python)
+    command: list[str | Path] = [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
+    command += packages
+    for file in files:
+        command += ["-r", file]
+    run_step(f"Installing {name}{note}", command, LOGS / "install.log", INSTALL_CURE)
+    stamp.write_text(digest + "\n", encoding="utf-8")
+
+
+def check_disk(python: Path) -> None:
+    """Refuse before the download, not after it, when the disk is too small for torch."""
+    free = shutil.disk_usage(RUNTIME).free
+    if free < DISK_NEEDED and not works(python, "import torch"):
+        raise StepFailed(
+            "Installing ComfyUI's packages",
+            f"{free / 1024**3:.1f} GB are free for {RUNTIME}; about {DISK_NEEDED / 1024**3:.0f} GB are needed.",
+            "Make room, or move the checkout to a larger disk, and run the same command again.",
+        )

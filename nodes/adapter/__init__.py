@@ -1,0 +1,1 @@
+"""Nodes on a LoRA: save, load, inspect, resize."""

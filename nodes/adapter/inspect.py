@@ -1,0 +1,98 @@
+"""Show what a LoRA holds, layer by layer."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...aclora_core.adapter import RankReport
+from ...aclora_core.inspection import (
+    file_rows,
+    inspect_lora,
+    inspection_charts,
+    inspection_csv,
+    inspection_json,
+    inspection_table,
+    to_batch,
+)
+from .. import host
+from . import source as lora_choice
+
+SIZE = (1024, 640)  # pixels of a chart: readable at half of it, on the node, and at full size
+
+
+class ACLoRAInspect(io.ComfyNode):
+    """A LORA_MODEL or a LoRA file as pictures, table, JSON and CSV."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ACLoRAInspect",
+            display_name="Inspect AC-LoRA",
+            category="AC-LoRA",
+            description="Shows what a LoRA holds: how strong each layer is, and how many of its components count.",
+            search_aliases=["inspect lora", "lora rank", "lora spectrum", "singular values", "lora info", "heat map"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *lora_choice.sources("inspect"),
+                io.Custom("RANK_REPORT").Input(
+                    "rank_report",
+                    optional=True,
+                    tooltip="The report of the training that made this LoRA, from Train AC-LoRA. With it the charts"
+                    " show what the training found to be signal, and how that changed. A file of Save AC-LoRA has its"
+                    " own.",
+                ),
+                io.Boolean.Input("dark", default=False, tooltip="Light letters on a dark ground."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "CHARTS",
+                    display_name="charts",
+                    tooltip="The pictures, all of one size: components, rank and strength of each layer, and of the"
+                    " training, if it is known, what cuts lose, the loss and the ranks.",
+                ),
+                io.String.Output(
+                    "TABLE",
+                    display_name="table",
+                    tooltip="All numbers as text: the file, then a line for each layer. Show it with Preview as Text.",
+                ),
+                io.String.Output("JSON", display_name="json", tooltip="All numbers as JSON, for programs."),
+                io.String.Output("CSV", display_name="csv", tooltip="A line for each layer, for a spreadsheet."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str | None, lora_model: object = False) -> bool | str:
+        return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, lora_name: str | None, dark: bool | None = None, lora_model: object = None, rank_report: object = None
+    ) -> str:
+        return lora_choice.file_state(lora_name)
+
+    @classmethod
+    def execute(
+        cls,
+        lora_name: str,
+        dark: bool = False,
+        lora_model: dict[str, Tensor] | None = None,
+        rank_report: RankReport | None = None,
+    ) -> io.NodeOutput:
+        lora = lora_choice.read(lora_model, lora_name)
+        node_id = host.hidden_node_id(cls)
+        bar = host.Bar(1, node_id)
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.show(done)
+            host.raise_if_cancelled()
+
+        found = inspect_lora(lora.tensors, lora.metadata, lora.name, lora.size, rank_report, show)
+        charts = to_batch(inspection_charts(found, SIZE, dark))
+        texts = inspection_table(found), inspection_json(found), inspection_csv(found)
+        # In a line each, since a node's text has no columns.
+        summary = "\n".join(f"{key}: {value}" for key, value in file_rows(found.file))
+        host.send_text(summary, node_id)
+        return io.NodeOutput(charts, *texts, ui={**ui.PreviewImage(charts, cls=cls).as_dict(), "text": (summary,)})

@@ -1,0 +1,208 @@
+"""Cut a LoRA to the ranks that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...aclora_core.adapter import (
+    Adapter,
+    BalancedLayer,
+    RankReport,
+    ResizeConfig,
+    balance,
+    from_state_dict,
+    resize,
+    to_state_dict,
+)
+from ...aclora_core.inspection import cut_table
+from .. import host
+from . import source as lora_choice
+from .save import PRECISIONS
+
+AS_IT_IS = "as it is"
+
+
+class ACLoRAResize(io.ComfyNode):
+    """A LORA_MODEL or a file, cut to smaller ranks; nothing is written."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ACLoRAResize",
+            display_name="Resize AC-LoRA",
+            category="AC-LoRA",
+            description="Cuts each layer of a LoRA to the rank that it needs, by a rule or to a file size.",
+            search_aliases=["lora resize", "reduce lora rank", "shrink lora", "svd lora", "prune lora", "lora size"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *lora_choice.sources("cut"),
+                io.DynamicCombo.Input(
+                    "rule",
+                    options=_rules(),
+                    tooltip="How the rank of each layer is found. energy suits almost always; signal takes what the"
+                    " training found; file size shares a number of megabytes out so that the most is kept.",
+                ),
+                io.Int.Input(
+                    "max_rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="No layer gets more than this, whatever the rule says. 0 sets no limit.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["fp16", "bf16", "fp32", AS_IT_IS],
+                    default="fp16",
+                    tooltip="How exactly each number is stored in the result. Take the one that you save with: fp16"
+                    " suits almost always, fp32 is for training on and doubles the size.",
+                ),
+                io.Boolean.Input(
+                    "dry_run",
+                    default=False,
+                    tooltip="On: only tells what would be lost. No LoRA comes out, so nothing is saved by mistake.",
+                ),
+                io.Custom("RANK_REPORT").Input(
+                    "rank_report",
+                    optional=True,
+                    tooltip="The report of the training, for the rule signal (files saved by AC-LoRA bring their own);"
+                    " the rule file size leaves room for it.",
+                ),
+            ],
+            outputs=[
+                io.LoraModel.Output("LORA_MODEL", display_name="lora_model", tooltip="The cut LoRA, to save or apply."),
+                io.String.Output(
+                    "LOST",
+                    display_name="lost",
+                    tooltip="What the cut keeps and loses, in all and for each layer. Show it with Preview as Text.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, lora_name: str | None, lora_model: object = False, *, rule: dict[str, Any] | None = None
+    ) -> bool | str:
+        if rule is None:  # the host leaves out a choice that it does not know
+            return f"There is no such rule. Choose one of {', '.join(option.key for option in _rules())}."
+        return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        lora_name: str | None,
+        lora_model: object = None,
+        rule: object = None,
+        max_rank: int | None = None,
+        precision: str | None = None,
+        dry_run: bool | None = None,
+        rank_report: object = None,
+    ) -> str:
+        return lora_choice.file_state(lora_name)
+
+    @classmethod
+    def execute(
+        cls,
+        lora_name: str,
+        rule: dict[str, Any],
+        lora_model: dict[str, Tensor] | None = None,
+        max_rank: int = 0,
+        precision: str = "fp16",
+        dry_run: bool = False,
+        rank_report: RankReport | None = None,
+    ) -> io.NodeOutput:
+        lora = lora_choice.read(lora_model, lora_name)
+        config = ResizeConfig(
+            rule["rule"], _parameter(rule), max_rank, PRECISIONS.get(precision), rule.get("drop_layers", False)
+        )
+        node_id = host.hidden_node_id(cls)
+        try:
+            adapter = from_state_dict(lora.tensors, lora.metadata)
+            cut, losses = resize(adapter, balanced(adapter, node_id), config, rank_report)
+        except ValueError as error:
+            raise ValueError(f"{lora.name}: {error}") from error
+        table = cut_table(losses, cut.other)
+        text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
+        host.send_text(text.partition("\n\nlayer ")[0], node_id)
+        result = (
+            host.blocked("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.")
+            if dry_run
+            else (to_state_dict(cut))
+        )
+        return io.NodeOutput(result, text, ui=ui.PreviewText(text))
+
+
+def _rules() -> list[io.DynamicCombo.Option]:
+    def share(name: str, default: float, tooltip: str) -> io.Float.Input:
+        return io.Float.Input(name, default=default, min=0.01, max=1.0, step=0.01, round=False, tooltip=tooltip)
+
+    size_inputs = [
+        io.Float.Input(
+            "megabytes",
+            default=10.0,
+            min=0.01,
+            max=100_000.0,
+            step=0.1,
+            round=False,
+            tooltip="The file has at most so many millions of bytes, saved in this precision and without a preview.",
+        ),
+        io.Boolean.Input(
+            "drop_layers",
+            default=False,
+            tooltip="On: layers that change little may be left out. Off: each keeps at least one component.",
+        ),
+    ]
+    keep = "Share of {} that each layer keeps. Larger keeps more and makes a larger file."
+    by_name: dict[str, list[Any]] = {
+        "energy": [share("keep", 0.98, keep.format("the energy (squares of the singular values)"))],
+        "signal": [],
+        "file size": size_inputs,
+        "fixed": [
+            io.Int.Input("rank", default=16, min=1, max=4096, tooltip="The same rank for every layer that has as many.")
+        ],
+        "sum": [share("keep", 0.9, keep.format("the sum of the singular values"))],
+        "frobenius": [share("keep", 0.99, keep.format("the size (Frobenius norm) of the change"))],
+        "ratio": [
+            io.Float.Input(
+                "ratio",
+                default=0.1,
+                min=0.0,
+                max=0.99,
+                step=0.01,
+                round=False,
+                tooltip="Keeps components larger than this share of the layer's largest. Larger cuts more.",
+            )
+        ],
+        "threshold": [
+            io.Float.Input(
+                "smallest",
+                default=0.01,
+                min=0.0,
+                max=1e6,
+                step=0.001,
+                round=False,
+                tooltip="Keeps components larger than this, the same for all layers. Larger cuts more.",
+            )
+        ],
+        "knee": [],
+        "noise_floor": [],
+    }
+    return [io.DynamicCombo.Option(name, inputs) for name, inputs in by_name.items()]
+
+
+def _parameter(rule: dict[str, Any]) -> float:
+    """The number that belongs to the rule that was chosen; 0 for a rule without one."""
+    return next((float(value) for key, value in rule.items() if key not in ("rule", "drop_layers")), 0.0)
+
+
+def balanced(adapter: Adapter, node_id: str | None) -> dict[str, BalancedLayer]:
+    """Every layer in its singular components, one by one, so that the bar moves and a cancel stops it."""
+    bar = host.Bar(len(adapter.layers), node_id)
+    layers: dict[str, BalancedLayer] = {}
+    for name, layer in adapter.layers.items():
+        layers |= balance(replace(adapter, layers={name: layer}))
+        bar.advance(1)
+    return layers

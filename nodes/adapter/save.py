@@ -1,0 +1,110 @@
+"""Save a LoRA where every loader finds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ...aclora_core.adapter import build_metadata, from_state_dict, save, thumbnail_url, with_dtype
+from .. import host
+from . import files as lora_folder
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class ACLoRASave(io.ComfyNode):
+    """A LORA_MODEL as a file in models/loras."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ACLoRASave",
+            display_name="Save AC-LoRA",
+            category="AC-LoRA",
+            description="Saves a LoRA into models/loras, where every LoRA loader finds it, with how it was made.",
+            search_aliases=["save lora", "export lora", "lora file", "write safetensors"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.LoraModel.Input("lora_model", tooltip="The LoRA to save, from Train AC-LoRA or another node."),
+                io.String.Input(
+                    "filename",
+                    default="aclora",
+                    tooltip="The file's name, without an ending. 'styles/ink' puts it into the folder 'styles' of"
+                    " models/loras.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="fp16",
+                    tooltip="How exactly each number is stored. fp16 suits almost always. fp32 doubles the file and is"
+                    " for training on. bf16 is coarser, and holds larger numbers than fp16.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Off: a number is added to the name, so that no file is lost. On: a file of this name is"
+                    " replaced, once the new one is complete.",
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    optional=True,
+                    tooltip="The word that calls the style. It is written into the file, and model browsers show it."
+                    " Empty: the one from the training, if any.",
+                ),
+                io.Custom("RANK_REPORT").Input(
+                    "rank_report",
+                    optional=True,
+                    tooltip="The report of the training: its settings and ranks are written into the file.",
+                ),
+                io.Image.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A picture for the model library, stored in the file at 256 pixels at most. Of several, the"
+                    " first.",
+                ),
+            ],
+            outputs=[
+                # Of any type, since ComfyUI links neither text nor its own drop-downs to an older loader's drop-down.
+                io.AnyType.Output(
+                    "lora_name",
+                    display_name="lora_name",
+                    tooltip="The name by which LoRA loaders know the file: link it to the lora_name of any of them.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename: str | None) -> bool | str:
+        try:
+            if filename is not None:  # None stands for a link, whose text is not known before the run
+                lora_folder.target(filename)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        lora_model: dict[str, torch.Tensor],
+        filename: str,
+        precision: str = "fp16",
+        overwrite: bool = False,
+        trigger: str = "",
+        rank_report: Any = None,
+        preview: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        folder, path = lora_folder.target(filename)
+        adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
+        path = path if overwrite else lora_folder.numbered(path)
+        thumbnail = thumbnail_url(preview) if preview is not None else ""
+        metadata = build_metadata(adapter, path.stem, rank_report, trigger.strip(), thumbnail)
+        save(adapter, path, metadata)
+        lora_folder.forget_list()
+        name = str(path.relative_to(folder))
+        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
+        host.send_text(text, host.hidden_node_id(cls))
+        return io.NodeOutput(name, ui=ui.PreviewText(text))

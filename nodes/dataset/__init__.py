@@ -1,0 +1,1 @@
+"""Load AC-LoRA Dataset: a folder becomes latents and conditionings."""

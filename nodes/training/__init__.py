@@ -1,0 +1,1 @@
+"""Train AC-LoRA, what it shows while it runs, and its options."""

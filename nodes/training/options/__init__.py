@@ -1,0 +1,1 @@
+"""The options nodes, which are chained to Train AC-LoRA."""

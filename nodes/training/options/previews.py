@@ -1,0 +1,117 @@
+"""The options node about pictures that are drawn while a training runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from ... import host
+from ..display import PreviewWishes
+from .options import Options, schema
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP, VAE
+
+_MOST = 8  # prompts
+
+
+class ACLoRAPreviewOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "ACLoRAPreviewOptions",
+            "AC-LoRA Preview Options",
+            "Draws pictures with the style as it grows, and shows them on the training node.",
+            _inputs(),
+            ["sample prompts", "live preview", "sample images", "training samples"],
+        )
+
+    @classmethod
+    def validate_inputs(cls, preview_prompts: str | None = None, previews: bool | None = None) -> bool | str:
+        try:
+            if preview_prompts is not None and previews:  # a linked one is not known yet
+                _prompts(preview_prompts)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        preview_every: int,
+        preview_prompts: str,
+        preview_guidance: float,
+        clip: CLIP,
+        vae: VAE | None = None,
+        options: Options | None = None,
+        previews: bool = True,
+        preview_share: float = 0.2,
+    ) -> io.NodeOutput:
+        options = options or Options()
+        if not previews:
+            return io.NodeOutput(options)
+        # Encoded here, before the training, so that the text encoder needs no memory beside it.
+        prompts = _prompts(preview_prompts)
+        encoded = host.encoded(clip, prompts)
+        wishes = PreviewWishes(preview_every, preview_share, prompts, encoded, preview_guidance, vae)
+        return io.NodeOutput(replace(options, previews=wishes))
+
+
+def _prompts(text: str) -> list[str]:
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError("There is nothing to preview. Write prompts into preview_prompts, one a line.")
+    if len(prompts) > _MOST:
+        raise ValueError(f"preview_prompts has {len(prompts)} lines, and {_MOST} are the most. Leave some out.")
+    return prompts
+
+
+def _inputs() -> list[Any]:
+    return [
+        io.Int.Input(
+            "preview_every",
+            default=50,
+            min=1,
+            max=100_000,
+            tooltip="Steps between two sets of preview pictures. Each picture takes as long as some 5 to 10 steps.",
+        ),
+        io.String.Input(
+            "preview_prompts",
+            default="",
+            multiline=True,
+            tooltip=f"What the previews show: one prompt a line, {_MOST} at most.",
+        ),
+        io.Float.Input(
+            "preview_guidance",
+            default=4.0,
+            min=1.0,
+            max=30.0,
+            step=0.5,
+            tooltip="How strictly previews follow their prompts, as a KSampler's cfg. 1 is right for models that are "
+            "told their guidance, such as Flux, and for the tiny base; it takes half the time.",
+        ),
+        io.Clip.Input("clip", tooltip="The text encoder of the model, for the prompts."),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="The VAE of the model. Without one, or without memory for it, the pictures are small and blurred.",
+        ),
+        io.Boolean.Input(
+            "previews",
+            default=True,
+            optional=True,
+            tooltip="Whether previews are drawn. Off saves their time; what is learned is the same.",
+        ),
+        io.Float.Input(
+            "preview_share",
+            default=0.2,
+            min=0.01,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip="The most of the training's time that previews may take: 0.2 is a fifth. Where they would take "
+            "more, they come less often than preview_every says. Larger shows more of them.",
+        ),
+    ]

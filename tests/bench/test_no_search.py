@@ -1,0 +1,326 @@
+"""bench/no_search.py: which pictures it takes, in which order it works, and what it makes of the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aclora_core.config.train_config import TrainConfig
+from bench.no_search import __main__ as no_search
+from bench.no_search import images as pictures
+from bench.no_search import pool, tables
+from bench.no_search.jobs import Job, Row, marks_up_to, ordered
+from bench.no_search.verdict import Results, joined, spread_over_seeds
+from bench.no_search.worker import finite
+from tests.support.icon_packs import BLACK_SQUARE, pack
+from tools.tiny_base import icons
+
+LOSSES = {  # of rank 1, 2 and 4 after 10 and 20 steps, when the base loses 2.0
+    1: {10: 1.8, 20: 1.6},
+    2: {10: 1.4, 20: 1.2},
+    4: {10: 1.0, 20: 1.9},
+}
+
+
+def grid_row(style: str, seed: int, rank: int, factor: float = 1.0) -> Row:
+    losses: dict[str, Any] = {str(step): loss * factor for step, loss in LOSSES[rank].items()}
+    return {
+        "kind": "grid",
+        "name": f"rank {rank}",
+        "style": style,
+        "seed": seed,
+        "settings": {"max_rank": rank},
+        "loss": losses["20"],
+        "losses": losses,
+        "whole": {},
+        "steps_run": 20,
+        "mean_rank": rank,
+        "bytes": 100 * rank,
+    }
+
+
+def setting_row(style: str, seed: int, loss: float, name: str = "paper") -> Row:
+    return {
+        "kind": "setting",
+        "name": name,
+        "style": style,
+        "seed": seed,
+        "settings": {},
+        "loss": loss,
+        "losses": {},
+        "whole": {"best step": 2.0, "refit": loss - 0.1},
+        "steps_run": 33,
+        "mean_rank": 3.0,
+        "bytes": 200,
+    }
+
+
+def base_row(style: str, loss: float = 2.0) -> Row:
+    return {"kind": "base", "name": "base", "style": style, "seed": 0, "settings": {}, "loss": loss}
+
+
+def complete(style: str = "one", seed: int = 0, factor: float = 1.0) -> list[Row]:
+    return [base_row(style), *(grid_row(style, seed, rank, factor) for rank in LOSSES)]
+
+
+# --- pictures ---
+
+
+def test_no_picture_is_learned_from_and_judged_by() -> None:
+    concepts = [f"thing {number}" for number in range(30)]
+    drawings = [str(number).encode() for number in range(30)]
+    training, verdict = pictures.shared_out(concepts, drawings, 6, 20)
+    assert (len(training), len(verdict)) == (6, 20)
+    assert not set(training) & set(verdict)
+
+
+def test_a_drawing_or_concept_that_comes_again_is_left_out() -> None:
+    training, verdict = pictures.shared_out(["a", "b", "a", "c", "d"], [b"1", b"1", b"2", b"3", b"4"], 2, 1)
+    assert (training, verdict) == ([0, 3], [4])  # b has a's drawing, the third is a again
+
+
+def test_too_few_drawings_are_an_error_that_counts_them() -> None:
+    with pytest.raises(ValueError, match="There are 2 different drawings, but 2 to learn from and 1"):
+        pictures.shared_out(["a", "b"], [b"1", b"2"], 2, 1)
+
+
+def test_the_order_follows_from_the_seed_alone() -> None:
+    concepts = [f"thing {number}" for number in range(20)]
+    first = pictures.in_random_order(concepts, 3)
+    assert first == pictures.in_random_order(concepts[::-1], 3)
+    assert first != pictures.in_random_order(concepts, 4)
+    assert sorted(first) == sorted(concepts)
+
+
+def test_only_styles_that_the_base_never_saw_are_taken(tmp_path: Path) -> None:
+    assert set(pictures.STYLES) <= set(icons.HELD_OUT_STYLES)
+    assert not set(pictures.STYLES) & set(icons.BASE_STYLES)
+    with pytest.raises(KeyError, match="was trained on 'twemoji'"):
+        pictures.draw_style(tmp_path, "twemoji", 1, 1, 0)
+
+
+def test_a_style_is_drawn_with_captions_from_what_the_base_knows(tmp_path: Path) -> None:
+    names = ["apple", "boat", "cactus", "dragon", "unheard-of"]
+    bodies = {name: {"body": BLACK_SQUARE.replace("8v", f"{place + 2}v")} for place, name in enumerate(names)}
+    pack(tmp_path, icons.REFERENCE, names[:4])
+    pack(tmp_path, "openmoji", names, **bodies)
+    style = pictures.draw_style(tmp_path, "openmoji", 1, 3, 0)
+    assert sorted(style.training.captions + style.verdict.captions) == ["a boat", "a cactus", "a dragon", "an apple"]
+    assert style.verdict.pictures.shape == (3, 128, 128, 3)
+
+
+def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    styles = {
+        name: pictures.Style(pictures.Part(values[:2], ["a fish", "a pâté"]), pictures.Part(values[2:], list("abc")))
+        for name in ("second", "first")
+    }
+    path = tmp_path / "folder" / "pictures.zip"
+    pictures.write(path, styles)
+    found = pictures.read(path)
+    assert list(found) == ["second", "first"]
+    assert found["first"].training.captions == ["a fish", "a pâté"]
+    np.testing.assert_array_equal(found["first"].verdict.pictures, values[2:])
+    assert pictures.digest(found) == pictures.digest(styles)
+    values[4, 0, 0, 0] ^= 1
+    assert pictures.digest(found) != pictures.digest(styles)
+
+
+# --- jobs ---
+
+
+def test_the_last_step_is_always_a_mark() -> None:
+    assert marks_up_to((13, 25, 38), 25) == (13, 25)
+    assert marks_up_to((13, 25, 38), 30) == (13, 25, 30)
+
+
+def test_jobs_go_seed_by_seed_with_the_base_first() -> None:
+    jobs = ordered(["one", "two"], [5, 6], [1, 2], {"paper": {"mode": "paper"}}, {"alpha": 4.0}, (3, 9))
+    assert [job.kind for job in jobs[:2]] == ["base", "base"]
+    assert [job.seed for job in jobs[2:]] == [5] * 6 + [6] * 6
+    assert [job.name for job in jobs[2:8]] == ["rank 2", "rank 2", "rank 1", "rank 1", "paper", "paper"]
+    assert jobs[-1].settings == {"alpha": 4.0, "mode": "paper", "seed": 6}
+    assert jobs[2].settings == {
+        "alpha": 4.0,
+        "mode": "off",
+        "held_out": 0.0,
+        "max_rank": 2,
+        "steps": 9,
+        "seed": 5,
+    }
+
+
+def test_training_accepts_every_setting() -> None:
+    assert {setting["mode"] for setting in no_search.SETTINGS.values()} == {"paper", "product", "product_redraw", "off"}
+    for setting in no_search.SETTINGS.values():
+        TrainConfig(**setting)
+
+
+def test_options_narrow_the_jobs_down() -> None:
+    words = ["--styles", "one", "--seeds", "4", "--ranks", "--steps", "7"]
+    args = no_search.options([*words, "--settings", "paper, *", "off, rank 16"])
+    jobs = no_search.planned_jobs(args, ["one", "two"], {})
+    names = {job.name for job in jobs}
+    assert {"paper, rank 16", "off, rank 16"} < names and "product, rank 16" not in names
+    assert {job.style for job in jobs} == {"one"} and {job.kind for job in jobs} == {"base", "setting"}
+    assert all(job.settings["steps"] == 7 for job in jobs if job.kind == "setting")
+    args.settings = ["no such"]
+    with pytest.raises(SystemExit, match="No setting is called 'no such'"):
+        no_search.planned_jobs(args, ["one", "two"], {})
+
+
+def test_processes_are_shared_out_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert no_search.gpus(3, 1) == [None] * 3
+    assert no_search.gpus(3, 2) == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert no_search.gpus(3, 2) == ["4", "6", "4"]
+
+
+# --- processes ---
+
+
+def answer(deadline: float, waiting: deque[Job], said: Row | None) -> tuple[list[Row], Any]:
+    """What comes of one message, or of a process's end, and what the process is told."""
+    ours, theirs = multiprocessing.Pipe()
+    running: dict[Any, Job | None] = {ours: Job("setting", "paper", "one", 1, {})}
+    rows: list[Row] = []
+    if said is None:
+        theirs.close()
+    else:
+        theirs.send(said)
+    pool._answer(ours, running, waiting, rows.append, rows.append, deadline)
+    told = None if said is None else theirs.recv()
+    theirs.close()
+    ours.close()
+    return rows, told
+
+
+def test_a_process_that_dies_costs_its_job_only() -> None:
+    waiting = deque([Job("base", "base", "one", 0, {})])
+    rows, _ = answer(math.inf, waiting, None)
+    assert rows[0]["name"] == "paper" and "ended before the job did" in rows[0]["error"]
+    assert len(waiting) == 1
+
+
+def test_no_job_begins_after_the_deadline() -> None:
+    job = Job("base", "base", "one", 0, {})
+    assert answer(math.inf, deque([job]), {"loss": 1.0}) == ([{"loss": 1.0}], job)
+    waiting = deque([job])
+    assert answer(time.monotonic() - 1, waiting, {"loss": 1.0}) == ([{"loss": 1.0}], None)
+    assert len(waiting) == 1
+
+
+def test_numbers_that_json_cannot_say_become_none() -> None:
+    assert finite({"a": [1.0, math.nan], "b": math.inf, "c": "text"}) == {"a": [1.0, None], "b": None, "c": "text"}
+
+
+def test_results_are_on_disk_after_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "out.json"
+    run = no_search.Run({"data": "x", "common": {}}, path, 2)
+    for row in (base_row("one"), {**setting_row("one", 0, 1.0), "loss": None}):
+        run.add(row)
+        found = json.loads(path.read_text())
+        assert found == {"data": "x", "common": {}, "rows": run.rows}
+    assert len(run.rows) == 2
+
+
+# --- arithmetic ---
+
+
+def test_the_best_and_the_median_of_the_grid() -> None:
+    results = Results(complete())
+    best = results.best()["one", 0]
+    assert (best.loss, best.rank, best.steps, best.size) == (0.5, 4, 10, 400)
+    # At their best steps the ranks lose 0.8, 0.6 and 0.5 of the base; after the last one 0.8, 0.6 and 0.95.
+    middle, last = results.median_rank()["one", 0], results.median_rank_last()["one", 0]
+    assert (middle.loss, middle.rank, middle.steps) == (0.6, 2, 20)
+    assert (last.loss, last.rank, last.steps) == (0.8, 1, 20)
+
+
+def test_of_an_even_number_of_ranks_the_median_is_the_better_one() -> None:
+    results = Results(row for row in complete() if row["settings"].get("max_rank") != 1)
+    assert results.median_rank()["one", 0].rank == 4
+
+
+def test_one_rank_and_step_for_all_need_not_be_the_best_of_any() -> None:
+    rows = complete("one") + complete("two")
+    for row in rows[-3:]:
+        row["losses"] = {"10": row["losses"]["20"], "20": row["losses"]["10"]}
+    results = Results(rows)
+    assert results.best_for_all() == (2, 10)  # (1.4 + 1.2) / 2 is below (1.0 + 1.9) / 2
+    assert results.grid_mean(2, 10) == pytest.approx(0.65)
+
+
+def test_a_setting_is_compared_pair_by_pair() -> None:
+    rows = complete("one", 0) + complete("two", 0, factor=0.5)
+    rows += [setting_row("one", 0, 1.1), setting_row("two", 0, 0.5)]
+    line = Results(rows).lines()[-1]
+    assert (line.name, line.runs) == ("paper", 2)
+    assert line.loss == pytest.approx((0.55 + 0.25) / 2)
+    assert line.to_best == pytest.approx((1.1 + 1.0) / 2)
+    assert line.to_median == pytest.approx((1.1 / 1.2 + 0.5 / 0.6) / 2)
+    assert line.to_median_last == pytest.approx((1.1 / 1.6 + 0.5 / 0.8) / 2)
+    assert line.size_to_best == pytest.approx(0.5)
+    assert line.before_cut == pytest.approx((1.0 + 0.4) / 4)
+    assert math.isnan(line.spread)
+
+
+def test_settings_come_with_the_best_first() -> None:
+    rows = [*complete(), setting_row("one", 0, 1.5, "worse"), setting_row("one", 0, 1.0, "better")]
+    assert [line.name for line in Results(rows).lines()][-2:] == ["better", "worse"]
+
+
+def test_spread_is_over_seeds_that_have_all_styles() -> None:
+    losses = {("one", 0): 1.0, ("two", 0): 3.0, ("one", 1): 2.0, ("two", 1): 4.0, ("one", 2): 9.0}
+    assert spread_over_seeds(losses) == pytest.approx(math.sqrt(0.5))  # of 2.0 and 3.0
+
+
+def test_seeds_without_the_whole_grid_are_left_out() -> None:
+    rows = [*complete(), grid_row("one", 1, 4), setting_row("one", 0, 1.0), setting_row("one", 1, 0.1)]
+    line = Results(rows).lines()[-1]
+    assert (line.runs, line.loss) == (1, 0.5)
+
+
+def test_a_failed_job_is_listed_and_a_later_run_replaces_it() -> None:
+    failed = {"kind": "setting", "name": "paper", "style": "one", "seed": 0, "settings": {}, "error": "out of memory"}
+    assert "paper, one, seed 0: out of memory" in tables.report(Results([*complete(), failed]))
+    again = Results([*complete(), failed, setting_row("one", 0, 1.0)])
+    assert not again.errors and "paper" in again.settings
+
+
+def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+    rows = complete()
+    rows[-1]["losses"]["10"] = rows[-2]["loss"] = None  # rank 4 at step 10; rank 2 after the last, unused
+    assert Results(rows).best()["one", 0].rank == 2
+
+
+def test_only_runs_on_the_same_pictures_and_options_are_joined() -> None:
+    first = {"data": "x", "common": {}, "rows": complete("one")}
+    second = {"data": "x", "common": {}, "rows": complete("two")}
+    assert len(Results(joined([first, second])["rows"]).grid) == 2
+    with pytest.raises(ValueError, match="differ in 'data'"):
+        joined([first, {**second, "data": "y"}])
+    with pytest.raises(ValueError, match="differ in 'common'"):
+        joined([first, {**second, "common": {"alpha": 4.0}}])
+
+
+def test_the_report_says_which_aims_are_met() -> None:
+    text = tables.report(Results([*complete(), setting_row("one", 0, 1.01)]))
+    assert "+1.0% from the grid's best; aim: at most +2%: met" in text
+    assert "15.8% ahead of the median rank at its best step" in text and "aim: 9%: met" in text
+    assert "0.50 times the one of the grid's best; aim: smaller: met" in text
+    worse = tables.report(Results([*complete(), {**setting_row("one", 0, 1.3), "bytes": 401}]))
+    assert worse.count("not met") == 3
+
+
+def test_without_a_grid_the_report_says_so() -> None:
+    assert "No style and seed has the whole grid" in tables.report(Results([base_row("one")]))

@@ -1,0 +1,154 @@
+"""bench/step_time.py in miniature: every way to train is timed, and a disagreement between two trainings is found."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from bench.step_time import __main__ as step_time
+from bench.step_time import aclora as ours
+from bench.step_time import bare_loop as bare
+from bench.step_time import check
+from bench.step_time import native_node as native
+from bench.step_time import profile as step_profile
+from bench.step_time.clock import Clock, Enough, Measured, measure
+from bench.step_time.models import CASES, PICTURES, build, case_named, pictures
+from bench.step_time.table import Table
+
+CPU = torch.device("cpu")
+QUICK = "--tiny --batches 1 --steps 2 --warm-up 1 --native-steps 1 --rounds 1".split()
+
+
+@pytest.fixture
+def small(pack):
+    return case_named("sd15", miniature=True, memory=0)
+
+
+def test_every_variant_of_a_miniature_is_timed_and_written(pack, tmp_path, capsys):
+    file = tmp_path / "results.json"
+    args = step_time.options([*QUICK, "--cases", "sd15", "--out", str(file)])
+    step_time.Bench(pack, args, CPU).run()
+
+    results = json.loads(file.read_text())
+    assert results["cases"]["sd15"]["flops"] > 0
+    assert [row["variant"] for row in results["rows"]] == [*native.MODES, step_time.BARE, *step_time.VARIANTS]
+    for row in results["rows"]:
+        known = not ours.unknown(pack, step_time.VARIANTS.get(row["variant"], {}))
+        assert (row["failure"] == "" and row["median_ms"] > 0 and row["seconds"]["first"] > 0) == known, row
+    assert "### SD1.5 in miniature, batch 1" in capsys.readouterr().out
+
+
+def test_a_profile_says_where_the_time_goes_by_functions_and_by_kernels(pack, small, capsys):
+    step_profile.profile(ours.training(pack, small, 1, {}), CPU, "a miniature")
+    printed = capsys.readouterr().out
+    assert "### a miniature: first step after" in printed and "training/train.py, train" in printed
+    assert "ms of kernels in a step" in printed and "aten::mm" in printed
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_the_bare_loop_runs_on_every_model(pack, name):
+    row = Measured(name, 2, "bare", "bare loop")
+    measure(row, Clock(CPU, 1, 1), bare.training(case_named(name, miniature=True, memory=0), 2))
+    assert not row.failure
+    assert len(row.milliseconds) == 1
+
+
+def test_counted_flops_cover_every_layer_forwards_and_backwards(small):
+    base = build(small).model.diffusion_model
+    linear = sum(module.weight.numel() for module in base.modules() if isinstance(module, torch.nn.Linear))
+    assert bare.counted_flops(small) > 2 * 2 * linear  # two operations for each weight, both ways
+
+
+def test_a_failure_is_a_result(small):
+    def broken(clock):
+        raise RuntimeError("no such kernel\nand a long trace")
+
+    row = measure(Measured("sd15", 1, "ours", "x"), Clock(CPU, 1, 1), broken)
+    assert row.failure == "RuntimeError: no such kernel"
+    assert math.isnan(row.median)
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(small):
+    def spoiled(clock):
+        while True:
+            clock.tick(math.nan)
+
+    assert "not finite" in measure(Measured("sd15", 1, "ours", "x"), Clock(CPU, 1, 1), spoiled).failure
+
+
+def test_a_slow_row_is_cut_short_but_keeps_some_steps():
+    clock = Clock(CPU, warm_up=2, steps=1000, most_seconds=0.0)
+    with pytest.raises(Enough):
+        for _ in range(1000):
+            clock.tick()
+    assert 1 <= len(clock.milliseconds()) < 10
+    assert set(clock.seconds) == {"first", "warm-up"}
+
+
+def test_rows_are_skipped_when_the_time_is_over(pack, monkeypatch):
+    monkeypatch.setattr(native, "training", lambda *_: lambda clock: pytest.fail("it was started all the same"))
+    args = step_time.options([*QUICK, "--cases", "sd15", "--seconds", "0", "--variants", "native, defaults"])
+    table = step_time.Bench(pack, args, CPU).run()
+    assert [row.failure for row in table.rows] == ["skipped: 0 seconds are over"]
+
+
+def test_ratios_are_taken_against_the_best_native_mode(capsys):
+    table = Table({"peak_flops": 1e12}, None)
+    table.add_case("sdxl", title="SDXL", flops=5e9)
+    for kind, variant, time in (("native", "slow", 300.0), ("native", "fast", 200.0), ("ours", "mine", 50.0)):
+        table.add(Measured("sdxl", 2, kind, variant, [time], failure="broke" if variant == "slow" else ""))
+    table.print()
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| mine"))
+    assert [cell.strip() for cell in line.split("|")[1:7]] == ["mine", "50.0", "4.00", "", "", "20.0%"]
+
+
+def test_every_gradient_of_a_random_model_is_alive(small):
+    """Zeros in an output layer, as fresh models have them, would make a training cheaper than a real one."""
+    base = build(small).model.diffusion_model
+    assert all(parameter.abs().sum() > 0 for parameter in base.parameters())
+
+
+def test_flux_is_cut_to_what_fits():
+    whole, half = (case_named("flux", False, gigabytes * 2**30).network for gigabytes in (1000, 60))
+    assert (whole["depth"], whole["depth_single_blocks"]) == (19, 38)
+    assert 1 < half["depth"] < 19 and half["depth_single_blocks"] > half["depth"]
+    assert CASES["flux"].network["depth"] == 19
+
+
+def test_pictures_have_one_caption_each_and_two_sizes_on_request():
+    latents, captions = pictures(case_named("sdxl", True, 0), sizes=2)
+    assert len(latents) == len(captions) == PICTURES
+    assert len({tuple(latent["samples"].shape) for latent in latents}) == 2
+
+
+def test_the_check_tells_equal_trainings_from_different_ones(pack, small):
+    first, again, other = (ours.trained(pack, small, {"steps": 4, "batch_size": 2, "seed": seed}) for seed in (1, 1, 2))
+    assert check.compare(again, first).complaints() == []
+    wrong = check.compare(other, first).complaints()
+    assert any("losses differ" in sentence for sentence in wrong)
+    assert any("ΔW differs" in sentence for sentence in wrong)
+
+
+def test_a_disagreement_fails_the_check(pack, monkeypatch):
+    real = ours.trained
+    monkeypatch.setattr(check, "SCENARIOS", check.SCENARIOS[:1])
+    monkeypatch.setattr(
+        ours,
+        "trained",
+        lambda pack, case, settings, *rest: real(pack, case, settings | {"seed": int(settings["graph"])}, *rest),
+    )
+    args = step_time.options(["--check", "--tiny", "--cases", "sd15"])
+    assert not check.run(pack, step_time.chosen_cases(args, CPU), steps=3)
+
+
+def test_worse_gradients_than_without_the_kernels_fail_the_check(pack, small, monkeypatch):
+    assert check._gradients(pack, small)
+    real = ours.trained
+
+    def wrong(pack, case, settings, *rest):  # as if the kernels learned from other noise
+        of_kernels = case.dtype != torch.float32 and settings[ours.WITHOUT] is None
+        return real(pack, case, settings | {"seed": int(of_kernels)}, *rest)
+
+    monkeypatch.setattr(ours, "trained", wrong)
+    assert not check._gradients(pack, small)

@@ -1,0 +1,458 @@
+"""Our kernels against float64; test_kernels.py runs this file on the CPU, with Triton's interpreter."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from triton.runtime import interpreter
+
+from aclora_core.acceleration.kernels import Steps
+from aclora_core.acceleration.kernels import _tiles as blocks
+from aclora_core.acceleration.kernels import lora_conv as convolution
+from aclora_core.acceleration.kernels import lora_linear as linear
+from aclora_core.acceleration.kernels import short_key_attention as few_keys
+from aclora_core.acceleration.kernels.adamw import adamw
+from aclora_core.acceleration.kernels.geglu import geglu
+from aclora_core.acceleration.kernels.gelu import gelu
+from aclora_core.acceleration.kernels.group_norm import group_norm
+from aclora_core.acceleration.kernels.layer_norm import layer_norm, residual_norm
+from aclora_core.acceleration.kernels.rms_norm import rms_norm
+from aclora_core.acceleration.kernels.rope import rotate
+from aclora_core.acceleration.kernels.short_key_attention import attention
+
+_patch = interpreter._patch_lang_tensor
+
+
+def _with_index(tensor: Any, *more: Any) -> None:
+    """Newer NumPys do not take an array of one number for a number, as the interpreter does where it counts a loop."""
+    _patch(tensor, *more)
+    tensor.__index__ = lambda self: self.handle.data.item()
+
+
+interpreter._patch_lang_tensor = _with_index
+
+# Of the largest value: a float16 has 11 bits, a bfloat16 has 8, of which the interpreter cuts off the rest unrounded.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def compare(ours: Tensor, x: Tensor, expected: Tensor, exact: Tensor) -> None:
+    """Outputs, and gradients with respect to x and exact, for one random gradient."""
+    gradient = draw(*ours.shape, seed=9).to(ours.dtype)
+    (of_x,) = torch.autograd.grad(ours, x, gradient)
+    (of_exact,) = torch.autograd.grad(expected, exact, gradient.double())
+    for found, right in ((ours, expected), (of_x, of_exact)):
+        assert found.dtype == x.dtype and found.shape == right.shape
+        error = (found.double() - right).abs().max() / right.abs().max()
+        assert error <= TOLERANCE[x.dtype], error
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("shape", [(1, 9, 2 * 260), (1, 2), (8, 2 * 256)], ids=str)
+def test_the_gate_is_that_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    hidden = (3 * draw(*shape)).to(dtype).requires_grad_()
+    exact = hidden.detach().double().requires_grad_()
+    value, gate = exact.chunk(2, dim=-1)
+    compare(geglu(hidden), hidden, value * F.gelu(gate), exact)
+
+
+def test_the_gate_of_rows_that_lie_apart() -> None:
+    hidden = draw(4, 6, 20).transpose(0, 1).requires_grad_()
+    exact = hidden.detach().double().requires_grad_()
+    value, gate = exact.chunk(2, dim=-1)
+    compare(geglu(hidden), hidden, value * F.gelu(gate), exact)
+
+
+def test_far_gates_are_open_or_shut() -> None:
+    hidden = torch.tensor([[2.0, 2.0, 2.0, -60.0, 0.0, 60.0]]).requires_grad_()
+    (gradient,) = torch.autograd.grad(geglu(hidden).sum(), hidden)
+    torch.testing.assert_close(geglu(hidden).detach(), torch.tensor([[0.0, 0.0, 120.0]]))
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, 60.0, 0.0, 1.0, 2.0]]))
+
+
+def picture(n: int, channels: int, height: int, width: int, dtype: torch.dtype, middle: float = 0.5) -> Tensor:
+    """Channels last in memory, each channel with its own spread."""
+    x = draw(n, channels, height, width) * torch.linspace(0.5, 3, channels)[:, None, None] + middle
+    return x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_shift_of_all_pixels_is_that_of_float64(dtype: torch.dtype, silu: bool) -> None:
+    """Several tiles that end within, two pictures with shifts of their own."""
+    x, shift = picture(2, 80, 9, 8, dtype), (3 * draw(2, 80, seed=2)).to(dtype).requires_grad_()
+    weight, bias = (1 + draw(2, 80, seed=1) / 2).to(dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, shift)]
+    expected = F.group_norm(exact[0] + exact[1][:, :, None, None], 4, weight.double(), bias.double(), 1e-5)
+    expected = F.silu(expected) if silu else expected
+    ours = group_norm(x, 4, weight, bias, 1e-5, silu, shift)
+    gradient = draw(*ours.shape, seed=9).to(dtype)
+    pairs = [(ours, expected)]
+    ways_back = torch.autograd.grad(ours, (x, shift), gradient), torch.autograd.grad(expected, exact, gradient.double())
+    for found, right in (*pairs, *zip(*ways_back, strict=True)):
+        error = (found.double() - right).abs().max() / right.abs().max()
+        assert found.dtype == dtype and error <= TOLERANCE[dtype] * 4, error  # a sum of 72 that nearly cancel
+
+
+# Rows and their width: a program of several rows that ends within, a width that fills its tile, a lone number.
+ROWS = [((3, 5, 90), torch.float32), ((9, 256), torch.float16), ((5, 2), torch.bfloat16), ((1, 1), torch.float32)]
+
+
+@pytest.mark.parametrize("shape, dtype", ROWS, ids=str)
+def test_the_norm_of_rows_is_that_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = (draw(*shape) * 3 + 1).to(dtype).requires_grad_()
+    weight, bias = (1 + draw(2, shape[-1], seed=1) / 2).to(dtype)
+    exact = x.detach().double().requires_grad_()
+    expected = F.layer_norm(exact, shape[-1:], weight.double(), bias.double())
+    ours = layer_norm(x, weight, bias, 1e-5)
+    if shape[-1] > 2:
+        compare(ours, x, expected, exact)
+    else:  # where a row has no spread to speak of, the gradient is the rest of numbers that cancel
+        torch.testing.assert_close(ours.double(), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("used", ["both", "sum", "norm"])
+@pytest.mark.parametrize("with_sum", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_sum_and_its_norm_are_those_of_float64(dtype: torch.dtype, with_sum: bool, used: str) -> None:
+    """Gradients of both flow back to what was added up, or of one of them."""
+    given = [(draw(7, 90, seed=seed) + 1).to(dtype).requires_grad_() for seed in range(1 + with_sum)]
+    weight, bias = (1 + draw(2, 90, seed=1) / 2).to(dtype)
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    right = sum(exact).clone()
+    pairs = [
+        *zip(
+            residual_norm(given[0], given[1] if with_sum else None, weight, bias, 1e-5),
+            (right, F.layer_norm(right, (90,), weight.double(), bias.double())),
+            strict=True,
+        )
+    ]
+    pairs = {"both": pairs, "sum": pairs[:1], "norm": pairs[1:]}[used]
+    gradients = [draw(7, 90, seed=8 + number).to(dtype) for number in range(len(pairs))]
+    found = torch.autograd.grad([ours for ours, _ in pairs], given, gradients)
+    wanted = torch.autograd.grad([it for _, it in pairs], exact, [gradient.double() for gradient in gradients])
+    for ours, expected in (*pairs, *zip(found, wanted, strict=True)):
+        error = (ours.double() - expected).abs().max() / expected.abs().max()
+        assert ours.dtype == dtype and error <= 2 * TOLERANCE[dtype], error  # the sum is rounded too
+
+
+def normed(x: Tensor, groups: int, dtype: torch.dtype, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Ours; float64's, and the input that it came from."""
+    weight, bias = (1 + draw(2, x.shape[1], seed=1) / 2).to(dtype)
+    exact = x.detach().double().requires_grad_()
+    expected = F.group_norm(exact, groups, weight.double(), bias.double(), 1e-5)
+    ours = group_norm(x, groups, weight, bias, 1e-5, silu)
+    assert ours.is_contiguous(memory_format=torch.channels_last) and not ours.is_contiguous()
+    return ours, F.silu(expected) if silu else expected, exact
+
+
+# The sizes are: one small tile; several tiles of pixels and channels that end within; groups of uneven size across the
+# tiles; more sums of a group than are joined at once; one channel in a group.
+SIZES = [(1, 4, 2, 3, 2), (2, 80, 9, 8, 4), (1, 90, 8, 16, 3), (1, 2112, 2, 9, 1), (1, 8, 3, 5, 8)]
+
+
+@pytest.mark.parametrize("size, silu", [(size, number % 2 == 1) for number, size in enumerate(SIZES)], ids=str)
+def test_the_norm_is_that_of_float64(size: tuple[int, int, int, int, int], silu: bool) -> None:
+    x = picture(*size[:4], torch.float32)
+    ours, expected, exact = normed(x, size[4], torch.float32, silu)
+    compare(ours, x, expected, exact)
+
+
+SHORT = [(torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
+
+
+@pytest.mark.parametrize("dtype, of_weight", SHORT, ids=str)
+def test_the_norm_of_short_types(dtype: torch.dtype, of_weight: torch.dtype) -> None:
+    x = picture(2, 20, 9, 8, dtype)
+    ours, expected, exact = normed(x, 2, of_weight, silu=True)
+    compare(ours, x, expected, exact)
+
+
+def test_a_large_mean_costs_no_digits_but_its_own() -> None:
+    x = picture(1, 12, 16, 9, torch.float32, middle=1000.0)
+    ours, expected, _ = normed(x, 3, torch.float32, silu=False)
+    # One step of a float32 at 1000 is 6e-5; sums of squares that are subtracted would be wrong by a tenth.
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=4e-4)
+
+
+def test_a_constant_picture_is_its_bias() -> None:
+    x = torch.full((1, 4, 3, 3), 7.0).contiguous(memory_format=torch.channels_last)
+    found = group_norm(x, 2, torch.ones(4), torch.arange(4.0), 1e-5)
+    torch.testing.assert_close(found, torch.arange(4.0)[:, None, None].expand(1, 4, 3, 3), rtol=0, atol=1e-6)
+
+
+def test_a_gradient_of_another_layout_is_taken() -> None:
+    x = picture(1, 6, 4, 5, torch.float32)
+    ours, _, _ = normed(x, 2, torch.float32, silu=False)
+    gradient = draw(1, 6, 4, 5)
+    (first,) = torch.autograd.grad(ours, x, gradient, retain_graph=True)
+    (last,) = torch.autograd.grad(ours, x, gradient.contiguous(memory_format=torch.channels_last), retain_graph=True)
+    assert torch.equal(first, last)
+    (even,) = torch.autograd.grad(ours.sum(), x)  # one number, expanded
+    assert math.isfinite(even.sum())
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
+    x = picture(1, 6, 4, 5, torch.float32)
+    with torch.no_grad():
+        assert group_norm(x, 2, torch.ones(6), torch.zeros(6), 1e-5).grad_fn is None
+        assert geglu(draw(2, 6).requires_grad_()).grad_fn is None
+
+
+# Rows, inputs, outputs, rank and layers: one small tile; tiles that end within, of every size; one row; rows that are
+# summed up in parts.
+LINEARS = [(5, 64, 64, 2, 1), (70, 128, 192, 16, 3), (1, 64, 128, 5, 2), (300, 192, 64, 20, 1)]
+
+
+class Linears:
+    """Some layers with their branches, in float16: the interpreter has no products of bfloat16."""
+
+    def __init__(self, rows: int, inputs: int, outputs: int, rank: int, count: int) -> None:
+        def some(*shape: int) -> list[Tensor]:
+            return [(draw(*shape, seed=number) / shape[-1] ** 0.5).half() for number in range(count)]
+
+        self.x = draw(rows, inputs + 8).half()[:, :inputs]  # rows that lie apart
+        self.weights, self.biases = some(outputs, inputs), some(1, outputs)
+        self.downs, self.ups = some(rank, inputs), some(outputs, rank)
+        self.gradients = [draw(rows, outputs + 8, seed=5 + number).half()[:, :outputs] for number in range(count)]
+        self.rank, self.outputs, self.inputs = rank, outputs, inputs
+
+
+def close(found: Tensor, right: Tensor, roundings: int = 1) -> None:
+    assert found.dtype == torch.float16 and found.shape == right.shape
+    error = (found.double() - right).abs().max() / right.abs().max()
+    assert error <= roundings * TOLERANCE[found.dtype], error
+
+
+@pytest.mark.parametrize("size", LINEARS, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_layers_and_their_branches_are_those_of_float64(size: tuple[int, int, int, int, int], biased: bool) -> None:
+    it = Linears(*size)
+    x = it.x.double()
+    output, inner = linear.forward(it.x, it.weights, it.biases if biased else [], it.downs, it.ups, 0.5)
+    for number, (weight, bias, down, up) in enumerate(zip(it.weights, it.biases, it.downs, it.ups, strict=True)):
+        narrow = x @ down.double().t()
+        right = x @ weight.double().t() + 0.5 * narrow @ up.double().t() + (bias.double() if biased else 0)
+        close(inner[number], narrow)
+        close(output[number], right)
+
+
+@pytest.mark.parametrize("size", LINEARS, ids=str)
+def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int, int, int, int, int]) -> None:
+    it = Linears(*size)
+    of_input, through = linear.backward(it.gradients, it.weights, it.downs, it.ups, 0.5)
+    right = torch.zeros(of_input.shape, dtype=torch.float64)
+    for number, (gradient, weight, down, up) in enumerate(zip(it.gradients, it.weights, it.downs, it.ups, strict=True)):
+        narrow = gradient.double() @ up.double()
+        close(through[number], narrow)
+        right += gradient.double() @ weight.double() + 0.5 * narrow @ down.double()
+    close(of_input, right)
+
+
+@pytest.fixture(params=[512, 20])
+def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows that a program sums up at least: for the small examples here all, or a part of them."""
+    monkeypatch.setattr(blocks, "_SHORTEST", request.param)
+    monkeypatch.setattr(blocks, "_LONG", 2 * request.param)
+    for module in (linear, convolution):
+        monkeypatch.setattr(module, "_SUMMED", min(128, request.param // 16 * 16))
+    return int(request.param)
+
+
+def test_long_sums_are_shared_out(shortest: int) -> None:
+    shares = blocks.share_out(70, 5, linear._SUMMED, 64, torch.device("cpu"))
+    assert shares.parts == {512: 1, 20: 3}[shortest]
+    assert (shares.parts - 1) * shares.each < 70 <= shares.parts * shares.each
+    assert shares.arrived.count_nonzero() == 0  # also after the sums of other tests
+
+
+# The last: numbers of inputs and outputs that are multiples of nothing, which only this kernel takes.
+@pytest.mark.parametrize("size", [*LINEARS, (70, 150, 90, 16, 2)], ids=str)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_gradients_of_factors_are_those_of_float64(
+    size: tuple[int, int, int, int, int], wanted: bool, shortest: int
+) -> None:
+    """They are added to what is there."""
+    it, rows, count = Linears(*size), size[0], size[4]
+    inner, through = draw(count, rows, it.rank).half(), draw(count, rows, it.rank, seed=1).half()
+    of_downs, of_ups = ([tensor.clone() for tensor in factors] for factors in (it.downs, it.ups))
+    of_input = draw(rows, it.inputs, seed=2).half()
+    before, alone = of_input.double(), wanted and count == 1
+    more = (of_input, it.downs[0]) if alone else ()
+    linear.add_gradients(it.x, it.gradients, inner, through, of_downs, of_ups, 0.5, *more)
+    for number in range(count):
+        close(of_downs[number], it.downs[number].double() + 0.5 * through[number].double().t() @ it.x.double())
+        of_up = 0.5 * it.gradients[number].double().t() @ inner[number].double()
+        close(of_ups[number], it.ups[number].double() + of_up)
+    close(of_input, before + 0.5 * through[0].double() @ it.downs[0].double() if alone else before)
+
+
+# Pictures, heads, queries, keys and channels: tiles that end within; one query and one key; as many as there may be.
+ATTENTIONS = [(2, 2, 130, 21, 40), (1, 2, 1, 1, 64), (1, 1, 65, 128, 128)]
+
+
+@pytest.mark.parametrize("size", ATTENTIONS, ids=str)
+@pytest.mark.parametrize("processors", [1, 99])  # so that a program has all tiles of a head, or one
+def test_attention_is_that_of_float64(
+    size: tuple[int, int, int, int, int], processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_keys, "_processors", lambda device: processors)
+    n, heads, queries, keys, channels = size
+    drawn = [draw(n, rows, heads, channels, seed=rows).half().transpose(1, 2) for rows in (queries, keys, keys + 1)]
+    given = [drawn[0].requires_grad_(), drawn[1].requires_grad_(), drawn[2][:, :, :keys].detach().requires_grad_()]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    ours, expected = attention(*given, 0.3), F.scaled_dot_product_attention(*exact, scale=0.3)
+    gradient = draw(n, heads, queries, channels, seed=9).half()
+    pairs = [(ours, expected)]
+    gradients = torch.autograd.grad(ours, given, gradient)
+    pairs += zip(gradients, torch.autograd.grad(expected, exact, gradient.double()), strict=True)
+    for found, right in pairs:
+        assert found.shape == right.shape and found.dtype == torch.float16
+        error = (found.double() - right).abs().max() / right.abs().max().clamp_min(0.1)
+        assert error <= 2 * TOLERANCE[torch.float16], error  # weights are rounded too
+    assert ours.transpose(1, 2).is_contiguous()
+
+
+# Pictures, inputs, height, width, outputs, rank, kernel, stride, padding and dilation: a sum of several parts and tiles
+# that end within; steps of two; a lone pixel of a kernel; taps that lie apart; no edge; one channel.
+CONVOLUTIONS = [
+    (2, 70, 5, 7, 20, 5, (3, 3), (1, 1), (1, 1), (1, 1)),
+    (1, 8, 9, 8, 6, 20, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (1, 16, 7, 6, 5, 3, (1, 1), (2, 2), (0, 0), (1, 1)),
+    (1, 5, 9, 9, 4, 2, (3, 2), (1, 2), (2, 0), (2, 3)),
+    (1, 1, 12, 13, 130, 16, (3, 3), (1, 1), (0, 0), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("size", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, shortest: int) -> None:
+    """All is added to what is there."""
+    n, inputs, height, width, outputs, rank, kernel, *steps = size
+    last, scale = torch.channels_last, 0.5
+    x = draw(n, inputs, height, width).half().contiguous(memory_format=last)
+    down, up = draw(rank, inputs, *kernel, seed=1).half(), draw(outputs, rank, seed=2).half()
+    exact = [tensor.double().requires_grad_() for tensor in (x, down, up)]
+    narrow = F.conv2d(exact[0], exact[1], None, *steps)
+    result = scale * F.conv2d(narrow, exact[2][:, :, None, None])
+    output = draw(*result.shape, seed=3).half().contiguous(memory_format=last)
+    before, turned = output.double(), down.contiguous(memory_format=last)
+    bias = draw(outputs, seed=6).half() if wanted else None
+    inner = convolution.add_branch(output, bias, x, turned, up, Steps(*steps), scale)
+    close(inner, narrow.detach().permute(0, 2, 3, 1).reshape(-1, rank))
+    added = result.detach() if bias is None else result.detach() + bias.double()[:, None, None]
+    close(output, before + added, roundings=2)  # inner is rounded too
+
+    gradient = draw(*result.shape, seed=4).half().contiguous(memory_format=last)
+    through = (gradient.permute(0, 2, 3, 1).reshape(-1, outputs) @ up).contiguous()
+    grown = [draw(*tensor.shape, seed=5).half() for tensor in (x, down, up)]
+    grown[:2] = [tensor.contiguous(memory_format=last) for tensor in grown[:2]]
+    expected = torch.autograd.grad(result, exact, gradient.double())
+    right = [tensor.double() + added for tensor, added in zip(grown, expected, strict=True)]
+    if not wanted:
+        right[0] = grown[0].double()
+    convolution.add_gradients(
+        x,
+        gradient,
+        inner,
+        through,
+        turned,
+        grown[1],
+        grown[2],
+        grown[0] if wanted else None,
+        Steps(*steps),
+        scale,
+    )
+    for found, exactly in zip(grown, right, strict=True):
+        error = (found.double() - exactly).abs().max() / exactly.abs().max()
+        assert error <= 2 * TOLERANCE[torch.float16], error  # inner and through are rounded too
+
+
+@pytest.mark.parametrize("tiles, heads, processors", [(8, 20, 132), (32, 10, 132), (8, 80, 132), (1, 1, 9), (5, 7, 1)])
+def test_all_tiles_are_shared_out(tiles: int, heads: int, processors: int) -> None:
+    each, parts = few_keys._shares(tiles, heads, processors)
+    assert each * parts >= tiles and each * (parts - 1) < tiles
+    waves = -(-heads * parts // processors)
+    assert waves * (each + 1) <= -(-heads // processors) * (tiles + 1)  # no worse than a head for each program
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_steps_of_adamw_are_those_of_torch(dtype: torch.dtype) -> None:
+    """With a rate that changes, a gradient that is divided, and a step in between that is left out."""
+    count, decay = 2000, 0.05
+    weights, before, copy = draw(count), torch.zeros(count), torch.zeros(count, dtype=torch.float16)
+    exact = torch.nn.Parameter(weights.clone())
+    optimizer = torch.optim.AdamW([exact], lr=0.0, weight_decay=decay)
+    first, second, steps = torch.zeros(count), torch.zeros(count), torch.zeros(())
+    for number, rate in enumerate((0.1, 0.02, 0.3)):
+        for left_out in (1.0, 0.0):
+            gradient = draw(count, seed=3 + number).to(dtype)
+            slope, start, steps = gradient.float() / 4, weights.clone(), steps + 1 - left_out
+            numbers = steps, torch.tensor(rate), torch.tensor(4.0), torch.tensor(left_out)
+            unchanged = [tensor.clone() for tensor in (weights, first, second, before, copy)]
+            adamw(weights, gradient, first, second, before, copy, *numbers, (0.9, 0.999), decay, 1e-8)
+            assert not gradient.any()
+            if left_out:
+                assert all(map(torch.equal, unchanged, (weights, first, second, before, copy)))
+        optimizer.param_groups[0]["lr"], exact.grad = rate, slope
+        optimizer.step()
+        assert torch.equal(before, start)
+        torch.testing.assert_close(weights, exact.detach(), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(copy, exact.detach().half(), rtol=2e-3, atol=2e-3)
+
+
+def apart(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Heads (n, heads, rows, d) that are parts of wider rows, as attention has them, and the same in float64."""
+    n, heads, rows, width = shape
+    wide = (2 * draw(n, rows, 3, heads, width, seed=seed)).to(dtype)
+    x = wide.permute(2, 0, 3, 1, 4)[1].requires_grad_()
+    return x, x.detach().double().requires_grad_()
+
+
+# Heads: a program that ends within, a width that does not fill its tile, a lone row.
+HEADS = [((2, 3, 21, 64), torch.float32), ((1, 2, 9, 24), torch.float16), ((1, 1, 1, 2), torch.bfloat16)]
+
+
+@pytest.mark.parametrize("shape, dtype", HEADS, ids=str)
+def test_heads_are_normed_as_in_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, exact = apart(*shape, dtype=dtype)
+    weight = (1 + draw(shape[-1], seed=1) / 2).to(dtype)
+    ours = rms_norm(x, weight, 1e-3)
+    compare(ours, x, F.rms_norm(exact, shape[-1:], weight.double(), 1e-3), exact)
+    if x.numel() > 2:
+        assert ours.stride() == torch.empty_like(x).stride()  # so that the heads of a row stay side by side
+
+
+@pytest.mark.parametrize("places", [(1, 1, 21), (2, 1, 21), (1, 3, 21)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rotations_are_those_of_float64(places: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Any matrices, one for each place or for all."""
+    x, exact = apart(2, 3, 21, 48, dtype=dtype)
+    table = draw(*places, 24, 2, 2, seed=1)
+    ours, pairs = rotate(x, table), exact.unflatten(-1, (24, 1, 2))
+    compare(ours, x, (pairs * table.double()).sum(-1).flatten(-2), exact)
+    assert ours.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gelu_of_a_part_is_that_of_float64(tanh: bool, dtype: torch.dtype) -> None:
+    wide = (3 * draw(2, 9, 1300)).to(dtype)
+    for x in (wide[..., 700:], wide[..., :40].transpose(1, 2), wide[:1, :2, :5]):
+        x = x.detach().requires_grad_()
+        exact = x.detach().double().requires_grad_()
+        compare(gelu(x, tanh), x, F.gelu(exact, approximate="tanh" if tanh else "none"), exact)
+
+
+def test_gelu_far_from_zero_is_open_or_shut() -> None:
+    for tanh in (True, False):
+        x = torch.tensor([[-60.0, 0.0, 60.0]]).requires_grad_()
+        (gradient,) = torch.autograd.grad(gelu(x, tanh).sum(), x)
+        torch.testing.assert_close(gelu(x, tanh).detach(), torch.tensor([[0.0, 0.0, 60.0]]))
+        torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.5, 1.0]]))

@@ -1,0 +1,182 @@
+"""Blocks that are computed twice: the same numbers for less memory, and no more of them than it takes."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aclora_core.acceleration.activation_checkpointing import BlockMemory, Kept, find_blocks
+from aclora_core.config.train_config import TrainConfig
+from aclora_core.lora.injection import attached
+from aclora_core.lora.parameters import make_weights
+from aclora_core.lora.targets import find_layers
+from aclora_core.training.train import train
+from tests.support.toy import FLOW, Toy, toy
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.calls = 0
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return x + self.second(torch.relu(self.first(x))) + shift, shift
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(Block(6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, shift = self.enter(x), torch.ones(6)
+        for block in self.blocks:
+            x, shift = block(x, shift=shift)
+        return x
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().requires_grad_(False)
+
+
+def gradients(network: Network, memory: BlockMemory) -> Tensor:
+    layers = find_layers(network, "all")
+    weights = make_weights(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+    weights.master.normal_(generator=torch.Generator().manual_seed(2))
+    with attached(layers, weights.branches, lambda module: True), memory.attached():
+        network(torch.randn(5, 4, generator=torch.Generator().manual_seed(3))).square().sum().backward()
+    return weights.gradient
+
+
+@pytest.mark.parametrize("again", [{0}, {0, 1, 2}])
+def test_blocks_computed_twice_give_the_same_gradients(network: Network, again: set[int]) -> None:
+    expected = gradients(network, BlockMemory(network))
+    for block in network.blocks:
+        block.calls = 0
+    memory = BlockMemory(network)
+    memory.again = again
+    torch.testing.assert_close(gradients(network, memory), expected, rtol=0, atol=0)
+    assert [block.calls for block in network.blocks] == [1 + (number in again) for number in range(3)]
+    assert all("forward" not in vars(block) for block in network.blocks)
+
+
+def test_without_gradients_nothing_is_computed_twice(network: Network) -> None:
+    memory = BlockMemory(network)
+    memory.all_again()
+    with torch.no_grad(), memory.attached():
+        network(torch.zeros(1, 4))
+    assert [block.calls for block in network.blocks] == [1, 1, 1]
+
+
+def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    single = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    outer = nn.ModuleList([nn.ModuleDict({"group": nn.ModuleList([inner, single])})])
+    assert find_blocks(nn.ModuleDict({"outer": outer})) == [inner]
+    assert find_blocks(nn.Linear(2, 2)) == []
+
+
+KEPT = Kept([100, 300, 200], 50)
+
+
+@pytest.mark.parametrize(
+    ("rows", "free", "again", "fitting", "each"),
+    [
+        (2, 10_000, set(), 2, 50 + 600 + 600),
+        (2, 2800, {1}, 2, 50 + 300 + 600),  # the largest first: it alone is enough
+        (2, 1900, set(), 1, 50 + 600 + 600),  # one after the other is quicker than two thirds computed twice
+        (2, 1500, {1}, 1, 50 + 300 + 600),
+        (5, 5200, set(), 3, 50 + 600 + 600),  # 3 and 2, as near to each other as can be
+        (4, 1, {0, 1, 2}, 1, 50 + 600),  # all there is to give
+    ],
+)
+def test_a_step_fits_in_the_least_time(rows: int, free: int, again: set[int], fitting: int, each: int) -> None:
+    memory = BlockMemory(Network())
+    assert memory.fit(KEPT, rows, free) == (fitting * each, fitting) and memory.again == again
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("free", range(500, 12_000, 700))
+def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
+    memory = BlockMemory(Network())
+    expected, fitting = memory.fit(KEPT, rows, free)
+    assert expected == KEPT.peak(fitting, memory.again) and 1 <= fitting <= rows
+    if 0.8 * free >= KEPT.peak(1, {0, 1, 2}):
+        assert expected <= 0.8 * free
+
+
+def test_all_again_says_whether_it_helps() -> None:
+    memory = BlockMemory(Network())
+    assert memory.all_again() and memory.again == {0, 1, 2}
+    assert not memory.all_again()
+
+
+@pytest.fixture
+def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[int, int], bool]], list[int]]]:
+    """Has steps run out of memory, by their number and by the most pictures that are in a batch; notes the latter."""
+    from aclora_core.optim.stepper import Stepper
+
+    rows: list[int] = []
+    step, full = Stepper.step, [lambda number, most: False]
+
+    def failing(self, batches, *more):
+        rows.append(max(len(batch.sigma) for batch in batches))
+        if full[0](len(rows), rows[-1]):
+            self.weights.gradient.fill_(5)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return step(self, batches, *more)
+
+    def choose(when: Callable[[int, int], bool]) -> list[int]:
+        rows.clear()
+        full[0] = when
+        return rows
+
+    monkeypatch.setattr(Stepper, "step", failing)
+    yield choose
+
+
+CONFIG = TrainConfig(steps=6, batch_size=4, max_rank=2, layers="attention", loss_weight="min-SNR", held_out=0.0)
+
+
+def with_blocks() -> Toy:
+    latents = torch.randn(8, 1, 4, 2, 2, generator=torch.Generator().manual_seed(1)).unbind()
+    masks = {1: torch.tensor([[[[0.0, 0.2], [0.5, 1.0]]]])}
+    model = toy(latents=latents, objective=FLOW, masks=masks, regularisation={3: 0.5})
+    model.network = nn.ModuleDict({"attn": model.network["attn"], "blocks": nn.ModuleList([Block(4)])})
+    return model
+
+
+def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_at, caplog: pytest.LogCaptureFixture) -> None:
+    rows = full_at(lambda number, most: number == 1)
+    with caplog.at_level(logging.INFO, logger="aclora"):
+        losses = train(with_blocks(), CONFIG).report.losses
+    assert "Out of memory: each block" in caplog.text and rows == [4] * 7
+    full_at(lambda number, most: False)
+    assert losses == train(with_blocks(), CONFIG).report.losses
+    full_at(lambda number, most: number == 1)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train(with_blocks(), replace(CONFIG, checkpointing="off"))
+
+
+def test_where_that_is_not_enough_pictures_go_through_in_parts_and_the_same_is_learned(full_at) -> None:
+    full_at(lambda number, most: False)
+    whole = train(with_blocks(), CONFIG)
+    rows = full_at(lambda number, most: number > 2 and most > 1)  # from the third step on
+    parted = train(with_blocks(), CONFIG)
+    # The third step is tried with blocks twice, and in halves; the one drawn ahead for after it is split as well.
+    assert rows == [4, 4, 4, 4, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(parted.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
+    for name, layer in whole.adapter.layers.items():
+        torch.testing.assert_close(parted.adapter.layers[name].lora_up, layer.lora_up, rtol=1e-4, atol=1e-6)
+    assert "pictures go through the model 1 at a time" in str(parted.report.settings["notes"])
+    full_at(lambda number, most: number > 2)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        train(with_blocks(), CONFIG)

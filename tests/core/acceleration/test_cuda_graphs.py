@@ -1,0 +1,95 @@
+"""Recording functions as graphs: what a recording that fails leaves behind. The recordings themselves need a GPU, and
+are tested with it in test_stepping.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aclora_core.acceleration.cuda_graphs import Graphs, _given
+from aclora_core.config.train_config import TrainConfig
+from aclora_core.storage.nested import tensors_in
+from aclora_core.training.train import train
+from tests.support.toy import toy
+
+CPU = torch.device("cpu")
+FULL = torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+class Replayed:
+    """In place of a CUDA graph: computes again what was recorded."""
+
+    def __init__(self, function: Callable[[Any], Any], argument: Any, output: Tensor | None) -> None:
+        self.function, self.argument, self.output = function, argument, output
+
+    def replay(self) -> None:
+        result = self.function(self.argument)
+        if isinstance(self.output, Tensor):
+            self.output.copy_(result)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[str], bool]]:
+    """Has graphs be recorded and replayed on the CPU; "fails" says for which functions memory is too short."""
+    wishes: dict[str, Callable[[str], bool]] = {"fails": lambda name: False}
+
+    def record(graphs: Graphs, function: Callable[[Any], Any], argument: Any) -> tuple[Replayed, list[Tensor], Any]:
+        fixed = _given(argument, CPU, copy=True)
+        output = function(fixed)  # the first run, in which libraries choose their kernels
+        if wishes["fails"](getattr(function, "__name__", "")):
+            raise FULL
+        return Replayed(function, fixed, output), list(tensors_in(fixed)), output
+
+    made = Graphs.__init__
+
+    def active(graphs: Graphs, device: torch.device, wished: bool = True) -> None:
+        made(graphs, device, wished)
+        graphs.active = True
+
+    monkeypatch.setattr(Graphs, "__init__", active)
+    monkeypatch.setattr(Graphs, "_record", record)
+    return wishes
+
+
+def add_one(state: Tensor) -> Callable[[None], None]:
+    def step(argument: None) -> None:
+        state.add_(1)
+
+    return step
+
+
+def test_a_first_run_counts_for_nothing_also_where_memory_is_too_short(recordings) -> None:
+    state = torch.zeros(3)
+    graphs, step = Graphs(CPU), add_one(state)
+    recordings["fails"] = lambda name: True
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        graphs.call(step, None, "step", [state])
+    assert torch.equal(state, torch.zeros(3))
+    recordings["fails"] = lambda name: False
+    graphs.call(step, None, "step", [state])
+    graphs.call(step, None, "step", [state])
+    assert torch.equal(state, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("what", ["_update", "_accumulate"])
+def test_a_step_that_is_done_again_for_want_of_memory_counts_once(recordings, what: str) -> None:
+    """Memory is too short once, while a step or the update of the weights is recorded."""
+    config = TrainConfig(steps=4, batch_size=4, max_rank=2, mode="off", held_out=0.0, layers="attention")
+    tries: list[str] = []
+
+    def once(name: str) -> bool:
+        tries.append(name)
+        return name == what and tries.count(what) == 1
+
+    calm = train(toy(8), config)
+    recordings["fails"] = once
+    pressed = train(toy(8), config)
+    assert tries.count(what) > 1
+    assert "pictures go through the model 2 at a time" in str(pressed.report.settings["notes"])
+    torch.testing.assert_close(pressed.report.losses, calm.report.losses, rtol=1e-4, atol=1e-6)
+    up, expected = (result.adapter.layers["toy.attn"].lora_up for result in (pressed, calm))
+    torch.testing.assert_close(up, expected, rtol=1e-4, atol=1e-6)

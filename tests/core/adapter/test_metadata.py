@@ -1,0 +1,162 @@
+"""What a saved LoRA says about itself, to people and to other programs."""
+
+import base64
+import json
+from datetime import datetime, timezone
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+from aclora_core.adapter.adapter import Adapter, Layer
+from aclora_core.adapter.lora_file import load, save
+from aclora_core.adapter.metadata import build_metadata, describe, resolution_text, thumbnail_url
+from aclora_core.adapter.rank_report import RankReport
+from aclora_core.storage.safetensors_file import HEADER_LIMIT
+
+
+def adapter_of(*ranks, alpha=None):
+    names = [f"diffusion_model.block.{index}" for index in range(len(ranks))]
+    layers = {
+        name: Layer(torch.ones(rank, 8), torch.ones(6, rank), float(alpha or rank))
+        for name, rank in zip(names, ranks, strict=True)
+    }
+    return Adapter(layers)
+
+
+SETTINGS = {
+    "steps": 120,
+    "learning_rate": 5e-4,
+    "batch_size": 4,
+    "seed": 42,
+    "images": 16,
+    "held_out_images": 3,
+    "regularisation_images": 5,
+    "base_model": "SDXL",
+    "resolution": 1024,
+    "started_at": 1700000000.5,
+    "finished_at": 1700000060.25,
+    "trigger": "tusche",
+}
+
+
+def report_for(adapter, **settings):
+    spectrum = {base: [2.0, 1.0] for base in adapter.layers}
+    return RankReport(
+        settings={**SETTINGS, **settings},
+        losses=[0.5] * 77,
+        validation=[(10, 0.4)],
+        restarts=[],
+        spectrum=spectrum,
+        signal=dict.fromkeys(adapter.layers, 1),
+    )
+
+
+def test_all_keys_and_values_are_text_and_survive_the_file(tmp_path):
+    adapter = adapter_of(2, 4)
+    metadata = build_metadata(adapter, "ink", report_for(adapter), trigger="墨 style")
+    assert all(isinstance(key, str) and isinstance(value, str) for key, value in metadata.items())
+    save(adapter, tmp_path / "ink.safetensors", metadata)
+    assert metadata.items() <= load(tmp_path / "ink.safetensors").metadata.items()
+
+
+def test_the_minimum_of_both_conventions_is_there_without_a_report():
+    metadata = build_metadata(adapter_of(4, 4), "ink")
+    for key in ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args"):
+        assert f"ss_{key}" in metadata
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.architecture"].endswith("/lora")
+    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "ink"
+    assert json.loads(metadata["ss_network_args"]) == {}
+    assert "ss_steps" not in metadata and "aclora.settings" not in metadata
+
+
+def test_settings_are_found_where_other_programs_look():
+    adapter = adapter_of(4, 4)
+    metadata = build_metadata(adapter, "ink", report_for(adapter))
+    expected = {
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.resolution": "1024x1024",
+        "ss_steps": "77",
+        "ss_max_train_steps": "120",
+        "ss_learning_rate": "0.0005",
+        "ss_seed": "42",
+        "ss_num_train_images": "16",
+        "ss_num_validation_images": "3",
+        "ss_num_reg_images": "5",
+        "ss_training_started_at": "1700000000.5",
+        "ss_training_finished_at": "1700000060.25",
+        "modelspec.trigger_phrase": "tusche",
+    }
+    assert expected.items() <= metadata.items()
+    assert json.loads(metadata["ss_tag_frequency"]) == {"1_tusche": {"tusche": 16}}
+    assert json.loads(metadata["aclora.settings"]) == SETTINGS
+
+
+def test_the_report_comes_back_from_the_file():
+    adapter = adapter_of(2, 4)
+    report = report_for(adapter)
+    assert json.loads(build_metadata(adapter, "ink", report)["aclora.trajectory"]) == json.loads(report.compact_json())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "alpha", "dim", "network_alpha"),
+    [((4, 4), None, "4", "4.0"), ((2, 4), None, "Dynamic", "Dynamic"), ((2, 4), 8, "Dynamic", "8.0")],
+)
+def test_ranks_that_differ_are_called_dynamic_and_listed(ranks, alpha, dim, network_alpha):
+    metadata = build_metadata(adapter_of(*ranks, alpha=alpha), "ink")
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == (dim, network_alpha)
+    assert json.loads(metadata["aclora.ranks"]) == list(ranks)
+
+
+def test_a_trigger_given_by_hand_wins_over_the_one_of_the_training():
+    adapter = adapter_of(2)
+    metadata = build_metadata(adapter, "ink", report_for(adapter), trigger="by hand")
+    assert metadata["modelspec.trigger_phrase"] == "by hand" and "by hand" in metadata["ss_tag_frequency"]
+
+
+def test_a_base_model_that_kohya_does_not_know_keeps_its_own_name():
+    adapter = adapter_of(2)
+    metadata = build_metadata(adapter, "ink", report_for(adapter, base_model="QwenImage"))
+    assert metadata["ss_base_model_version"] == "qwenimage"
+    assert metadata["modelspec.architecture"] == "qwenimage/lora"
+
+
+def test_a_report_of_another_training_is_refused_with_the_layer():
+    with pytest.raises(ValueError, match=r"another training: it does not know the layer 'diffusion_model\.block\.1'"):
+        build_metadata(adapter_of(2, 2), "ink", report_for(adapter_of(2)))
+
+
+def test_an_adapter_that_lost_layers_to_a_cut_still_fits_its_report():
+    assert build_metadata(adapter_of(2), "ink", report_for(adapter_of(2, 2)))["ss_network_dim"] == "2"
+
+
+def test_the_date_is_the_one_that_is_given():
+    when = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
+    assert build_metadata(adapter_of(2), "ink", when=when)["modelspec.date"] == "2026-11-22T12:00:00+00:00"
+
+
+@pytest.mark.parametrize(("given", "text"), [(512, "512x512"), ("512", "512x512"), ("512x768", "512x768")])
+def test_a_resolution_is_written_as_width_and_height(given, text):
+    assert resolution_text(given) == text
+
+
+@pytest.mark.parametrize("shape", [(600, 300, 3), (2, 600, 300, 3), (1, 600, 300, 4)])
+def test_a_thumbnail_is_a_small_jpeg_of_the_picture(shape):
+    image = torch.zeros(shape)
+    image[..., 0] = 1.0
+    url = thumbnail_url(image)
+    head, data = url.split(",")
+    picture = Image.open(BytesIO(base64.b64decode(data)))
+    assert head == "data:image/jpeg;base64" and picture.format == "JPEG"
+    assert picture.size == (128, 256) and len(url) < HEADER_LIMIT // 20
+    red, green, blue = picture.getpixel((64, 128))
+    assert red > 245 and green < 10 and blue < 10
+
+
+def test_layers_and_ranks_are_told_in_words():
+    assert describe(adapter_of(4)) == "1 LoRA layer, rank 4"
+    assert describe(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
+    assert describe(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"

@@ -1,0 +1,209 @@
+"""The rank report: what it says, and how it comes back from JSON."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from aclora_core.adapter.rank_report import CutLoss, RankReport, Restart
+from aclora_core.inspection.tables import trajectory_table
+from aclora_core.method.restart import LayerRank
+from aclora_core.text import text_table
+
+CUTS = [
+    CutLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
+    CutLoss("energy 95 %", 6.25, 1_210_000, 0.451, 0.002, False),
+    CutLoss("whole", 16.0, 3_000_000, 0.4495, 0.0, False),
+]
+NAMES = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "diffusion_model.x_embedder.proj"]
+
+
+def restart(step, kept=5, names=NAMES, threshold=0.7):
+    layers = {name: LayerRank(kept, kept + 1, kept - place, 0.9, 0.25 + place / 10) for place, name in enumerate(names)}
+    return Restart(step, step // 4, 0.31, threshold, layers)
+
+
+def report(**changes):
+    made = RankReport(
+        settings={"steps": 120, "learning_rate": 5e-4, "mode": "paper", "clear_moments": True},
+        losses=[1.0 / (step + 1) for step in range(120)],
+        validation=[(40, 0.5), (80, 0.25)],
+        restarts=[restart(40), restart(80, 3)],
+        spectrum={name: [1.0 / 3.0, 1e-7, 0.0] for name in NAMES},
+        signal=dict.fromkeys(NAMES, 2),
+    )
+    return replace(made, **changes)
+
+
+def large_report(layers=800, restarts=100, steps=20_000):
+    names = [f"diffusion_model.input_blocks.{place}.1.transformer_blocks.9.attn1.to_out.0" for place in range(layers)]
+    spectrum = {name: [1.0 / 3.0] * 64 for name in names}
+    rows = [restart(step, 40, names, 1 / 3) for step in range(0, 10 * restarts, 10)]
+    rows = [replace(row, layers=dict.fromkeys(names, LayerRank(64, 63, 62, 0.987654321, 0.123456789))) for row in rows]
+    return RankReport({}, [1.0 / 3.0] * steps, [(step, 1 / 3) for step in range(2000)], rows, spectrum, {})
+
+
+def test_json_brings_everything_back():
+    assert RankReport.from_json(report().to_json()) == report()
+
+
+def test_an_empty_report_comes_back():
+    empty = RankReport({}, [], [], [], {}, {})
+    assert RankReport.from_json(empty.to_json()) == empty
+    assert RankReport.from_json(empty.compact_json()) == empty
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_the_cuts_come_back(form):
+    assert RankReport.from_json(getattr(report(cuts=CUTS), form)()).cuts == CUTS
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_a_cut_without_a_loss_comes_back_without_one(form):
+    lost = CutLoss("rank 1", 1.0, 187_000, math.inf, math.nan, False)
+    text = getattr(report(cuts=[lost, *CUTS]), form)()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    back = RankReport.from_json(text).cuts
+    assert back[1:] == CUTS and back[0].name == "rank 1" and back[0].size == 187_000
+    assert math.isnan(back[0].loss) and math.isnan(back[0].error) and back[0].mean_rank == 1.0
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_a_report_from_before_there_were_cuts_is_read(form):
+    data = json.loads(getattr(report(spectrum={}, losses=[0.5, 0.25]), form)())
+    del data["cuts"]
+    assert RankReport.from_json(json.dumps(data)) == report(spectrum={}, losses=[0.5, 0.25], cuts=[])
+
+
+def test_nan_and_infinity_stay_out_of_the_json():
+    odd = report(losses=[0.5, math.nan, math.inf], restarts=[restart(2, threshold=math.nan)])
+    text = odd.to_json()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    back = RankReport.from_json(text)
+    assert back.losses[0] == 0.5 and math.isnan(back.losses[1]) and math.isnan(back.losses[2])
+    assert math.isnan(back.restarts[0].threshold)
+
+
+def test_a_layer_that_a_restart_did_not_see_stays_unseen():
+    partial = report(restarts=[restart(40), restart(80, names=NAMES[1:])])
+    back = RankReport.from_json(partial.to_json())
+    assert back == partial and NAMES[0] not in back.restarts[1].layers
+
+
+def test_the_compact_form_of_a_small_report_lacks_only_the_spectra():
+    exact = report(losses=[0.5, 0.25], spectrum={name: [1.0] for name in NAMES})
+    assert RankReport.from_json(exact.compact_json()) == replace(exact, spectrum={})
+
+
+def test_the_compact_form_of_800_layers_and_a_long_training_fits_into_a_file_header():
+    text = large_report().compact_json()
+    assert len(text.encode()) < 500_000
+    assert json.loads(text)["spectrum"] == {}
+
+
+def test_the_compact_form_thins_evenly_and_keeps_the_first_and_the_last_restart():
+    large = large_report(steps=10_001)
+    falling = replace(large, losses=[1.0 - step / 10_001 for step in range(10_001)])
+    back = RankReport.from_json(falling.compact_json())
+    steps = [row.step for row in back.restarts]
+    assert steps[0] == 0 and steps[-1] == 990 and 20 <= len(steps) <= 25
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 50
+    assert len(back.losses) == 10_001
+    assert max(abs(a - b) for a, b in zip(back.losses, falling.losses, strict=True)) < 0.0025
+
+
+def test_layer_names_come_from_all_parts_of_the_report():
+    parts = report(spectrum={"a": [1.0]}, signal={"b": 1}, restarts=[restart(1, names=["c", "a"])])
+    assert parts.layer_names() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "nor any JSON"),
+        ("{", "nor any JSON"),
+        ("[" * 100_000, "nor any JSON"),
+        ("[]", "its format is 'list'"),
+        ("{}", "its format is 'none'"),
+        ('{"format": "workflow"}', "its format is 'workflow'"),
+        ('{"format": "aclora rank report 1"}', "damaged: 'layers' is missing"),
+    ],
+)
+def test_what_is_no_report_is_refused_in_one_sentence(text, sentence):
+    with pytest.raises(ValueError, match="AC-LoRA rank report") as caught:
+        RankReport.from_json(text)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 10**12),
+        ("steps", 3),
+        ("losses", ["low"]),
+        ("losses", 7),
+        ("signal", [1]),
+        ("settings", []),
+        ("validation", [1]),
+        ("restarts", [{"step": 1}]),
+        ("layers", None),
+        ("spectrum", {"a": 1}),
+        ("cuts", None),
+        ("cuts", ["rank 4"]),
+        ("cuts", [{"name": "rank 4"}]),
+        ("cuts", [{"name": "rank 4", "mean_rank": 4, "size": -1, "loss": 1, "error": 0, "chosen": True}]),
+        ("cuts", [{"name": "rank 4", "mean_rank": 4, "size": 10**400, "loss": 1, "error": 0, "chosen": True}]),
+        ("cuts", [{"name": "rank 4", "mean_rank": "low", "size": 1, "loss": 1, "error": 0, "chosen": True}]),
+    ],
+)
+def test_a_damaged_report_is_refused(key, value):
+    data = json.loads(report().to_json())
+    with pytest.raises(ValueError, match="is damaged"):
+        RankReport.from_json(json.dumps({**data, key: value}))
+
+
+def test_a_restart_with_fewer_ranks_than_layers_is_damage():
+    data = json.loads(report().to_json())
+    data["restarts"][0]["kept_up"].pop()
+    with pytest.raises(ValueError, match="is damaged"):
+        RankReport.from_json(json.dumps(data))
+
+
+def test_the_trajectory_table_has_mean_and_range_for_each_restart():
+    lines = trajectory_table(report()).splitlines()
+    assert len(lines) == 3
+    assert "4.5 (4 to 5)" in lines[1] and "5.0 (5 to 5)" in lines[1] and "0.700" in lines[1] and "90.0%" in lines[1]
+    assert "2.5 (2 to 3)" in lines[2]
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_a_report_from_before_jumps_were_measured_is_read(form):
+    data = json.loads(getattr(report(spectrum={}, losses=[0.5, 0.25]), form)())
+    for row in data["restarts"]:
+        del row["jump"]
+    back = RankReport.from_json(json.dumps(data))
+    ranks = back.restarts[0].layers
+    assert all(math.isnan(rank.jump) for rank in ranks.values()) and back.restarts[0].mean_jump() is None
+    assert {name: replace(rank, jump=0.0) for name, rank in ranks.items()} == {
+        name: replace(rank, jump=0.0) for name, rank in restart(40).layers.items()
+    }
+    assert trajectory_table(back).splitlines()[1].endswith("90.0%              -")
+
+
+def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
+    assert restart(40).mean_jump() == pytest.approx(0.3)
+    partly = restart(40).layers | {"old": LayerRank(1, 1, 1, 1.0)}
+    assert replace(restart(40), layers=partly).mean_jump() == pytest.approx(0.3)
+    lines = trajectory_table(report()).splitlines()
+    assert lines[0].endswith("jump of delta") and lines[1].endswith("30.0%")
+
+
+def test_the_trajectory_table_says_when_the_noise_floor_decided_and_when_nothing_restarted():
+    assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold=math.nan)]))
+    assert trajectory_table(report(restarts=[])).startswith("No restart")
+
+
+def test_columns_of_a_table_line_up():
+    lines = text_table(["layer", "rank"], [["a", "1"], ["longer name", "128"]]).splitlines()
+    assert lines == ["layer        rank", "a               1", "longer name   128"]

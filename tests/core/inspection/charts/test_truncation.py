@@ -1,0 +1,157 @@
+"""The chart and the table of what cuts lose: that they show the numbers, and odd input."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import ImageColor
+
+from aclora_core.adapter.rank_report import CutLoss
+from aclora_core.inspection.charts.canvas import DARK, LIGHT
+from aclora_core.inspection.charts.truncation import cut_chart
+from aclora_core.inspection.tables import cuts_table
+from aclora_core.text import size_text
+
+CUTS = [
+    CutLoss("rank 1", 1.0, 187_000, 0.56, 0.006, False),
+    CutLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
+    CutLoss("energy 95 %", 6.5, 1_210_000, 0.451, 0.002, False),
+    CutLoss("rank 8", 8.0, 1_500_000, 0.4495, 0.0, False),
+    CutLoss("whole", 16.0, 3_000_000, 0.452, 0.004, False),
+]
+NODE, FULL = (512, 320), (1024, 640)
+
+
+def pixels(picture, colour, tolerance=40):
+    """Where a picture has a colour: (height, width), bool."""
+    distance = np.abs(np.asarray(picture, dtype=int) - ImageColor.getrgb(colour)).max(-1)
+    return distance <= tolerance
+
+
+def ring(cuts, size=NODE):
+    """The middle of the ring: the pixels of its colour below the heading and the sizes."""
+    rows, columns = np.nonzero(pixels(cut_chart(cuts, size), LIGHT.mark)[45:])
+    return (rows.min() + rows.max()) / 2 + 45, (columns.min() + columns.max()) / 2
+
+
+def with_chosen(place):
+    return [replace(cut, chosen=number == place) for number, cut in enumerate(CUTS)]
+
+
+@pytest.mark.parametrize(("dark", "theme"), [(False, LIGHT), (True, DARK)])
+@pytest.mark.parametrize("size", [NODE, FULL, (256, 160)])
+def test_the_chart_has_its_size_and_theme_and_cuts_nothing_off(size, dark, theme):
+    picture = cut_chart(CUTS, size, dark)
+    assert picture.size == size and picture.mode == "RGB"
+    array = np.asarray(picture)
+    edges = np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
+    assert (edges == ImageColor.getrgb(theme.paper)).all()
+    for colour in (theme.ink, theme.first, theme.second, theme.third, theme.mark):
+        assert pixels(picture, colour).sum() > 8
+
+
+def test_the_ring_is_where_the_chosen_cut_is():
+    places = [ring(with_chosen(number)) for number in range(len(CUTS))]
+    heights, across = [row for row, _ in places], [column for _, column in places]
+    assert across == sorted(across) and across[-1] - across[0] > 300
+    order = sorted(range(len(CUTS)), key=lambda number: -CUTS[number].loss)
+    assert heights[order[0]] < heights[order[1]] - 100 and heights[order[-1]] >= max(heights) - 1
+
+
+def test_doubling_the_rank_is_one_step_to_the_right():
+    ranks = (1.0, 2.0, 4.0, 16.0)
+    cuts = [CutLoss(f"rank {rank:g}", rank, 1000, 0.5, 0.0, False) for rank in ranks]
+    columns = [ring([replace(cut, chosen=cut.mean_rank == rank) for cut in cuts])[1] for rank in ranks]
+    step = columns[1] - columns[0]
+    assert columns[2] - columns[1] == pytest.approx(step, abs=1.5)
+    assert columns[3] - columns[2] == pytest.approx(2 * step, abs=1.5)
+
+
+def test_a_larger_error_makes_a_longer_bar():
+    def height(error):
+        cuts = [CutLoss("rank 2", 2.0, 1000, 0.5, error, False), CutLoss("whole", 8.0, 4000, 0.4, 0.0, False)]
+        chart = pixels(cut_chart([*cuts, replace(cuts[1], name="signal", loss=0.7)]), LIGHT.first, 90)
+        # Within the column of the cut, left of the legend.
+        return chart[45:, :300].any(1).sum()
+
+    assert height(0.09) > height(0.03) + 20 > height(0.0) + 30
+
+
+def test_without_a_chosen_cut_there_is_no_ring():
+    assert not pixels(cut_chart([replace(cut, chosen=False) for cut in CUTS]), LIGHT.mark).any()
+
+
+def test_the_chosen_size_is_written_where_there_is_no_room_for_all():
+    crowded = [CutLoss(f"rank {r}", 8 + r / 100, r * 10**6, 0.5, 0.0, r == 13) for r in range(1, 30)]
+    band = pixels(cut_chart(crowded), LIGHT.mark)[20:40]
+    assert band.sum() > 15
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        [replace(cut, loss=0.5, error=0.0) for cut in CUTS],
+        [replace(CUTS[-1], mean_rank=6.4, chosen=True)],
+        [replace(cut, loss=0.0, error=0.0) for cut in CUTS],
+        [replace(cut, error=math.nan) for cut in CUTS],
+        [*CUTS, CutLoss("whole", 2.0, 1, math.nan, math.nan, False), CutLoss("rank 3", 3.0, 1, math.inf, 0.0, False)],
+        [*CUTS, CutLoss("none", 0.0, 0, 0.9, 0.0, False), CutLoss("odd", math.nan, 0, 0.9, 0.0, False)],
+        [*CUTS, CutLoss("$x$ \\alpha", 1e-3, 2**62, -0.5, 1e300, False), CutLoss("rank 9", 1e300, 1, 0.4, 0.1, False)],
+        [CutLoss(f"rank {rank}", rank, rank * 10**6, 1 / rank, 0.001, rank == 40) for rank in range(1, 129)],
+        [replace(cut, mean_rank=0.4) for cut in CUTS],
+    ],
+    ids=["equal", "one", "zero", "no errors", "no numbers", "rank 0", "hostile", "many", "below one"],
+)
+@pytest.mark.parametrize("size", [NODE, (256, 160)])
+def test_odd_cuts_are_drawn(cuts, size):
+    picture = cut_chart(cuts, size)
+    assert picture.size == size and pixels(picture, LIGHT.ink).sum() > 30
+
+
+def test_cuts_that_cannot_be_drawn_are_counted_in_the_heading():
+    lost = CutLoss("rank 2", 2.0, 375_000, math.nan, 0.0, False)
+    whole, less = (np.asarray(cut_chart(cuts))[:22, :280] for cuts in (CUTS, [*CUTS, lost]))
+    assert pixels(less, LIGHT.ink).sum() > pixels(whole, LIGHT.ink).sum() + 20
+
+
+def test_cuts_without_any_loss_get_a_sentence_in_the_picture_and_none_at_all_an_error():
+    picture = cut_chart([replace(cut, loss=math.nan) for cut in CUTS])
+    assert pixels(picture, LIGHT.ink).any() and not pixels(picture, LIGHT.first).any()
+    with pytest.raises(ValueError, match="There is nothing to draw. No cut was tried"):
+        cut_chart([])
+
+
+def test_the_table_has_a_line_for_each_cut_in_its_order():
+    lines = cuts_table(CUTS).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["cut", *(cut.name for cut in CUTS)]
+    assert lines[2].split() == ["rank", "4", "4.0", "750", "kB", "0.4525", "0.0030", "0.0035", "yes"]
+    assert lines[4].split()[-3:] == ["0.0000", "0.0000", "no"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_table_says_unknown_for_what_is_no_number_and_a_sentence_for_no_cut():
+    rows = cuts_table([replace(CUTS[0], loss=math.nan, error=math.inf), CUTS[1]]).splitlines()
+    assert rows[1].count("unknown") == 3 and rows[2].split()[5:7] == ["0.4525", "0.0000"]
+    assert "unknown" in cuts_table([replace(CUTS[0], loss=math.nan)])
+    assert cuts_table([]).startswith("No cut was tried") and "\n" not in cuts_table([])
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (9_996, "10.0 kB"),
+        (99_960, "100 kB"),
+        (846_000, "846 kB"),
+        (999_600, "1.00 MB"),
+        (1_840_000, "1.84 MB"),
+        (34_100_000, "34.1 MB"),
+        (182_000_000, "182 MB"),
+        (6_400_000_000, "6.40 GB"),
+    ],
+)
+def test_sizes_have_three_digits(size, text):
+    assert size_text(size) == text

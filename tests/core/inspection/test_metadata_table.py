@@ -1,0 +1,123 @@
+"""The table of a LoRA file's metadata: that it lines up, and says in words what the file has as JSON."""
+
+import json
+
+import pytest
+import torch
+
+from aclora_core.adapter.adapter import Adapter, Layer
+from aclora_core.adapter.metadata import build_metadata
+from aclora_core.adapter.rank_report import CutLoss, RankReport
+from aclora_core.adapter.resizing import ResizeConfig, resize
+from aclora_core.adapter.truncation import balance
+from aclora_core.inspection.metadata_table import cut_rows, metadata_table
+
+NAMES = ["diffusion_model.block.0", "diffusion_model.block.1"]
+SETTINGS = {"steps": 120, "learning_rate": 5e-4, "clear_moments": True, "started_at": 1795389858.26, "trigger": "ink"}
+
+
+def adapter_of(*ranks, metadata=None, other=None):
+    torch.manual_seed(0)
+    layers = {
+        name: Layer(torch.randn(rank, 8), torch.randn(6, rank), float(rank))
+        for name, rank in zip(NAMES, ranks, strict=True)
+    }
+    return Adapter(layers, metadata or {}, other or {})
+
+
+def trained(*ranks):
+    """An adapter with all that Save AC-LoRA writes."""
+    adapter = adapter_of(*ranks)
+    cuts = [CutLoss("rank 2", 2.0, 750_000, 0.42, 0.0, True), CutLoss("whole", 4.0, 10**6, 0.43, 0.01, False)]
+    spectrum, signal = {name: [2.0, 1.0] for name in NAMES}, dict(zip(NAMES, (1, 4), strict=True))
+    report = RankReport(SETTINGS, [0.5] * 9, [(4, 0.45), (8, 0.41)], [], spectrum, signal, cuts)
+    return Adapter(adapter.layers, build_metadata(adapter, "ink", report))
+
+
+def words(table):
+    return [" ".join(line.split()) for line in table.splitlines()]
+
+
+def test_a_foreign_file_has_its_facts_and_its_metadata():
+    metadata = {"ss_seed": "42", "long": "line\n" * 100, "pic": "data:image/x"}
+    adapter = Adapter(adapter_of(2, 4).layers, metadata, {"x": "LoKr", "y": "LoKr", "z": "DoRA"})
+    assert metadata_table("ink.safetensors", adapter).splitlines()[:7] == [
+        "file     ink.safetensors",
+        "layers   2 LoRA layers, ranks 2 to 4, float32",
+        "also     1 x DoRA",
+        "also     2 x LoKr",
+        "",
+        "Metadata",
+        f"long     {('line ' * 40)[:200]}… (499 characters)",
+    ]
+    assert {"ss_seed 42", "pic a picture, 12 characters"} <= set(words(metadata_table("ink", adapter)))
+    assert "Training" not in metadata_table("ink", adapter)
+
+
+def test_a_file_without_plain_layers_or_metadata_says_so():
+    lines = ["file    x", "layers  no plain LoRA layers", "also    1 x OFT"]
+    assert metadata_table("x", Adapter({}, other={"a": "OFT"})).splitlines() == lines
+
+
+def test_the_training_is_told_in_words():
+    table = metadata_table("ink.safetensors", trained(4, 4))
+    training = table.split("\n\n")[1]
+    assert words(training) == [
+        "Training",
+        "clear_moments True",
+        "learning_rate 0.0005",
+        "started_at 2026-11-22 23:24:18 UTC",
+        "steps 120",
+        "trigger ink",
+        "signal ranks 1 to 4, mean 2.5",
+        "held-out loss 0.4100 at step 8, the lowest of 2",
+        "given rank 2, 750 kB, of 2 cuts that were tried",
+    ]
+    assert "aclora." not in table and "{" not in training
+
+
+def test_all_second_columns_begin_at_one_place():
+    table = metadata_table("ink.safetensors", trained(4, 4), [("size of layers", "1 kB -> 2 kB")])
+    column = table.index("ink.safetensors")
+    for line in table.splitlines():
+        assert line in ("", "Training", "Metadata") or (line[column - 2 : column] == "  " and line[column] != " ")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"aclora.settings": "{", "aclora.trajectory": "?"},
+        {"aclora.settings": "[1]", "aclora.trajectory": "[" * 100_000},
+        {"aclora.settings": json.dumps({"started_at": "soon", "finished_at": 1e300}), "aclora.ranks": "none"},
+    ],
+    ids=["no json", "a list", "odd times"],
+)
+def test_damaged_metadata_is_shown_as_it_is(metadata):
+    lines = words(metadata_table("ink", adapter_of(2, 4, metadata=metadata)))
+    if "Training" in lines:
+        assert "started_at soon" in lines and "finished_at 1e+300" in lines
+    else:
+        assert any(line.startswith(f"aclora.settings {metadata['aclora.settings']}") for line in lines)
+        assert max(map(len, lines)) < 250
+
+
+def test_a_cut_is_told_as_ranks_energy_and_size():
+    adapter = adapter_of(4, 6)
+    result, cuts = resize(adapter, balance(adapter), ResizeConfig("fixed", 2))
+    rows = dict(cut_rows("to rank 2", adapter, result, cuts))
+    assert rows["cut"] == "to rank 2" and rows["ranks"] == "4 to 6, mean 5.0 -> 2 in every layer"
+    # (4 + 6) · 14 numbers of 4 bytes before, (2 + 2) · 14 after.
+    assert rows["size of layers"] == "560 B -> 224 B (40%)"
+    before, after = (
+        torch.stack([layer.scale * layer.lora_up @ layer.lora_down for layer in each.layers.values()])
+        for each in (adapter, result)
+    )
+    lost = float((before - after).square().sum() / before.square().sum())
+    assert rows["energy kept"] == f"{1 - lost:.2%}, so the change differs by {lost**0.5:.1%} of its size"
+
+
+def test_a_cut_that_loses_nothing_says_so():
+    adapter = adapter_of(2, 2)
+    result, cuts = resize(adapter, balance(adapter), ResizeConfig("fixed", 2))
+    kept = dict(cut_rows("to rank 2", adapter, result, cuts))["energy kept"]
+    assert kept.startswith("100.00%, so the change differs by 0.0%")

@@ -1,0 +1,63 @@
+"""The factor of a float16 model's loss: halved when a gradient overflows, doubled after a while without that."""
+
+import torch
+
+from aclora_core.optim.grad_scaler import LossScale
+
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def scale(value: float | None = None) -> LossScale:
+    found = LossScale(torch.device("cpu"))
+    if value is not None:
+        found.value.fill_(value)
+    return found
+
+
+def test_an_overflow_halves_it_down_to_one() -> None:
+    it = scale(4.0)
+    found = []
+    for _ in range(4):
+        found.append((float(it.value), bool(it.can_shrink())))
+        it.update(NO, YES)
+    assert found == [(4, True), (2, True), (1, False), (1, False)]
+
+
+def test_it_doubles_after_two_hundred_good_steps_in_a_row() -> None:
+    it = scale(8.0)
+    for _ in range(199):
+        it.update(YES, NO)
+    assert it.value == 8
+    it.update(NO, YES)
+    for _ in range(199):
+        it.update(YES, NO)
+    assert it.value == 4
+    it.update(YES, NO)
+    assert it.value == 8
+    for _ in range(200):
+        it.update(YES, NO)
+    assert it.value == 16
+
+
+def test_a_loss_that_is_no_number_says_nothing_about_it() -> None:
+    it = scale()
+    for _ in range(500):
+        it.update(NO, NO)
+    assert it.value == 2**16
+
+
+def test_it_never_grows_out_of_what_float32_holds() -> None:
+    it = scale(2.0**24)
+    for _ in range(200):
+        it.update(YES, NO)
+    assert it.value == 2**24
+
+
+def test_another_one_goes_on_from_its_state() -> None:
+    it, other = scale(32.0), scale()
+    for _ in range(150):
+        it.update(YES, NO)
+    other.load_state_dict({name: tensor.clone() for name, tensor in it.state_dict().items()})
+    for _ in range(50):
+        other.update(YES, NO)
+    assert other.value == 64 and it.value == 32

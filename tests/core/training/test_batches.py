@@ -1,0 +1,105 @@
+"""What steps learn from: the same numbers however a step is split, and weights of noise levels beside the pictures'."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from aclora_core.config.train_config import TrainConfig
+from aclora_core.diffusion.objective import loss_weights
+from aclora_core.storage.nested import tensors_in
+from aclora_core.training.batches import Drawing, Step
+from tests.support.toy import FLOW, toy
+
+CONFIG = TrainConfig(batch_size=2, accumulate=3)
+EPS = replace(
+    FLOW,
+    sampling="uniform",
+    prediction="ε",
+    add_noise=lambda sigma, noise, latent: latent + sigma.view(-1, 1, 1, 1) * noise,
+)
+
+
+def drawn(model, steps: int = 5, **changes) -> list[Step]:
+    config = replace(CONFIG, **changes)
+    drawing = Drawing(model, config, range(len(model.latents)), torch.Generator().manual_seed(config.seed))
+    return [drawing.next_step() for _ in range(steps)]
+
+
+def joined(step: Step, name: str) -> Tensor:
+    return torch.cat([getattr(batch, name) for batch in step.batches])
+
+
+@pytest.mark.parametrize("count", [12, 16])
+def test_a_step_has_the_numbers_of_one_batch_however_it_is_split(count: int) -> None:
+    model = toy(count, objective=FLOW)
+    ways = [drawn(model, batch_size=size, accumulate=6 // size) for size in (1, 2, 3, 6)]
+    for steps in zip(*ways, strict=True):
+        *split, whole = steps
+        assert len(whole.batches) == 1
+        for step in split:
+            assert step[1:] == whole[1:]
+            for name in ("latents", "noise", "sigma", "weight"):
+                assert torch.equal(joined(step, name), joined(whole, name)), name
+    sizes = [[len(batch.latents) for batch in step.batches] for step in ways[1]]
+    assert sizes[0] == [2, 2, 2] or count == 16
+
+
+def test_the_pictures_of_a_step_weigh_one_together_whatever_their_batches() -> None:
+    groups = ["wide"] * 4 + ["tall"] * 3 + ["long"]
+    for step in drawn(toy(8, objective=FLOW, groups=groups), 9):
+        weights = joined(step, "weight")
+        assert weights.sum() == pytest.approx(1) and len(set(weights.tolist())) == 1
+
+
+def test_noise_levels_get_their_weights_beside_the_pictures() -> None:
+    plain, weighted = (drawn(toy(8, objective=EPS), loss_weight=kind) for kind in ("none", "debiased"))
+    for one, other in zip(plain, weighted, strict=True):
+        for before, batch in zip(one.batches, other.batches, strict=True):
+            assert before.loss_weight is None and torch.equal(before.weight, batch.weight)
+            assert torch.equal(batch.loss_weight, loss_weights(EPS, batch.sigma, "debiased", 5.0))
+            torch.testing.assert_close(batch.loss_weight, batch.sigma)  # 1 / √SNR
+
+
+def test_larger_pictures_get_more_noise_where_that_is_wished() -> None:
+    shifting = replace(FLOW, shift_of=lambda latent: 50.0)
+    model = toy(12, objective=shifting)
+    usual, shifted = (
+        torch.cat([joined(step, "sigma") for step in drawn(model, timesteps=how)]) for how in ("automatic", "shifted")
+    )
+    torch.testing.assert_close(shifted / (1 - shifted), (50 * usual / (1 - usual)).clamp_max(999), rtol=1e-3, atol=0)
+
+
+def test_a_trial_takes_nothing_from_the_training() -> None:
+    model = toy(8, objective=FLOW)
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    trial = Drawing(model, CONFIG, range(8), generator).trial(3)
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(trial.latents, model.latents[3]) and trial.weight.tolist() == [1.0]
+
+
+def test_another_one_goes_on_in_the_middle_of_an_epoch() -> None:
+    model = toy(16, objective=FLOW)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    whole, other = (Drawing(model, CONFIG, range(16), generator) for generator in generators)
+    for _ in range(4):
+        whole.next_step()
+    other.load_state_dict(whole.state_dict())
+    generators[1].set_state(generators[0].get_state())
+    for _ in range(5):
+        one, two = whole.next_step(), other.next_step()
+        assert one[1:] == two[1:] and torch.equal(joined(one, "noise"), joined(two, "noise"))
+
+
+def test_batches_of_one_key_hold_tensors_of_the_same_shapes_also_where_some_pictures_have_masks() -> None:
+    """A recorded graph has the inputs of the first; those of all others are copied into them."""
+    masks = {number: torch.ones(1, 1, 1, 1) for number in (0, 5)}
+    model = toy(12, objective=FLOW, masks=masks, regularisation={9: 0.5}, groups=["wide"] * 8 + ["tall"] * 4)
+    known: dict = {}
+    for step in drawn(model, 30):
+        for batch in step.batches:
+            shapes = [(tensor.shape, tensor.dtype) for tensor in tensors_in(batch)]
+            assert known.setdefault(batch.key, shapes) == shapes and len(shapes) == 7
+    assert len(known) >= 2

@@ -1,0 +1,315 @@
+"""Checkpoints: a training that was ended by force goes on to the same bits, and never goes on with something else."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aclora_core.config.checkpoints import Checkpoints, Resume
+from aclora_core.config.train_config import TrainConfig
+from aclora_core.training import checkpoint
+from aclora_core.training.checkpoint import Store
+from aclora_core.training.fingerprint import Fingerprint, differences, fingerprint
+from aclora_core.training.progress import Progress, Result
+from aclora_core.training.train import train
+from tests.support.toy import FLOW, Toy, planted, toy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICK = TrainConfig(steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0)
+HELD = TrainConfig(
+    steps=24, learning_rate=0.05, batch_size=8, max_rank=4, mode="paper", restart_every=2, stop_early=False
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints" / "ink"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same(result: Result, other: Result) -> None:
+    assert result.report.losses == other.report.losses and result.report.validation == other.report.validation
+    assert result.report.restarts == other.report.restarts and result.report.cuts == other.report.cuts
+    for name, layer in result.adapter.layers.items():
+        assert torch.equal(layer.lora_down, other.adapter.layers[name].lora_down)
+        assert torch.equal(layer.lora_up, other.adapter.layers[name].lora_up)
+
+
+def stopped_at(step: int, config: TrainConfig, checkpoints: Checkpoints, model: Toy | None = None) -> Result:
+    seen: list[int] = []
+    model = model or toy(16)
+    return train(model, config, lambda p: seen.append(p.done), lambda: seen[-1:] == [step], checkpoints=checkpoints)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork, which makes many processes cheap")
+def test_a_training_killed_at_any_point_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "tests" / "support" / "killed_training.py"), str(tmp_path)]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(script, env=settings, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert found["rank"] == 2 and found["restarts"] == 2 and len(found["ends"]) == 20
+    for point, was_killed, end in found["ends"]:
+        assert was_killed and end == found["whole"], point
+    assert len(found["left"]) == 3 and not any("partial" in name for name in found["left"])
+
+
+@pytest.mark.parametrize("config", [QUICK, HELD], ids=["no picture held out", "held out"])
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_a_cancelled_training_goes_on_where_it_was(folder: Path, config: TrainConfig, step: int) -> None:
+    checkpoints, seen = Checkpoints(folder, every=1000), list[tuple[int, int]]()
+    cancelled = stopped_at(step, config, checkpoints)
+    assert len(cancelled.report.losses) == step and names(folder) == [f"first_{step:07}.safetensors"]
+    resumed = train(toy(16), config, lambda p: seen.append((p.done, p.resumed_at)), checkpoints=checkpoints)
+    assert_same(resumed, train(toy(16), config))
+    assert [at for _, at in seen] == [step] * len(seen) and [done for done, _ in seen][:1] in ([step + 1], [])
+    assert resumed.report.settings["steps_run"] == train(toy(16), config).report.settings["steps_run"]
+
+
+def test_a_cancel_in_the_second_pass_gives_what_the_first_found_and_keeps_the_second(folder: Path) -> None:
+    whole, first = train(toy(16), HELD), train(toy(16), replace(HELD, refit=False))
+    step = int(whole.report.settings["steps_run"]) - 3
+    cancelled = stopped_at(step, HELD, Checkpoints(folder))
+    assert_same(cancelled, first)
+    assert cancelled.report.settings["steps_run"] == step
+    model = toy(16)
+    assert_same(train(model, HELD, checkpoints=Checkpoints(folder)), whole)
+    assert len(model.calls) == 1 + 3  # the trial, and the steps that were left
+
+
+def test_a_finished_training_is_not_trained_again(folder: Path) -> None:
+    whole, model = train(toy(16), HELD, checkpoints=Checkpoints(folder)), toy(16)
+    assert_same(train(model, HELD, checkpoints=Checkpoints(folder)), whole)
+    assert len(model.calls) == 1
+
+
+def test_the_last_ones_are_kept_and_the_end_of_the_first_pass(folder: Path) -> None:
+    report = train(toy(16), HELD, checkpoints=Checkpoints(folder, every=5, keep=3)).report
+    best = len(report.losses)
+    assert names(folder)[0] == "first_0000024.safetensors" and names(folder)[-1] == f"refit_{best:07}.safetensors"
+    assert len(names(folder)) == min(3, len({*range(5, best + 1, 5), best})) + 1
+    train(toy(16), replace(QUICK, seed=3), checkpoints=Checkpoints(folder, every=4, keep=2, resume="never"))
+    assert names(folder) == ["first_0000008.safetensors", "first_0000012.safetensors"]
+
+
+def test_never_starts_anew(folder: Path) -> None:
+    seen: list[int] = []
+    stopped_at(5, QUICK, Checkpoints(folder))
+    train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder, resume="never"))
+    assert seen == list(range(1, 13))
+
+
+def test_an_older_checkpoint_is_taken_where_the_last_is_damaged(folder: Path, caplog) -> None:
+    train(toy(16), QUICK, checkpoints=Checkpoints(folder, every=5, keep=3))
+    assert names(folder) == [f"first_{step:07}.safetensors" for step in (5, 10, 12)]
+    (folder / "first_0000012.safetensors").write_bytes(b"")
+    blob = (folder / "first_0000010.safetensors").read_bytes()
+    (folder / "first_0000010.safetensors").write_bytes(blob[:-20])
+    seen: list[int] = []
+    result = train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder))
+    assert seen == list(range(6, 13)) and "first_0000012.safetensors is damaged" in caplog.text
+    assert_same(result, train(toy(16), QUICK))
+
+
+def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_deleted(folder: Path, monkeypatch) -> None:
+    train(toy(16), QUICK, checkpoints=Checkpoints(folder, every=5))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_FORMAT", "of another version")
+        with pytest.raises(ValueError, match=f"None of the {len(before)} checkpoints of '{folder.name}' can be read"):
+            train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+
+        def gone(path: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(checkpoint, "read_safetensors", gone)
+        with pytest.raises(OSError, match="first_0000012.safetensors cannot be read .*Look whether its drive is there"):
+            train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_only_its_own_files_are_deleted(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("ink.safetensors", ".ink.safetensors.7.partial", ".first_0000001.safetensors.7.partial"):
+        (folder / name).write_bytes(b"")
+    train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    assert names(folder) == [".ink.safetensors.7.partial", "first_0000012.safetensors", "ink.safetensors"]
+
+
+def changed(place: int) -> Toy:
+    """The toy with one picture a little retouched."""
+    model = toy(16)
+    picture = model.latents[place].clone()
+    picture[0, :2] += 0.5
+    model.latents = [*model.latents[:place], picture, *model.latents[place + 1 :]]
+    return model
+
+
+OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a setting": (lambda: toy(16), {"learning_rate": 0.02}, r"learning_rate was 0\.01 and is 0\.02"),
+    "a word": (lambda: toy(16), {"mode": "paper"}, r"mode was 'off' and is 'paper'"),
+    "two settings": (lambda: toy(16), {"seed": 1, "max_rank": 2}, r"max_rank was 4 and is 2; seed was 0 and is 1"),
+    "more steps": (lambda: toy(16), {"steps": 20}, r"steps was 12 and is 20.*'for more steps'"),
+    "a picture": (lambda: changed(2), {}, r"picture 3 of 16 or its caption is another"),
+    "other pictures": (lambda: toy(16, latents=[-x for x in toy(16).latents]), {}, r"1, 2, 3, 4, 5 and 11 more of 16"),
+    "fewer pictures": (lambda: toy(15), {}, "there were 16 pictures and are 15"),
+    "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights are others"),
+    "other noise": (lambda: toy(16, objective=FLOW), {}, r"the model's noise was uniform 0\.1 0\.5 0\.9 and is logit"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_checkpoint_of_another_training_is_refused_with_the_difference(folder: Path, what: str) -> None:
+    make, settings, sentence = OTHERS[what]
+    stopped_at(5, QUICK, Checkpoints(folder))
+    model, seen = make(), list[Progress]()
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        train(model, replace(QUICK, **settings), seen.append, checkpoints=Checkpoints(folder))
+    assert "'ink'" in str(refusal.value) and "'never'" in str(refusal.value)
+    assert not seen and not model.calls and names(folder) == ["first_0000005.safetensors"]
+
+
+def test_pictures_that_differ_by_rounding_and_settings_of_speed_go_on(folder: Path) -> None:
+    stopped_at(5, QUICK, Checkpoints(folder))
+    generator = torch.Generator().manual_seed(0)
+    near = [x * (1 + 3e-3 * torch.randn(x.shape, generator=generator)) for x in toy(16).latents]
+    seen: list[int] = []
+    config = replace(QUICK, graph=False, checkpointing="all")
+    train(toy(16, latents=near), config, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder))
+    assert seen == list(range(6, 13))
+
+
+def test_a_changed_caption_is_another_picture() -> None:
+    class Captioned(Toy):
+        def condition(self, pictures: Any) -> dict[str, torch.Tensor]:
+            return {"text": self.words[list(pictures)]}
+
+    model = Captioned(planted(), toy(16).latents)
+    model.words = torch.randn(16, 20, 32, generator=torch.Generator().manual_seed(0)) * 10
+    before = fingerprint(model, QUICK, range(16))
+    model.words = model.words.clone()
+    model.words[7, 3] += 5 * torch.randn(32, generator=torch.Generator().manual_seed(1))
+    assert differences(before, fingerprint(model, QUICK, range(16))) == [
+        "picture 8 of 16 or its caption is another than before"
+    ]
+    again = Fingerprint(**json.loads(json.dumps(before.state_dict())))
+    assert again == before and differences(again, before) == []
+
+
+def test_a_setting_from_a_later_version_counts_as_its_default() -> None:
+    now = fingerprint(toy(4), QUICK, range(4))
+    early = Fingerprint({k: v for k, v in now.settings.items() if k != "alpha"}, now.pictures, now.model)
+    assert differences(early, now) == []
+    other = fingerprint(toy(4), replace(QUICK, alpha=3.0), range(4))
+    assert differences(early, other) == ["alpha was 8.0 and is 3.0"]
+
+
+def test_more_steps_are_those_of_a_longer_training(folder: Path) -> None:
+    more = Checkpoints(folder, resume="for more steps")
+    train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    seen: list[int] = []
+    longer = train(toy(16), replace(QUICK, steps=30), lambda p: seen.append(p.done), checkpoints=more)
+    assert seen == list(range(13, 31))
+    assert_same(longer, train(toy(16), replace(QUICK, steps=30)))
+    model = toy(16)  # once more: it has its steps
+    assert_same(train(model, replace(QUICK, steps=30), checkpoints=more), longer)
+    assert len(model.calls) == 1
+
+
+def test_more_steps_go_on_with_the_first_pass_and_refit_anew(folder: Path) -> None:
+    train(toy(16), HELD, checkpoints=Checkpoints(folder))
+    assert names(folder)[-1].startswith("refit")
+    stages: list[str] = []
+    more = Checkpoints(folder, resume="for more steps")
+    longer = train(toy(16), replace(HELD, steps=40), lambda p: stages.append(p.stage), checkpoints=more)
+    best = int(longer.report.settings["best_step"])
+    assert best > 24 and stages.count("training") == 40 - 24 and stages.count("training on all") == best
+    assert [step for step, _ in longer.report.validation][-1] == 40
+
+
+@pytest.mark.parametrize(
+    ("resume", "steps", "sentence"),
+    [("for more steps", 8, "planned for 12 steps; set steps to more, not to 8"), ("sometimes", 12, "'sometimes'")],
+)
+def test_a_wish_that_makes_no_sense_is_refused(folder: Path, resume: Resume, steps: int, sentence: str) -> None:
+    stopped_at(5, QUICK, Checkpoints(folder))
+    with pytest.raises(ValueError, match=sentence):
+        train(toy(16), replace(QUICK, steps=steps), checkpoints=Checkpoints(folder, resume=resume))
+
+
+def test_more_steps_of_a_training_that_stopped_by_itself_need_a_word(folder: Path) -> None:
+    """Else it would only stop again."""
+    config = replace(
+        HELD, steps=400, learning_rate=0.05, max_rank=8, mode="off", weight_decay=0.0, stop_early=True, refit=False
+    )
+    report = train(toy(16, objective=FLOW), config, checkpoints=Checkpoints(folder)).report
+    steps = len(report.losses)
+    assert steps < 400
+    more = Checkpoints(folder, resume="for more steps")
+    with pytest.raises(ValueError, match=rf"stopped by itself at step {steps}, .*Switch stop_early off"):
+        train(toy(16, objective=FLOW), replace(config, steps=500), checkpoints=more)
+    on = train(toy(16, objective=FLOW), replace(config, steps=500, stop_early=False), checkpoints=more).report
+    assert len(on.losses) == 500 and on.losses[:steps] == report.losses
+
+
+@pytest.mark.parametrize(("every", "keep"), [(0, 2), (5, 0)])
+def test_checkpoints_without_a_number_are_refused(tmp_path: Path, every: int, keep: int) -> None:
+    with pytest.raises(ValueError, match="must be 1 or more, but is 0"):
+        Checkpoints(tmp_path, every, keep)
+
+
+def test_a_full_disk_is_told_and_training_goes_on(folder: Path, monkeypatch, caplog) -> None:
+    written: list[int] = []
+
+    def fsync(file: int) -> None:
+        written.append(file)
+        if len(written) in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    notes: list[list[str]] = []
+    with caplog.at_level(logging.WARNING, logger="aclora"):
+        result = train(
+            toy(16), QUICK, lambda p: notes.append(list(p.notes)), checkpoints=Checkpoints(folder, every=3, keep=3)
+        )
+    assert_same(result, train(toy(16), QUICK))
+    assert names(folder) == ["first_0000003.safetensors", "first_0000012.safetensors"]  # 6 and 9 found no room
+    told = "At times there was no checkpoint: No space left on device. Free some space; "
+    told += "training goes on and tries again."
+    assert not notes[5] and notes[6] == notes[-1] == [told] and result.report.settings["notes"] == told
+    assert all(f"step {step}: no checkpoint, as first_{step:07}.safetensors could" in caplog.text for step in (6, 9))
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    now = Fingerprint({"steps": 3}, [], {})
+    state = {
+        "tensors": {"half": torch.ones(3).half(), "view": torch.arange(6.0).view(2, 3).T, "flags": torch.ones(4) > 0},
+        "generator": torch.Generator().manual_seed(3).get_state(),
+        "scalar": torch.tensor(2.5),
+        "numbers": [1, 0.1 + 0.2, math.inf, "text", None, True],
+        "empty": {},
+    }
+    store = Store(Checkpoints(tmp_path), now)
+    assert store.write("first", 3, state) == "" and store.has("first", 3) and not store.has("refit", 3)
+    again = Store(Checkpoints(tmp_path), now).find()
+    assert again is not None and again["numbers"] == state["numbers"] and again["empty"] == {}
+    for name in ("half", "view", "flags"):
+        assert again["tensors"][name].dtype == state["tensors"][name].dtype  # type: ignore[index]
+        assert torch.equal(again["tensors"][name], state["tensors"][name])  # type: ignore[index]
+    assert torch.equal(again["generator"], state["generator"]) and again["scalar"] == 2.5

@@ -1,0 +1,283 @@
+"""Held-out pictures: chosen fairly, measured at fixed noise, and the best step kept."""
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from aclora_core.config.checkpoints import Checkpoints
+from aclora_core.config.train_config import TrainConfig
+from aclora_core.lora.injection import attached
+from aclora_core.lora.parameters import make_weights
+from aclora_core.lora.targets import find_layers
+from aclora_core.training.progress import Progress, Result
+from aclora_core.training.summary import training_summary
+from aclora_core.training.train import train
+from aclora_core.training.validation import HeldOut, Validation, denoising_loss, split
+from tests.support.toy import FLOW, Toy, toy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = TrainConfig(
+    steps=60, learning_rate=0.02, batch_size=8, max_rank=8, mode="off", weight_decay=0.0, refit=False, smallest=False
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "held"), [(8, 0.2, 2), (16, 0.2, 3), (30, 0.2, 6), (8, 0.01, 1), (200, 0.2, 12)]
+)
+def test_a_share_is_held_out(count: int, share: float, held: int) -> None:
+    learned, aside = split(toy(count), range(count), share, seed=3)
+    assert len(aside) == held and sorted(learned + aside) == list(range(count))
+
+
+@pytest.mark.parametrize(("count", "share"), [(7, 0.2), (48, 0.0)])
+def test_few_pictures_or_no_share_hold_out_none(count: int, share: float) -> None:
+    assert split(toy(count), range(count), share, seed=3) == (list(range(count)), [])
+
+
+def test_the_choice_follows_the_seed() -> None:
+    choices = {tuple(split(toy(20), range(20), 0.2, seed)[1]) for seed in range(8)}
+    assert len(choices) > 4 and split(toy(20), range(20), 0.2, 1) == split(toy(20), range(20), 0.2, 1)
+
+
+def test_copies_of_a_picture_stay_on_one_side() -> None:
+    model = toy(10)
+    model.latents = [picture for picture in model.latents for _ in range(3)]
+    model.groups = ["alike"] * 30
+    learned, aside = split(model, range(30), 0.3, seed=0)
+    assert len(aside) == 3 and len(learned) == 21  # the other copies of a held-out picture teach nothing
+    assert {number // 3 for number in learned}.isdisjoint(number // 3 for number in aside)
+    assert split(model, range(21), 0.3, seed=0)[1] == []  # seven different pictures are too few
+
+
+def test_only_the_named_pictures_are_split() -> None:
+    learned, aside = split(toy(40), range(0, 40, 2), 0.25, seed=0)
+    assert len(aside) == 5 and sorted(learned + aside) == list(range(0, 40, 2))
+
+
+def test_a_measurement_is_the_same_again_and_in_other_batches() -> None:
+    model = toy(12, objective=FLOW, groups=["wide", "tall"] * 6)
+    found = [HeldOut(model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
+    assert found[0].shape == (16,) and found[0].dtype == torch.float64
+    for other in found[1:]:
+        assert sorted(found[0].tolist()) == pytest.approx(sorted(other.tolist()), rel=1e-5)
+    assert torch.equal(found[0], HeldOut(model, [1, 4, 7, 9], 5, 1).losses())
+    assert not torch.equal(found[0], HeldOut(model, [1, 4, 7, 9], 6, 1).losses())
+    assert denoising_loss(model, [1, 4, 7, 9], 5) == pytest.approx(float(found[0].mean()), rel=1e-5)
+
+
+def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
+    model = toy(12, objective=FLOW)
+    layers = find_layers(model.network, "all", model.prefix)
+    weights = make_weights(layers, 4, 4.0, torch.Generator().manual_seed(0), model.device)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    with attached(layers, weights.branches, model.is_plain):
+        HeldOut(model, range(12), 0).losses()
+    assert torch.equal(torch.rand(1), expected) and not weights.gradient.any()
+
+
+def watched(losses: list[float], batch_size: int = 4) -> Validation:
+    """A validation of three pictures that measures these losses, a measurement every 30 steps."""
+    model = toy(3)
+    weights = make_weights(find_layers(model.network, "all"), 1, 1.0, torch.Generator().manual_seed(0), model.device)
+    held_out = HeldOut(model, range(3), 0)
+    held_out.parts = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
+    return Validation(held_out, weights, batch_size, 1.0)
+
+
+def test_measurements_come_so_rarely_that_they_cost_little() -> None:
+    """Twelve rows forwards take as long as 1.2 steps of four rows, of which thirty lie between two measurements."""
+    assert watched([]).interval == 30 and watched([], batch_size=1).interval == 120
+    assert [step for step in range(1, 76) if watched([]).due(step, 75)] == [30, 60, 75]
+
+
+def test_the_best_step_is_kept_and_found_again() -> None:
+    validation = watched([0.5, 0.9, 0.7, 0.8, 0.75])
+    kept = None
+    for step in (0, 30, 60, 90, 120):
+        validation.weights.master.fill_(step)
+        validation.measure(step)
+        kept = validation.weights.master.clone() if step == 60 else kept
+    assert (validation.best_step, validation.best_loss) == (60, pytest.approx(0.7))  # step 0 is no adapter
+    assert validation.restore_best(120) == 60
+    assert torch.equal(validation.weights.master, kept)
+
+
+@pytest.mark.parametrize("losses", [[0.9, 0.8, 0.7], [math.nan, math.nan, math.nan]])
+def test_the_last_step_stays_when_none_was_better(losses: list[float]) -> None:
+    validation = watched(list(losses))
+    for step in (0, 30, 60):
+        validation.measure(step)
+    validation.weights.master.fill_(7)
+    assert validation.restore_best(75) == 75
+    assert (validation.weights.master == 7).all()
+
+
+def test_a_measurement_that_is_stopped_counts_for_nothing() -> None:
+    validation = watched([0.5, 0.4])
+    validation.measure(30)
+    validation.measure(60, lambda: True)
+    assert validation.history == [(30, pytest.approx(0.5))] and validation.best_step == 30
+
+
+def test_training_has_passed_the_best_after_three_measurements_or_half_its_steps() -> None:
+    validation = watched([1.0, 0.5, *[0.6] * 20])
+    passed = []
+    for step in range(0, 300, 30):
+        validation.measure(step)
+        passed.append(validation.passed())
+    assert passed.index(True) == 4  # step 30 was best; 60, 90 and 120 were not
+    late = watched([1.0] + [1 - step / 1000 for step in range(30, 330, 30)] + [0.9] * 20)
+    steps = iter(range(0, 900, 30))
+    while not late.passed():
+        late.measure(step := next(steps))
+    assert late.best_step == 300 and step == 450
+
+
+def spoilt(count: int = 16) -> Toy:
+    """Few pictures of a noisy model: what is learned soon no longer serves the held-out ones."""
+    return toy(count, objective=FLOW)
+
+
+def test_a_training_measures_stops_and_gives_the_best_step() -> None:
+    report = train(spoilt(), replace(CONFIG, steps=2000)).report
+    steps = [step for step, _ in report.validation]
+    assert steps[0] == 0 and steps[1:] == list(range(15, 15 * len(steps), 15))
+    best = min(report.validation[1:], key=lambda pair: pair[1])
+    assert report.settings["best_step"] == best[0] < steps[-1] < 2000
+    assert report.settings["steps_run"] == len(report.losses) == steps[-1]
+    assert report.settings["held_out_images"] == 3 and report.settings["validation_seconds"] > 0
+
+
+def test_the_given_adapter_is_that_of_the_best_step() -> None:
+    model, config = spoilt(), replace(CONFIG, steps=400)
+    result = train(model, config)
+    best_loss = min(loss for step, loss in result.report.validation if step)
+    _, aside = split(model, range(16), 0.2, config.seed)
+    layers = find_layers(model.network, "all", model.prefix)
+    weights = make_weights(layers, 8, 8.0, torch.Generator().manual_seed(0), model.device)
+    weights.load(result.adapter.layers)
+    with attached(layers, weights.branches, model.is_plain):
+        again = denoising_loss(model, aside, config.seed)
+    base = denoising_loss(model, aside, config.seed)
+    assert again / base == pytest.approx(best_loss / result.report.validation[0][1], rel=1e-4) and again < base
+
+
+def test_held_out_pictures_are_never_learned_from() -> None:
+    model = spoilt()
+    _, aside = split(model, range(16), 0.2, 0)
+    train(model, replace(CONFIG, steps=12, batch_size=13))
+    with_gradient = [call for call in model.calls if len(call) == 13]
+    assert len(with_gradient) == 12 and all(set(call).isdisjoint(aside) for call in with_gradient)
+
+
+def test_a_refit_uses_all_pictures_up_to_the_best_step() -> None:
+    model, seen = spoilt(), list[tuple[str, int, int]]()
+
+    def note(progress: Progress) -> None:
+        seen.append((progress.stage, progress.done, progress.total))
+
+    result = train(model, replace(CONFIG, refit=True), note)
+    best = result.report.settings["best_step"]
+    assert [stage for stage, _, _ in seen].count("training on all") == best == len(result.report.losses)
+    assert (result.report.settings["steps_run"],) * 2 == (len(seen), seen[-1][1]) and seen[-1][1] == seen[-1][2]
+    alone = train(model, replace(CONFIG, held_out=0.0, steps=best))
+    for name, layer in alone.adapter.layers.items():
+        torch.testing.assert_close(result.adapter.layers[name].lora_up, layer.lora_up)
+
+
+def test_what_is_left_counts_a_second_pass_that_is_as_long_as_the_first_took_to_its_best() -> None:
+    expected: dict[str, list[int]] = {"training": [], "training on all": []}
+
+    def note(progress: Progress) -> None:
+        expected[progress.stage].append(progress.total - progress.done + progress.to_come)
+
+    report = train(spoilt(), replace(CONFIG, refit=True), note).report
+    best, first, second = report.settings["best_step"], expected["training"], expected["training on all"]
+    assert first[:5] == [119, 118, 117, 116, 115]  # the best may still be the last
+    assert first[-1] == CONFIG.steps - len(first) + best and second == list(range(len(second) - 1, -1, -1))
+    seen: list[int] = []
+    train(spoilt(), CONFIG, lambda progress: seen.append(progress.to_come))
+    assert set(seen) == {0}
+
+
+def stopped_at(step: int, model: Toy, config: TrainConfig) -> Result:
+    seen: list[int] = []
+    return train(model, config, lambda p: seen.append(p.done), lambda: len(seen) == step)
+
+
+@pytest.mark.parametrize("step", [1, 8, 25])
+def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step: int) -> None:
+    result = stopped_at(step, toy(12), CONFIG)
+    assert [at for at, _ in result.report.validation] == list(range(0, step + 1, 10))
+    alone = replace(CONFIG, steps=step, held_out=0.0)
+    plain = train(toy(12), alone, pictures=split(toy(12), range(12), 0.2, 0)[0])
+    assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
+    told = training_summary(result.report)
+    steps = "1 step" if step == 1 else f"{step} steps"
+    assert told.startswith(f"Cancelled at step {step}: this is what was learned so far. {steps} over 12 pictures.")
+    assert f"What is given is step {step}, which was not measured on the 2 pictures set aside." in told
+    # Ten pictures, eight to a step: an epoch has two.
+    assert result.report.settings["epochs"] == math.ceil(step / 2)
+
+
+def test_a_measurement_that_was_stopped_is_made_when_the_training_goes_on(tmp_path: Path) -> None:
+    seen, asked = list[int](), list[int]()
+
+    def should_stop() -> bool:
+        asked.append(len(seen))
+        return asked.count(19) > 1  # after step 19 it goes on; then the next one is measured
+
+    checkpoints = Checkpoints(tmp_path / "ink")
+    stopped = train(toy(12), CONFIG, lambda p: seen.append(p.done), should_stop, checkpoints=checkpoints)
+    assert len(seen) == 20 and [step for step, _ in stopped.report.validation] == [0, 10]
+    resumed, whole = train(toy(12), CONFIG, checkpoints=checkpoints), train(toy(12), CONFIG)
+    assert resumed.report.validation == whole.report.validation and resumed.report.losses == whole.report.losses
+
+
+def test_stopped_where_it_was_measured_a_training_gives_its_best() -> None:
+    told = training_summary(stopped_at(20, toy(12), CONFIG).report)
+    assert "Best at step 20: loss " in told and " on the 2 pictures set aside." in told
+
+
+@pytest.mark.parametrize("stage", ["cutting", "training on all"])
+def test_what_fails_later_does_not_cost_what_was_found(stage: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise RuntimeError("CUDA error: an illegal memory access\nmany lines of details")
+
+    config = replace(CONFIG, refit=stage != "cutting", smallest=stage == "cutting")
+    result = train(toy(16), config, fail)
+    plain = train(toy(16), replace(CONFIG, refit=False, smallest=False))
+    assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
+    assert "(CUDA error: an illegal memory access);" in training_summary(result.report)
+    assert "many lines of details" in caplog.text and not result.report.cuts
+
+
+def test_a_training_that_is_stopped_is_neither_cut_nor_refitted() -> None:
+    steps: list[int] = []
+    config = replace(CONFIG, refit=True, smallest=True)
+    result = train(spoilt(), config, lambda progress: steps.append(progress.done), lambda: len(steps) == 20)
+    assert steps == list(range(1, 21)) and not result.report.cuts and result.report.settings["best_step"] == 20
+    assert result.adapter.layers["toy.attn"].rank == 8
+
+
+def test_with_few_pictures_a_sentence_says_what_is_done_instead(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="aclora"):
+        report = train(toy(7), replace(CONFIG, steps=5, batch_size=4)).report
+    assert "fewer than 8" in caplog.text and "last step" in caplog.text
+    assert not report.validation and not report.cuts and "best_step" not in report.settings
+
+
+def test_the_same_seed_holds_out_and_chooses_the_same() -> None:
+    config = replace(CONFIG, refit=True, smallest=True)
+    first, again = (train(spoilt(), config) for _ in range(2))
+    assert first.report.validation == again.report.validation and first.report.cuts == again.report.cuts
+    for name, layer in first.adapter.layers.items():
+        assert torch.equal(layer.lora_up, again.adapter.layers[name].lora_up)

@@ -1,0 +1,81 @@
+"""Captions of different lengths in one batch: each picture learns from its own words, as if it were alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.families import FAMILIES, build, caption, pictures
+
+JOINED = ("SD1.5", "SD2.1", "SDXL")
+
+
+def opened(pack, name, lengths):
+    """The model, open for training, with one picture for each number of tokens."""
+    family = FAMILIES[name]
+    generator = torch.Generator().manual_seed(2)
+    latents, _ = pictures(family)
+    with torch.inference_mode():
+        captions = [caption(family, generator, tokens) for tokens in lengths]
+    return pack.nodes.host.training(build(family), (latents * len(lengths))[: len(lengths)], captions)
+
+
+def losses(pack, trainable, numbers):
+    core = pack.aclora_core
+    shapes = {number: trainable.latents[number].shape for number in numbers}
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n, shape in shapes.items()]
+    joined, sigma = torch.cat(noise), torch.full((len(numbers),), trainable.objective.sigma_at(0.5))
+    return core.diffusion.loss.denoising_losses(
+        trainable, core.training.batches.make_batch(trainable, numbers, joined, sigma, 1.0)
+    )
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
+    with torch.inference_mode(), opened(pack, name, [8, 16, 8, 24]) as trainable:
+        assert len(set(trainable.groups[:3])) == 1
+        layers = pack.aclora_core.lora.targets.find_layers(trainable.network, "attention")
+        weights = pack.aclora_core.lora.parameters.make_weights(
+            layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device
+        )
+        for branch in weights.branches.values():
+            branch.lora_up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+        with pack.aclora_core.lora.injection.attached(layers, weights.branches):
+
+            def gradient(numbers):
+                weights.gradient.zero_()
+                losses(pack, trainable, numbers).mean().backward()
+                return weights.gradient.clone()
+
+            together, single = gradient([0, 1, 2]), sum(gradient([number]) for number in range(3)) / 3
+        torch.testing.assert_close(together, single, rtol=1e-4, atol=1e-6)
+        assert together.abs().max() > 1e-4
+
+
+def test_a_repeated_caption_gives_the_same_picture(pack):
+    with torch.inference_mode(), opened(pack, "SDXL", [8, 16]) as trainable, torch.no_grad():
+        longer = losses(pack, trainable, [0])
+        before = trainable.conditions[0]["c_crossattn"]
+        trainable.conditions[0] = {**trainable.conditions[0], "c_crossattn": before._copy_with(before.cond[:, :8])}
+        torch.testing.assert_close(losses(pack, trainable, [0]), longer, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SD3", "Flux.1", "Lumina 2", "Qwen-Image"])
+def test_networks_that_would_mix_them_keep_them_apart(pack, name):
+    with torch.inference_mode(), opened(pack, name, [8, 16]) as trainable:
+        assert trainable.groups[0] != trainable.groups[1]
+
+
+@given(st.sets(st.integers(1, 12).map(lambda chunks: 77 * chunks), min_size=1))
+def test_every_caption_is_repeated_a_few_times_at_most(pack, lengths):
+    targets = pack.nodes.host.conditioning_lengths._targets(lengths)
+    assert targets.keys() == lengths
+    for length, target in targets.items():
+        assert target % length == 0 and target <= 4 * length
+    assert len(set(targets.values())) <= len(lengths)
+    if math.lcm(*lengths) <= 4 * min(lengths):
+        assert set(targets.values()) == {math.lcm(*lengths)}

@@ -1,0 +1,249 @@
+"""Training on every family of models that the host knows, each tiny and random: it learns, its adapter fits the host's
+own loader, captions are not mixed, and the MODEL stays as it was."""
+
+import gc
+import importlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.families import FAMILIES, Family, build, pictures
+from tests.support.train_node import train
+
+LEARNING = {
+    "steps": 24,
+    "batch_size": 2,
+    "max_rank": 8,
+    "alpha": 8.0,
+    "learning_rate": 1e-2,
+    "layers": "all",
+    "mode": "off",
+}
+PREFIX = "diffusion_model."
+
+
+@dataclass
+class Learned:
+    """A family's model, its pictures, and what training on them gave."""
+
+    name: str
+    family: Family
+    model: Any
+    latents: list[dict]
+    captions: list[Any]
+    before: dict[str, Any]  # the state of the model
+    changed: Any
+    lora_model: dict[str, torch.Tensor]
+
+
+def trained(pack, model, latents, captions, **settings):
+    """The node's outputs."""
+    return train(pack, model, latents, captions, LEARNING | settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections(pack) -> Iterator[None]:
+    """Every training lets Python look for rings of objects, which takes long among all those of the host."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def learned(request, pack) -> Iterator[Learned]:
+    family = FAMILIES[request.param]
+    model, (latents, captions) = build(family), pictures(family)
+    before = state_of(model)
+    changed, lora_model, *_ = trained(pack, model, latents, captions, **family.settings)
+    yield Learned(request.param, family, model, latents, captions, before, changed, lora_model)
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """What training must leave alone in a MODEL, and in the host."""
+    import comfy.ldm.flux.math
+    import comfy.model_management
+    import comfy.ops
+    import comfy.quant_ops
+
+    comfy.model_management.load_models_gpu([model], force_full_load=True)  # puts this MODEL's own patches on
+    modules = dict(model.model.named_modules())
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return {
+        "weights": {name: bits(weight).clone() for name, weight in model.model.state_dict().items()},
+        "parameters": {name: (p.requires_grad, p.grad is None, p.dtype) for name, p in model.model.named_parameters()},
+        "hooks": {name: [len(getattr(module, kind)) for kind in hooks] for name, module in modules.items()},
+        "forwards": [name for name, module in modules.items() if "forward" in vars(module)],
+        "graphs": [name for name, module in modules.items() if any(map(has_graph, vars(module).values()))],
+        "patches": dict(model.patches),
+        "options": repr(model.model_options),
+        "host": (
+            comfy.model_management.in_training,
+            comfy.quant_ops.ck.rms_rope_split_half,
+            comfy.ops.fp8_linear,
+            comfy.ldm.flux.math._apply_rope1,
+        ),
+    }
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """For types of numbers that torch does not compare."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+
+
+def has_graph(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.grad_fn is not None
+
+
+def denoising_loss(pack, model, latents, captions) -> float:
+    """At fixed noise and noise levels, of the model with the patches that it has."""
+    with torch.inference_mode(), pack.nodes.host.training(model, latents, captions) as trainable:
+        validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
+        return validation.denoising_loss(trainable, range(len(latents)), 5)
+
+
+def first_step(model, family: Family, conditioning) -> torch.Tensor:
+    """What the model takes for the picture in pure noise: one step of the host's KSampler without guidance."""
+    import nodes
+
+    with torch.inference_mode():
+        empty = {"samples": torch.zeros(1, *family.latent)}
+        drawn = nodes.common_ksampler(model, 3, 1, 1.0, "euler", "simple", conditioning, conditioning, empty)
+    return drawn[0]["samples"]
+
+
+def test_two_pictures_are_learned(pack, learned):
+    before, after = (
+        denoising_loss(pack, m, learned.latents, learned.captions) for m in (learned.model, learned.changed)
+    )
+    assert after < 0.5 * before
+
+
+def test_the_adapter_fits_the_stock_loader_and_changes_the_picture(learned, tmp_path, monkeypatch, caplog):
+    import folder_paths
+    from safetensors.torch import save_file
+
+    import nodes
+
+    save_file(learned.lora_model, tmp_path / "mine.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    with caplog.at_level(logging.WARNING), torch.inference_mode():
+        (loaded,) = nodes.LoraLoaderModelOnly().load_lora_model_only(learned.model, "mine.safetensors", 1.0)
+    assert not caplog.records and len(loaded.patches) == len(learned.lora_model) // 3
+    caption = learned.captions[0]
+    plain, ours, stock = (first_step(m, learned.family, caption) for m in (learned.model, learned.changed, loaded))
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
+    assert torch.isfinite(ours).all() and (ours - plain).abs().mean() > 0.1
+
+
+def test_the_model_is_left_as_it_was(learned):
+    after = state_of(learned.model)
+    assert not learned.before["graphs"] and not learned.before["forwards"]
+    for name, weight in learned.before["weights"].items():
+        assert torch.equal(weight, after["weights"][name]), name
+    for kind in learned.before.keys() - {"weights"}:
+        assert learned.before[kind] == after[kind], kind
+
+
+def test_every_picture_keeps_its_own_caption_in_a_batch(pack, learned):
+    with pack.nodes.host.training(learned.model, learned.latents, learned.captions) as trainable, torch.no_grad():
+        assert trainable.groups[0] == trainable.groups[1]
+        sigma = torch.tensor([trainable.objective.sigma_at(0.4), trainable.objective.sigma_at(0.9)])
+        noise = torch.randn(2, *learned.family.latent, generator=torch.Generator().manual_seed(0))
+        noisy = trainable.objective.add_noise(sigma, noise, torch.cat(trainable.latents))
+
+        def answer(rows, numbers):
+            return trainable.denoise(noisy[rows], sigma[rows], trainable.condition(numbers))
+
+        together, alone = answer([0, 1], [0, 1]), torch.cat([answer([0], [0]), answer([1], [1])])
+        swapped = answer([0, 1], [1, 0])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    least = 1e-3 if learned.name == "CogVideoX" else 2e-3  # whose words are among many more places of the picture
+    assert (together - swapped).flatten(1).abs().amax(1).min() > least
+
+
+# Those whose blocks write over their input, leave experts out, or ask for kernels that cannot be differentiated.
+@pytest.mark.parametrize("name", ["Flux.1", "HiDream", "Cosmos Predict 2"])
+def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
+    family = FAMILIES[name]
+    once, twice = (
+        trained(pack, build(family), *pictures(family), steps=2, checkpointing=checkpointing)
+        for checkpointing in ("off", "all")
+    )
+    assert once[2] == twice[2] and once[1].keys() == twice[1].keys()
+    for key, tensor in once[1].items():
+        torch.testing.assert_close(tensor, twice[1][key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+# As the host would choose for their kind, on a GPU that knows both.
+SUITED = {"SD1.5": torch.float16, "SDXL": torch.float16, "Flux.1": torch.bfloat16}
+
+
+@pytest.mark.parametrize("name, wanted", SUITED.items(), ids=SUITED)
+def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, monkeypatch, name, wanted):
+    import comfy.model_management
+
+    family = replace(FAMILIES[name], dtype=torch.float16)
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: True)
+    with pack.nodes.host.training(build(family), *pictures(family)) as trainable:
+        layers = pack.aclora_core.lora.targets.find_layers(trainable.network, "all").values()
+        assert trainable.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
+        # Only then are layers and branches computed together.
+        assert {trainable.is_plain(layer) for layer in layers} == {wanted == torch.float16}
+
+
+def foreign(model, monkeypatch, dynamic):
+    """A MODEL of a loader that leaves no way to load it again; dynamic: on a GPU, where the host streams weights."""
+    model.cached_patcher_init = None
+    if dynamic:  # on the CPU the host has no such patcher; until it is loaded only this tells it from others
+        monkeypatch.setattr(model, "is_dynamic", lambda: True)
+    return model
+
+
+@pytest.mark.parametrize("name", ["SD2.1", "SD3 in fp8"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_model_that_cannot_be_loaded_again_is_trained(pack, monkeypatch, name, dynamic):
+    family = FAMILIES[name]
+    model, (latents, captions) = foreign(build(family), monkeypatch, dynamic), pictures(family)
+    before = {key: bits(weight).clone() for key, weight in model.model.state_dict().items()}
+    with pack.nodes.host.training(model, latents, captions) as trainable:
+        assert (trainable.base is not model.model) == dynamic
+        assert trainable.base.model_type == model.model.model_type and trainable.dtype == torch.float32
+    _, lora_model, loss_map, *_ = trained(pack, model, latents, captions, steps=4)
+    monkeypatch.undo()
+    expected = trained(pack, build(family), latents, captions, steps=4)
+    assert loss_map == expected[2] and all(torch.equal(tensor, expected[1][key]) for key, tensor in lora_model.items())
+    for key, weight in model.model.state_dict().items():
+        assert torch.equal(bits(weight), before[key]), key
+
+
+def test_a_model_that_cannot_be_made_again_gets_a_sentence(pack, monkeypatch):
+    def fail(weights, prefix):
+        raise KeyError("cc_projection.weight")
+
+    family = FAMILIES["SD1.5"]
+    model, (latents, captions) = foreign(build(family), monkeypatch, True), pictures(family)
+    monkeypatch.setattr(model.model.model_config, "get_model", fail)
+    with pytest.raises(ValueError, match="leaves no way to load it a second time.*ComfyUI's own nodes"):
+        trained(pack, model, latents, captions)
+
+
+def test_products_in_fp8_are_not_tried_in_vain(pack, caplog):
+    family = FAMILIES["SD3 in fast fp8"]
+    with caplog.at_level(logging.INFO):
+        trained(pack, build(family), *pictures(family), steps=2)
+    assert "fp8 op" not in caplog.text
+
+
+def test_what_a_network_keeps_of_its_last_run_holds_no_graph(pack):
+    family = FAMILIES["Cosmos Predict 2"]  # keeps its embedding of the time, which is trained here
+    family = replace(family, network=family.network | {"use_adaln_lora": False})
+    model = build(family)
+    trained(pack, model, *pictures(family), steps=1)
+    kept = model.model.diffusion_model.affline_emb
+    assert isinstance(kept, torch.Tensor) and not has_graph(kept) and not kept.requires_grad

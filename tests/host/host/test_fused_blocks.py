@@ -1,0 +1,87 @@
+"""The host's own residual and transformer blocks, entered in our way: the same numbers, and nothing left behind."""
+
+import importlib
+from collections import Counter
+
+import pytest
+import torch
+
+from bench.step_time import models
+from tests.support import families
+from tests.support.kernel_stand_ins import stand_ins
+
+# Those that rotate their queries and keys, each in a way of its own.
+ROTATING = ["Flux.2", "Chroma", "Lumina 2", "Z-Image", "Qwen-Image", "Wan 2.1", "HiDream", "Cosmos Predict 2"]
+
+
+def both_ways(pack, monkeypatch, make, given):
+    """Output and gradients of a small model in its own way and in ours; what was counted, and the network's modules.
+
+    make: gives the MODEL. given: its latents and captions.
+    """
+    core = f"{pack.__name__}.aclora_core"
+    lora = importlib.import_module(f"{core}.lora")
+    kernels = importlib.import_module(f"{core}.acceleration.kernels")
+    fast = importlib.import_module(f"{core}.acceleration.fused_modules")
+    out_of_place = importlib.import_module(f"{core}.acceleration.inplace")
+    with torch.inference_mode():
+        opened = pack.nodes.host.training(make(), *given)
+        with opened as trainable, torch.inference_mode(False), torch.enable_grad():
+            network, found, counted = trainable.network, [], Counter()
+            ours = stand_ins(kernels.Kernels, counted)
+            monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda part: ours)
+            layers = lora.targets.find_layers(network, "all")
+            for quick in (False, True):
+                monkeypatch.setattr(
+                    pack.nodes.host.differentiable_ops, "find_kernels", lambda *_: ours if quick else None
+                )  # noqa: B023
+                weights = lora.make_weights(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
+                weights.master.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+                weights.refresh()
+                classes = trainable.fast_classes if quick else fast.FastClasses()
+                is_plain = trainable.is_plain if quick else (lambda module: False)
+                generator = torch.Generator().manual_seed(2)
+                noisy = torch.randn(trainable.latents[0].shape, generator=generator)
+                with (
+                    out_of_place.OutOfPlace(),  # for Flux
+                    fast.fast_modules(network, is_plain, classes),
+                    lora.attached(layers, weights.branches, trainable.is_plain),
+                ):
+                    counted.clear()
+                    output = trainable.denoise(noisy, torch.tensor([3.0]), trainable.condition([0]))
+                    output.square().sum().backward()
+                found.append((output.detach().clone(), weights.gradient.clone()))
+            blocks = Counter(type(module).__name__ for module in network.modules())
+            assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+    return counted, blocks
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
+    case = models.case_named(name, True, 0)
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
+    transformers = blocks["BasicTransformerBlock"]
+    assert counted["shift"] == blocks["ResBlock"] > 0
+    assert counted["and rows"] == counted["gate"] == transformers > 0
+    assert counted["sum and rows"] == 2 * transformers and not counted["rows"]
+
+
+def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
+    import comfy.ldm.flux.math
+
+    own = comfy.ldm.flux.math._apply_rope1
+    case = models.case_named("flux", True, 0)
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
+    attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
+    assert counted["rotation"] == 2 * attentions and counted["gelu"] == blocks["SingleStreamBlock"] > 0
+    assert counted["root mean square"] == blocks["RMSNorm"] > 0
+    assert comfy.ldm.flux.math._apply_rope1 is own
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_other_transformers_give_the_same_in_our_way(name, pack, monkeypatch):
+    family = families.FAMILIES[name]
+    counted, _ = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
+    assert counted["root mean square"] > 0
+    assert counted["rotation"] > 0 or name.startswith("Cosmos")  # which asks for the host's own, fused ones

@@ -1,0 +1,186 @@
+"""Each kind of prediction that the host knows, against its closed form: target, loss, weights, and levels drawn."""
+
+import importlib
+import math
+
+import pytest
+import torch
+
+LEVELS = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
+
+
+def spread(sigma):
+    return sigma.view(-1, 1, 1, 1)
+
+
+def v_wanted(s, noise, latent):
+    return noise / (1 + s**2).sqrt() - latent * s / (1 + s**2).sqrt()
+
+
+def edm_wanted(s, noise, latent, data=0.5):
+    """Karras et al. 2022, with σ_data a half."""
+    skip, out = data**2 / (s**2 + data**2), s * data / (s**2 + data**2).sqrt()
+    return (latent - skip * (latent + s * noise)) / out
+
+
+def v_edm_wanted(s, noise, latent):
+    """The host's v for continuous levels is minus F of EDM."""
+    return -edm_wanted(s, noise, latent, 1.0)
+
+
+def v_ddpm_wanted(s, noise, latent):
+    """The host's x0 of this kind is (x − σ v) / √(1 + σ²), for the x = latent + σ noise that its sampler makes."""
+    return noise - latent * ((1 + s**2).sqrt() - 1) / s
+
+
+# The host's ModelType and settings -> the right raw output, what is said of it, how its levels are drawn.
+KINDS = {
+    "EPS": ({}, lambda s, noise, latent: noise, "ε", "uniform"),
+    "V_PREDICTION": ({}, v_wanted, "v", "uniform"),
+    "V_PREDICTION with zero SNR": ({"zsnr": True}, v_wanted, "v", "uniform"),
+    "V_PREDICTION_DDPM": ({}, v_ddpm_wanted, "v", "uniform"),
+    "V_PREDICTION_EDM": ({"sigma_max": 700.0}, v_edm_wanted, "v", "logit-normal"),
+    "V_PREDICTION_CONTINUOUS": ({"sigma_max": 500.0, "sigma_min": 0.03}, v_edm_wanted, "v", "uniform"),
+    "EDM": ({"sigma_data": 0.5, "sigma_max": 80.0}, edm_wanted, "F of EDM", "logit-normal"),
+    "STABLE_CASCADE": ({"shift": 2.0}, lambda s, noise, latent: noise, "ε", "uniform"),
+    "FLOW": ({"shift": 3.0}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "logit-normal"),
+    "FLOW with noise of another size": (
+        {"noise_scale": 2.0},
+        lambda s, noise, latent: 2 * noise - latent,
+        "the velocity of a flow",
+        "logit-normal",
+    ),
+    "FLUX": ({"shift": 1.15}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "shifted"),
+    "FLOW_COSMOS": (
+        {"sigma_max": 80.0},
+        lambda s, noise, latent: noise - latent,
+        "the velocity of a flow",
+        "logit-normal",
+    ),
+}
+
+
+class Config:
+    """What the host's model_sampling reads of a model's config."""
+
+    def __init__(self, settings):
+        self.sampling_settings = settings
+
+
+def sampling_of(name):
+    import comfy.model_base as base
+
+    return base.model_sampling(Config(KINDS[name][0]), base.ModelType[name.split(" ")[0]])
+
+
+@pytest.fixture
+def core(pack):
+    return importlib.import_module(f"{pack.__name__}.aclora_core.diffusion")
+
+
+def objective_of(pack, sampling, **more):
+    return importlib.import_module(f"{pack.__name__}.nodes.host.objective").objective_of(sampling, **more)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_target_and_the_loss_are_those_of_the_closed_form(pack, core, name):
+    _, wanted, prediction, sampling = KINDS[name]
+    objective = objective_of(pack, sampling_of(name))
+    assert (objective.prediction, objective.sampling) == (prediction, sampling)
+    generator = torch.Generator().manual_seed(0)
+    latent, noise, output = torch.randn(3, 5, 4, 6, 6, generator=generator, dtype=torch.float64)
+    noisy = objective.add_noise(LEVELS, noise, latent)
+    expected = wanted(spread(LEVELS), noise, latent)
+    torch.testing.assert_close(core.objective.target(objective, LEVELS, noisy, latent), expected, rtol=1e-9, atol=1e-9)
+    x0 = objective.denoised(LEVELS, output, noisy)
+    loss = core.loss.prediction_loss(objective, LEVELS, noisy, latent, x0)
+    # The answer of a model is compared in float32.
+    torch.testing.assert_close(loss, (output - expected).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_levels_that_are_drawn_are_finite_and_the_models(pack, core, name):
+    sampling = sampling_of(name)
+    objective = objective_of(pack, sampling)
+    sigmas = core.objective.draw_sigmas(objective, 2000, torch.Generator().manual_seed(0))
+    assert torch.isfinite(sigmas).all() and sigmas.min() > 0 and sigmas.max() <= float(sampling.sigma_max) * 1.001
+    for kind in ("min-SNR", "debiased"):
+        weights = core.objective.loss_weights(objective, sigmas, kind, 5.0)
+        assert torch.isfinite(weights).all() and weights.min() > 0
+    shares = torch.linspace(0.01, 0.99, 40).tolist()
+    levels = [objective.sigma_at(share) for share in shares]
+    assert levels == sorted(levels)
+
+
+def test_the_levels_of_cosmos_are_those_of_its_flow(pack, core):
+    """The host counts its levels by σ; the model was trained on a logit-normal time t = σ / (1 + σ)."""
+    objective = objective_of(pack, sampling_of("FLOW_COSMOS"))
+    sigmas = core.objective.draw_sigmas(objective, 4000, torch.Generator().manual_seed(0))
+    logs = sigmas.log()
+    assert float(logs.mean()) == pytest.approx(0, abs=0.06) and float(logs.std()) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "odds"),
+    [
+        ("FLOW", 128, 3.0),
+        ("FLOW", 64, 1.5),  # Esser et al. 2024: shift 3 at 1024², and √(m/n) of it
+        ("FLUX", 128, math.exp(1.15)),
+        ("FLUX", 32, math.exp(0.5)),  # μ from 0.5 at 256² to 1.15 at 1024²
+    ],
+)
+def test_shifted_levels_follow_the_size_of_the_picture(pack, core, name, side, odds):
+    objective = core.objective.with_timesteps(objective_of(pack, sampling_of(name), pixels=8), "shifted")
+    sigmas = core.objective.draw_sigmas(objective, 9, torch.Generator().manual_seed(0), torch.zeros(1, 16, side, side))
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
+
+
+def test_a_model_that_a_node_has_set_to_a_size_is_not_shifted_for_it_twice(pack, core):
+    """ModelSamplingFlux, the host's node, sets μ by the size that it is given."""
+    sampling, logits = sampling_of("FLUX"), torch.randn(9, generator=torch.Generator().manual_seed(0))
+    sampling.set_parameters(shift=0.5)  # as for 256²
+    for side, odds in ((32, math.exp(0.5)), (128, math.exp(1.15))):
+        latent = torch.zeros(1, 16, side, side)
+        sigmas = core.objective.draw_sigmas(objective_of(pack, sampling), 9, torch.Generator().manual_seed(0), latent)
+        torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
+
+
+def test_x0_as_the_hosts_node_patches_it_is_its_own_target(pack, core):
+    import comfy.model_sampling as host
+
+    class Patched(host.ModelSamplingDiscrete, host.X0):
+        pass
+
+    objective = objective_of(pack, Patched(Config({})))
+    latent, noise = torch.randn(2, 5, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noisy = objective.add_noise(LEVELS, noise, latent)
+    assert objective.prediction == "x0" and torch.equal(core.objective.target(objective, LEVELS, noisy, latent), latent)
+
+
+@pytest.mark.parametrize("name", ["IMG_TO_IMG", "IMG_TO_IMG_FLOW"])
+def test_models_from_picture_to_picture_are_refused(pack, name):
+    import comfy.model_base as base
+
+    with pytest.raises(ValueError, match="turns one picture into another"):
+        objective_of(pack, base.model_sampling(Config({}), base.ModelType[name]))
+
+
+def test_the_sampling_of_another_pack_is_trained_by_what_it_does(pack, core):
+    class Own:
+        """A flow that derives from none of the host's classes."""
+
+        sigma_max = torch.tensor(1.0)
+
+        def noise_scaling(self, sigma, noise, latent):
+            return latent + spread(sigma) * (noise - latent)
+
+        def calculate_denoised(self, sigma, output, noisy):
+            return noisy - spread(sigma) * output
+
+        def percent_to_sigma(self, percent):
+            return 1 - percent
+
+    objective = objective_of(pack, Own())
+    assert objective.sampling == "logit-normal" and objective.sigma_at(0.25) == 0.25
+    assert float(core.objective.signal_to_noise(objective, torch.tensor([0.25]))) == pytest.approx(9)

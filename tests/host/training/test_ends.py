@@ -1,0 +1,205 @@
+"""How a training ends in the real ComfyUI: errors, bad input, a cancel; and what it shows on the way."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from tests.support import tiny_base as tiny
+from tests.support.tiny_base import first_step, progress, trained, untouched
+
+# Fixtures: the tiny base, two pictures, the host's Cancel.
+parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
+
+
+def test_an_error_while_training_leaves_the_model_as_it_was(pack, model, pictures):
+    def fail(value, total, preview):
+        raise RuntimeError("the browser went away")
+
+    with untouched(model), progress(fail), pytest.raises(RuntimeError, match="the browser went away"):
+        trained(pack, model, *pictures)
+
+
+def test_a_loss_that_is_no_number_ends_with_a_sentence_and_leaves_the_model(pack, model, pictures):
+    broken = model.clone()
+    spoiled = {"samples": torch.full((1, 16, 16, 16), 1e38)}
+    with untouched(model), pytest.raises(FloatingPointError, match="10 steps, up to step 10"):
+        trained(pack, broken, [spoiled, spoiled], pictures[1], steps=20)
+
+
+def test_the_loss_map_holds_numbers_alone_and_the_hosts_graph_draws_it(pack, model, pictures, monkeypatch):
+    from comfy_extras.nodes_train import LossGraphNode
+
+    real = pack.nodes.training.node.train
+
+    def with_a_step_left_out(*given, **named):
+        result = real(*given, **named)
+        result.report.losses[1] = math.nan
+        return result
+
+    monkeypatch.setattr(pack.nodes.training.node, "train", with_a_step_left_out)
+    _, _, loss_map, report, *_ = trained(pack, model, *pictures)
+    assert len(report.losses) == 3 and loss_map["loss"] == [report.losses[0], report.losses[2]]
+    with pytest.raises(ValueError, match="NaN"):
+        LossGraphNode.execute({"loss": report.losses}, "loss")
+    assert LossGraphNode.execute(loss_map, "loss").ui
+
+
+def test_progress_comes_with_every_step_and_a_picture_now_and_then(pack, model, pictures):
+    seen = []
+    with progress(lambda value, total, preview: seen.append((value, total, preview))):
+        trained(pack, model, *pictures)
+    assert seen[0][:2] == (1, 3) and seen[-1][:2] == (3, 3)
+    assert seen[0][2][0] == "JPEG" and seen[-1][2][1].width > 100
+
+
+def test_a_cancel_before_the_first_step_gives_one_step_and_is_taken_as_done(pack, model, pictures, interrupt):
+    import comfy.model_management
+
+    def refuse(value, total, preview):  # as the host's own hook does
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with untouched(model), progress(refuse):
+        interrupt()
+        _, lora_model, loss_map, report, *_ = trained(pack, model, *pictures)
+    assert len(loss_map["loss"]) == len(report.losses) == 1
+    assert any(tensor.any() for key, tensor in lora_model.items() if "lora_up" in key)
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_a_cancel_in_the_middle_of_a_step_ends_the_step_and_keeps_it(pack, model, pictures, interrupt, monkeypatch):
+    """The host asks in every layer and would throw everything away."""
+    import comfy.model_management
+
+    calls = []
+    final = model.model.diffusion_model.final_layer
+    forward = final.forward
+
+    def press_cancel(*inputs, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            interrupt()
+        return forward(*inputs, **named)
+
+    with untouched(model):
+        monkeypatch.setattr(final, "forward", press_cancel)
+        _, lora_model, loss_map, *_ = trained(pack, model, *pictures, steps=40)
+        monkeypatch.undo()
+    assert len(loss_map["loss"]) == 2 and len(calls) == 3 and all(map(math.isfinite, loss_map["loss"]))
+    assert not comfy.model_management.processing_interrupted()
+    whole = trained(pack, model, *pictures, steps=2)
+    assert whole[2] == loss_map
+    for key, tensor in lora_model.items():
+        assert torch.equal(tensor, whole[1][key]), key
+
+
+def test_a_cancel_while_a_block_is_computed_anew_on_the_way_back_keeps_the_step(
+    pack, model, pictures, interrupt, monkeypatch
+):
+    import comfy.model_management
+
+    calls = []
+    block, *_ = pack.aclora_core.acceleration.activation_checkpointing.find_blocks(model.model.diffusion_model)
+    settings = {"steps": 40, "checkpointing": "all"}
+    inner = next(part for part in block.modules() if isinstance(part, torch.nn.Linear))
+    forward = inner.forward
+
+    def press_cancel(*inputs, **named):
+        calls.append(torch._C._current_graph_task_id())
+        if len(calls) == 4:  # forwards and backwards of the trial and of the first step
+            interrupt()
+        return forward(*inputs, **named)
+
+    with untouched(model):
+        monkeypatch.setattr(inner, "forward", press_cancel)
+        _, _, loss_map, *_ = trained(pack, model, *pictures, **settings)
+        monkeypatch.undo()
+    assert len(loss_map["loss"]) == 1 and [task >= 0 for task in calls] == [False, True, False, True]
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_a_cancel_before_eight_pictures_were_measured_is_told_as_it_is(pack, model, pictures, interrupt):
+    latents, captions = pictures
+    many = [{"samples": latents[0]["samples"] + 0.01 * number} for number in range(9)]
+    with untouched(model), progress(lambda value, total, preview: interrupt()):
+        report = trained(pack, model, many, captions[:1] * 9, steps=40)[3]
+    told = pack.nodes.training.node.training_summary(report)
+    assert len(report.losses) == 1 and "What is given is step 1, which was not measured" in told
+    assert pack.nodes.training.node._summary(report, True).endswith(" Run again to go on.")
+    assert pack.nodes.training.node._summary(report, False).endswith("change the seed to train anew.")
+
+
+def test_a_cancel_on_the_way_keeps_what_was_learned(pack, model, pictures, interrupt, caplog):
+    import comfy.model_management
+
+    steps = []
+
+    def press_cancel(value, total, preview):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        steps.append(value)
+        if value >= 2 and len(steps) == 2:
+            interrupt()
+
+    with untouched(model), progress(press_cancel), caplog.at_level(logging.INFO, logger="aclora"):
+        changed, _, loss_map, *_ = trained(pack, model, *pictures, steps=40)
+    assert len(loss_map["loss"]) == steps[-1] < 40 and f"stopped at step {steps[-1]} of 40" in caplog.text
+    assert not comfy.model_management.processing_interrupted()
+    assert (first_step(changed, pictures[1][0]) - first_step(model, pictures[1][0])).abs().max() > 0
+
+
+def replaced(latents, samples):
+    return [{"samples": samples}, *latents[1:]]
+
+
+BAD = {
+    "more latents than captions": (lambda m, x, c: (m, x, c[:1]), {}, "2 latents but 1 conditionings"),
+    "no pictures": (lambda m, x, c: (m, [], []), {}, "no pictures to learn from"),
+    "wrong channels": (
+        lambda m, x, c: (m, replaced(x, torch.zeros(1, 4, 16, 16)), c),
+        {},
+        r"Latent 1 .*\(1, 4, 16, 16\).*16 channels",
+    ),
+    "a video": (lambda m, x, c: (m, replaced(x, torch.zeros(1, 16, 2, 16, 16)), c), {}, r"Latent 1 has the shape"),
+    "many pictures in one latent": (
+        lambda m, x, c: (m, replaced(x, torch.zeros(3, 16, 16, 16)), c),
+        {},
+        "Latent 1 holds 3 pictures",
+    ),
+    "NaN": (lambda m, x, c: (m, replaced(x, torch.full((1, 16, 16, 16), torch.nan)), c), {}, "Latent 1 holds NaN"),
+    "no model": (lambda m, x, c: (None, x, c), {}, "no diffusion model"),
+    "a combined caption": (lambda m, x, c: (m, x, [c[0] + c[1], c[1]]), {}, "Caption 1 is made of 2 conditionings"),
+    "rank too high": (lambda m, x, c: (m, x, c), {"max_rank": 321}, "largest layer can only have rank 320"),
+    "a setting out of range": (lambda m, x, c: (m, x, c), {"learning_rate": math.inf}, "learning_rate must be above 0"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_gets_a_sentence_and_leaves_the_model(pack, model, pictures, what):
+    change, settings, sentence = BAD[what]
+    with untouched(model), pytest.raises(ValueError, match=sentence):
+        trained(pack, *change(model, *pictures), **settings)
+
+
+def test_the_node_says_loss_rate_steps_left_out_and_the_time_left(pack, monkeypatch):
+    made, clock = pack.nodes.training.node, [0.0]
+    monkeypatch.setattr(pack.nodes.host.progress.time, "monotonic", lambda: clock[0])
+    bar = pack.nodes.host.Bar(10)
+    show = made._Show(bar, made.LivePreviews(None))
+    show.drawn, clock[0] = 60.0, 60.0  # no chart now
+    progress = made.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, to_come=10)
+    show(progress)
+    assert bar.total == 20
+    assert made._line(progress, bar) == (
+        "training, loss 0.500, learning rate 0.00012, steps left out: 1, up to 9:00 left"
+    )
+    show(made.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4))
+    assert bar.total == 10
+    progress = made.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
+    assert made._line(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
+
+
+def test_the_expected_memory_and_the_latest_note_stand_below_the_loss(pack):
+    progress = pack.nodes.training.node.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
+    first, *others = pack.nodes.training.node._line(progress, pack.nodes.host.Bar(10)).split("\n")
+    assert first.startswith("training, loss 0.500") and others == ["3 GB of 8", "newer"]

@@ -1,0 +1,84 @@
+"""The options nodes: together they reach every setting of a training, and what they say holds."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+KINDS = ("learning", "layers", "ranks", "validation", "speed")
+
+
+def node_of(pack: ModuleType, kind: str) -> Any:
+    module = getattr(pack.nodes.training.options, kind)
+    return next(value for name, value in vars(module).items() if name.startswith("ACLoRA"))
+
+
+def widgets(node: Any) -> dict[str, Any]:
+    """The defaults of a node's widgets."""
+    return {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
+
+
+def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None:
+    config = pack.aclora_core.config.train_config.TrainConfig
+    nodes = [pack.nodes.training.node.ACLoRATrain, *(node_of(pack, kind) for kind in KINDS)]
+    found = [item for node in nodes for item in widgets(node).items()]
+    assert len(found) == len(dict(found)), "a setting is on two nodes"
+    assert dict(found) == {field.name: field.default for field in fields(config) if field.name != "text_learning"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_adds_up_and_changes_nothing_given(pack: ModuleType, kind: str) -> None:
+    Options = pack.nodes.training.options.options.Options
+    node = node_of(pack, kind)
+    name, default = next(iter(widgets(node).items()))
+    before = Options({"steps": 5, name: "earlier"}, previews="kept")
+    after = node.execute(before, **widgets(node)).result[0]
+    assert after.settings == {"steps": 5, **widgets(node)} and after.settings[name] == default
+    assert after.previews == "kept" and before.settings == {"steps": 5, name: "earlier"}
+
+
+def test_the_text_encoder_learns_where_its_node_is(pack: ModuleType) -> None:
+    before = pack.nodes.training.options.options.Options({"alpha": 2.0})
+    node = pack.nodes.training.options.text_encoder.ACLoRATextEncoderOptions
+    after = node.execute("the clip", options=before, **widgets(node)).result[0]
+    assert after.clip == "the clip" and after.settings == {"alpha": 2.0, "text_learning": 0.2}
+
+
+def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
+    before = pack.nodes.training.options.options.Options({"alpha": 2.0})
+    given = pack.nodes.training.options.checkpoints.ACLoRACheckpointOptions.execute(
+        checkpoint_every=9, checkpoint_name="ink", checkpoint_keep=3, resume="never", options=before
+    ).result[0]
+    assert given.settings == {"alpha": 2.0} and given.checkpoints.folder.parts[-2:] == ("aclora_checkpoints", "ink")
+    assert (given.checkpoints.every, given.checkpoints.keep, given.checkpoints.resume) == (9, 3, "never")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sentence"),
+    [
+        ("layers", {"include_layers": "attn\n(unclosed"}, "pattern '(unclosed' is no regular expression"),
+        ("layers", {"layer_ranks": "attn"}, "attn"),
+        ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "lowest first, but is 0.9 to 0.5"),
+        ("ranks", {"lowest_threshold": 1.5, "highest_threshold": None}, "must lie in 0 to 1"),
+        ("previews", {"preview_prompts": "\n", "previews": True}, "nothing to preview"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_it_is_queued(pack: ModuleType, kind: str, given: Any, sentence: str) -> None:
+    assert sentence in node_of(pack, kind).validate_inputs(**given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("layers", {"include_layers": "attn", "exclude_layers": "", "layer_ranks": "attn=4"}),
+        ("layers", dict.fromkeys(("include_layers", "exclude_layers", "layer_ranks"))),  # linked: not known yet
+        ("ranks", {"lowest_threshold": 0.2, "highest_threshold": 0.9}),
+        ("previews", {"preview_prompts": "", "previews": False}),
+        ("previews", {"preview_prompts": None, "previews": True}),
+    ],
+)
+def test_what_can_be_is_queued(pack: ModuleType, kind: str, given: Any) -> None:
+    assert node_of(pack, kind).validate_inputs(**given) is True

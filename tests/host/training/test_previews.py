@@ -1,0 +1,142 @@
+"""Live previews in the real ComfyUI: what they show, what they leave alone, and what happens when they cannot be."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tests.support import tiny_base as tiny
+from tests.support.tiny_base import caption, progress, trained, untouched
+
+# Fixtures: the tiny base, two pictures, and the host's Cancel.
+parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
+PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
+
+
+def wishes(pack, parts, prompts=PROMPTS, **changes):
+    """What the options node hands to the training."""
+    inputs = {"preview_every": 2, "preview_prompts": prompts, "preview_guidance": 4.0, "clip": parts[1]}
+    inputs["preview_share"] = 1.0  # a picture takes longer than these few steps
+    with torch.inference_mode():
+        node = pack.nodes.training.options.previews.ACLoRAPreviewOptions
+        return node.execute(**inputs | {"vae": parts[2]} | changes).result[0].previews
+
+
+@pytest.fixture
+def drawn(pack, monkeypatch):
+    """The pictures of each preview, as they come."""
+    sets = []
+    real = pack.nodes.training.display.host.draw
+
+    def draw(*arguments):
+        sets.append(real(*arguments))
+        return sets[-1]
+
+    monkeypatch.setattr(pack.nodes.training.display.host, "draw", draw)
+    return sets
+
+
+def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, model, pictures, drawn):
+    settings = {"learning_rate": 1e-2}
+    shown = []
+    with untouched(model), progress(lambda value, total, preview: shown.append(preview)):
+        result = trained(pack, model, *pictures, wishes(pack, parts), steps=4, **settings)
+    assert [len(pictures) for pictures in drawn] == [2, 2] and drawn[0][0].shape == (128, 128, 3)
+    first, last = drawn
+    assert (first[0] - last[0]).abs().mean() > 0.005 and (last[0] - last[1]).abs().mean() > 0.01
+    plain = trained(pack, model, *pictures, steps=4, **settings)
+    for key, tensor in plain[1].items():
+        assert torch.equal(tensor, result[1][key]), key
+    assert "Previews took " in pack.nodes.training.node.training_summary(result[3])
+    assert result[3].settings["preview_seconds"] > 0 and "notes" not in result[3].settings
+    assert shown[-1][1].height > shown[0][1].height  # pictures stand below the chart
+
+
+def test_switched_off_nothing_is_encoded_or_drawn(pack):
+    node, options = (
+        pack.nodes.training.options.previews.ACLoRAPreviewOptions,
+        pack.nodes.training.options.options.Options,
+    )
+    given = {"preview_every": 2, "preview_prompts": "", "preview_guidance": 4.0, "clip": None, "previews": False}
+    before = options({"steps": 5})
+    assert node.execute(**given, options=before).result[0] is before
+    assert node.execute(**given).result[0] == options()
+
+
+def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, model, pictures, drawn):
+    import nodes
+
+    result = trained(pack, model, *pictures, wishes(pack, parts), steps=2, learning_rate=1e-2)
+    positive, negative = caption(parts, "a red diamond, mine style"), caption(parts, "")
+    found = []
+    for chosen in (result[0], model):
+        with torch.inference_mode():
+            empty = {"samples": torch.zeros(1, 16, 16, 16)}
+            latent = nodes.common_ksampler(chosen, 0, 12, 4.0, "euler", "simple", positive, negative, empty)
+            found.append(parts[2].decode(latent[0]["samples"])[0])
+    torch.testing.assert_close(drawn[0][0], found[0].clamp(0, 1), rtol=0, atol=0.02)
+    assert (drawn[0][0] - found[1]).abs().mean() > 0.01
+
+
+def test_without_a_vae_the_latents_are_shown(pack, parts, model, pictures, drawn):
+    with untouched(model):
+        trained(pack, model, *pictures, wishes(pack, parts, vae=None), steps=2)
+    assert drawn[0][0].shape == (16, 16, 3) and 0.02 < drawn[0][0].std()
+
+
+def test_pictures_without_a_vae_are_said_to_be_rough(pack, parts):
+    for vae, said in ((None, True), (parts[2], False)):
+        shown = pack.nodes.training.display.LivePreviews(wishes(pack, parts, vae=vae))
+        assert not shown.remark  # before there is a picture
+        shown.pictures = [torch.zeros(8, 8, 3)]
+        assert ("as no VAE is connected" in shown.remark) is said
+
+
+def test_a_vae_that_does_not_fit_beside_the_model_is_left_out(pack, parts, model, pictures, drawn, monkeypatch):
+    monkeypatch.setattr(pack.nodes.host.preview_sampling, "_fits", lambda *_: False)
+    trained(pack, model, *pictures, wishes(pack, parts), steps=2)
+    assert drawn[0][0].shape == (16, 16, 3)
+
+
+def test_a_sampler_that_fails_ends_the_previews_alone(pack, parts, model, pictures, monkeypatch, caplog):
+    import comfy.samplers
+
+    def fail(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(comfy.samplers, "sampling_function", fail)
+    with untouched(model), caplog.at_level(logging.WARNING, logger="aclora"):
+        result = trained(pack, model, *pictures, wishes(pack, parts), steps=4)
+    assert "no preview could be drawn (no kernel image is available)" in caplog.text
+    assert len(result[2]["loss"]) == 4 and "without previews" in result[3].settings["notes"]
+
+
+def test_a_cancel_while_a_preview_is_drawn_keeps_the_work(pack, parts, model, pictures, interrupt, monkeypatch):
+    import comfy.model_management
+    import comfy.samplers
+
+    real = comfy.samplers.sampling_function
+
+    def press_cancel(*arguments, **named):
+        interrupt()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(comfy.samplers, "sampling_function", press_cancel)
+    with untouched(model):
+        result = trained(pack, model, *pictures, wishes(pack, parts), steps=20)
+    assert len(result[2]["loss"]) == 2 and not comfy.model_management.processing_interrupted()
+
+
+@pytest.mark.parametrize(("prompts", "sentence"), [(" \n", "nothing to preview"), ("a ball\n" * 9, "has 9 lines")])
+def test_prompts_that_cannot_be_shown_are_refused(pack, parts, prompts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        wishes(pack, parts, prompts)
+
+
+def test_guidance_is_what_the_node_says(pack, parts, model, pictures, drawn):
+    for guidance in (1.0, 6.0):
+        trained(pack, model, *pictures, wishes(pack, parts, preview_guidance=guidance), steps=2)
+    assert (drawn[0][0] - drawn[1][0]).abs().mean() > 0.005

@@ -1,0 +1,56 @@
+"""Models that are unloaded in the middle of a step, as other packs' pages and threads may ask of the host."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from tests.host.host.test_text_encoder import LEARNING
+from tests.host.host.test_text_encoder import pictures as text_pictures
+from tests.support import tiny_base as tiny
+from tests.support.tiny_base import trained, untouched
+
+parts, model, pictures = tiny.parts, tiny.model, text_pictures
+
+
+@pytest.fixture
+def unloading(pack, monkeypatch):
+    """Has every model unloaded, by another thread, before and after the network computes; counts how often."""
+    import comfy.model_management
+
+    calls = []
+    trainable = pack.nodes.host.model.TrainableModel
+    real = trainable.denoise
+
+    def unload():
+        thread = threading.Thread(target=comfy.model_management.unload_all_models)
+        thread.start()
+        thread.join()
+        calls.append(thread)
+
+    def denoise(*inputs):
+        unload()
+        answer = real(*inputs)
+        unload()
+        return answer
+
+    return calls, lambda: monkeypatch.setattr(trainable, "denoise", denoise)
+
+
+def test_models_unloaded_while_a_step_computes_stay_until_the_training_has_ended(pack, parts, pictures, unloading):
+    import comfy.model_management
+
+    calls, begin = unloading
+    # With an adapter on them: its weights would be taken off.
+    with_adapter = trained(pack, parts[0], *pictures, clip=parts[1], **LEARNING)
+    model, clip = with_adapter[0], with_adapter[4]
+    alone = trained(pack, model, *pictures, clip=clip, **LEARNING)[1]
+    begin()
+    with untouched(model):
+        disturbed = trained(pack, model, *pictures, clip=clip, **LEARNING)[1]
+    assert len(calls) >= 2 * LEARNING["steps"] and alone.keys() == disturbed.keys()
+    assert all(torch.equal(tensor, disturbed[key]) for key, tensor in alone.items())
+    comfy.model_management.unload_all_models()
+    assert not comfy.model_management.current_loaded_models

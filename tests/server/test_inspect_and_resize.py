@@ -1,0 +1,127 @@
+"""The workflow inspect_and_resize, run through the server on a LoRA like the quickstart's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from aclora_core.adapter.adapter import Adapter, Layer
+from aclora_core.adapter.lora_file import save
+from aclora_core.adapter.metadata import build_metadata
+from aclora_core.adapter.rank_report import CutLoss, RankReport, Restart
+from aclora_core.method.restart import LayerRank
+from launcher.environment import ROOT
+from tests.support.host_server import HostServer
+from tests.support.server_runs import pixels, titled
+
+PROMPT = ROOT / "tests" / "prompts" / "inspect_and_resize.json"
+DENOISER = ROOT / "assets" / "tiny_base" / "denoiser.safetensors"
+RANK = 16
+
+
+@pytest.fixture(scope="module")
+def prompt() -> dict[str, Any]:
+    """The API form of workflows/inspect_and_resize.json; a few steps are enough to tell pictures apart."""
+    nodes = dict(json.loads(PROMPT.read_text(encoding="utf-8")))
+    for node in nodes.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 4
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def lora(server: HostServer, prompt: dict[str, Any]) -> Iterator[Path]:
+    """The file that the workflow loads: on the tiny base's layers, each component 0.7 times the one before."""
+    (name,) = (node["inputs"]["lora_name"] for node in prompt.values() if node["class_type"] == "ACLoRALoad")
+    path = server.base / "models" / "loras" / name
+    before = path.read_bytes() if path.exists() else None
+    generator = torch.Generator().manual_seed(0)
+    with safe_open(DENOISER, framework="pt") as weights:
+        shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys() if key.endswith("weight")}
+    layers = {}
+    for key, shape in shapes.items():
+        if "block.attn." in key and len(shape) == 2 or "mlp.fc" in key:
+            up, down = (torch.linalg.qr(torch.randn(side, RANK, generator=generator)).Q for side in shape)
+            sizes = 2.0 * 0.7 ** torch.arange(RANK)
+            base = f"diffusion_model.{key.removesuffix('.weight')}"
+            layers[base] = Layer((down * sizes).T.contiguous().half(), up.contiguous().half(), float(RANK))
+    adapter = Adapter(layers)
+    save(adapter, path, build_metadata(adapter, "ink", report_for(layers)))
+    yield path
+    path.unlink() if before is None else path.write_bytes(before)
+
+
+def report_for(layers: dict[str, Layer]) -> RankReport:
+    kept = dict.fromkeys(layers, LayerRank(4, 4, 3, 0.9))
+    restarts = [Restart(step, step, 0.5, 0.7, kept) for step in (10, 20)]
+    cuts = [CutLoss("rank 4", 4.0, 10**6, 0.5, 0.01, False), CutLoss("whole", 16.0, 4 * 10**6, 0.49, 0.0, True)]
+    spectrum = {name: [1.0] for name in layers}
+    return RankReport({"steps": 30}, [0.5] * 30, [(30, 0.49)], restarts, spectrum, dict.fromkeys(layers, 3), cuts)
+
+
+@pytest.fixture(scope="module")
+def finished(server: HostServer, prompt: dict[str, Any], lora: Path) -> dict[str, Any]:
+    """The history of the workflow, run once for all tests here."""
+    return server.run(prompt, timeout=300)
+
+
+def test_the_larger_cut_changes_the_pictures_more(
+    server: HostServer, prompt: dict[str, Any], finished: dict[str, Any]
+) -> None:
+    titles = ("The whole LoRA", "Cut to 90 %", "Cut to 0.1 MB")
+    whole, ninety, tiny = (pixels(server, finished, titled(prompt, title)) for title in titles)
+    assert min(picture.std() for picture in (whole, ninety, tiny)) > 0.02
+    assert 0.0 < np.abs(whole - ninety).mean() < 0.7 * np.abs(whole - tiny).mean()
+
+
+def test_charts_and_tables_show_the_file_and_its_training(prompt: dict[str, Any], finished: dict[str, Any]) -> None:
+    outputs = finished["outputs"]
+    assert len(outputs[titled(prompt, "Inspect AC-LoRA")]["images"]) == 6
+    says = outputs[titled(prompt, "What the file says")]["text"][0]
+    assert "aclora/ink_00001.safetensors" in says and re.search(r"signal ranks +3 in every layer", says)
+    table = outputs[titled(prompt, "The numbers as a table")]["text"][0]
+    assert "held-out loss" in table and "diffusion_model.joint_blocks.0.x_block.attn.qkv" in table
+
+
+def test_both_cuts_tell_what_they_lose(prompt: dict[str, Any], finished: dict[str, Any]) -> None:
+    ninety, tiny = (
+        finished["outputs"][titled(prompt, f"What the cut to {part} loses")]["text"][0] for part in ("90 %", "0.1 MB")
+    )
+    # 1 - 0.7^2k of the energy is in the first k components: four are the fewest that hold 90 %.
+    layers = int(re.search(r"Layers: (\d+), dropped: 0", ninety)[1])  # type: ignore[index]
+    assert f"Sum of ranks: {RANK * layers} -> {4 * layers}." in ninety
+    size = re.search(r"-> ([\d.]+) MB", tiny)
+    assert size and float(size[1]) < 0.1 and " dropped: 0." not in tiny
+
+
+def test_the_saved_cut_keeps_the_report_and_has_a_preview(
+    server: HostServer, prompt: dict[str, Any], finished: dict[str, Any], lora: Path
+) -> None:
+    text = finished["outputs"][titled(prompt, "Save the cut of 90 %")]["text"][0]
+    path = server.base / "models" / "loras" / re.search(r"Saved (\S+):", text)[1]  # type: ignore[index]
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        ranks = {file.get_slice(key).get_shape()[1] for key in file.keys() if key.endswith("lora_up.weight")}
+    assert ranks == {4} and path.stat().st_size < 0.5 * lora.stat().st_size
+    assert RankReport.from_json(metadata["aclora.trajectory"]).settings == {"steps": 30}
+    assert metadata["modelspec.thumbnail"].startswith("data:image/jpeg")
+    path.unlink()
+
+
+def test_before_the_quickstart_a_sentence_says_to_run_it(server: HostServer, prompt: dict[str, Any]) -> None:
+    early = json.loads(json.dumps(prompt).replace("ink_00001", "ink_09999"))
+    with pytest.raises(HTTPError) as refusal:
+        server.post_json("/prompt", {"prompt": early})
+    errors = json.loads(refusal.value.read())["node_errors"]
+    assert errors.keys() == {titled(prompt, "Load AC-LoRA")}
+    (error,) = errors[titled(prompt, "Load AC-LoRA")]["errors"]
+    assert "Run the quickstart workflow first: it makes it." in error["details"]

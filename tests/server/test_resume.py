@@ -1,0 +1,139 @@
+"""Checkpoints in the real server: a cancel, a crash, and what the host's cache makes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+import torch
+
+from tests.support import trouble
+from tests.support.host_server import HostServer, running
+from tests.support.server_runs import adapter, checkpoints, until, was_cached
+from tests.support.trouble import TRAIN, says
+
+pytestmark = pytest.mark.slow
+STEPS = 24
+
+
+def prompt(server: HostServer, file: str, wished: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """A short training on the tiny base, with checkpoints where they are asked for."""
+    found = trouble.prompt(server, file, **{"steps": STEPS} | settings)
+    found["ranks"], last = server.node("ACLoRARankOptions", restart_every=2, options=["plain", 0]), "ranks"
+    if wished:
+        found["kept"], last = server.node("ACLoRACheckpointOptions", **wished, options=[last, 0]), "kept"
+    found[TRAIN]["inputs"]["options"] = [last, 0]
+    return found
+
+
+def wait_for_checkpoint(server: HostServer, name: str) -> None:
+    until(lambda: bool(checkpoints(server, name)), "a checkpoint")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resuming")
+
+
+@pytest.fixture(scope="module")
+def whole(host: Path, base: Path) -> dict[str, torch.Tensor]:
+    """The adapter of an undisturbed training. Then a second server is killed while it trains the same."""
+    with running(host, base, "first") as server:
+        server.run(prompt(server, "whole"))
+        server.submit(prompt(server, "crashed", {"checkpoint_every": 3, "checkpoint_name": "crashed"}))
+        wait_for_checkpoint(server, "crashed")
+        process = server.server.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        process.wait(30)
+        return adapter(server, "whole")
+
+
+@pytest.fixture(scope="module")
+def server_after(host: Path, base: Path, whole: dict[str, torch.Tensor]) -> Iterator[HostServer]:
+    with running(host, base, "second") as server:
+        yield server
+
+
+def assert_whole(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == whole.keys()
+    for key, tensor in whole.items():
+        assert torch.equal(found[key], tensor), key
+
+
+def resumed_at(server: HostServer) -> list[int]:
+    """The steps at which trainings have gone on, as the log tells."""
+    return [int(step) for step in re.findall(r"resumed at step (\d+) of", server.log.read_text(encoding="utf-8"))]
+
+
+def test_after_a_crash_the_same_workflow_goes_on_to_the_same_bits(server_after: HostServer, whole) -> None:
+    server = server_after
+    assert not (server.base / "models" / "loras" / "crashed.safetensors").exists()
+    settings = {"checkpoint_every": 3, "checkpoint_name": "crashed"}
+    server.run(prompt(server, "crashed", settings))
+    assert 0 < resumed_at(server)[-1] < STEPS
+    assert_whole(adapter(server, "crashed"), whole)
+    assert len(checkpoints(server, "crashed")) == 2
+    again = server.run(prompt(server, "crashed", settings))
+    assert was_cached(again, TRAIN) and len(resumed_at(server)) == 1
+
+
+def test_a_cancelled_training_is_not_served_from_the_cache_but_goes_on(server_after: HostServer, whole) -> None:
+    server = server_after
+    before = len(resumed_at(server))
+    queued = prompt(server, "cancelled", {"checkpoint_every": 3, "checkpoint_name": "styles/cancelled"})
+    prompt_id = server.submit(queued)
+    wait_for_checkpoint(server, "styles/cancelled")
+    server.post_json("/interrupt", {"prompt_id": prompt_id})
+    history = server.wait(prompt_id)
+    assert history["status"]["status_str"] == "success" and not says(history).startswith(f"{STEPS} steps")
+    part = adapter(server, "cancelled")
+    history = server.run(queued)
+    assert not was_cached(history, TRAIN) and says(history).startswith(f"{STEPS} steps")
+    assert len(resumed_at(server)) == before + 1
+    assert_whole(adapter(server, "cancelled"), whole)
+    assert any(not torch.equal(part[key], tensor) for key, tensor in whole.items())
+    assert was_cached(server.run(queued), TRAIN)
+
+
+def test_another_setting_is_refused_with_a_sentence_and_more_steps_go_on(server_after: HostServer) -> None:
+    server = server_after
+    settings = {"checkpoint_every": 12, "checkpoint_name": "longer"}
+    server.run(prompt(server, "longer", settings))
+    history = server.wait(server.submit(prompt(server, "longer", settings, learning_rate=1e-3)))
+    assert history["status"]["status_str"] == "error"
+    told = str(history["status"]["messages"])
+    assert "learning_rate was 0.0005 and is 0.001" in told and "another checkpoint name" in told
+    more = server.run(prompt(server, "longer", settings | {"resume": "for more steps"}, steps=STEPS + 4))
+    assert resumed_at(server)[-1] == STEPS and says(more).startswith(f"{STEPS + 4} steps")
+
+
+def test_a_whole_path_keeps_checkpoints_in_a_folder_of_ones_own(server_after: HostServer, tmp_path: Path) -> None:
+    server, own = server_after, tmp_path / "own"
+    before = len(resumed_at(server))
+    settings = {"checkpoint_every": 3, "checkpoint_name": str(own)}
+    server.run(prompt(server, "own", settings, steps=4))
+    assert [path.name for path in sorted(own.iterdir())] == ["first_0000003.safetensors", "first_0000004.safetensors"]
+    server.run(prompt(server, "own", settings | {"resume": "for more steps"}, steps=6))
+    assert resumed_at(server)[before:] == [4]
+
+
+REFUSED = {
+    "../elsewhere": "leads outside models/aclora_checkpoints",
+    "a:b": "leads outside models/aclora_checkpoints",
+    "": "cannot be a file name on every system",
+    str(Path(os.sep, "no such folder", "here")): "there is no folder",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_name_that_leads_elsewhere_is_refused_before_the_work(server_after: HostServer, name: str) -> None:
+    with pytest.raises(HTTPError) as refusal:
+        server_after.post_json("/prompt", {"prompt": prompt(server_after, "bad", {"checkpoint_name": name})})
+    assert REFUSED[name] in refusal.value.read().decode()

@@ -1,0 +1,156 @@
+"""The workflows beside the quickstart: those on the tiny base run, those for large models are what the server takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.error import HTTPError
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from aclora_core.adapter import lora_file as adapter_file
+from aclora_core.adapter.rank_report import RankReport
+from launcher.environment import ROOT
+from tests.support.host_server import HostServer
+from tests.support.server_runs import checkpoints, pixels, titled, until
+
+pytestmark = pytest.mark.slow
+PROMPTS = ROOT / "tests" / "prompts"
+LARGE = ("sd15", "sdxl", "flux", "z_image")
+FOLDERS = {
+    "ckpt_name": "checkpoints",
+    "unet_name": "diffusion_models",
+    "vae_name": "vae",
+    "clip_name": "text_encoders",
+    "clip_name1": "text_encoders",
+    "clip_name2": "text_encoders",
+}
+
+
+def prompt(name: str, **settings: Any) -> dict[str, Any]:
+    """The API form of a workflow, with few steps of drawing, and these settings of its trainings."""
+    nodes = dict(json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8")))
+    for node in nodes.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 3
+        if node["class_type"] == "ACLoRATrain":
+            node["inputs"] |= settings
+    return nodes
+
+
+def model_files(nodes: dict[str, Any]) -> set[tuple[str, str, str]]:
+    """(node, input, file) of every model file that a workflow asks for."""
+    return {
+        (node_id, name, node["inputs"][name])
+        for node_id, node in nodes.items()
+        for name in FOLDERS
+        if name in node["inputs"]
+    }
+
+
+@pytest.fixture(params=LARGE)
+def large(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return prompt(request.param)
+
+
+@pytest.fixture
+def empty_files(server: HostServer, large: dict[str, Any]) -> Iterator[None]:
+    """Files of the models' names, so that the server takes the workflow."""
+    paths = {server.base / "models" / FOLDERS[name] / file for _, name, file in model_files(large)}
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(exist_ok=False)
+    yield
+    for path in paths:
+        path.unlink()
+
+
+def test_without_the_files_the_server_says_that_they_are_missing_and_nothing_else(
+    server: HostServer, large: dict[str, Any]
+) -> None:
+    with pytest.raises(HTTPError) as refusal:
+        server.post_json("/prompt", {"prompt": large})
+    refused = json.loads(refusal.value.read())["node_errors"]
+    errors = [(node_id, error) for node_id, facts in refused.items() for error in facts["errors"]]
+    assert {error["type"] for _, error in errors} == {"value_not_in_list"}
+    places = [(node_id, error["extra_info"]) for node_id, error in errors]
+    assert {(node_id, place["input_name"], place["received_value"]) for node_id, place in places} == model_files(large)
+
+
+def test_with_the_files_the_server_takes_it_and_begins_to_load(
+    server: HostServer, large: dict[str, Any], empty_files: None
+) -> None:
+    history = server.wait(server.submit(large))
+    (failure,) = (facts for kind, facts in history["status"]["messages"] if kind == "execution_error")
+    assert failure["node_id"] in {node_id for node_id, _, _ in model_files(large)}
+
+
+def test_the_note_and_the_front_end_link_to_the_files(large: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["large"]
+    nodes = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+    offered = {(m["name"], m["directory"]): m["url"] for node in nodes for m in node["properties"].get("models", ())}
+    assert offered.keys() == {(file, FOLDERS[name]) for _, name, file in model_files(large)}
+    (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    for (file, _), url in offered.items():
+        assert f"[{file}]({url})" in note
+
+
+@pytest.fixture(scope="module")
+def compared(server: HostServer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prompt of compare_ranks, and the history of a short run of it."""
+    nodes = prompt("compare_ranks", steps=16, batch_size=2)
+    return nodes, server.run(nodes, timeout=300)
+
+
+def saved(server: HostServer, name: str) -> tuple[set[int], RankReport]:
+    """The ranks in a file of compare_ranks, and its report."""
+    path = server.base / "models" / "loras" / "aclora" / f"compare_{name}.safetensors"
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    ranks = {layer.rank for layer in adapter_file.load(path).layers.values()}
+    return ranks, RankReport.from_json(metadata["aclora.trajectory"])
+
+
+def test_plain_loras_have_the_rank_that_was_set_in_every_layer(server: HostServer, compared: object) -> None:
+    for rank in (2, 32):
+        ranks, report = saved(server, f"rank_{rank}")
+        assert ranks == {rank} and report.settings["mode"] == "off"
+        assert len(report.losses) == 16 and not report.validation and not report.restarts
+
+
+def test_ac_lora_measures_and_finds_ranks_below_the_bound(server: HostServer, compared: object) -> None:
+    ranks, report = saved(server, "ac")
+    assert report.settings["mode"] == "paper" and report.validation
+    assert max(ranks) <= 32 and ranks != {32}
+
+
+def test_the_three_are_drawn_apart_and_inspected(server: HostServer, compared: tuple[dict, dict]) -> None:
+    nodes, history = compared
+    titles = ("A plain LoRA of rank 2", "A plain LoRA of rank 32", "AC-LoRA: rank 32 at most")
+    drawn = [pixels(server, history, titled(nodes, title)) for title in titles]
+    assert min(picture.std() for picture in drawn) > 0.02
+    assert min(np.abs(drawn[i] - drawn[j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-4
+    inspected = [node_id for node_id, node in nodes.items() if node["class_type"] == "ACLoRAInspect"]
+    assert len(inspected) == 3 and all(len(history["outputs"][node_id]["images"]) >= 3 for node_id in inspected)
+
+
+def test_resume_goes_on_after_a_cancel_and_then_for_more_steps(server: HostServer) -> None:
+    steps = 26
+    nodes = prompt("resume", steps=steps, batch_size=2, layers="attention")
+    train, drawn = titled(nodes, "Train AC-LoRA"), titled(nodes, "What it has learned so far")
+    prompt_id = server.submit(nodes)
+    until(lambda: bool(checkpoints(server, "resume_example")), "a checkpoint")
+    server.post_json("/interrupt", {"prompt_id": prompt_id})
+    cancelled = server.wait(prompt_id)
+    assert cancelled["status"]["status_str"] == "success"
+    assert not cancelled["outputs"][train]["text"][0].startswith(f"{steps} steps")
+    ended = server.run(nodes)
+    assert ended["outputs"][train]["text"][0].startswith(f"{steps} steps")
+    assert np.abs(pixels(server, cancelled, drawn) - pixels(server, ended, drawn)).mean() > 1e-4
+    nodes[train]["inputs"]["steps"] = steps + 4
+    nodes[titled(nodes, "AC-LoRA Checkpoint Options")]["inputs"]["resume"] = "for more steps"
+    assert server.run(nodes)["outputs"][train]["text"][0].startswith(f"{steps + 4} steps")
+    assert f"resumed at step {steps} of" in server.log.read_text(encoding="utf-8")

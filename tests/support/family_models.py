@@ -1,0 +1,117 @@
+"""A small model of a family, built by the host's own classes as a loader would, with random weights, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+# What the layers are called that give the answer.
+OUTPUTS = (
+    "out.2.weight",
+    "final_layer.linear.weight",
+    "proj_out.weight",
+    "head.head.weight",
+    "final_linear.weight",
+    "clf.1.weight",
+    "out_layer.out_layer.weight",
+    "norm_out.linear_2.weight",
+    "nerf_final_layer_conv.conv.weight",
+    "nerf_final_layer.linear.weight",
+    "last.linear.weight",
+    "final_layer2.linear.weight",
+    "dec_net.final_layer.linear.weight",
+    "final_layer.linear_1.weight",
+    "final_layer.1.weight",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model and the sizes of what it learns from."""
+
+    config: str  # its class in comfy.supported_models
+    network: dict[str, Any]
+    latent: tuple[int, ...]  # channels, [frames,] height, width
+    text: tuple[int, int] = (7, 24)  # tokens, width
+    pooled: int | None = None  # width of the pooled caption
+    contrast: float = 4.0  # of the two pictures; those that predict the noise alone learn nothing by more
+    settings: dict[str, Any] = field(default_factory=dict)  # of its training, where the common ones do not do
+    extras: dict[str, Callable[[torch.Generator], Any]] = field(default_factory=dict)  # beside the caption
+    file: dict[str, Tensor] = field(default_factory=dict)  # what the host looks at in a file, besides shapes
+    loading: Callable[[], dict[str, Any]] | None = None  # options for the host's loader, which then loads the weights
+    building: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered while it is made
+    dtype: torch.dtype = torch.float32  # of the weights, and of what the network computes in
+
+
+def build(family: Family, disable_dynamic: bool = False) -> Any:
+    """The MODEL as a loader gives it, made in the mode in which the host runs its nodes."""
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    with torch.inference_mode():
+        config = getattr(comfy.supported_models, family.config)(family.network)
+        config.unet_config |= family.network  # some of the host's own settings, which it puts over these, are large
+        config.set_inference_dtype(family.dtype, None, device=CPU)
+        with family.building():
+            base = config.get_model(dict(family.file), "")
+        fill(base.diffusion_model)
+        if family.loading is None:
+            model = kind(base, load_device=CPU, offload_device=CPU)
+        else:
+            weights, options = base.diffusion_model.state_dict(), family.loading()
+            model = comfy.sd.load_diffusion_model_state_dict(weights, options, disable_dynamic=disable_dynamic)
+    model.cached_patcher_init = (build, (family,))
+    return model
+
+
+@torch.no_grad()
+def fill(network: nn.Module, seed: int = 0) -> None:
+    """Random weights; those of the last layer are small, so that little is foretold at first."""
+    randomise(network, seed)
+    weights = network.state_dict()
+    (last,) = (weights[name] for name in OUTPUTS if name in weights)
+    last.mul_(0.1)
+
+
+@torch.no_grad()
+def randomise(network: nn.Module, seed: int = 0) -> None:
+    """Random weights that keep activations near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in network.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        if weight.ndim > 1:
+            weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
+        elif name.endswith("bias"):
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+        else:
+            weight.fill_(1)  # of a norm
+
+
+def pictures(family: Family) -> tuple[list[dict[str, Tensor]], list[Any]]:
+    """Two latents, each of one colour, and their captions, as the host's nodes hand them on."""
+    generator = torch.Generator().manual_seed(1)
+    channels, *sides = family.latent
+    latents, captions = [], []
+    with torch.inference_mode():
+        for _ in range(2):
+            colour = family.contrast * torch.randn(1, channels, *(1 for _ in sides), generator=generator)
+            latents.append({"samples": colour.repeat(1, 1, *sides)})
+            captions.append(caption(family, generator))
+    return latents, captions
+
+
+def caption(family: Family, generator: torch.Generator, tokens: int | None = None) -> Any:
+    """A random conditioning, of so many tokens where that is not the family's own number."""
+    size = (tokens or family.text[0], family.text[1])
+    pooled = torch.randn(1, family.pooled, generator=generator) if family.pooled else None
+    extras = {name: make(generator) for name, make in family.extras.items()}
+    return [[torch.randn(1, *size, generator=generator), {"pooled_output": pooled, **extras}]]

@@ -1,0 +1,136 @@
+"""What the tests of training share: the tiny base, two pictures, and how to see that nothing has changed."""
+
+import contextlib
+import importlib
+
+import pytest
+import torch
+
+from tests.support.train_node import train
+
+SHORT, LONG = "a red diamond, mine style", "a blue ball " + "on a quiet white page " * 8
+QUICK = {"steps": 3, "batch_size": 2, "max_rank": 4, "learning_rate": 1e-3}
+DENOISER = "diffusion_model."
+
+
+@pytest.fixture(scope="module")
+def parts(pack):
+    """The tiny base's MODEL, CLIP and VAE, made under inference mode as the host runs nodes."""
+    with torch.inference_mode():
+        return pack.nodes.tiny_base.ACLoRATinyBase.execute().result
+
+
+@pytest.fixture
+def model(parts):
+    return parts[0]
+
+
+def caption(parts, text):
+    with torch.inference_mode():
+        return parts[1].encode_from_tokens_scheduled(parts[1].tokenize(text))
+
+
+@pytest.fixture(scope="module")
+def pictures(parts):
+    """Two latents, of a diamond and of a ball, and their captions; made under inference mode too."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
+    drawn = torch.ones(2, 128, 128, 3)
+    drawn[0][x.abs() + y.abs() < 0.7] = torch.tensor([0.9, 0.1, 0.1])
+    drawn[1][x.square() + y.square() < 0.5] = torch.tensor([0.1, 0.2, 0.9])
+    with torch.inference_mode():
+        latents = [{"samples": parts[2].encode(picture[None])} for picture in drawn]
+    return latents, [caption(parts, SHORT), caption(parts, "a blue ball, mine style")]
+
+
+def trained(pack, model, latents, conditioning, previews=None, clip=None, **settings):
+    """The node's outputs."""
+    return train(pack, model, latents, conditioning, QUICK | settings, previews=previews, clip=clip)
+
+
+def first_step(model, conditioning, seed=3):
+    """What the model takes for the picture in pure noise: one step of the host's KSampler without guidance."""
+    import nodes
+
+    channels = model.model.latent_format.latent_channels
+    with torch.inference_mode():
+        empty = {"samples": torch.zeros(1, channels, 16, 16)}
+        drawn = nodes.common_ksampler(model, seed, 1, 1.0, "euler", "simple", conditioning, conditioning, empty)
+    return drawn[0]["samples"]
+
+
+def state_of(model):
+    """What training must leave alone in a MODEL, seen while this MODEL's own patches are on the weights."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    modules = dict(model.model.named_modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "weights": {name: weight.clone() for name, weight in model.model.state_dict().items()},
+        "gradients": {name: (p.requires_grad, p.grad is None, p.dtype) for name, p in model.model.named_parameters()},
+        "hooks": {name: [len(getattr(module, kind)) for kind in hooks] for name, module in modules.items()},
+        "modules": {name: (id(module), module.training) for name, module in modules.items()},
+        "patches": {name: list(map(id, patches)) for name, patches in model.patches.items()},
+        "object patches": {name: id(patch) for name, patch in model.object_patches.items()},
+        "options": repr(model.model_options),
+    }
+
+
+@contextlib.contextmanager
+def untouched(model):
+    """Fails where the block changes the MODEL, or what the host has set for all models."""
+    import comfy.model_management
+
+    before = state_of(model)
+    yield
+    assert not comfy.model_management.in_training
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    after = state_of(model)
+    for name, weight in before.pop("weights").items():
+        assert torch.equal(weight, after["weights"][name]), name
+    for kind, value in before.items():
+        assert value == after[kind], kind
+
+
+@contextlib.contextmanager
+def progress(hook):
+    """Shows every progress to the hook, as the host's server does."""
+    import comfy.utils
+
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **other: hook(value, total, preview))
+    try:
+        yield
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+
+
+@pytest.fixture
+def interrupt():
+    """The host's Cancel; taken back when the test ends."""
+    import comfy.model_management
+
+    yield lambda: comfy.model_management.interrupt_current_processing(True)
+    comfy.model_management.interrupt_current_processing(False)
+
+
+def open_training(pack, model, latents, conditioning):
+    return pack.nodes.host.training(model, latents, conditioning)
+
+
+def denoising_loss(pack, model, latents, captions):
+    """At fixed noise and noise levels, of the model with the patches that it has."""
+    with torch.inference_mode(), open_training(pack, model, latents, captions) as trainable:
+        validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
+        return validation.denoising_loss(trainable, range(len(latents)), 5)
+
+
+def answer(trainable, noisy, sigma, numbers):
+    """What the model takes for the pictures without noise, each with its own caption."""
+    return trainable.denoise(noisy, sigma, trainable.condition(numbers))
+
+
+def noisy_pair(trainable):
+    noise = torch.randn(2, *trainable.latents[0].shape[1:], generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.4, 0.9])
+    return trainable.objective.add_noise(sigma, noise, torch.cat(trainable.latents[:2])), sigma

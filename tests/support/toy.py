@@ -1,0 +1,81 @@
+"""Small models whose best adapter is known, for tests of the training."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from aclora_core.acceleration.fused_modules import FastClasses
+from aclora_core.diffusion.objective import Objective
+
+WIDTH = 16
+# The model sees the picture itself and must give it back, so that the true update is known.
+CLEAN = Objective(
+    add_noise=lambda sigma, noise, latent: latent,
+    denoised=lambda sigma, output, noisy: output,
+    sigma_at=lambda share: share,
+    sampling="uniform",
+)
+FLOW = Objective(
+    add_noise=lambda sigma, noise, latent: latent + sigma.view(-1, 1, 1, 1) * (noise - latent),
+    denoised=lambda sigma, output, noisy: noisy - sigma.view(-1, 1, 1, 1) * output,
+    sigma_at=lambda share: share,
+    sampling="logit-normal",
+)
+
+
+@dataclass
+class Toy:
+    """A linear model whose right weight is the identity, and that is off by `error`."""
+
+    error: Tensor
+    latents: Sequence[Tensor]
+    objective: Objective = CLEAN
+    groups: Sequence[Hashable] = ()
+    variants: dict[int, list[int]] = field(default_factory=dict)
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    regularisation: dict[int, float] = field(default_factory=dict)
+    prefix: str = "toy."
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    spoil: Callable[[int], bool] = lambda call: False  # calls (from 0, the trial) that answer NaN
+    fast_classes: FastClasses = FastClasses()
+    text_encoders: dict[str, nn.Module] = field(default_factory=dict)
+    calls: list[tuple[int, ...]] = field(default_factory=list)
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        layer = nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False)
+        layer.weight.copy_(torch.eye(WIDTH) - self.error)
+        self.network = nn.ModuleDict({"attn": layer})
+        self.groups = self.groups or ["alike"] * len(self.latents)
+
+    def condition(self, pictures: Sequence[int]) -> dict[str, Tensor]:
+        return {"pictures": torch.tensor(pictures)}
+
+    def is_plain(self, layer: nn.Module) -> bool:
+        return True
+
+    def free_memory(self, wanted: int) -> int | None:
+        return None
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        self.calls.append(tuple(condition["pictures"].tolist()))  # the first is the trial before the training
+        output = self.network["attn"](noisy.flatten(1)).view(noisy.shape)
+        output = output * math.nan if self.spoil(len(self.calls) - 1) else output
+        return self.objective.denoised(sigma, output, noisy)
+
+
+def planted(rank: int = 2, size: float = 2.0) -> Tensor:
+    """A matrix with `rank` singular values around `size`, each a bit smaller than the one before."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(WIDTH, rank, generator=generator))[0] for _ in range(2))
+    return (u * (size * 0.8 ** torch.arange(rank))) @ v.T
+
+
+def toy(count: int = 48, **changes) -> Toy:
+    """The model with so many random pictures; its error has rank 2."""
+    latents = torch.randn(count, 1, WIDTH, 1, 1, generator=torch.Generator().manual_seed(1)).unbind()
+    return Toy(**{"error": planted(), "latents": latents, **changes})

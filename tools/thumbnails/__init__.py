@@ -1,0 +1,1 @@
+"""The pictures of the workflows that the template browser shows."""
