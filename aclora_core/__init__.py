@@ -4,7 +4,7 @@ Nothing in here knows ComfyUI. See examples/train_without_comfyui.py for a train
 """
 
 from .adapter import Adapter, Layer, RankReport, ResizeConfig, load, resize, save
-from .config import Checkpoints, TrainConfig
+from .config import CheckpointConfig, TrainConfig
 from .dataset import scan_folder
 from .diffusion import Model, Objective
 from .inspection import inspect_lora
@@ -12,7 +12,7 @@ from .training import Previews, Progress, Result, train
 
 __all__ = [
     "Adapter",
-    "Checkpoints",
+    "CheckpointConfig",
     "Layer",
     "Model",
     "Objective",

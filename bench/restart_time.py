@@ -20,7 +20,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from aclora_core.lora.targets import find_layers
+from aclora_core.lora.targets import preset_layers
 from aclora_core.method import restart as adapter_restart
 from launcher.environment import ROOT
 from launcher.inprocess import open_host
@@ -55,7 +55,7 @@ def sizes() -> list[tuple[int, int]]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     network = UNetModel(**SDXL, device="meta", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
-    weights = [module.weight for module in find_layers(network, "all").values()]
+    weights = [module.weight for module in preset_layers(network, "all").values()]
     return [(weight.shape[0], math.prod(weight.shape[1:])) for weight in weights]  # type: ignore[union-attr]
 
 

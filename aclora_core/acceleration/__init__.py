@@ -1,27 +1,27 @@
 """Speed and memory: CUDA graphs, fused kernels, activation checkpointing. Nothing in here changes a result."""
 
-from .activation_checkpointing import BlockMemory
-from .cuda_graphs import Graphs
-from .fused_modules import FastClasses, fast_modules
-from .inplace import OutOfPlace, Overwritten
-from .kernels import MOST_KEYS, MOST_LAYERS, AdamW, Kernels, Steps, compiling_together, find_kernels
+from .activation_checkpointing import ActivationCheckpointing
+from .cuda_graphs import CudaGraphRunner
+from .fused_modules import FusableModules, fuse_modules
+from .inplace import InplaceAddLog, NoInplaceAdd
+from .kernels import MAX_LAYERS, MOST_KEYS, AdamW, ConvParams, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
 
 __all__ = [
+    "ActivationCheckpointing",
     "AdamW",
-    "BlockMemory",
     "CONVOLUTIONS",
-    "FastClasses",
-    "Graphs",
+    "ConvParams",
+    "CudaGraphRunner",
+    "FusableModules",
+    "InplaceAddLog",
     "Kernels",
+    "MAX_LAYERS",
     "MOST_KEYS",
-    "MOST_LAYERS",
-    "OutOfPlace",
-    "Overwritten",
-    "Steps",
-    "compiling_together",
-    "fast_modules",
+    "NoInplaceAdd",
+    "compile_in_parallel",
     "find_kernels",
+    "fuse_modules",
     "is_linear",
     "is_plain_convolution",
 ]

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..storage import map_tensors, tensors_in
-from .inplace import OutOfPlace
+from .inplace import NoInplaceAdd
 from .layers import is_linear
 
 _RESERVE = 0.8  # share of the free memory to plan for: libraries work in some, and allocators leave gaps
@@ -33,7 +33,7 @@ _PASSING = 2.0  # times the largest block: its gradients, and the activations th
 
 
 @dataclass(frozen=True)
-class Kept:
+class ActivationSizes:
     """Bytes that one row keeps for the way back."""
 
     blocks: list[int]  # within each block
@@ -67,7 +67,7 @@ def find_blocks(network: nn.Module) -> list[nn.Module]:
     return [part for part in chosen if not any(id(inner) in parts for inner in part.modules() if inner is not part)]
 
 
-class BlockMemory:
+class ActivationCheckpointing:
     """The blocks of a network, and which of them are computed again on the way back."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -95,7 +95,7 @@ class BlockMemory:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             # The second time is in another thread, where the modes of the first are not known.
-            with OutOfPlace() if self.out_of_place else nullcontext():
+            with NoInplaceAdd() if self.out_of_place else nullcontext():
                 return compute(*args, **kwargs)
 
         return forward
@@ -109,7 +109,7 @@ class BlockMemory:
         # Cut off from its past, the block's memory is free for the next one.
         return map_tensors(output, lambda it: it.detach().requires_grad_() if it.is_floating_point() else it)
 
-    def measure(self, forward: Callable[[], Any]) -> Kept:
+    def measure(self, forward: Callable[[], Any]) -> ActivationSizes:
         """What one row keeps. forward: a forward pass of one row with gradients on, on a CUDA device."""
         self._measured = [0] * len(self.blocks)
         try:
@@ -119,11 +119,11 @@ class BlockMemory:
             result = forward()
             outside = max(0, torch.cuda.memory_allocated() - before)
             del result
-            return Kept(self._measured, outside)
+            return ActivationSizes(self._measured, outside)
         finally:
             self._measured = None
 
-    def fit(self, kept: Kept, rows: int, free: int) -> tuple[int, int]:
+    def fit(self, kept: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
         """Has blocks computed again, so that a step of so many rows stays within the free memory in the least time.
 
         Gives the bytes expected, and how many rows go through at a time: all, unless fewer are quicker or alone fit.
@@ -133,7 +133,7 @@ class BlockMemory:
         self.again = best.again
         return best.peak, best.rows
 
-    def _plan(self, kept: Kept, rows: int, parts: int, free: int) -> _Plan:
+    def _plan(self, kept: ActivationSizes, rows: int, parts: int, free: int) -> _Plan:
         """As few blocks computed again as it takes for a step in so many parts, alike in size, to fit."""
         each, again = math.ceil(rows / parts), set[int]()
         for number in sorted(range(len(self.blocks)), key=lambda number: -kept.blocks[number]):

@@ -32,7 +32,7 @@ def _given(value: Any, device: torch.device, copy: bool = False) -> Any:
 
 
 @functools.lru_cache
-def recording_stream(device: torch.device) -> torch.cuda.Stream:
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
     """The one stream on which all graphs are recorded: libraries keep memory for every stream that they have seen."""
     return torch.cuda.Stream(device)
 
@@ -53,7 +53,7 @@ def _refusing_to_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class Graphs:
+class CudaGraphRunner:
     """Runs functions on a device, recorded as CUDA graphs where that is possible and wished.
 
     All graphs share their memory: a result is good until the next call.
@@ -125,7 +125,7 @@ class Graphs:
 
     def _record(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
         fixed = _given(argument, self.device, copy=True)
-        stream = recording_stream(self.device)
+        stream = capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream), _refusing_to_wait():  # libraries choose and load their kernels in a first run
             output = map_tensors(function(fixed), lambda tensor: torch.empty_like(tensor, requires_grad=False))

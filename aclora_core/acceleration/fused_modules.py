@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .kernels import DTYPES, Kernels, Part, find_kernels
+from .kernels import DTYPES, KernelGroup, Kernels, find_kernels
 
 Forward = Callable[..., Any]
 
@@ -24,7 +24,7 @@ _SPECIAL_IN_BLOCKS = ("ff_in", "disable_self_attn", "switch_temporal_ca_to_sa")
 _SPECIAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")
 
 
-class FastClasses(NamedTuple):
+class FusableModules(NamedTuple):
     """The classes of a network's modules that are known from within, as far as it has them.
 
     geglu: gated GELUs, value · GELU(gate) of the halves of what its `proj` gives.
@@ -42,16 +42,16 @@ class FastClasses(NamedTuple):
 
 
 @contextmanager
-def fast_modules(
-    network: nn.Module, is_plain: Callable[[nn.Module], bool], classes: FastClasses = FastClasses()
+def fuse_modules(
+    network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules = FusableModules()
 ) -> Iterator[None]:
     """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
 
-    is_plain: whether a module that is a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those do.
+    is_unpatched: whether a module that is a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those do.
     """
     find = _kernels_for(network)
     with ExitStack() as undo:
-        for module, part, make in _replacements(network, is_plain, classes):
+        for module, part, make in _replacements(network, is_unpatched, classes):
             kernels = find(part)
             forward = None if kernels is None else make(kernels)
             if forward is not None:
@@ -60,7 +60,7 @@ def fast_modules(
         yield
 
 
-def _kernels_for(network: nn.Module) -> Callable[[Part], Kernels | None]:
+def _kernels_for(network: nn.Module) -> Callable[[KernelGroup], Kernels | None]:
     """Finds kernels for the GPU that the network is on, and the type of its weights there."""
     weight = next((it for it in network.parameters() if it.is_cuda and it.dtype in DTYPES), None)
     return lambda part: None if weight is None else find_kernels(weight.device, weight.dtype, part)
@@ -72,24 +72,24 @@ def _take_back(module: nn.Module, forward: Forward) -> None:
 
 
 def _replacements(
-    network: nn.Module, is_plain: Callable[[nn.Module], bool], classes: FastClasses
-) -> Iterator[tuple[nn.Module, Part, Callable[[Kernels], Forward | None]]]:
+    network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules
+) -> Iterator[tuple[nn.Module, KernelGroup, Callable[[Kernels], Forward | None]]]:
     """The modules to be computed in another way, the kernels that it takes, and how; None for one that stays."""
     for module in network.modules():
         if "forward" in vars(module):
             continue
         if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-            if _can_norm(module, is_plain):
+            if _can_norm(module, is_unpatched):
                 norm, part = _NORMS[next(kind for kind in _NORMS if isinstance(module, kind))]
                 yield module, part, partial(norm, module, module.forward)
         elif type(module) is nn.GELU:
             yield module, "sequences", partial(_gelu, module, module.forward)
         elif type(module) is classes.residual:
-            yield module, "pictures", partial(_shifted, module, is_plain)
+            yield module, "pictures", partial(_shifted, module, is_unpatched)
         elif type(module) is classes.block:
-            yield module, "pictures", partial(_sums_in_norms, module, is_plain)
+            yield module, "pictures", partial(_sums_in_norms, module, is_unpatched)
         elif type(module) is nn.Sequential:
-            pairs = _pairs(module, is_plain)
+            pairs = _pairs(module, is_unpatched)
             if any(silu for _, silu in pairs):
                 yield module, "pictures", partial(_sequence, pairs)
         elif type(module) is classes.geglu:
@@ -98,13 +98,13 @@ def _replacements(
             yield module, "pictures", partial(_in_its_layout, module.forward)
 
 
-def _can_norm(module: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
+def _can_norm(module: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
     by_rows = isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) == 1
     return (
         (by_rows or isinstance(module, nn.GroupNorm))
         and module.weight is not None
         and (isinstance(module, nn.RMSNorm) or module.bias is not None)
-        and (type(module) in (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm) or is_plain(module))
+        and (type(module) in (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm) or is_unpatched(module))
     )
 
 
@@ -147,19 +147,21 @@ def _gelu(module: nn.GELU, own: Forward, kernels: Kernels) -> Forward:
     return forward
 
 
-_NORMS: dict[type[nn.Module], tuple[Callable[..., Forward], Part]] = {
+_NORMS: dict[type[nn.Module], tuple[Callable[..., Forward], KernelGroup]] = {
     nn.GroupNorm: (_norm, "pictures"),
     nn.LayerNorm: (_norm_rows, "pictures"),
     nn.RMSNorm: (_rms_norm, "sequences"),
 }
 
 
-def _pairs(modules: nn.Sequential, is_plain: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, nn.Module | None]]:
+def _pairs(
+    modules: nn.Sequential, is_unpatched: Callable[[nn.Module], bool]
+) -> list[tuple[nn.Module, nn.Module | None]]:
     """The modules in their order, each with the SiLU that follows it if it is a norm and both can be one."""
     pairs: list[tuple[nn.Module, nn.Module | None]] = []
     for module in modules:
         before = pairs[-1] if pairs else (None, None)
-        joins = type(module) is nn.SiLU and before[1] is None and _is_lone_norm(before[0], is_plain)
+        joins = type(module) is nn.SiLU and before[1] is None and _is_lone_norm(before[0], is_unpatched)
         if joins and not _has_hooks(module):
             pairs[-1] = before[0], module  # type: ignore[assignment]
         else:
@@ -167,13 +169,13 @@ def _pairs(modules: nn.Sequential, is_plain: Callable[[nn.Module], bool]) -> lis
     return pairs
 
 
-def _is_lone_norm(module: nn.Module | None, is_plain: Callable[[nn.Module], bool]) -> bool:
-    return isinstance(module, nn.GroupNorm) and _is_untouched(module, is_plain)
+def _is_lone_norm(module: nn.Module | None, is_unpatched: Callable[[nn.Module], bool]) -> bool:
+    return isinstance(module, nn.GroupNorm) and _is_untouched(module, is_unpatched)
 
 
-def _is_untouched(norm: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
+def _is_untouched(norm: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
     """Whether nobody but us would notice that the norm itself is not called."""
-    return "forward" not in vars(norm) and not _has_hooks(norm) and _can_norm(norm, is_plain)
+    return "forward" not in vars(norm) and not _has_hooks(norm) and _can_norm(norm, is_unpatched)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -199,10 +201,10 @@ def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels)
     return forward
 
 
-def _shifted(module: Any, is_plain: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
+def _shifted(module: Any, is_unpatched: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
     """A residual block's forward; None for one that does more than is told above."""
     special = any(getattr(module, name, False) for name in _SPECIAL) or module.emb_layers is None
-    pairs = _pairs(module.out_layers, is_plain)
+    pairs = _pairs(module.out_layers, is_unpatched)
     if special or not pairs or pairs[0][1] is None or _has_hooks(module.out_layers):
         return None
     leave, own = _sequence(pairs, kernels), module.forward
@@ -216,11 +218,11 @@ def _shifted(module: Any, is_plain: Callable[[nn.Module], bool], kernels: Kernel
     return forward
 
 
-def _sums_in_norms(module: Any, is_plain: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
+def _sums_in_norms(module: Any, is_unpatched: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
     """A transformer block's forward; None for one that does more than is told above."""
     special = any(getattr(module, name) for name in _SPECIAL_IN_BLOCKS) or module.attn2 is None or not module.is_res
     norms = [module.norm1, module.norm2, module.norm3] if not special else []
-    if special or not all(_is_untouched(norm, is_plain) for norm in norms):
+    if special or not all(_is_untouched(norm, is_unpatched) for norm in norms):
         return None
     enter, between, leave = (_residual_norm(norm, kernels) for norm in norms)
     own = module.forward

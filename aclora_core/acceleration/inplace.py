@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class OutOfPlace(TorchFunctionMode):
+class NoInplaceAdd(TorchFunctionMode):
     """Has x += y make a new tensor for as long as the context lasts.
 
     Some networks add to their activations in place, which costs nothing when drawing but takes from a norm the input
@@ -23,7 +23,7 @@ class OutOfPlace(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Overwritten(TorchFunctionMode):
+class InplaceAddLog(TorchFunctionMode):
     """Remembers what x += y has written into, for a step that may fail for it.
 
     What a failed step saved for its way back holds such an x, and that holds the step: without help neither is ever

@@ -5,31 +5,38 @@ from .key_formats import PAIRS, group_by_base, host_names
 from .layer_names import block_kind, natural_order, place_of
 from .lora_file import from_state_dict, load, save, to_state_dict
 from .metadata import build_metadata, describe, thumbnail_url
-from .rank_report import CutLoss, RankReport, Restart, Setting, check_report, left_out, own_report, recent_loss
+from .rank_report import (
+    RankReport,
+    Restart,
+    Setting,
+    TruncationLoss,
+    check_report,
+    own_report,
+    recent_loss,
+    skipped_steps,
+)
 from .resizing import ResizeConfig, resize
-from .truncation import BalancedLayer, LayerCut, balance, cut_to_ranks, ranks_by_rule, total_energy_kept
+from .truncation import SvdLayer, TruncationStats, decompose, ranks_by_rule, total_energy_kept, truncate_to_ranks
 
 __all__ = [
     "Adapter",
-    "BalancedLayer",
-    "CutLoss",
     "Layer",
-    "LayerCut",
     "PAIRS",
     "RankReport",
     "ResizeConfig",
     "Restart",
     "Setting",
-    "balance",
+    "SvdLayer",
+    "TruncationLoss",
+    "TruncationStats",
     "block_kind",
     "build_metadata",
     "check_report",
-    "cut_to_ranks",
+    "decompose",
     "describe",
     "from_state_dict",
     "group_by_base",
     "host_names",
-    "left_out",
     "load",
     "natural_order",
     "own_report",
@@ -38,8 +45,10 @@ __all__ = [
     "recent_loss",
     "resize",
     "save",
+    "skipped_steps",
     "thumbnail_url",
     "to_state_dict",
     "total_energy_kept",
+    "truncate_to_ranks",
     "with_dtype",
 ]

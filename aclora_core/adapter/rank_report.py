@@ -47,7 +47,7 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class CutLoss:
+class TruncationLoss:
     """What the adapter loses on held-out pictures when it is cut, tried at the end of a training."""
 
     name: str  # how it was cut: "whole", "rank 4", "energy 95 %"
@@ -68,7 +68,7 @@ class RankReport:
     restarts: list[Restart]
     spectrum: dict[str, list[float]]  # final singular values of the delta, by base name; empty in the compact form
     signal: dict[str, int]  # final signal rank, by base name
-    cuts: list[CutLoss] = field(default_factory=list)  # empty without held-out pictures
+    cuts: list[TruncationLoss] = field(default_factory=list)  # empty without held-out pictures
 
     def layer_names(self) -> list[str]:
         """All layers that the report knows, in their order."""
@@ -123,7 +123,7 @@ def recent_loss(losses: Sequence[float]) -> float | None:
     return sum(recent) / len(recent) if recent else None
 
 
-def left_out(losses: Sequence[float]) -> int:
+def skipped_steps(losses: Sequence[float]) -> int:
     """How many steps changed nothing, as their loss or gradient was not finite."""
     return sum(not math.isfinite(loss) for loss in losses)
 
@@ -190,12 +190,12 @@ def _read_restart(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
     return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), _float(data["threshold"]), layers)
 
 
-def _read_cut(data: Mapping[str, Any]) -> CutLoss:
+def _read_cut(data: Mapping[str, Any]) -> TruncationLoss:
     size = int(data["size"])
     if not 0 <= size < 2**63:
         raise ValueError("the size of a cut is no number of bytes")
     numbers = (_float(data["mean_rank"]), size, _float(data["loss"]), _float(data["error"]))
-    return CutLoss(str(data["name"]), *numbers, bool(data["chosen"]))
+    return TruncationLoss(str(data["name"]), *numbers, bool(data["chosen"]))
 
 
 def _float(value: Any) -> float:

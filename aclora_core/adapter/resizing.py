@@ -12,7 +12,7 @@ from ..method import RuleName, rank_rule
 from .adapter import Adapter, with_dtype
 from .metadata import build_metadata
 from .rank_report import RankReport, check_report, own_report
-from .truncation import BalancedLayer, LayerCut, cut_to_ranks, ranks_by_rule, ranks_for_size
+from .truncation import SvdLayer, TruncationStats, ranks_by_rule, ranks_for_size, truncate_to_ranks
 
 ResizeRule = Literal[RuleName, "signal", "file size"]
 
@@ -39,8 +39,8 @@ class ResizeConfig:
 
 
 def resize(
-    adapter: Adapter, balanced: Mapping[str, BalancedLayer], config: ResizeConfig, report: RankReport | None = None
-) -> tuple[Adapter, dict[str, LayerCut]]:
+    adapter: Adapter, balanced: Mapping[str, SvdLayer], config: ResizeConfig, report: RankReport | None = None
+) -> tuple[Adapter, dict[str, TruncationStats]]:
     """The cut adapter, and what each layer lost; what is no plain LoRA stays whole.
 
     balanced: the adapter's layers in their singular components (cutting.balance). report: of the training, for
@@ -64,15 +64,13 @@ def resize(
         ranks = _ranks_for_file(adapter, balanced, config, report)
     else:
         ranks = ranks_by_rule(balanced, rank_rule(config.rule, config.value), limit)
-    cut, cuts = cut_to_ranks(adapter, balanced, ranks, config.dtype)
+    cut, cuts = truncate_to_ranks(adapter, balanced, ranks, config.dtype)
     if not cut.layers:
         raise ValueError("No layer would be left. Choose a larger size, or do not drop layers.")
     return cut, cuts
 
 
-def _ranks_of_signal(
-    balanced: Mapping[str, BalancedLayer], report: RankReport | None, limit: int | None
-) -> dict[str, int]:
+def _ranks_of_signal(balanced: Mapping[str, SvdLayer], report: RankReport | None, limit: int | None) -> dict[str, int]:
     if report is None:
         raise ValueError("The rule 'signal' needs the report of the training. Connect rank_report, or take 'energy'.")
     missing = next((name for name in balanced if name not in report.signal), None)
@@ -88,7 +86,7 @@ def _ranks_of_signal(
 
 
 def _ranks_for_file(
-    adapter: Adapter, balanced: Mapping[str, BalancedLayer], config: ResizeConfig, report: RankReport | None
+    adapter: Adapter, balanced: Mapping[str, SvdLayer], config: ResizeConfig, report: RankReport | None
 ) -> dict[str, int]:
     """The most energy for the size, with the metadata that saving adds."""
     limit = config.max_rank or None

@@ -23,7 +23,7 @@ _SAVE_RESERVE = 320
 
 
 @dataclass(frozen=True, eq=False)
-class BalancedLayer:
+class SvdLayer:
     """A layer in its singular components, largest first: the first k of them are the best delta of rank k."""
 
     layer: Layer
@@ -38,7 +38,7 @@ class BalancedLayer:
 
 
 @dataclass(frozen=True)
-class LayerCut:
+class TruncationStats:
     """What a cut did to one layer. Rank 0 means that the layer was dropped."""
 
     rank_before: int
@@ -50,7 +50,7 @@ class LayerCut:
     bytes_after: int
 
 
-def balance(adapter: Adapter) -> dict[str, BalancedLayer]:
+def decompose(adapter: Adapter) -> dict[str, SvdLayer]:
     """Every layer in its singular components.
 
     Raises:
@@ -66,12 +66,12 @@ def balance(adapter: Adapter) -> dict[str, BalancedLayer]:
         # Row i of lora_down has the norm √σ_i, and column i of lora_up as well.
         values = down.norm(dim=1) * up.norm(dim=0)
         shapes = (-1, *layer.lora_down.shape[1:]), (*up.shape, *layer.lora_up.shape[2:])
-        balanced[name] = BalancedLayer(layer, down.reshape(shapes[0]), up.reshape(shapes[1]), values)
+        balanced[name] = SvdLayer(layer, down.reshape(shapes[0]), up.reshape(shapes[1]), values)
     return balanced
 
 
 def ranks_by_rule(
-    balanced: Mapping[str, BalancedLayer], rule: Rule, max_rank: int | None = None, min_rank: int = 1
+    balanced: Mapping[str, SvdLayer], rule: Rule, max_rank: int | None = None, min_rank: int = 1
 ) -> dict[str, int]:
     """The rank of each layer by a rule on its singular values, held between min_rank and max_rank.
 
@@ -89,7 +89,7 @@ def ranks_by_rule(
 
 def ranks_for_size(
     adapter: Adapter,
-    balanced: Mapping[str, BalancedLayer],
+    balanced: Mapping[str, SvdLayer],
     size: int,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -126,12 +126,12 @@ def ranks_for_size(
     return ranks
 
 
-def cut_to_ranks(
+def truncate_to_ranks(
     adapter: Adapter,
-    balanced: Mapping[str, BalancedLayer],
+    balanced: Mapping[str, SvdLayer],
     ranks: Mapping[str, int],
     dtype: torch.dtype | None = None,
-) -> tuple[Adapter, dict[str, LayerCut]]:
+) -> tuple[Adapter, dict[str, TruncationStats]]:
     """A new adapter with each layer at its own rank, and for each layer what was lost.
 
     The scale is in the factors, so alpha = rank and the new scale is 1. Rank 0 drops a layer.
@@ -140,7 +140,7 @@ def cut_to_ranks(
         ValueError: a value is too large for dtype; the layer is named.
     """
     layers: dict[str, Layer] = {}
-    cuts: dict[str, LayerCut] = {}
+    cuts: dict[str, TruncationStats] = {}
     for name, source in balanced.items():
         rank = min(ranks[name], len(source.singular_values))
         kind = dtype or source.layer.lora_down.dtype
@@ -150,7 +150,7 @@ def cut_to_ranks(
                 raise ValueError(f"Layer '{name}' does not fit into {kind}: choose a type with a larger range (fp32).")
             layers[name] = Layer(down, up, float(rank))
         old, values = source.layer, source.singular_values
-        cuts[name] = LayerCut(
+        cuts[name] = TruncationStats(
             rank_before=old.rank,
             rank_after=rank,
             energy_before=energy(values),
@@ -162,18 +162,18 @@ def cut_to_ranks(
     return replace(adapter, layers=layers), cuts
 
 
-def total_energy_kept(cuts: Mapping[str, LayerCut]) -> float:
+def total_energy_kept(cuts: Mapping[str, TruncationStats]) -> float:
     """Share of all layers' Σ σ² that a cut keeps, so that large layers count for more; 1 where there is none."""
     before = sum(cut.energy_before for cut in cuts.values())
     kept = sum(cut.energy_before * cut.energy_kept for cut in cuts.values())
     return kept / before if before > 0.0 else 1.0
 
 
-def _first(source: BalancedLayer, rank: int) -> tuple[Tensor, Tensor]:
+def _first(source: SvdLayer, rank: int) -> tuple[Tensor, Tensor]:
     return source.lora_down[:rank], source.lora_up[:, :rank]
 
 
-def _component_bytes(source: BalancedLayer, dtype: torch.dtype | None) -> int:
+def _component_bytes(source: SvdLayer, dtype: torch.dtype | None) -> int:
     return source.component_numbers * (dtype or source.layer.lora_down.dtype).itemsize
 
 

@@ -1,19 +1,19 @@
 """Every setting of a training, checked before the work. Loads nothing but the names of the choices."""
 
-from .checkpoints import Checkpoints, Resume
-from .choices import LossWeight, Name, Preset, Schedule, Timesteps
-from .layer_patterns import ranks, select
+from .checkpoints import CheckpointConfig, Resume
+from .choices import LayerPreset, LossWeighting, OptimizerName, Schedule, Timesteps
+from .layer_patterns import rank_overrides, select_layers
 from .train_config import TrainConfig
 
 __all__ = [
-    "Checkpoints",
-    "LossWeight",
-    "Name",
-    "Preset",
+    "CheckpointConfig",
+    "LayerPreset",
+    "LossWeighting",
+    "OptimizerName",
     "Resume",
     "Schedule",
     "Timesteps",
     "TrainConfig",
-    "ranks",
-    "select",
+    "rank_overrides",
+    "select_layers",
 ]

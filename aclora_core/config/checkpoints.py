@@ -10,7 +10,7 @@ Resume = Literal["never", "if there is a checkpoint", "for more steps"]
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class CheckpointConfig:
     """Where and how often a training is written down, and whether it goes on from what is there."""
 
     folder: Path  # of this training alone

@@ -9,13 +9,13 @@ from ..method import Mode
 Timesteps = Literal["automatic", "uniform", "logit-normal", "shifted"]
 
 
-LossWeight = Literal["none", "min-SNR", "debiased"]
+LossWeighting = Literal["none", "min-SNR", "debiased"]
 
 
-Preset = Literal["attention", "attention and feed-forward", "all"]
+LayerPreset = Literal["attention", "attention and feed-forward", "all"]
 
 
-Name = Literal["AdamW", "Adafactor", "SGD", "Prodigy", "AdamWScheduleFree", "AdamW8bit"]
+OptimizerName = Literal["AdamW", "Adafactor", "SGD", "Prodigy", "AdamWScheduleFree", "AdamW8bit"]
 
 
 Schedule = Literal["constant", "cosine", "linear"]

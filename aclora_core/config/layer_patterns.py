@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterable
 _SPECIAL = set("^$*+?()[]{}|\\")  # the full stop is part of most names
 
 
-def lines(text: str) -> list[str]:
+def pattern_lines(text: str) -> list[str]:
     """The patterns of a text, one a line."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def matcher(pattern: str, prefix: str = "") -> Callable[[str], bool]:
+def pattern_matcher(pattern: str, prefix: str = "") -> Callable[[str], bool]:
     """Whether a name has the pattern, with the prefix before it or without.
 
     Raises:
@@ -32,21 +32,21 @@ def matcher(pattern: str, prefix: str = "") -> Callable[[str], bool]:
     return lambda name: bool(expression.search(name) or expression.search(name.removeprefix(prefix)))
 
 
-def select(names: Iterable[str], include: str, exclude: str, prefix: str = "") -> list[str]:
+def select_layers(names: Iterable[str], include: str, exclude: str, prefix: str = "") -> list[str]:
     """Of these names those that have one of the patterns to include (all where there are none), and none to exclude.
 
     Raises:
         ValueError: a pattern is in no name, or no name is left.
     """
     names = list(names)
-    wanted = _having(names, lines(include), "include_layers", prefix) if lines(include) else set(names)
-    chosen = wanted - _having(names, lines(exclude), "exclude_layers", prefix)
+    wanted = _having(names, pattern_lines(include), "include_layers", prefix) if pattern_lines(include) else set(names)
+    chosen = wanted - _having(names, pattern_lines(exclude), "exclude_layers", prefix)
     if names and not chosen:
         raise ValueError("include_layers and exclude_layers leave no layer to train. Take some of their lines out.")
     return [name for name in names if name in chosen]
 
 
-def ranks(names: Collection[str], text: str, prefix: str = "") -> dict[str, int]:
+def rank_overrides(names: Collection[str], text: str, prefix: str = "") -> dict[str, int]:
     """The ranks that lines of pattern=rank give to some of these names; of several lines the last counts.
 
     Raises:
@@ -61,7 +61,7 @@ def ranks(names: Collection[str], text: str, prefix: str = "") -> dict[str, int]
 def parse_ranks(text: str) -> list[tuple[str, int]]:
     """The pairs of lines of pattern=rank. Raises ValueError for a line that is written otherwise."""
     pairs = []
-    for line in lines(text):
+    for line in pattern_lines(text):
         pattern, _, rank = line.rpartition("=")
         if not pattern.strip() or not rank.strip().isdecimal() or int(rank) < 1:
             raise ValueError(f"A line of layer_ranks must be pattern=rank with a rank of 1 or more, but is '{line}'.")
@@ -73,7 +73,7 @@ def _having(names: Iterable[str], patterns: Iterable[str], kind: str, prefix: st
     names = list(names)
     found: set[str] = set()
     for pattern in patterns:
-        matching = set(filter(matcher(pattern, prefix), names))
+        matching = set(filter(pattern_matcher(pattern, prefix), names))
         if names and not matching:
             raise ValueError(
                 f"No layer that would be trained has '{pattern}' ({kind}) in its name. Names look like '{names[0]}' "

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ..method import Measure, Mode
-from .choices import Checkpointing, LossWeight, Preset, RestartMode, Schedule, Threshold, Timesteps
-from .choices import Name as Optimizer
-from .layer_patterns import lines, matcher, parse_ranks
+from .choices import Checkpointing, LayerPreset, LossWeighting, RestartMode, Schedule, Threshold, Timesteps
+from .choices import OptimizerName as Optimizer
+from .layer_patterns import parse_ranks, pattern_lines, pattern_matcher
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrainConfig:
     max_rank: int = 16  # generous upper bound; the signal is found inside it
     alpha: float = 8.0  # strength of the branches: scale = alpha / rank, so the learning speed does not follow the rank
     seed: int = 0  # start of the adapter, order of the pictures, noise and timesteps
-    layers: Preset = "attention and feed-forward"
+    layers: LayerPreset = "attention and feed-forward"
     mode: RestartMode = "paper"  # how noise is redrawn; "off" trains a plain LoRA
     measure: Measure = "energy"  # what the threshold is a share of
     restart_every: int = 10  # epochs (E of the paper)
@@ -45,7 +45,7 @@ class TrainConfig:
     accumulate: int = 1  # batches that one step learns from
     ema_decay: float = 0.0  # of the running average of the adapter that is given instead of the last step; 0 for none
     timesteps: Timesteps = "automatic"  # how noise levels are drawn; automatic goes by the model
-    loss_weight: LossWeight = "none"  # of noise levels against each other, in what is learned
+    loss_weight: LossWeighting = "none"  # of noise levels against each other, in what is learned
     min_snr_gamma: float = 5.0  # of the loss weight min-SNR: the largest signal-to-noise ratio that counts in full
     include_layers: str = ""  # patterns, one a line: of the layers only those with one of them in their name
     exclude_layers: str = ""  # and none with one of these
@@ -79,12 +79,12 @@ class TrainConfig:
         choices = {
             "measure": Measure,
             "threshold": Threshold,
-            "layers": Preset,
+            "layers": LayerPreset,
             "checkpointing": Checkpointing,
             "optimizer": Optimizer,
             "schedule": Schedule,
             "timesteps": Timesteps,
-            "loss_weight": LossWeight,
+            "loss_weight": LossWeighting,
         }
         for name, kinds in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in kinds:
@@ -109,5 +109,5 @@ class TrainConfig:
                 f"{self.learning_rate}; set it to 1, or at least to 0.01."
             )
         ranked = [pattern for pattern, _ in parse_ranks(self.layer_ranks)]
-        for pattern in [*lines(self.include_layers), *lines(self.exclude_layers), *ranked]:
-            matcher(pattern)
+        for pattern in [*pattern_lines(self.include_layers), *pattern_lines(self.exclude_layers), *ranked]:
+            pattern_matcher(pattern)

@@ -5,12 +5,12 @@ from .buckets import parse_resolutions, sizes_of
 from .decoding import cropped_share, enlargement, load_image
 from .encoding_cache import EncodingCache
 from .folder import folder_fingerprint, natural_key, scan_folder
-from .image import Picture, Scan
+from .image import CaptionedImage, Scan
 from .masks import at_latent_size, is_black, load_mask
 
 __all__ = [
+    "CaptionedImage",
     "EncodingCache",
-    "Picture",
     "Scan",
     "Variant",
     "at_latent_size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .captions import tag_orders
+from .captions import shuffle_tags
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def variants(
     if not 0.0 <= dropout <= 0.5:
         raise ValueError(f"The caption dropout is {dropout}. Set a share from 0 to 0.5.")
     views = [(side, size) for size in range(sizes) for side in ((False, True) if flip else (False,))]
-    shown = [Variant(text, *view) for text in tag_orders(caption, shuffles, kept_tags) for view in views]
+    shown = [Variant(text, *view) for text in shuffle_tags(caption, shuffles, kept_tags) for view in views]
     if dropout == 0.0 or not caption:
         return shown
     odds = dropout / (1.0 - dropout)  # of a variant without a caption to one with it

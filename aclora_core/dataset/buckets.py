@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from .decoding import enlargement
-from .image import Picture
+from .image import CaptionedImage
 
 
 def bucket_step(resolution: int, multiple: int = 8) -> int:
@@ -72,7 +72,9 @@ def parse_resolutions(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def sizes_of(picture: Picture, resolution: int, more: Sequence[int], multiple: int) -> tuple[list[Size], list[int]]:
+def sizes_of(
+    picture: CaptionedImage, resolution: int, more: Sequence[int], multiple: int
+) -> tuple[list[Size], list[int]]:
     """The (width, height) in which a picture is shown, first that of the resolution; and what it is too small for.
 
     more: further resolutions; one that would draw the picture larger than it is, is left out. multiple: of which all

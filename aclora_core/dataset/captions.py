@@ -59,7 +59,7 @@ def with_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}"
 
 
-def tag_orders(caption: str, shuffles: int, kept_tags: int = 1) -> list[str]:
+def shuffle_tags(caption: str, shuffles: int, kept_tags: int = 1) -> list[str]:
     """The caption itself, and up to so many different orders of its tags."""
     tags = [tag.strip() for tag in caption.split(",")]
     kept, moving = tags[:kept_tags], tags[kept_tags:]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .image import Picture
+from .image import CaptionedImage
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # never EPS and the like, which start programs
 
@@ -146,18 +146,18 @@ def _deep_to_grey(image: Image.Image, white_point: float) -> Image.Image:
     return Image.fromarray(scaled.round().astype(np.uint8))
 
 
-def enlargement(picture: Picture, bucket: tuple[int, int]) -> float:
+def enlargement(picture: CaptionedImage, bucket: tuple[int, int]) -> float:
     """The factor by which `load` scales a picture to cover the bucket; above 1 it is drawn larger than it is."""
     return max(bucket[0] / picture.width, bucket[1] / picture.height)
 
 
-def cropped_share(picture: Picture, bucket: tuple[int, int]) -> float:
+def cropped_share(picture: CaptionedImage, bucket: tuple[int, int]) -> float:
     """The share of the picture's area, 0 to 1, that `load` cuts off to fit the bucket."""
     scale = enlargement(picture, bucket)
     return 1.0 - (bucket[0] * bucket[1]) / (picture.width * picture.height * scale * scale)
 
 
-def load_image(picture: Picture, bucket: tuple[int, int]) -> Tensor:
+def load_image(picture: CaptionedImage, bucket: tuple[int, int]) -> Tensor:
     """The picture as float32 (height, width, 3) in 0..1, upright, on white, scaled to cover the bucket and cropped.
 
     Raises ValueError naming the file when its content is broken.

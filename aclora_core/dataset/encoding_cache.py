@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..storage import CannotHash, content_hash, write_atomically
+from ..storage import UnhashableError, content_hash, write_atomically
 
 log = logging.getLogger("aclora")
 
@@ -153,7 +153,7 @@ def _packed(value: Any) -> bytes:
     """A safetensors file with a checksum. Raises CannotStore."""
     try:
         checksum = content_hash(value)
-    except CannotHash as error:
+    except UnhashableError as error:
         raise CannotStore(str(error)) from error
     tensors: dict[str, Tensor] = {}
     structure = _structure(value, tensors)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .captions import Entry, captions_by_stem, read_caption, with_trigger
 from .decoding import upright_size
-from .image import Picture, Scan
+from .image import CaptionedImage, Scan
 from .masks import find_masks, is_mask, is_mask_folder
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
@@ -35,7 +35,7 @@ def scan_folder(folder: Path, trigger: str = "", without: Path | None = None) ->
     if not entries:
         kinds = ", ".join(sorted(PICTURE_SUFFIXES))
         raise ValueError(f'The folder "{folder.name}" has no pictures: put some in ({kinds}) or choose another folder.')
-    pictures: list[Picture] = []
+    pictures: list[CaptionedImage] = []
     problems: list[str] = []
     faults: list[str] = []
     for entry in entries:
@@ -118,11 +118,11 @@ def _repeats(subfolder: str) -> int:
     return repeats
 
 
-def _picture(entry: Entry, width: int, height: int, trigger: str) -> Picture:
+def _picture(entry: Entry, width: int, height: int, trigger: str) -> CaptionedImage:
     if min(width, height) < MIN_SIDE:
         raise ValueError(
             f"{entry.name} is {width} × {height} pixels, too small to learn from: each side must have at least "
             f"{MIN_SIDE}. Replace it with a larger picture or take it out of the folder."
         )
     caption = with_trigger(read_caption(entry), " ".join(trigger.split()))
-    return Picture(entry.path, entry.name, caption, width, height, entry.repeats, entry.mask)
+    return CaptionedImage(entry.path, entry.name, caption, width, height, entry.repeats, entry.mask)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedImage:
     path: Path  # the file
     name: str  # its path inside the scanned folder, with "/"
     caption: str  # may be empty when there is no trigger word either
@@ -23,6 +23,6 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scan:
-    pictures: tuple[Picture, ...]  # in natural order: the folder itself, then its subfolders
+    pictures: tuple[CaptionedImage, ...]  # in natural order: the folder itself, then its subfolders
     problems: tuple[str, ...]  # a sentence for each picture that was left out
     spare_masks: tuple[str, ...] = ()  # names of masks without a picture

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .decoding import read_mask, upright_size
-from .image import Picture
+from .image import CaptionedImage
 
 ENDING = "-masklabel"
 
@@ -75,7 +75,7 @@ def _stem(name: str) -> str:
 _SAME_SHAPE = 0.03  # of a picture and its mask: how far their ratios of sides may be apart
 
 
-def load_mask(picture: Picture, bucket: tuple[int, int], alpha: bool = False) -> Tensor | None:
+def load_mask(picture: CaptionedImage, bucket: tuple[int, int], alpha: bool = False) -> Tensor | None:
     """What of a picture is learned, float32 (height, width) in 0..1, cropped and scaled as `load` does; None: all.
 
     alpha: a picture without a mask of its own has what is not transparent in it.
@@ -89,7 +89,7 @@ def load_mask(picture: Picture, bucket: tuple[int, int], alpha: bool = False) ->
     return None if found is None else torch.from_numpy(np.asarray(found, dtype=np.float32) / 255.0)
 
 
-def _mask_from_file(picture: Picture, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
+def _mask_from_file(picture: CaptionedImage, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
     try:
         width, height = upright_size(mask, mask.name)
         found = read_mask(mask, mask.name, bucket)

@@ -17,7 +17,7 @@ class Batch:
     noise: Tensor  # of the same shape
     sigma: Tensor  # (n,), noise levels
     weight: Tensor  # (n,), of each picture in the loss of its step
-    condition: Any  # what the model wants besides: tensors in nested dictionaries and lists
+    conditioning: Any  # what the model wants besides: tensors in nested dictionaries and lists
     key: Hashable  # alike for batches that differ in the values of their tensors only
     pictures: Sequence[int] = ()  # their numbers
     loss_weight: Tensor | None = None  # (n,), of each noise level, in what is learned and not in the loss that is told

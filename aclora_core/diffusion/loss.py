@@ -43,5 +43,5 @@ def prediction_loss(
 def denoising_losses(model: Model, batch: Batch) -> Tensor:
     """What the model loses on each picture of a batch on its device, (n,)."""
     noisy = model.objective.add_noise(batch.sigma, batch.noise, batch.latents)
-    denoised = model.denoise(noisy, batch.sigma, batch.condition)
+    denoised = model.denoise(noisy, batch.sigma, batch.conditioning)
     return prediction_loss(model.objective, batch.sigma, noisy, batch.latents, denoised, batch.positions)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..acceleration import FastClasses
+from ..acceleration import FusableModules
 from .objective import Objective
 
 
@@ -20,15 +20,15 @@ class Model(Protocol):
     device: torch.device
     dtype: torch.dtype  # that the network computes in
     latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
-    groups: Sequence[Hashable]  # what pictures of one batch have in common
+    batch_keys: Sequence[Hashable]  # what pictures of one batch have in common
     variants: Mapping[int, Sequence[int]]  # a picture's number -> those of all its variants; empty without variants
     masks: Mapping[int, Tensor]  # (1, 1, ..., h, w) in 0..1 of the latents that have one; at the latent's size
     regularisation: Mapping[int, float]  # numbers that are no part of the style -> what each counts in what is learned
     objective: Objective
-    fast_classes: FastClasses
+    fusable: FusableModules
     text_encoders: Mapping[str, nn.Module]  # that learn too, by the prefix of their layers' names; most often none
 
-    def condition(self, pictures: Sequence[int]) -> Any:
+    def conditioning(self, pictures: Sequence[int]) -> Any:
         """The captions of pictures of one group, as denoise wants them: tensors in nested dictionaries and lists.
 
         Where text encoders learn, it is what they give now, and gradients flow through it back to them.
@@ -39,7 +39,7 @@ class Model(Protocol):
         """x0 for noisy (n, channels, ...) at sigma (n,), everything on the device."""
         ...
 
-    def is_plain(self, layer: nn.Module) -> bool:
+    def is_unpatched(self, layer: nn.Module) -> bool:
         """Whether a layer of the network computes with its own weight as it is, and nothing else."""
         ...
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..config import LossWeight, Timesteps
+from ..config import LossWeighting, Timesteps
 
 Sampling = Literal["shifted", "uniform", "logit-normal"]
 
@@ -91,7 +91,7 @@ def signal_to_noise(objective: Objective, sigma: Tensor) -> Tensor:
     return (signal / noise).square().flatten()
 
 
-def loss_weights(objective: Objective, sigma: Tensor, kind: LossWeight, gamma: float) -> Tensor | None:
+def loss_weights(objective: Objective, sigma: Tensor, kind: LossWeighting, gamma: float) -> Tensor | None:
     """What noise levels (n,) on the CPU count in the loss of the raw output, (n,) in float32; None where all count 1.
 
     With r the signal-to-noise ratio and g = ∂x0 / ∂output, a weight w of the error of x0 is w · g² of the output's.

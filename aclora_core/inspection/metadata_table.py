@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
-from ..adapter import Adapter, LayerCut, RankReport, describe, own_report, total_energy_kept
+from ..adapter import Adapter, RankReport, TruncationStats, describe, own_report, total_energy_kept
 from ..text import size_text
 
 SHOWN = 200  # characters of a value that the table shows
@@ -34,7 +34,7 @@ def metadata_table(name: str, adapter: Adapter, cut: Sequence[tuple[str, str]] =
     return _sections({"": [*rows, *cut], "Training": training, "Metadata": raw})
 
 
-def cut_rows(name: str, before: Adapter, after: Adapter, cuts: Mapping[str, LayerCut]) -> Rows:
+def cut_rows(name: str, before: Adapter, after: Adapter, cuts: Mapping[str, TruncationStats]) -> Rows:
     """What a cut by that name did to the whole LoRA: ranks, energy and size."""
     sizes = [sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after")]
     ranks = [_spread([layer.rank for layer in adapter.layers.values()]) for adapter in (before, after)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from ..adapter import CutLoss, LayerCut, RankReport, total_energy_kept
+from ..adapter import RankReport, TruncationLoss, TruncationStats, total_energy_kept
 from ..text import mean_and_range, size_text, text_table
 from .measure import FileFacts, Inspection, LayerFacts
 
@@ -107,7 +107,7 @@ def inspection_csv(inspection: Inspection) -> str:
     return text.getvalue()
 
 
-def cut_table(cuts: Mapping[str, LayerCut], other: Mapping[str, str] | None = None) -> str:
+def cut_table(cuts: Mapping[str, TruncationStats], other: Mapping[str, str] | None = None) -> str:
     """What a cut did: some lines for the whole, then a line for each layer. other: what stays as it is (Adapter)."""
     if not cuts:
         return "There is no plain LoRA layer to cut."
@@ -208,7 +208,7 @@ NO_CUTS = (
 )
 
 
-def cuts_table(cuts: Sequence[CutLoss]) -> str:
+def cuts_table(cuts: Sequence[TruncationLoss]) -> str:
     """One line for each cut, in the order in which they were tried. A sentence where there was none."""
     if not cuts:
         return NO_CUTS

@@ -1,13 +1,13 @@
 """Trainable LoRA branches beside frozen layers: which layers, their parameters, injecting them and taking them out."""
 
-from .injection import attached
-from .parameters import AdapterWeights, make_weights
-from .targets import chosen_layers, strengths
+from .injection import injected
+from .parameters import FlatParameters, make_parameters
+from .targets import alpha_scales, target_layers
 
 __all__ = [
-    "AdapterWeights",
-    "attached",
-    "chosen_layers",
-    "make_weights",
-    "strengths",
+    "FlatParameters",
+    "alpha_scales",
+    "injected",
+    "make_parameters",
+    "target_layers",
 ]

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..acceleration import Steps, find_kernels
+from ..acceleration import ConvParams, find_kernels
 from .linear import AdaptedLayer, adapted_linears
-from .parameters import Branch
+from .parameters import LoraLayer
 
 _TURNED = 64  # outputs of a layer whose weights are turned at a time, so that it takes next to no memory
 
@@ -26,13 +26,13 @@ def can_adapt(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple)
 
 
-def adapted_convolution(layer: nn.Conv2d, branch: Branch) -> Callable[[Tensor], Tensor]:
+def adapted_convolution(layer: nn.Conv2d, branch: LoraLayer) -> Callable[[Tensor], Tensor]:
     """The layer's forward with its branch in it; the weight must be of the type of the branch's leaves."""
-    down, up = branch.down.leaf, branch.up.leaf
+    down, up = branch.down.compute, branch.up.compute
     if _is_pointwise(layer):
         weight = layer.weight.flatten(1)
         return lambda x: _pointwise(x, weight, layer.bias, down, up, branch)
-    steps = Steps(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+    steps = ConvParams(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
     return lambda x: AdaptedConvolution.apply(x, layer.weight, layer.bias, down, up, branch, steps)
 
 
@@ -65,7 +65,7 @@ def _is_pointwise(layer: nn.Conv2d) -> bool:
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: Branch) -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: LoraLayer) -> Tensor:
     """A convolution of single pixels is a matrix product, in whatever order the picture is."""
     if x.is_contiguous():
         return AdaptedPointwise.apply(x, weight, bias, down, up, branch)
@@ -84,8 +84,8 @@ class AdaptedConvolution(torch.autograd.Function):
         bias: Tensor | None,
         down: Tensor,
         up: Tensor,
-        branch: Branch,
-        steps: Steps,
+        branch: LoraLayer,
+        steps: ConvParams,
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         narrow = down.contiguous(memory_format=torch.channels_last)  # as it is
@@ -115,13 +115,19 @@ class AdaptedConvolution(torch.autograd.Function):
 
 
 def _add_gradients(
-    branch: Branch, x: Tensor, gradient: Tensor, inner: Tensor, narrow: Tensor, of_input: Tensor | None, steps: Steps
+    branch: LoraLayer,
+    x: Tensor,
+    gradient: Tensor,
+    inner: Tensor,
+    narrow: Tensor,
+    of_input: Tensor | None,
+    steps: ConvParams,
 ) -> None:
     """Adds the gradients of the factors to their .grad, and that of x to of_input, if it is wanted.
 
     inner: down * x as rows; narrow: down, channels last in memory as x, the gradient and of_input are.
     """
-    down, up = branch.down.leaf, branch.up.leaf
+    down, up = branch.down.compute, branch.up.compute
     assert down.grad is not None and up.grad is not None
     rows, of_up = _rows(gradient), up.grad.flatten(1)
     through = rows @ up.detach().flatten(1)
@@ -145,7 +151,7 @@ class AdaptedPointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: Branch
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, branch: LoraLayer
     ) -> Tensor:
         flat = x.flatten(2)
         inner = down.flatten(1) @ flat
@@ -159,7 +165,7 @@ class AdaptedPointwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, inner, weight = ctx.saved_tensors
-        down, up, scale = ctx.branch.down.leaf, ctx.branch.up.leaf, ctx.branch.scale
+        down, up, scale = ctx.branch.down.compute, ctx.branch.up.compute, ctx.branch.scale
         size = gradient.shape[2:]
         gradient = gradient.flatten(2)
         through = up.detach().flatten(1).t() @ gradient
@@ -183,7 +189,7 @@ def _each(matrix: Tensor, batch: Tensor) -> Tensor:
 
 
 def _backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, steps: Steps, wanted: tuple[bool, bool]
+    gradient: Tensor, x: Tensor, weight: Tensor, steps: ConvParams, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     """The gradients of a convolution's input and weight, as far as wanted."""
     return torch.ops.aten.convolution_backward(

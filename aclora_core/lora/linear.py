@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..acceleration import Kernels, find_kernels
-from .parameters import Branch, Factor
+from .parameters import Factor, LoraLayer
 
 
 class AdaptedLayer(NamedTuple):
@@ -23,12 +23,12 @@ class AdaptedLayer(NamedTuple):
 
     weight: Tensor  # (out, in)
     bias: Tensor | None  # (out,)
-    branch: Branch  # of a linear layer, or of a convolution of single pixels
+    branch: LoraLayer  # of a linear layer, or of a convolution of single pixels
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """down (rank, in) and up (out, rank)."""
-        down, up = self.branch.down.leaf, self.branch.up.leaf
+        down, up = self.branch.down.compute, self.branch.up.compute
         return down.detach().flatten(1), up.detach().flatten(1)
 
     @property
@@ -41,7 +41,7 @@ class AdaptedLayer(NamedTuple):
 def adapted_linears(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Tensor, ...]:
     """x (..., in) -> x Wᵀ + b + s · (x downᵀ) upᵀ (..., out) of each layer; the layers are of one kind."""
     # The factors are given so that autograd sees that there is something to learn.
-    leaves = (factor.leaf for layer in layers for factor in (layer.branch.down, layer.branch.up))
+    leaves = (factor.compute for layer in layers for factor in (layer.branch.down, layer.branch.up))
     outputs: tuple[Tensor, ...] = _AdaptedLinears.apply(x, layers, *leaves)
     return outputs
 
@@ -118,7 +118,7 @@ def _tensors(layers: Sequence[AdaptedLayer]) -> tuple[list[Tensor], list[Tensor]
 
 def _add_gradients(
     kernels: Kernels | None,
-    branches: Sequence[Branch],
+    branches: Sequence[LoraLayer],
     x: Tensor,
     gradients: Sequence[Tensor],
     inner: Tensor,
@@ -130,7 +130,7 @@ def _add_gradients(
     x: (n, in); gradients: (n, out) each; inner = x · downᵀ and through = gradient · up: (branches, n, rank). of_input:
     (n, in), for a single branch.
     """
-    downs = [branch.down.leaf.detach().flatten(1) for branch in branches]
+    downs = [branch.down.compute.detach().flatten(1) for branch in branches]
     of_downs, of_ups = [_gradient(branch.down) for branch in branches], [_gradient(branch.up) for branch in branches]
     scale = branches[0].scale
     if kernels is not None and kernels.take_sums(x, gradients[0], len(downs[0])):
@@ -145,15 +145,15 @@ def _add_gradients(
 
 def _gradient(factor: Factor) -> Tensor:
     """What is added up for a factor, with one row for each of its own."""
-    assert factor.leaf.grad is not None
-    return factor.leaf.grad.flatten(1)
+    assert factor.compute.grad is not None
+    return factor.compute.grad.flatten(1)
 
 
 class LinearBranch(torch.autograd.Function):
     """output (..., out) -> output + s · (x downᵀ) upᵀ, for layers whose own product is not ours to compute."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, branch: Branch):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, branch: LoraLayer):  # type: ignore[no-untyped-def]
         flat = x.reshape(-1, x.shape[-1]).to(down.dtype)
         inner = flat @ down.t()
         ctx.save_for_backward(flat, inner)
@@ -167,7 +167,7 @@ class LinearBranch(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor):  # type: ignore[no-untyped-def]
         flat, inner = ctx.saved_tensors
-        leaf, up = ctx.branch.down.leaf, ctx.branch.up.leaf.detach()
+        leaf, up = ctx.branch.down.compute, ctx.branch.up.compute.detach()
         rows = _rows(gradient).to(leaf.dtype)
         of_input = torch.zeros_like(flat) if ctx.needs_input_grad[1] else None
         kernels, through = find_kernels(rows.device, rows.dtype, "layers"), (rows @ up)[None]

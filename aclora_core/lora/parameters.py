@@ -29,11 +29,11 @@ class Factor:
     """lora_down or lora_up of one layer."""
 
     master: Tensor  # float32, what the optimizer changes
-    leaf: Tensor  # the same in the model's type; its .grad is a view of the adapter's flat gradient
+    compute: Tensor  # the same in the model's type; its .grad is a view of the adapter's flat gradient
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
+class LoraLayer:
     """One layer's adapter while it trains."""
 
     down: Factor  # (rank, in) or (rank, in, kernel...), of which two-dimensional ones stand channels last in memory
@@ -59,7 +59,7 @@ class Branch:
         return Layer(down, up, self.alpha)
 
 
-class AdapterWeights:
+class FlatParameters:
     """The factors of all layers and their gradients, each kind in one flat tensor.
 
     start: name -> the factors that a layer begins with and its alpha. dtype: the type that the model computes in.
@@ -69,23 +69,23 @@ class AdapterWeights:
         shapes = [shape for layer in start.values() for shape in (layer.lora_down.shape, layer.lora_up.shape)]
         places, size = _places(shapes)
         self.master = torch.zeros(size, device=device)
-        self.leaves = self.master if dtype == torch.float32 else torch.zeros(size, device=device, dtype=dtype)
-        self.gradient = torch.zeros_like(self.leaves)  # of the leaves; steps add to it
+        self.compute = self.master if dtype == torch.float32 else torch.zeros(size, device=device, dtype=dtype)
+        self.gradient = torch.zeros_like(self.compute)  # of the leaves; steps add to it
         factors = iter(self._factor(place, shape) for place, shape in zip(places, shapes, strict=True))
-        self.branches = {name: Branch(next(factors), next(factors), layer.alpha) for name, layer in start.items()}
+        self.layers = {name: LoraLayer(next(factors), next(factors), layer.alpha) for name, layer in start.items()}
         self.load(start)
 
     def _factor(self, place: int, shape: torch.Size) -> Factor:
         span = slice(place, place + math.prod(shape))
-        leaf = _shaped(self.leaves[span], shape).detach().requires_grad_()
+        leaf = _shaped(self.compute[span], shape).detach().requires_grad_()
         leaf.grad = _shaped(self.gradient[span], shape)
         return Factor(_shaped(self.master[span], shape), leaf)
 
     def refresh(self) -> None:
         """Brings the model's copy up to date after the float32 weights have changed."""
-        if self.leaves is not self.master:
+        if self.compute is not self.master:
             with torch.no_grad():
-                self.leaves.copy_(self.master)
+                self.compute.copy_(self.master)
 
     def load(self, layers: Mapping[str, Layer]) -> None:
         """Takes over the deltas of all layers; ranks below the adapter's own are filled up with zeros.
@@ -94,7 +94,7 @@ class AdapterWeights:
             KeyError: a layer of the adapter is missing.
         """
         with torch.no_grad():
-            for name, branch in self.branches.items():
+            for name, branch in self.layers.items():
                 layer = layers[name]
                 branch.lora_down.zero_()[: layer.rank] = layer.lora_down
                 branch.lora_up.zero_()[:, : layer.rank] = layer.lora_up * (layer.scale / branch.scale)
@@ -123,7 +123,7 @@ def _shaped(numbers: Tensor, shape: torch.Size) -> Tensor:
     return numbers.view(features, height, width, channels).permute(0, 3, 1, 2)
 
 
-def make_weights(
+def make_parameters(
     layers: Mapping[str, nn.Module],
     rank: int,
     alpha: float,
@@ -132,7 +132,7 @@ def make_weights(
     dtype: torch.dtype = torch.float32,
     ranks: Mapping[str, int] | None = None,
     strengths: Mapping[str, float] | None = None,
-) -> AdapterWeights:
+) -> FlatParameters:
     """A branch for each layer: lora_down uniform in ±1/√in from the generator (on the CPU), lora_up zero.
 
     A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays. dtype: the type that
@@ -160,7 +160,7 @@ def make_weights(
         start[name] = Layer(down, up, alpha * kept / rank * (strengths or {}).get(name, 1.0))
     if cut:
         log.info("AC-LoRA: %d of %d layers are smaller than rank %d and get their own size.", cut, len(layers), rank)
-    return AdapterWeights(start, device, dtype)
+    return FlatParameters(start, device, dtype)
 
 
 def _sizes(module: nn.Module) -> tuple[int, tuple[int, ...]]:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..acceleration import MOST_LAYERS
+from ..acceleration import MAX_LAYERS
 from .linear import AdaptedLayer, adapted_linears
 
 
-class Siblings:
+class SharedInputs:
     """The adapted linear layers of one module.
 
     At first each is computed alone. From join on, a layer that others were seen to follow, called with its very tensor,
@@ -40,7 +40,7 @@ class Siblings:
 
     def join(self) -> None:
         """Has those computed together that have read the same tensor so far."""
-        self._followers = {first: numbers[: MOST_LAYERS - 1] for first, numbers in self._seen.items()}
+        self._followers = {first: numbers[: MAX_LAYERS - 1] for first, numbers in self._seen.items()}
 
     def _output(self, number: int, x: Tensor) -> Tensor:
         if len(self._layers) == 1 or x.is_inference():  # such a tensor does not tell whether it was changed

@@ -9,28 +9,30 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..acceleration import is_linear, is_plain_convolution
-from ..config import Preset, TrainConfig, select
+from ..config import LayerPreset, TrainConfig, select_layers
 from ..diffusion import Model
 
 log = logging.getLogger("aclora")
 
 
-def chosen_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
+def target_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
     """By their full names; those of text encoders only where they learn too.
 
     Raises:
         ValueError: the model has no linear layer, a pattern is in no name, no layer is left, or the text encoder is to
             learn and there is none.
     """
-    layers = find_layers(model.network, config.layers, model.prefix)
+    layers = preset_layers(model.network, config.layers, model.prefix)
     if not layers:
         raise ValueError("This model has no linear layer that a LoRA could be trained on.")
     if config.text_learning:
         layers |= _text_layers(model, config)
-    return {name: layers[name] for name in select(layers, config.include_layers, config.exclude_layers, model.prefix)}
+    return {
+        name: layers[name] for name in select_layers(layers, config.include_layers, config.exclude_layers, model.prefix)
+    }
 
 
-def strengths(layers: Iterable[str], model: Model, config: TrainConfig) -> dict[str, float]:
+def alpha_scales(layers: Iterable[str], model: Model, config: TrainConfig) -> dict[str, float]:
     """What the alpha of text layers is multiplied by: how fast they learn, as AdamW's steps have one length."""
     return {name: config.text_learning for name in layers if name.startswith(tuple(model.text_encoders))}
 
@@ -38,7 +40,7 @@ def strengths(layers: Iterable[str], model: Model, config: TrainConfig) -> dict[
 def _text_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for prefix, network in model.text_encoders.items():
-        found |= find_layers(network, config.layers, prefix)
+        found |= preset_layers(network, config.layers, prefix)
     if not found:
         raise ValueError("The text encoder is to learn, but there is none. Connect AC-LoRA Text Encoder Options.")
     return found
@@ -60,7 +62,7 @@ _FEED_FORWARD = re.compile(
 _ASIDE = re.compile(r"modulation|(^|\.)(mlp_t5|\w*embedder\d*|\w*embedding|llm_adapter|visual)\.")
 
 
-def find_layers(model: nn.Module, preset: Preset, prefix: str = "") -> dict[str, nn.Module]:
+def preset_layers(model: nn.Module, preset: LayerPreset, prefix: str = "") -> dict[str, nn.Module]:
     """The layers that a preset means, by their full name with the prefix before it.
 
     "attention" and "attention and feed-forward" take the Linear layers so named; "all" takes every Linear and every

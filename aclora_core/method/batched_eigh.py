@@ -37,7 +37,7 @@ _DIAGONAL = 1e-14
 _ORTHOGONAL = 2e-14
 
 
-def as_double(tensor: Tensor) -> Tensor:
+def to_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64, on the processor where its device (Apple's MPS) has no float64."""
     return tensor.detach().to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)
 
@@ -48,7 +48,7 @@ def gram(matrices: Tensor) -> Tensor:
     return matrices @ matrices.mT if rows <= cols else matrices.mT @ matrices
 
 
-def symmetric_eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
+def batched_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of positive semidefinite matrices: G = V · diag(values) · Vᵀ, values falling.
 
     matrices: (n, size, size), float64. Returns values (n, size), never below 0, and vectors (n, size, size) in columns.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batched_eigh import as_double
+from .batched_eigh import to_float64
 
 Layers = Mapping[str, tuple[Tensor, Tensor, float]]
 
@@ -33,7 +33,7 @@ class Stack(NamedTuple):
         They are stacked as they are and made float64 together: on a GPU, one kernel for each layer would cost more.
         """
         stacked = torch.stack(self.factors).flatten(2)
-        return as_double(stacked.mT if is_up else stacked)
+        return to_float64(stacked.mT if is_up else stacked)
 
     def write(self, matrices: Tensor, is_up: bool) -> None:
         """Copies the matrices (n, rank, width) back into the factors."""
@@ -97,7 +97,7 @@ def _side(factors: Sequence[Tensor], is_up: bool) -> Side:
             order += part
         for place in places:
             widths[place] = float(first.shape[0] if is_up else first.shape[1:].numel())
-    device = as_double(factors[0][:0]).device
+    device = to_float64(factors[0][:0]).device
     ordered = torch.tensor(order)
     return Side(
         stacks,

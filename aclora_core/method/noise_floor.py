@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .batched_eigh import as_double
+from .batched_eigh import to_float64
 
 # The interval that holds the floor is cut in 16 pieces six times: to 4e-8 of the noise's edge, as float32 spectra are.
 _PIECES, _ROUNDS = 16, 6
@@ -43,7 +43,7 @@ def noise_floor(singular_values: Tensor, rows: int, cols: int, noise: float | No
             raise ValueError(f"The noise level must be 0 or more, but is {noise}.")
         level = hard_threshold_factor(rows, cols) * math.sqrt(max(rows, cols)) * noise
         return torch.full(singular_values.shape[:-1], level, dtype=torch.float64, device=singular_values.device)
-    values, count = as_double(singular_values), min(rows, cols)
+    values, count = to_float64(singular_values), min(rows, cols)
     if values.shape[-1] != count:
         raise ValueError(
             f"The noise floor of a {rows} × {cols} matrix needs all its {count} singular values, but there"

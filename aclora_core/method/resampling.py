@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batched_eigh import as_double, gram, symmetric_eigen
+from .batched_eigh import batched_eigh, gram, to_float64
 from .thresholds import Measure, signal_counts
 
 # Noise below the rounding of float32 is no noise: a matrix of exact low rank is left as it is.
@@ -41,19 +41,19 @@ def restart_matrices(
     broken = (~torch.isfinite(matrices)).flatten(1).any(1).nonzero()
     if len(broken):
         raise ValueError(f"Matrix {int(broken[0])} of {len(matrices)} holds NaN or infinity. Lower the learning rate.")
-    double = as_double(matrices)
+    double = to_float64(matrices)
     tall = double.shape[1] > double.shape[2]
     wide = double.mT if tall else double
     square = gram(wide)
-    values, vectors = symmetric_eigen(square)
+    values, vectors = batched_eigh(square)
     kept = signal_counts(values.sqrt(), (wide.shape[1], wide.shape[2]), threshold, measure)
-    change, _ = redraw(square, wide.sum(-1), vectors, kept, wide[0].numel())
+    change, _ = resample_noise(square, wide.sum(-1), vectors, kept, wide[0].numel())
     noise = standard_normal(double, generator)
     new = change.apply(wide, noise.mT if tall else noise)
     return (new.mT if tall else new).to(matrices).contiguous(), kept.tolist()
 
 
-class Change(NamedTuple):
+class Resampling(NamedTuple):
     """What a restart makes of matrices M (n, rank, width): keep · M + level · noise.
 
     The noise is made orthogonal to the rows of basis · M first. With a partner it is then scaled such that
@@ -66,9 +66,9 @@ class Change(NamedTuple):
     partner: Tensor | None = None  # (n, rank, rank)
     energy: Tensor | None = None  # (n,)
 
-    def at(self, places: Tensor | slice) -> Change:
+    def at(self, places: Tensor | slice) -> Resampling:
         """The part for some of the matrices."""
-        return Change(*(None if part is None else part[places] for part in self))  # type: ignore[arg-type]
+        return Resampling(*(None if part is None else part[places] for part in self))  # type: ignore[arg-type]
 
     def apply(self, matrices: Tensor, noise: Tensor | None) -> Tensor:
         """The new matrices. noise: standard normal, in the shape of the matrices; may be overwritten."""
@@ -85,7 +85,9 @@ class Change(NamedTuple):
         return new.addcmul_(noise, level[..., None])
 
 
-def redraw(square: Tensor, sums: Tensor, vectors: Tensor, kept: Tensor, numbers: Tensor | int) -> tuple[Change, Tensor]:
+def resample_noise(
+    square: Tensor, sums: Tensor, vectors: Tensor, kept: Tensor, numbers: Tensor | int
+) -> tuple[Resampling, Tensor]:
     """Keeps the first `kept` components of each matrix M and draws the rest afresh (AC-LoRA Eq. 2).
 
     keep = U_S U_Sᵀ, and level² is the variance of the entries of M - keep · M. Where that is nothing but rounding, M
@@ -93,7 +95,7 @@ def redraw(square: Tensor, sums: Tensor, vectors: Tensor, kept: Tensor, numbers:
     square: (n, rank, rank), M Mᵀ; vectors: its eigenvectors; sums: (n, rank), the sums of M's rows; kept: (n,);
     numbers: how many entries a matrix has, (n,) or one for all. Returns also which matrices are redrawn: (n,), bool.
     """
-    basis = vectors * first(kept, vectors.shape[-1])[:, None, :]
+    basis = vectors * prefix_mask(kept, vectors.shape[-1])[:, None, :]
     signal, one = basis @ basis.mT, torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
     rest = one - signal
     # ‖rest · M‖² is the trace of rest · G · rest.
@@ -102,12 +104,12 @@ def redraw(square: Tensor, sums: Tensor, vectors: Tensor, kept: Tensor, numbers:
     whole = square.diagonal(dim1=-2, dim2=-1).sum(-1) / numbers
     redrawn = variance > _ROUNDING**2 * whole
     keep = torch.where(redrawn[:, None, None], signal, one)
-    return Change(keep, torch.where(redrawn, variance, 0.0).sqrt()[:, None]), redrawn
+    return Resampling(keep, torch.where(redrawn, variance, 0.0).sqrt()[:, None]), redrawn
 
 
 def redraw_product(
     square: Tensor, root: Tensor, values: Tensor, vectors: Tensor, kept: Tensor, widths: Tensor
-) -> tuple[Change, Change, Tensor]:
+) -> tuple[Resampling, Resampling, Tensor]:
     """Keeps the first `kept` components of up · down; the other directions are drawn afresh in lora_down.
 
     The signal comes as c · V_iᵀ in lora_down and U_i σ_i / c in lora_up, c the mean row norm of lora_down, so that
@@ -120,7 +122,7 @@ def redraw_product(
     A zero product, or one that is signal in all `rank` components, stays as it is.
     """
     rank, count = square.shape[-1], values.shape[1]
-    inverse = torch.where(first(kept, count) & (values > 0), 1.0 / values, 0.0)
+    inverse = torch.where(prefix_mask(kept, count) & (values > 0), 1.0 / values, 0.0)
     inverse = torch.nn.functional.pad(inverse, (0, rank - count))[:, :, None]
     # V_iᵀ = basis · lora_down, since σ_i V_iᵀ = X_iᵀ R · lora_down; and U_i σ_i = lora_up · lora_down · V_i.
     basis = inverse * (torch.nn.functional.pad(vectors, (0, rank - count)).mT @ root)
@@ -129,24 +131,24 @@ def redraw_product(
     norm = (square.diagonal(dim1=-2, dim2=-1).sum(-1) / rank).sqrt()[:, None, None]
     redrawn = (values[:, 0] > 0) & (kept < rank)
     chosen, one = redrawn[:, None, None], torch.eye(rank, dtype=square.dtype, device=square.device)
-    fresh = redrawn[:, None] & ~first(kept, rank)
+    fresh = redrawn[:, None] & ~prefix_mask(kept, rank)
     level = torch.where(fresh, norm[..., 0] / widths.sqrt()[:, None], 0.0)
-    down = Change(torch.where(chosen, norm * basis, one), level, basis[:, :most])
-    up = Change(torch.where(chosen, of_up / norm, one), None, (inverse * of_up)[:, :most])
+    down = Resampling(torch.where(chosen, norm * basis, one), level, basis[:, :most])
+    up = Resampling(torch.where(chosen, of_up / norm, one), None, (inverse * of_up)[:, :most])
     return down, up, redrawn
 
 
-def with_noise(change: Change, down: Tensor, values: Tensor, kept: Tensor, redrawn: Tensor) -> Change:
+def with_noise(change: Resampling, down: Tensor, values: Tensor, kept: Tensor, redrawn: Tensor) -> Resampling:
     """The change of lora_up with noise orthogonal to the signal, such that the delta gets back the energy it lost.
 
     change: from redraw_product; down: (n, rank, rank), D Dᵀ of the new lora_down.
     """
-    fresh = (redrawn[:, None] & ~first(kept, down.shape[-1])).to(down)
-    lost = (values.square() * ~first(kept, values.shape[1])).sum(-1)
+    fresh = (redrawn[:, None] & ~prefix_mask(kept, down.shape[-1])).to(down)
+    lost = (values.square() * ~prefix_mask(kept, values.shape[1])).sum(-1)
     return change._replace(level=fresh, partner=down * fresh[:, :, None] * fresh[:, None, :], energy=lost)
 
 
-def first(counts: Tensor, size: int) -> Tensor:
+def prefix_mask(counts: Tensor, size: int) -> Tensor:
     """Mask (n, size) that is true for the first counts[i] places of row i."""
     return torch.arange(size, device=counts.device) < counts[:, None]
 

@@ -20,9 +20,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .batched_eigh import symmetric_eigen
+from .batched_eigh import batched_eigh
 from .layer_groups import Group, Layers, Side, Stack, groups
-from .resampling import Change, first, redraw, redraw_product, standard_normal, with_noise
+from .resampling import Resampling, prefix_mask, redraw_product, resample_noise, standard_normal, with_noise
 from .thresholds import Measure, signal_counts
 
 Mode = Literal["paper", "product", "product_redraw"]
@@ -50,8 +50,8 @@ class _Factor(NamedTuple):
 class _Plan(NamedTuple):
     """What is to become of a group, and what is reported of it."""
 
-    down: Change
-    up: Change
+    down: Resampling
+    up: Resampling
     redrawn_down: Tensor
     redrawn_up: Tensor
     kept: tuple[Tensor, Tensor, Tensor]  # components of signal in lora_down, in lora_up and in the delta
@@ -132,7 +132,7 @@ def _check_finite(parts: Sequence[Group], measured: Sequence[tuple[tuple[Tensor,
 
 def _decompose(group: Group, *measured: tuple[Tensor, Tensor]) -> tuple[_Factor, _Factor]:
     """Both factors of the group, from their _measure."""
-    values, vectors = symmetric_eigen(torch.cat([square for square, _ in measured]))
+    values, vectors = batched_eigh(torch.cat([square for square, _ in measured]))
     halves = zip(measured, values.sqrt().chunk(2), vectors.chunk(2), strict=True)
     down, up = (_Factor(*both, roots, columns) for both, roots, columns in halves)
     return down, up
@@ -143,7 +143,7 @@ def _plan(group: Group, down: _Factor, up: _Factor, threshold: float | None, mod
     in_down, in_up, in_delta = group.counts
     # lora_upᵀ lora_up = Rᵀ R, and the delta's singular values are those of R · lora_down.
     root = up.values[:, :, None] * up.vectors.mT
-    squares, vectors = symmetric_eigen(root @ down.square @ root.mT)
+    squares, vectors = batched_eigh(root @ down.square @ root.mT)
     values = squares[:, :in_delta].sqrt()
     rank = root.shape[1]
     kept_down = signal_counts(down.values[:, :in_down], (rank, group.down.widths), threshold, measure)
@@ -151,8 +151,8 @@ def _plan(group: Group, down: _Factor, up: _Factor, threshold: float | None, mod
     kept_delta = signal_counts(values, (in_delta, in_delta), threshold, measure)
     kept = kept_down, kept_up, kept_delta
     if mode == "paper":
-        of_down, new_down = redraw(down.square, down.sums, down.vectors, kept_down, rank * group.down.widths)
-        of_up, new_up = redraw(up.square, up.sums, up.vectors, kept_up, rank * group.up.widths)
+        of_down, new_down = resample_noise(down.square, down.sums, down.vectors, kept_down, rank * group.down.widths)
+        of_up, new_up = resample_noise(up.square, up.sums, up.vectors, kept_up, rank * group.up.widths)
         return _Plan(of_down, of_up, new_down, new_up, kept, values)
     left = vectors[:, :, :in_delta]
     of_down, of_up, redrawn = redraw_product(down.square, root, values, left, kept_delta, group.down.widths)
@@ -173,7 +173,7 @@ def _rewrite(group: Group, down: Tensor, up: Tensor, plan: _Plan, generator: tor
     return torch.where(plan.redrawn_down | plan.redrawn_up, jump, 0.0)
 
 
-def _apply(side: Side, change: Change, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _apply(side: Side, change: Resampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gives the factors of one side their new values. Returns M_new Mᵀ and M_new M_newᵀ, (n, rank, rank)."""
     change = change.at(side.order)
 
@@ -191,7 +191,7 @@ def _apply(side: Side, change: Change, generator: torch.Generator) -> tuple[Tens
 def _results(group: Group, plan: _Plan, jump: Tensor) -> dict[str, LayerRestart]:
     """What is reported, brought from the device all at once."""
     values = plan.values
-    signal = values.square() * first(plan.kept[2], values.shape[1])
+    signal = values.square() * prefix_mask(plan.kept[2], values.shape[1])
     share = (signal.sum(-1) / values.square().sum(-1)).nan_to_num(1.0)
     columns = [*plan.kept, share, jump, plan.redrawn_down, plan.redrawn_up]
     table = torch.cat([torch.stack([column.double() for column in columns], 1), values * group.scales[:, None]], 1)

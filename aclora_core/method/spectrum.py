@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batched_eigh import as_double
+from .batched_eigh import to_float64
 
 _DAMAGED = "Train again with a lower learning rate, or use another file."
 
@@ -72,7 +72,7 @@ def _matrices(lora_down: Tensor, lora_up: Tensor) -> tuple[Tensor, Tensor]:
     for name, factor in (("lora_down", down), ("lora_up", up)):
         if not torch.isfinite(factor).all():
             raise ValueError(f"{name} holds NaN or infinity. {_DAMAGED}")
-    return as_double(down), as_double(up)
+    return to_float64(down), to_float64(up)
 
 
 def _factor(scale: float | Tensor, like: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def checked_values(singular_values: Tensor) -> Tensor:
         raise ValueError(f"A spectrum must be a list of singular values, but has the shape {shape}.")
     if not torch.isfinite(singular_values).all():
         raise ValueError(f"The spectrum holds NaN or infinity. {_DAMAGED}")
-    return as_double(singular_values)
+    return to_float64(singular_values)
 
 
 def relative(singular_values: Tensor) -> Tensor:

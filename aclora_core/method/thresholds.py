@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .batched_eigh import as_double
+from .batched_eigh import to_float64
 from .noise_floor import count_above_noise
 
 Measure = Literal["energy", "sum"]  # cumulative share of d² or of d
@@ -25,7 +25,7 @@ def signal_count(singular_values: Tensor, threshold: float, measure: Measure = "
     """
     if singular_values.ndim != 1 or len(singular_values) == 0 or not torch.isfinite(singular_values).all():
         raise ValueError(f"A spectrum must be a list of finite singular values, but is {singular_values}.")
-    return int(signal_counts(as_double(singular_values)[None], (1, len(singular_values)), threshold, measure))
+    return int(signal_counts(to_float64(singular_values)[None], (1, len(singular_values)), threshold, measure))
 
 
 def signal_counts(values: Tensor, shape: tuple[int, int | Tensor], threshold: float | None, measure: Measure) -> Tensor:

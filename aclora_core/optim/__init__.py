@@ -1,6 +1,6 @@
 """One optimizer step: gradients, the optimizer, the learning rate, the running average."""
 
-from .lr_schedule import rate_at
+from .lr_schedule import learning_rate_at
 from .optimizers import check_installed
 from .stepper import Loss, Stepper
 
@@ -8,5 +8,5 @@ __all__ = [
     "Loss",
     "Stepper",
     "check_installed",
-    "rate_at",
+    "learning_rate_at",
 ]

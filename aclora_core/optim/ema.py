@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..lora import AdapterWeights
+from ..lora import FlatParameters
 
 
-class Average:
+class Ema:
     """average ← d · average + (1 − d) · weights after each step, with d = min(decay, (1 + n) / (10 + n)) at its n-th.
 
     The warm-up of d lets the average leave its start, an adapter that does nothing, as fast as the weights do.
     """
 
-    def __init__(self, weights: AdapterWeights, decay: float) -> None:
+    def __init__(self, weights: FlatParameters, decay: float) -> None:
         self._weights, self.decay = weights, decay
         self.value = weights.master.clone()
         self._last_good = weights.master.clone()  # before the last step that counted; see Stepper

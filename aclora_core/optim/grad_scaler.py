@@ -18,7 +18,7 @@ _START, _LEAST, _MOST = 2.0**16, 1.0, 2.0**24
 _PATIENCE = 200  # steps without an overflow, after which a larger factor is tried
 
 
-class LossScale:
+class GradScaler:
     """The factor, which changes on the device, so that a CUDA graph may hold what it does."""
 
     def __init__(self, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import math
 from ..config import Schedule
 
 
-def rate_at(step: int, steps: int, peak: float, schedule: Schedule, warm_up: int) -> float:
+def learning_rate_at(step: int, steps: int, peak: float, schedule: Schedule, warm_up: int) -> float:
     """The learning rate of a step, from 0, of a training of so many steps.
 
     Warm-up: peak · (step + 1) / warm_up, so that its last step has the peak. Then, with the share that has been done,

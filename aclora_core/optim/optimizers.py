@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..acceleration import AdamW
-from ..config import Name
-from ..lora import AdapterWeights
+from ..config import OptimizerName
+from ..lora import FlatParameters
 
 _PACKAGES = {"Prodigy": "prodigyopt", "AdamWScheduleFree": "schedulefree", "AdamW8bit": "bitsandbytes"}
 
@@ -29,7 +29,7 @@ _MOMENTUM = 0.9  # of SGD
 _OF_WEIGHTS = ("p0", "z")  # states that are weights: the start of Prodigy, the fast weights of schedule-free
 
 
-def check_installed(name: Name) -> None:
+def check_installed(name: OptimizerName) -> None:
     """Raises ModuleNotFoundError, with what to install, where the library of an optimizer is missing."""
     package = _PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
@@ -40,7 +40,7 @@ def check_installed(name: Name) -> None:
 
 
 def _make(
-    name: Name, parameters: list[nn.Parameter], rate: float | Tensor, decay: float, on_device: bool
+    name: OptimizerName, parameters: list[nn.Parameter], rate: float | Tensor, decay: float, on_device: bool
 ) -> torch.optim.Optimizer:
     capturable = on_device and parameters[0].device.type == "cuda"
     if name == "AdamW":
@@ -60,13 +60,15 @@ def _make(
         return library.Prodigy(parameters, lr=rate, weight_decay=decay, use_bias_correction=True, safeguard_warmup=True)
 
 
-class Updater:
+class FlatOptimizer:
     """Changes the adapter's float32 weights by a gradient of all of them.
 
     on_device: whether step obeys left_out and divisor on the device, so that nothing waits for the GPU.
     """
 
-    def __init__(self, name: Name, weights: AdapterWeights, gradient: Tensor, rate: float, decay: float) -> None:
+    def __init__(
+        self, name: OptimizerName, weights: FlatParameters, gradient: Tensor, rate: float, decay: float
+    ) -> None:
         device = weights.master.device
         self.name, self._weights, self._gradient = name, weights, gradient
         self.left_out = torch.zeros((), device=device)  # 1 where the step is not to be done
@@ -113,7 +115,7 @@ class Updater:
             moments["exp_avg"],
             moments["exp_avg_sq"],
             before,
-            self._weights.leaves,
+            self._weights.compute,
             moments["step"],
             group["lr"],
             self.divisor,
@@ -216,17 +218,17 @@ def _fill(own: dict[str, Any], given: Mapping[str, Any], device: torch.device) -
             own[key] = value
 
 
-def _joined(weights: AdapterWeights, gradient: Tensor) -> nn.Parameter:
+def _joined(weights: FlatParameters, gradient: Tensor) -> nn.Parameter:
     """All factors as one parameter that shares the weights' memory, and its gradient."""
     parameter = nn.Parameter(weights.master)
     parameter.grad = gradient
     return parameter
 
 
-def _separate(weights: AdapterWeights, gradient: Tensor) -> dict[int, nn.Parameter]:
+def _separate(weights: FlatParameters, gradient: Tensor) -> dict[int, nn.Parameter]:
     """Each factor as a matrix, by where it begins; it and its gradient share the memory of the whole."""
     parameters = {}
-    for branch in weights.branches.values():
+    for branch in weights.layers.values():
         for factor in (branch.lora_down, branch.lora_up):
             span = weights.span(factor)
             parameters[span.start] = parameter = nn.Parameter(weights.master[span].view(len(factor), -1))

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..acceleration import Graphs, find_kernels
-from ..config import Name
+from ..acceleration import CudaGraphRunner, find_kernels
+from ..config import OptimizerName
 from ..diffusion import Batch
-from ..lora import AdapterWeights
+from ..lora import FlatParameters
 from ..storage import tensors_in
-from .ema import Average
-from .grad_scaler import LossScale
-from .optimizers import Updater
+from .ema import Ema
+from .grad_scaler import GradScaler
+from .optimizers import FlatOptimizer
 
 Loss = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
 
@@ -36,14 +36,14 @@ class Stepper:
 
     def __init__(
         self,
-        weights: AdapterWeights,
+        weights: FlatParameters,
         loss_of: Loss,
-        graphs: Graphs,
+        graphs: CudaGraphRunner,
         learning_rate: float,
         weight_decay: float,
         max_norm: float,
         *,
-        optimizer: Name = "AdamW",
+        optimizer: OptimizerName = "AdamW",
         ema_decay: float = 0.0,
     ) -> None:
         self.weights, self.graphs, self.max_norm = weights, graphs, max_norm
@@ -55,9 +55,9 @@ class Stepper:
         # Of all batches of a step, in float32; the model's own type would lose what small batches add.
         of_leaves = weights.gradient
         self._gradient = of_leaves if of_leaves.dtype == torch.float32 else torch.zeros_like(weights.master)
-        self._scale = LossScale(self._loss.device) if of_leaves.dtype == torch.float16 else None
-        self._average = Average(weights, ema_decay) if ema_decay else None
-        self.updater = Updater(optimizer, weights, self._gradient, learning_rate, weight_decay)
+        self._scale = GradScaler(self._loss.device) if of_leaves.dtype == torch.float16 else None
+        self._average = Ema(weights, ema_decay) if ema_decay else None
+        self.updater = FlatOptimizer(optimizer, weights, self._gradient, learning_rate, weight_decay)
         short = of_leaves is not self._gradient
         kernels = find_kernels(of_leaves.device, of_leaves.dtype, "layers") if short else None
         self._at_once = kernels.adamw if kernels is not None and optimizer == "AdamW" else None
@@ -204,7 +204,7 @@ class Stepper:
         self.clear_gradients()
         if self._average:
             self._average.restore_last_good()
-        branches = self.weights.branches.values()
+        branches = self.weights.layers.values()
         self.forget(factor for branch in branches for factor in (branch.lora_down, branch.lora_up))
         self.weights.refresh()
 

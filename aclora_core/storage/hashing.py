@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .nested import plain_parts
+from .nested import component_tensors
 
 RUN = 1 << 20  # numbers of a weight that are looked at together
 
@@ -20,7 +20,7 @@ SIDE = 1024  # of the rows in which they are summed up, in words of eight bytes
 _SCALARS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
 
 
-class CannotHash(TypeError):
+class UnhashableError(TypeError):
     """The content of a value cannot be told, such as a function's."""
 
 
@@ -75,7 +75,7 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         _feed(digest, sorted((content_hash(key), content_hash(item)) for key, item in value.items()))
     else:
-        raise CannotHash(f"the content of a {type(value).__qualname__} cannot be told")
+        raise UnhashableError(f"the content of a {type(value).__qualname__} cannot be told")
 
 
 def _write(digest: Any, text: str) -> None:
@@ -89,9 +89,9 @@ def _feed_bytes(digest: Any, tensor: Tensor) -> None:
 
 
 def _with_numbers(tensor: Tensor) -> Iterator[Tensor]:
-    for part in plain_parts(tensor):
+    for part in component_tensors(tensor):
         if part.is_meta or part.layout != torch.strided or part.is_quantized or part.is_complex():
-            raise CannotHash(f"a tensor of {part.dtype} on {part.device} has no plain numbers")
+            raise UnhashableError(f"a tensor of {part.dtype} on {part.device} has no plain numbers")
         yield part
 
 

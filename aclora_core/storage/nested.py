@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 
-def plain_parts(tensor: Any) -> Iterator[Tensor]:
+def component_tensors(tensor: Any) -> Iterator[Tensor]:
     """The tensor itself, or those that a quantised one is made of."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_parts(getattr(tensor, name))
+            yield from component_tensors(getattr(tensor, name))
     else:
         yield tensor
 
@@ -47,7 +47,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
     """The same nesting with every tensor on the device."""
     return map_tensors(value, lambda tensor: tensor.to(device))
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..diffusion import Batch, Model, draw_sigmas, loss_weights, position_weights, with_timesteps
-from ..storage import moved
-from .sampler import Order, alike, parts, steps_per_epoch, style_of
+from ..storage import to_device
+from .sampler import EpochSampler, group_by_key, micro_batches, steps_per_epoch, style_indices
 
 
-class Step(NamedTuple):
+class StepBatches(NamedTuple):
     """The batches of a step, whose pictures weigh 1 together; its epoch, from 1; whether it is the last of it.
 
     Among regularisation pictures those of the style alone weigh, unless there are none: the loss that is told is
@@ -28,7 +28,7 @@ class Step(NamedTuple):
     tells: bool = True  # whether its loss is that of the style; where regularisation pictures are alone it is theirs
 
 
-class Drawing:
+class BatchStream:
     """Draws step after step without end. The generator is shared: its state is no part of this one's."""
 
     def __init__(self, model: Model, config: TrainConfig, pictures: Sequence[int], generator: torch.Generator) -> None:
@@ -37,28 +37,28 @@ class Drawing:
         self.rows = config.batch_size  # pictures that go through the model at once, at most
         self.per_epoch = steps_per_epoch(len(pictures), config.batch_size, config.accumulate)
         size = config.batch_size * config.accumulate
-        self._order = Order(pictures, model.groups, size, generator, model.variants)
+        self._order = EpochSampler(pictures, model.batch_keys, size, generator, model.variants)
 
-    def next_step(self) -> Step:
+    def next_step(self) -> StepBatches:
         """The next one. What is alike is drawn together, so its numbers are those of one batch, however it is split."""
         epoch, ends_epoch, pictures = next(self._order)
         drawn: dict[int, tuple[Tensor, Tensor]] = {}
-        for same in alike(pictures, self.model.groups, len(pictures)):
+        for same in group_by_key(pictures, self.model.batch_keys, len(pictures)):
             noise, sigma = self._draw(same, self._generator)
             drawn |= zip(same, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
-        style = style_of(self.model, pictures)
+        style = style_indices(self.model, pictures)
         batches = []
-        for part in parts(pictures, self.model.groups, self.rows):
+        for part in micro_batches(pictures, self.model.batch_keys, self.rows):
             noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[number] for number in part), strict=True))
             batches.append(self._batch(part, noise, sigma, *self._weights(part, style or pictures, len(pictures))))
-        return Step(batches, epoch, ends_epoch, bool(style))
+        return StepBatches(batches, epoch, ends_epoch, bool(style))
 
     def trial(self, picture: int) -> Batch:
         """A batch of one picture, on the device, to try out what a step takes; text encoders are not asked to learn."""
         noise, sigma = self._draw([picture], torch.Generator().manual_seed(0))
         with torch.no_grad():
             batch = self._batch([picture], noise, sigma, *self._weights([picture], [picture], 1))
-            on_device: Batch = moved(batch, self.model.device)
+            on_device: Batch = to_device(batch, self.model.device)
         return on_device
 
     def _draw(self, pictures: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def largest_batch(pictures: Sequence[int], model: Model, batch_size: int) -> tup
     """Rows of the batch with the most numbers in it, and one of its pictures; any variants of them may meet."""
     members: dict[Hashable, list[int]] = {}  # one variant of each picture that may be in the group
     for picture in pictures:
-        for group, number in {model.groups[n]: n for n in model.variants.get(picture, (picture,))}.items():
+        for group, number in {model.batch_keys[n]: n for n in model.variants.get(picture, (picture,))}.items():
             members.setdefault(group, []).append(number)
     batches = [same[:batch_size] for same in members.values()]
     largest = max(batches, key=lambda batch: len(batch) * model.latents[batch[0]].numel())
@@ -135,15 +135,15 @@ def make_batch(
     latents = torch.cat([model.latents[number] for number in pictures])
     weights = weight if isinstance(weight, Tensor) else torch.full((len(pictures),), weight)
     positions = joined_weights(model, pictures, mask_floor)
-    key, condition = _key(model, pictures), model.condition(pictures)
+    key, condition = _key(model, pictures), model.conditioning(pictures)
     return Batch(latents, noise, sigma, weights, condition, key, pictures, loss_weight, learned, positions)
 
 
 def _key(model: Model, pictures: Sequence[int]) -> Hashable:
-    return model.groups[pictures[0]], len(pictures)
+    return model.batch_keys[pictures[0]], len(pictures)
 
 
-def split(model: Model, batch: Batch, rows: int) -> list[Batch]:
+def split_rows(model: Model, batch: Batch, rows: int) -> list[Batch]:
     """The same pictures at most so many at a time, and weighing as before; the batch itself where it has no more."""
     if len(batch.pictures) <= rows:
         return [batch]
@@ -154,4 +154,6 @@ def _part(model: Model, batch: Batch, rows: slice) -> Batch:
     pictures = batch.pictures[rows]
     names = ("latents", "noise", "sigma", "weight", "loss_weight", "learned", "positions")
     tensors = {name: tensor[rows] for name in names if (tensor := getattr(batch, name)) is not None}
-    return replace(batch, pictures=pictures, key=_key(model, pictures), condition=model.condition(pictures), **tensors)
+    return replace(
+        batch, pictures=pictures, key=_key(model, pictures), conditioning=model.conditioning(pictures), **tensors
+    )

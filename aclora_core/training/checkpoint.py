@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from ..config import Checkpoints
+from ..config import CheckpointConfig
 from ..storage import put_tensors, read_safetensors, take_tensors, write_atomically
 from .fingerprint import Fingerprint, differences
 
@@ -35,10 +35,10 @@ _FORMAT = "aclora checkpoint 2"
 _NAME = re.compile(rf"({'|'.join(STAGES)})_(\d+)\.safetensors")
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints of one training. now: what the training depends on."""
 
-    def __init__(self, settings: Checkpoints, now: Fingerprint) -> None:
+    def __init__(self, settings: CheckpointConfig, now: Fingerprint) -> None:
         self.settings, self.now = settings, now
         self._written: list[Path] = []  # by this run, or gone on from
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..adapter import Adapter, BalancedLayer, CutLoss, balance, cut_to_ranks, ranks_by_rule
+from ..adapter import Adapter, SvdLayer, TruncationLoss, decompose, ranks_by_rule, truncate_to_ranks
 from ..method import rank_rule
 
 _BYTES = 2  # of a number in a file as Save AC-LoRA writes it unless told otherwise
@@ -21,41 +21,41 @@ _TOLERANCE = 0.01  # of the best loss: with few pictures the noise alone would l
 
 
 @dataclass(frozen=True)
-class Cut:
+class TruncationRule:
     """A way to cut an adapter. Without a rule it stays whole."""
 
     name: str
     rule: str | None = None
     value: float = 0.0
 
-    def ranks(self, balanced: dict[str, BalancedLayer]) -> dict[str, int]:
+    def ranks(self, balanced: dict[str, SvdLayer]) -> dict[str, int]:
         """The rank of each layer."""
         if self.rule is None:
             return {name: layer.layer.rank for name, layer in balanced.items()}
         return ranks_by_rule(balanced, rank_rule(self.rule, self.value))  # type: ignore[arg-type]
 
-    def apply(self, adapter: Adapter, balanced: dict[str, BalancedLayer] | None = None) -> Adapter:
+    def apply(self, adapter: Adapter, balanced: dict[str, SvdLayer] | None = None) -> Adapter:
         """The adapter cut so."""
         if self.rule is None:
             return adapter
-        balanced = balanced or balance(adapter)
-        return cut_to_ranks(adapter, balanced, self.ranks(balanced))[0]
+        balanced = balanced or decompose(adapter)
+        return truncate_to_ranks(adapter, balanced, self.ranks(balanced))[0]
 
 
-WHOLE = Cut("whole")
+WHOLE = TruncationRule("whole")
 
 
-def smallest_cut(
+def smallest_truncation(
     adapter: Adapter, losses_of: Callable[[Adapter], Tensor], step_back: Callable[[], bool] = lambda: False
-) -> tuple[Cut, list[CutLoss]]:
+) -> tuple[TruncationRule, list[TruncationLoss]]:
     """The smallest cut whose loss is within the noise of the best, and what every cut that was tried loses.
 
     losses_of: an adapter -> its losses, one for each held-out picture and noise level, in one order. The noise of a
     difference is its standard error over these; a difference above 1 % of the best loss is never taken for noise.
     step_back: asked before each measurement; True leaves the adapter whole.
     """
-    balanced = balance(adapter)
-    tried: dict[Cut, tuple[dict[str, int], Tensor]] = {}
+    balanced = decompose(adapter)
+    tried: dict[TruncationRule, tuple[dict[str, int], Tensor]] = {}
     for cut in _candidates(balanced):
         if step_back():
             return WHOLE, []
@@ -68,25 +68,27 @@ def smallest_cut(
     return chosen, [replace(row, chosen=cut is chosen) for cut, row in sorted(rows.items(), key=lambda i: i[1].size)]
 
 
-def _candidates(balanced: dict[str, BalancedLayer]) -> list[Cut]:
+def _candidates(balanced: dict[str, SvdLayer]) -> list[TruncationRule]:
     """Cuts that differ: whole, to ranks 1, 2, 4, …, and to shares of the energy."""
     most = max(len(layer.singular_values) for layer in balanced.values())
     cuts = [
         WHOLE,
-        *(Cut(f"rank {2**power}", "fixed", 2**power) for power in range(math.ceil(math.log2(most)))),
-        *(Cut(f"energy {share:.0%}", "energy", share) for share in _ENERGIES),
+        *(TruncationRule(f"rank {2**power}", "fixed", 2**power) for power in range(math.ceil(math.log2(most)))),
+        *(TruncationRule(f"energy {share:.0%}", "energy", share) for share in _ENERGIES),
     ]
-    different: dict[tuple[int, ...], Cut] = {}
+    different: dict[tuple[int, ...], TruncationRule] = {}
     for cut in cuts:
         different.setdefault(tuple(cut.ranks(balanced).values()), cut)
     return list(different.values())
 
 
-def _row(cut: Cut, ranks: dict[str, int], losses: Tensor, best: Tensor, balanced: dict[str, BalancedLayer]) -> CutLoss:
+def _row(
+    cut: TruncationRule, ranks: dict[str, int], losses: Tensor, best: Tensor, balanced: dict[str, SvdLayer]
+) -> TruncationLoss:
     difference = losses - best
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
     size = _BYTES * sum(rank * balanced[name].component_numbers for name, rank in ranks.items())
-    return CutLoss(cut.name, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
+    return TruncationLoss(cut.name, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
 
 
 def _mean(losses: Tensor) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..diffusion import Model
-from ..storage import plain_parts, tensors_in
+from ..storage import component_tensors, tensors_in
 from ..text import some
 
 _WITHOUT_EFFECT = {"checkpointing", "graph"}  # on speed and memory only
@@ -49,7 +49,7 @@ class Fingerprint:
         return {"settings": self.settings, "pictures": self.pictures, "model": self.model}
 
 
-def fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> Fingerprint:
+def training_fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> Fingerprint:
     """Of a training that is about to begin. pictures: the numbers of those to learn from."""
     settings = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
     if model.regularisation:  # among the settings, where nothing is taken for rounding
@@ -66,7 +66,7 @@ def fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> F
 def _parts(model: Model, number: int) -> list[Any]:
     """What there is of a picture."""
     more = [model.masks[number]] if number in model.masks else []
-    return [model.latents[number], model.condition([number]), *more]
+    return [model.latents[number], model.conditioning([number]), *more]
 
 
 def differences(before: Fingerprint, now: Fingerprint, free: Sequence[str] = ()) -> list[str]:
@@ -143,7 +143,7 @@ def _model_facts(model: Model) -> dict[str, str]:
     stored = [pair for prefix, part in networks for pair in _named_tensors(part, prefix)]
     for name, tensor in sorted(stored, key=lambda pair: pair[0]):
         names.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        for part in plain_parts(tensor):
+        for part in component_tensors(tensor):
             values.update(_some_bytes(part))
     levels = [f"{model.objective.sigma_at(share):.6g}" for share in _SHARES]
     return {

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..acceleration import BlockMemory
+from ..acceleration import ActivationCheckpointing
 from ..diffusion import Batch, Model
 from ..optim import Loss, Stepper
-from .batches import Drawing, largest_batch, split
+from .batches import BatchStream, largest_batch, split_rows
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("aclora")
 
 
-class Fitting:
+class MemoryPlan:
     """Plans what a pass's steps take, and has less of it at a time where they run out of memory all the same."""
 
     def __init__(
-        self, model: Model, memory: BlockMemory, stepper: Stepper, drawing: Drawing, progress: Progress
+        self, model: Model, memory: ActivationCheckpointing, stepper: Stepper, drawing: BatchStream, progress: Progress
     ) -> None:
         self.model, self.memory, self.stepper, self.drawing = model, memory, stepper, drawing
         self.progress = progress
@@ -51,7 +51,7 @@ class Fitting:
         """One step; when it does not fit, once more with less at a time, where that is left to us."""
         while True:
             # Those that were drawn ahead may be larger than what was found to fit since.
-            batches = [part for batch in batches for part in split(self.model, batch, self.drawing.rows)]
+            batches = [part for batch in batches for part in split_rows(self.model, batch, self.drawing.rows)]
             try:
                 return self.stepper.step(batches, meanwhile)
             except torch.cuda.OutOfMemoryError:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import Adapter, CutLoss, Layer, RankReport, Restart, left_out
-from .compression import Cut
+from ..adapter import Adapter, Layer, RankReport, Restart, TruncationLoss, skipped_steps
+from .compression import TruncationRule
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Progress:
 
     total: int  # steps of the passes up to this one
     done: int = 0  # steps, of all passes
-    to_come: int = 0  # steps of a second pass, at most, as far as known
+    remaining: int = 0  # steps of a second pass, at most, as far as known
     stage: str = "training"
     learning_rate: float = 0.0  # of the last step
     losses: list[float] = field(default_factory=list)  # of every step of this pass, relative to the mean target
@@ -30,9 +30,9 @@ class Progress:
     notes: list[str] = field(default_factory=list)  # sentences for the user: what went wrong, and what to do
 
     @property
-    def left_out(self) -> int:
+    def skipped_steps(self) -> int:
         """How many steps of this pass changed nothing, as their loss or gradient was not finite."""
-        return left_out(self.losses)
+        return skipped_steps(self.losses)
 
     def note(self, sentence: str) -> None:
         """Has the user told, once, however often it happens."""
@@ -40,7 +40,7 @@ class Progress:
             self.notes.append(sentence)
 
     @property
-    def learned_until(self) -> int:
+    def last_finite_step(self) -> int:
         """The last step of this pass that changed something; 0 where none did."""
         return max((step for step, loss in enumerate(self.losses, start=1) if math.isfinite(loss)), default=0)
 
@@ -71,8 +71,8 @@ class FirstPass:
     """What the pass with held-out pictures found out."""
 
     adapter: Adapter  # of the best step, as far as it was measured, and cut
-    cut: Cut
-    cuts: list[CutLoss]  # what other cuts lose
+    cut: TruncationRule
+    cuts: list[TruncationLoss]  # what other cuts lose
     steps: int  # of which it is
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,7 +85,9 @@ class FirstPass:
     def from_state_dict(cls, state: Mapping[str, Any]) -> FirstPass:
         """The one that state_dict was asked of."""
         adapter = Adapter({name: Layer(**layer) for name, layer in state["layers"].items()})
-        return cls(adapter, Cut(**state["cut"]), [CutLoss(**cut) for cut in state["cuts"]], state["steps"])
+        return cls(
+            adapter, TruncationRule(**state["cut"]), [TruncationLoss(**cut) for cut in state["cuts"]], state["steps"]
+        )
 
 
 def _layer_state(layer: Layer) -> dict[str, Tensor | float]:

@@ -8,14 +8,14 @@ from dataclasses import asdict
 
 import torch
 
-from ..adapter import Adapter, CutLoss, RankReport, Restart, Setting
+from ..adapter import Adapter, RankReport, Restart, Setting, TruncationLoss
 from ..config import TrainConfig
 from ..method import Rule, delta_singular_values, rank_rule
 from .progress import Progress
 
 
 def make_report(
-    config: TrainConfig, facts: Mapping[str, Setting], progress: Progress, adapter: Adapter, cuts: list[CutLoss]
+    config: TrainConfig, facts: Mapping[str, Setting], progress: Progress, adapter: Adapter, cuts: list[TruncationLoss]
 ) -> RankReport:
     """facts: what is to be told besides the settings. progress: of the pass that gave the adapter."""
     layers = adapter.layers.items()

@@ -17,7 +17,7 @@ def steps_per_epoch(pictures: int, batch_size: int, accumulate: int = 1) -> int:
     return math.ceil(pictures / (batch_size * accumulate))
 
 
-def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+def group_by_key(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
     """Batches of picture numbers of one group each, in the order in which they come."""
     members: dict[Hashable, list[int]] = {}
     for number in numbers:
@@ -25,13 +25,13 @@ def alike(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -
     return [same[start : start + batch_size] for same in members.values() for start in range(0, len(same), batch_size)]
 
 
-def parts(step: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+def micro_batches(step: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
     """The batches that a step's pictures go through the model in, each of one group.
 
     Where a step is of several groups, a batch that is not full has a power of two: a CUDA graph is recorded for every
     number of rows of every group, and so there are few.
     """
-    batches = alike(step, groups, batch_size)
+    batches = group_by_key(step, groups, batch_size)
     if len({groups[number] for number in step}) == 1:
         return batches
     return [part for batch in batches for part in ([batch] if len(batch) == batch_size else _powers_of_two(batch))]
@@ -54,14 +54,14 @@ def epoch_steps(
     alone, which is quickest; what is left of the groups shares steps. So every picture counts alike, whatever its size.
     """
     order = torch.randperm(len(pictures), generator=generator).tolist()
-    batches = alike([pictures[place] for place in order], groups, size)
+    batches = group_by_key([pictures[place] for place in order], groups, size)
     steps = [batch for batch in batches if len(batch) == size]
     rest = [number for batch in batches if len(batch) < size for number in batch]
     steps += [rest[start : start + size] for start in range(0, len(rest), size)]
     return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
 
 
-class Order:
+class EpochSampler:
     """Epoch after epoch without end; next gives (epoch from 1, whether this step is its last, picture numbers)."""
 
     def __init__(
@@ -104,6 +104,6 @@ class Order:
         self._epoch, self._left = int(state["epoch"]), [list(step) for step in state["left"]]
 
 
-def style_of(model: Model, pictures: Iterable[int]) -> list[int]:
+def style_indices(model: Model, pictures: Iterable[int]) -> list[int]:
     """Those that show the style; the others are regularisation pictures."""
     return [number for number in pictures if number not in model.regularisation]

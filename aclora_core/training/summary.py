@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..adapter import RankReport, left_out
+from ..adapter import RankReport, skipped_steps
 from ..text import counted, mean_and_range
 
 # By the stage at which a training was cancelled.
@@ -24,7 +24,7 @@ def training_summary(report: RankReport) -> str:
     ranks = list(report.signal.values())
     restarts = counted(len(report.restarts), "restart")
     lines.append(f"{counted(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
-    if skipped := left_out(report.losses):
+    if skipped := skipped_steps(report.losses):
         lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
     lines += [*_previews(report), *filter(None, [str(settings.get("notes", ""))])]
     return " ".join(lines)

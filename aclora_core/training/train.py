@@ -11,20 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import Adapter, CutLoss, Setting
-from ..config import Checkpoints, TrainConfig
+from ..adapter import Adapter, Setting, TruncationLoss
+from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import Model, Objective, target_variance, with_timesteps
 from ..optim import check_installed
 from ..text import reason
-from .checkpoint import Store
-from .compression import WHOLE, Cut, smallest_cut
-from .fingerprint import fingerprint
+from .checkpoint import CheckpointStore
+from .compression import WHOLE, TruncationRule, smallest_truncation
+from .fingerprint import training_fingerprint
 from .previews import Previews
 from .progress import FirstPass, Progress, Result
 from .report import make_report
-from .sampler import steps_per_epoch, style_of
+from .sampler import steps_per_epoch, style_indices
 from .trainer import TrainingPass
-from .validation import FEWEST_PICTURES, HeldOut, Validation, split
+from .validation import FEWEST_PICTURES, EarlyStopping, ValidationSet, hold_out
 
 log = logging.getLogger("aclora")
 
@@ -35,7 +35,7 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     pictures: Sequence[int] | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointConfig | None = None,
     previews: Previews | None = None,
 ) -> Result:
     """Trains a LoRA with restarts (AC-LoRA) and gives it with its report.
@@ -53,10 +53,10 @@ def train(
         FloatingPointError: the loss was not finite for ten steps in a row, and never before.
     """
     pictures = list((model.variants or range(len(model.latents))) if pictures is None else pictures)
-    if not style_of(model, pictures):
+    if not style_indices(model, pictures):
         raise ValueError("There are no pictures to learn from.")
     check_installed(config.optimizer)
-    store = Store(checkpoints, fingerprint(model, config, pictures)) if checkpoints else None
+    store = CheckpointStore(checkpoints, training_fingerprint(model, config, pictures)) if checkpoints else None
     return _Training(model, config, pictures, on_step, should_stop, store, previews).run()
 
 
@@ -70,14 +70,14 @@ class _Training:
         pictures: list[int],
         on_step: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        store: Store | None,
+        store: CheckpointStore | None,
         previews: Previews | None,
     ) -> None:
         self.model, self.config, self.pictures = model, config, pictures
         self.store, self.previews = store, previews
         self.on_step, self.should_stop = on_step, should_stop
         self.progress = Progress(config.steps)
-        style = style_of(model, pictures)
+        style = style_indices(model, pictures)
         self.facts: dict[str, Setting] = {"images": len(style), "started_at": time.time()}
         if len(style) < len(pictures):
             self.facts["regularisation_images"] = len(pictures) - len(style)
@@ -110,7 +110,7 @@ class _Training:
         )
 
     def run(self) -> Result:
-        learned, held = split(self.model, self.pictures, self.config.held_out, self.config.seed)
+        learned, held = hold_out(self.model, self.pictures, self.config.held_out, self.config.seed)
         if self.config.held_out and not held:
             log.info(
                 "AC-LoRA: with fewer than %d different pictures none is held out. The adapter of the last step is "
@@ -153,18 +153,18 @@ class _Training:
             validation = None
             if held:
                 settings = self.config.seed, self.config.batch_size, work.graphs, self.config.mask_floor
-                held_out = HeldOut(self.model, held, *settings)
+                held_out = ValidationSet(self.model, held, *settings)
                 per_step = self.config.batch_size * self.config.accumulate
-                validation = Validation(held_out, work.weights, per_step, self.unit)
+                validation = EarlyStopping(held_out, work.weights, per_step, self.unit)
                 self.progress.validation = validation.history
             if state is not None:
                 self._go_on(state, work, validation)
             self._look_ahead(validation)
             self._run(work, self.config.steps, validation)
             if validation is None:
-                return FirstPass(work.adapter(), WHOLE, [], self.progress.learned_until)
-            self.facts["best_step"] = best = validation.restore_best(self.progress.learned_until)
-            adapter, cut, cuts = work.adapter(), WHOLE, list[CutLoss]()
+                return FirstPass(work.adapter(), WHOLE, [], self.progress.last_finite_step)
+            self.facts["best_step"] = best = validation.restore_best(self.progress.last_finite_step)
+            adapter, cut, cuts = work.adapter(), WHOLE, list[TruncationLoss]()
             if self.config.smallest and not self.stopped:
                 self.progress.stage = "cutting"
                 with self._spared("The adapter could not be cut to its smallest size", "it is given whole"):
@@ -208,7 +208,7 @@ class _Training:
         return None
 
     def _run(
-        self, work: TrainingPass, steps: int, validation: Validation | None, known: Mapping[str, Any] | None = None
+        self, work: TrainingPass, steps: int, validation: EarlyStopping | None, known: Mapping[str, Any] | None = None
     ) -> None:
         """Steps until the pass has its steps, the best is passed, or somebody stops it. known: for its checkpoints."""
         if validation and validation.owes(len(self.progress.losses), steps):
@@ -225,12 +225,12 @@ class _Training:
             self._save(work, validation, known)
         work.stepper.finish()
 
-    def _step(self, work: TrainingPass, validation: Validation | None, steps: int) -> bool:
+    def _step(self, work: TrainingPass, validation: EarlyStopping | None, steps: int) -> bool:
         """One step, and whether it was the last."""
         work.step()
         self.progress.done += 1
         step = len(self.progress.losses)
-        if not math.isfinite(self.progress.losses[-1]) and self.progress.left_out == 1:
+        if not math.isfinite(self.progress.losses[-1]) and self.progress.skipped_steps == 1:
             log.warning("AC-LoRA: step %d was left out, as its loss was not finite; such steps are counted.", step)
         if work.diverged:
             sentence = work.take_back()
@@ -253,7 +253,7 @@ class _Training:
             self.facts["cancelled"] = self.progress.stage
         return self.stopped
 
-    def _go_on(self, state: Mapping[str, Any], work: TrainingPass, validation: Validation | None) -> None:
+    def _go_on(self, state: Mapping[str, Any], work: TrainingPass, validation: EarlyStopping | None) -> None:
         """Takes over the state of a checkpoint.
 
         Raises:
@@ -275,7 +275,7 @@ class _Training:
             )
         log.info("AC-LoRA: resumed at step %d of %d.", self.progress.done, self.progress.total)
 
-    def _save(self, work: TrainingPass, validation: Validation | None, known: Mapping[str, Any] | None) -> None:
+    def _save(self, work: TrainingPass, validation: EarlyStopping | None, known: Mapping[str, Any] | None) -> None:
         """Writes a checkpoint, where they are on; one that cannot be written is no reason to end."""
         stage, step = "refit" if known else "first", len(self.progress.losses)
         if self.store is None or self.store.has(stage, step):
@@ -296,20 +296,22 @@ class _Training:
             self.progress.note(problem)
         self.writing_seconds += time.monotonic() - began
 
-    def _measure(self, work: TrainingPass, validation: Validation, step: int) -> None:
+    def _measure(self, work: TrainingPass, validation: EarlyStopping, step: int) -> None:
         began = time.monotonic()
         with work.stepper.shown():
             validation.measure(step, self.should_stop)
         self._look_ahead(validation)
         self.measuring_seconds += time.monotonic() - began
 
-    def _look_ahead(self, validation: Validation | None) -> None:
+    def _look_ahead(self, validation: EarlyStopping | None) -> None:
         """How long the second pass will be: up to the best step, which may still come if the last one was the best."""
         if validation and self.config.refit:
             best, measured = validation.best_step, validation.history
-            self.progress.to_come = best if measured and best < measured[-1][0] else self.config.steps
+            self.progress.remaining = best if measured and best < measured[-1][0] else self.config.steps
 
-    def _cut(self, adapter: Adapter, work: TrainingPass, validation: Validation) -> tuple[Cut, list[CutLoss]]:
+    def _cut(
+        self, adapter: Adapter, work: TrainingPass, validation: EarlyStopping
+    ) -> tuple[TruncationRule, list[TruncationLoss]]:
         def losses_of(candidate: Adapter) -> Tensor:
             work.weights.load(candidate.layers)
             return validation.held_out.losses() / self.unit
@@ -318,4 +320,4 @@ class _Training:
             self.on_step(self.progress)
             return self._asked_to_stop()
 
-        return smallest_cut(adapter, losses_of, asked_to_stop)
+        return smallest_truncation(adapter, losses_of, asked_to_stop)

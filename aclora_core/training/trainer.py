@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from ..acceleration import (
-    BlockMemory,
-    Graphs,
-    OutOfPlace,
-    Overwritten,
-    compiling_together,
-    fast_modules,
+    ActivationCheckpointing,
+    CudaGraphRunner,
+    InplaceAddLog,
+    NoInplaceAdd,
+    compile_in_parallel,
     find_kernels,
+    fuse_modules,
 )
 from ..adapter import Adapter, Restart
-from ..config import TrainConfig, ranks
+from ..config import TrainConfig, rank_overrides
 from ..diffusion import Batch, Model, denoising_losses
-from ..lora import attached, chosen_layers, make_weights, strengths
+from ..lora import alpha_scales, injected, make_parameters, target_layers
 from ..method import LayerRestart, Mode, dynamic_threshold, is_restart_epoch, restart_adapter
-from ..optim import Stepper, rate_at
-from ..storage import map_tensors, plain_parts
-from .batches import Drawing, Step
-from .memory import Fitting
+from ..optim import Stepper, learning_rate_at
+from ..storage import component_tensors, map_tensors
+from .batches import BatchStream, StepBatches
+from .memory import MemoryPlan
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -53,19 +53,19 @@ class TrainingPass:
         self._pictures, self._on_gpu = pictures, model.device.type == "cuda"
         self.generator = torch.Generator().manual_seed(config.seed)
         self.noises = torch.Generator(model.device).manual_seed(config.seed)  # drawn where it is used: there it is fast
-        self.layers = chosen_layers(model, config)
-        self.weights = make_weights(
+        self.layers = target_layers(model, config)
+        self.weights = make_parameters(
             self.layers,
             config.max_rank,
             config.alpha,
             self.generator,
             model.device,
             model.dtype,
-            ranks(self.layers, config.layer_ranks, model.prefix),
-            strengths(self.layers, model, config),
+            rank_overrides(self.layers, config.layer_ranks, model.prefix),
+            alpha_scales(self.layers, model, config),
         )
-        self.graphs = Graphs(model.device, config.graph)
-        self.memory = BlockMemory(model.network)
+        self.graphs = CudaGraphRunner(model.device, config.graph)
+        self.memory = ActivationCheckpointing(model.network)
         self.stepper = Stepper(
             self.weights,
             self._loss,
@@ -76,9 +76,9 @@ class TrainingPass:
             optimizer=config.optimizer,
             ema_decay=config.ema_decay,
         )
-        self._drawing = Drawing(model, config, pictures, self.generator)
-        self.fitting = Fitting(model, self.memory, self.stepper, self._drawing, progress)
-        self._upcoming: Step | None = None  # drawn ahead, while the GPU was busy
+        self._drawing = BatchStream(model, config, pictures, self.generator)
+        self.fitting = MemoryPlan(model, self.memory, self.stepper, self._drawing, progress)
+        self._upcoming: StepBatches | None = None  # drawn ahead, while the GPU was busy
         self._before_upcoming: dict[str, Any] = {}  # where a checkpoint has to go on
         self.total_epochs = max(1, steps // self._drawing.per_epoch)
         self._restarted_at = 0
@@ -88,8 +88,8 @@ class TrainingPass:
     def attached(self) -> Iterator[None]:
         """Puts the adapter on the model for as long as the context lasts."""
         model = self.model
-        quick = fast_modules(model.network, model.is_plain, model.fast_classes)
-        adapter = attached(self.layers, self.weights.branches, model.is_plain)
+        quick = fuse_modules(model.network, model.is_unpatched, model.fusable)
+        adapter = injected(self.layers, self.weights.layers, model.is_unpatched)
         with quick, adapter as join_siblings, self.memory.attached():
             self._try(join_siblings)
             if self.config.checkpointing == "automatic" and self._on_gpu:
@@ -101,7 +101,7 @@ class TrainingPass:
 
     def adapter(self) -> Adapter:
         """The adapter as it is, in main memory."""
-        return Adapter({name: branch.layer() for name, branch in self.weights.branches.items()})
+        return Adapter({name: branch.layer() for name, branch in self.weights.layers.items()})
 
     def step(self) -> None:
         """Takes the next batch, and restarts the adapter where an interval ends."""
@@ -131,7 +131,7 @@ class TrainingPass:
 
     def _addresses(self) -> list[int]:
         weights = self.model.network.parameters()
-        return [part.data_ptr() for tensor in weights for part in plain_parts(tensor)]
+        return [part.data_ptr() for tensor in weights for part in component_tensors(tensor)]
 
     @property
     def diverged(self) -> bool:
@@ -147,7 +147,7 @@ class TrainingPass:
         steps = len(self.progress.losses)
         what = f"The loss has not been a finite number for {_MOST_SKIPPED} steps, up to step {steps}"
         todo = "Lower the learning rate, or load the model in bf16 or fp32."
-        if not self.progress.learned_until:
+        if not self.progress.last_finite_step:
             raise FloatingPointError(f"{what}. {todo}")
         self.stepper.restore_last_good()
         return f"{what}, so training ended there; what had been learned before is kept. {todo}"
@@ -197,7 +197,7 @@ class TrainingPass:
     def _rate(self, step: int) -> float:
         """The learning rate of a step. The second pass has that of the first: it is to repeat what was best in it."""
         config = self.config
-        return rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
+        return learning_rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
 
     def _fitting_step(self, batches: Sequence[Batch], restarts: bool) -> float:
         """One step. restarts: whether the adapter restarts after it; nothing of the next can be begun before that."""
@@ -219,7 +219,7 @@ class TrainingPass:
         kernels = find_kernels(self.model.device, self.model.dtype, "layers")
         kind = type(self.model.network), self.model.dtype, self.model.device, self.config.max_rank, self.config.layers
         if kernels is not None and kind not in _compiled_for:
-            with compiling_together(self.model.device, kernels):
+            with compile_in_parallel(self.model.device, kernels):
                 for _ in range(2):  # layers alone, and joined
                     self._there_and_back(batch)
                     join_siblings()
@@ -238,7 +238,7 @@ class TrainingPass:
 
     def _works(self, batch: Batch) -> bool:
         """Whether the network gives gradients. Kept, its error would keep the hooks of checkpoints alive."""
-        overwritten = Overwritten()
+        overwritten = InplaceAddLog()
         try:
             with overwritten:
                 self._loss(batch)[0].backward()
@@ -251,7 +251,7 @@ class TrainingPass:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a batch adds to what its step makes smaller, and to the loss that is told, which AC-LoRA Eq. 5 takes."""
-        with OutOfPlace() if self.memory.out_of_place else nullcontext():
+        with NoInplaceAdd() if self.memory.out_of_place else nullcontext():
             losses = denoising_losses(self.model, batch)
             weighed = losses * batch.weight
             told = weighed.sum()
@@ -272,7 +272,7 @@ class TrainingPass:
     def _restart(self, epoch: int, loss: float) -> Restart:
         """Splits every layer into signal and noise and draws the noise afresh (AC-LoRA Eq. 2, 3, 5, 6)."""
         threshold = self._threshold(epoch, loss)
-        branches = self.weights.branches
+        branches = self.weights.layers
         parts = {name: (branch.lora_down, branch.lora_up, branch.scale) for name, branch in branches.items()}
         mode: Mode = self.config.mode  # type: ignore[assignment]
         results = restart_adapter(parts, threshold, self.noises, mode, self.config.measure)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..acceleration import Graphs
+from ..acceleration import CudaGraphRunner
 from ..diffusion import Batch, denoising_losses
 from .batches import make_batch
-from .sampler import alike, style_of
+from .sampler import group_by_key, style_indices
 
 if TYPE_CHECKING:
     from ..diffusion import Model
-    from ..lora import AdapterWeights
+    from ..lora import FlatParameters
 
 
 SHARES = (0.15, 0.35, 0.55, 0.75)  # of the way from clean to noise; their mean stands for the whole way
@@ -41,7 +41,7 @@ _STEPS_PER_PASS = 0.4 * 25
 _PATIENCE = 3  # measurements
 
 
-class HeldOut:
+class ValidationSet:
     """Pictures at four fixed noise levels each. Every picture's noise follows from the seed and its number alone."""
 
     def __init__(
@@ -50,12 +50,12 @@ class HeldOut:
         pictures: Sequence[int],
         seed: int,
         batch_size: int = 16,
-        graphs: Graphs | None = None,
+        graphs: CudaGraphRunner | None = None,
         mask_floor: float = 0.0,
     ) -> None:
         self.model, self.pictures, self._mask_floor = model, list(pictures), mask_floor
-        self._graphs = graphs or Graphs(model.device, wished=False)
-        together = alike(pictures, model.groups, batch_size)
+        self._graphs = graphs or CudaGraphRunner(model.device, wished=False)
+        together = group_by_key(pictures, model.batch_keys, batch_size)
         self._batches = [
             (numbers, self._rows(numbers, place, seed)) for place in range(len(SHARES)) for numbers in together
         ]
@@ -75,7 +75,7 @@ class HeldOut:
         for pictures, batch in self._batches:
             if self.model.text_encoders:  # which may have learned since
                 with torch.no_grad():
-                    batch = replace(batch, condition=self.model.condition(pictures))
+                    batch = replace(batch, conditioning=self.model.conditioning(pictures))
             yield self._graphs.call(self._measure, batch, batch.key).double().cpu()
 
     def _measure(self, batch: Batch) -> Tensor:
@@ -85,17 +85,17 @@ class HeldOut:
 
 def denoising_loss(model: Model, pictures: Sequence[int], seed: int, batch_size: int = 16) -> float:
     """Mean loss of the model as it is over pictures at fixed noise, without gradients."""
-    return float(HeldOut(model, pictures, seed, batch_size).losses().mean())
+    return float(ValidationSet(model, pictures, seed, batch_size).losses().mean())
 
 
-def split(model: Model, pictures: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(model: Model, pictures: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(for training, held out), drawn by the seed. A picture that comes several times is never on both sides.
 
     Nothing is held out of fewer than eight different pictures, or when the share is 0. Regularisation pictures are no
     part of the style: they are neither counted nor held out.
     """
     copies: dict[bytes, list[int]] = {}
-    for number in style_of(model, pictures):
+    for number in style_indices(model, pictures):
         content = model.latents[number].contiguous().cpu().view(torch.uint8).numpy().tobytes()
         copies.setdefault(hashlib.blake2b(content).digest(), []).append(number)
     if share == 0 or len(copies) < FEWEST_PICTURES:
@@ -108,13 +108,13 @@ def split(model: Model, pictures: Sequence[int], share: float, seed: int) -> tup
     return [number for number in pictures if number not in aside], sorted(held)
 
 
-class Validation:
+class EarlyStopping:
     """Watches a training: measures now and then, and keeps the weights of the best step.
 
     batch_size: pictures in a step. unit: what losses are divided by.
     """
 
-    def __init__(self, held_out: HeldOut, weights: AdapterWeights, batch_size: int, unit: float) -> None:
+    def __init__(self, held_out: ValidationSet, weights: FlatParameters, batch_size: int, unit: float) -> None:
         self.held_out, self.weights, self.unit = held_out, weights, unit
         self.interval = math.ceil(_STEPS_PER_PASS * len(held_out.pictures) * len(SHARES) / batch_size)
         self.history: list[tuple[int, float]] = []

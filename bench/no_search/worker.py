@@ -76,7 +76,7 @@ class Bench:
         core = f"{pack.__name__}.aclora_core"
         names = ("adapter", "config", "lora", "lora.targets", "training", "training.validation")
         self.core: dict[str, Any] = {name: importlib.import_module(f"{core}.{name}") for name in names}
-        self.layers = self.core["lora.targets"].find_layers(trainable.network, "all", trainable.prefix)
+        self.layers = self.core["lora.targets"].preset_layers(trainable.network, "all", trainable.prefix)
         self._verdicts: dict[str, Any] = {}
 
     @property
@@ -100,14 +100,14 @@ class Bench:
     def verdict(self, style: str) -> float:
         """The denoising loss of the model as it is now on the style's verdict pictures."""
         if style not in self._verdicts:
-            held_out = self.core["training.validation"].HeldOut
+            held_out = self.core["training.validation"].ValidationSet
             self._verdicts[style] = held_out(self.trainable, self.numbers[style][1], _SEED, _BATCH)
         return float(self._verdicts[style].losses().mean())
 
     def verdict_with(self, adapter: Any, style: str) -> float:
         """The same with an adapter on the model."""
-        weights = self.core["lora"].AdapterWeights(adapter.layers, self.trainable.device, self.trainable.dtype)
-        with self.core["lora"].attached(self.layers, weights.branches, self.trainable.is_plain):
+        weights = self.core["lora"].FlatParameters(adapter.layers, self.trainable.device, self.trainable.dtype)
+        with self.core["lora"].injected(self.layers, weights.layers, self.trainable.is_unpatched):
             return self.verdict(style)
 
     def _trained(self, job: Job) -> Row:

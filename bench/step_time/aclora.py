@@ -63,19 +63,19 @@ def _config(pack: ModuleType, settings: dict[str, Any]) -> Any:
 @contextmanager
 def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[None]:
     """Makes one model slower; it is thrown away with its training."""
-    plain, norms = trainable.is_plain, torch.nn.GroupNorm
+    plain, norms = trainable.is_unpatched, torch.nn.GroupNorm
     finders = [importlib.import_module(f"{pack.__name__}.{name}") for name in _FINDERS]
-    siblings = importlib.import_module(f"{pack.__name__}.aclora_core.lora.shared_inputs").Siblings
+    siblings = importlib.import_module(f"{pack.__name__}.aclora_core.lora.shared_inputs").SharedInputs
     find_kernels, join = finders[0].find_kernels, siblings.join
     if lever == "kernels":
-        trainable.fast_classes = type(trainable.fast_classes)()
-        trainable.is_plain = lambda layer: not isinstance(layer, norms) and plain(layer)
+        trainable.fusable = type(trainable.fusable)()
+        trainable.is_unpatched = lambda layer: not isinstance(layer, norms) and plain(layer)
         for module in finders:
             module.find_kernels = lambda device, dtype, part: None
     elif lever == "siblings":
         siblings.join = lambda self: None
     elif lever == "joint layers":
-        trainable.is_plain = lambda layer: isinstance(layer, norms) and plain(layer)
+        trainable.is_unpatched = lambda layer: isinstance(layer, norms) and plain(layer)
     elif lever == "attention":
         import comfy.ops
 

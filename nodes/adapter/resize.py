@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...aclora_core.adapter import (
     Adapter,
-    BalancedLayer,
     RankReport,
     ResizeConfig,
-    balance,
+    SvdLayer,
+    decompose,
     from_state_dict,
     resize,
     to_state_dict,
@@ -198,11 +198,11 @@ def _parameter(rule: dict[str, Any]) -> float:
     return next((float(value) for key, value in rule.items() if key not in ("rule", "drop_layers")), 0.0)
 
 
-def balanced(adapter: Adapter, node_id: str | None) -> dict[str, BalancedLayer]:
+def balanced(adapter: Adapter, node_id: str | None) -> dict[str, SvdLayer]:
     """Every layer in its singular components, one by one, so that the bar moves and a cancel stops it."""
     bar = host.Bar(len(adapter.layers), node_id)
-    layers: dict[str, BalancedLayer] = {}
+    layers: dict[str, SvdLayer] = {}
     for name, layer in adapter.layers.items():
-        layers |= balance(replace(adapter, layers={name: layer}))
+        layers |= decompose(replace(adapter, layers={name: layer}))
         bar.advance(1)
     return layers

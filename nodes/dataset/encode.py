@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ...aclora_core.dataset import Picture, at_latent_size, is_black, load_image, load_mask
+from ...aclora_core.dataset import CaptionedImage, at_latent_size, is_black, load_image, load_mask
 from .. import host
 from ..host.encoding_keys import KnownEncodings
 
@@ -20,7 +20,7 @@ BATCH = 4  # pictures encoded at once
 SHOWN = 12  # pictures on the contact sheet
 _PALE = 0.2  # of what a mask leaves out there
 Size = tuple[int, int]
-View = tuple[Picture, bool, Size]  # a picture, whether it is mirrored, and the size that it is brought to
+View = tuple[CaptionedImage, bool, Size]  # a picture, whether it is mirrored, and the size that it is brought to
 Masks = Literal["files", "files or alpha", "off"]
 
 
@@ -29,16 +29,16 @@ class Encoded:
     """What became of the pictures. Latents are in the order of the scan."""
 
     # For each picture its latents (1, channels, ...), by whether it is mirrored and the place of the size in `sizes`.
-    latents: dict[Picture, dict[tuple[bool, int], torch.Tensor]] = field(default_factory=dict)
-    masks: dict[Picture, dict[tuple[bool, int], torch.Tensor]] = field(default_factory=dict)  # (1, 1, h, w)
-    sizes: dict[Picture, list[Size]] = field(default_factory=dict)  # first that of the resolution
-    previews: dict[Picture, torch.Tensor] = field(default_factory=dict)  # (height, width, 3)
+    latents: dict[CaptionedImage, dict[tuple[bool, int], torch.Tensor]] = field(default_factory=dict)
+    masks: dict[CaptionedImage, dict[tuple[bool, int], torch.Tensor]] = field(default_factory=dict)  # (1, 1, h, w)
+    sizes: dict[CaptionedImage, list[Size]] = field(default_factory=dict)  # first that of the resolution
+    previews: dict[CaptionedImage, torch.Tensor] = field(default_factory=dict)  # (height, width, 3)
     problems: list[str] = field(default_factory=list)
 
 
 def encode_pictures(
     vae: VAE,
-    sizes: dict[Picture, list[Size]],
+    sizes: dict[CaptionedImage, list[Size]],
     sides: tuple[bool, ...],
     masks: Masks,
     known: KnownEncodings,
@@ -88,13 +88,13 @@ def encode_pictures(
 
 
 def _read_masks(
-    sizes: dict[Picture, list[Size]], masks: Masks, step: int, encoded: Encoded
-) -> dict[Picture, list[torch.Tensor]]:
+    sizes: dict[CaptionedImage, list[Size]], masks: Masks, step: int, encoded: Encoded
+) -> dict[CaptionedImage, list[torch.Tensor]]:
     """The mask of each picture that has one, in each of its sizes; before the slow work, since they may be wrong.
 
     step: pixels to a side of a place of the latents.
     """
-    found: dict[Picture, list[torch.Tensor]] = {}
+    found: dict[CaptionedImage, list[torch.Tensor]] = {}
     for picture, own in sizes.items() if masks != "off" else ():
         if picture.mask is None and masks == "files":
             continue
@@ -118,7 +118,7 @@ def _read_masks(
     return found
 
 
-def _reduce_masks(wholes: dict[Picture, list[torch.Tensor]], encoded: Encoded) -> None:
+def _reduce_masks(wholes: dict[CaptionedImage, list[torch.Tensor]], encoded: Encoded) -> None:
     for picture, own in wholes.items():
         views = encoded.latents.get(picture, {})
         encoded.masks[picture] = {
@@ -167,7 +167,7 @@ def _encoded_chunk(vae: VAE, chunk: list[View], encoded: Encoded) -> dict[View, 
     return {view: sample.clone() for view, sample in zip(loaded, samples.split(1), strict=True)}
 
 
-def _previews(masks: dict[Picture, list[torch.Tensor]], encoded: Encoded) -> dict[Picture, torch.Tensor]:
+def _previews(masks: dict[CaptionedImage, list[torch.Tensor]], encoded: Encoded) -> dict[CaptionedImage, torch.Tensor]:
     """The first pictures as they were cut; what their masks leave out is pale."""
     previews = {}
     for picture in list(encoded.latents)[:SHOWN]:

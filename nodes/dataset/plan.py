@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...aclora_core.dataset import Picture, Scan, Variant, folder_fingerprint, scan_folder, sizes_of, variants
+from ...aclora_core.dataset import CaptionedImage, Scan, Variant, folder_fingerprint, scan_folder, sizes_of, variants
 from .encode import Encoded, Size
 from .folders import resolve_folder
 
@@ -19,9 +19,9 @@ class Plan:
     """Of one folder."""
 
     scan: Scan
-    sizes: dict[Picture, list[Size]]  # first that of the resolution
-    too_small: dict[int, list[Picture]]  # for which of the further resolutions
-    looks: dict[Picture, list[Variant]]
+    sizes: dict[CaptionedImage, list[Size]]  # first that of the resolution
+    too_small: dict[int, list[CaptionedImage]]  # for which of the further resolutions
+    looks: dict[CaptionedImage, list[Variant]]
 
 
 def scan_folders(folder: str, regularisation: str = NONE, trigger: str = "") -> list[Scan]:
@@ -49,8 +49,8 @@ def fingerprint(folder: str, regularisation: str) -> str:
 
 def plan(scan: Scan, resolution: int, more: Sequence[int], multiple: int, looks: dict[str, Any]) -> Plan:
     """more: further resolutions. multiple: of which all sides must be. looks: what variants are made, by name."""
-    sizes: dict[Picture, list[Size]] = {}
-    too_small: dict[int, list[Picture]] = {}
+    sizes: dict[CaptionedImage, list[Size]] = {}
+    too_small: dict[int, list[CaptionedImage]] = {}
     for picture in scan.pictures:
         sizes[picture], missed = sizes_of(picture, resolution, more, multiple)
         for each in missed:
@@ -82,7 +82,7 @@ def entries(
     return latents, conditioning
 
 
-def _views(encoded: Encoded, picture: Picture) -> dict[tuple[bool, int], dict]:
+def _views(encoded: Encoded, picture: CaptionedImage) -> dict[tuple[bool, int], dict]:
     masks = encoded.masks.get(picture, {})
     return {
         view: {"samples": latent} | ({"noise_mask": masks[view]} if masks else {})

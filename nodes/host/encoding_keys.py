@@ -13,8 +13,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...aclora_core.dataset import EncodingCache, Picture
-from ...aclora_core.storage import CannotHash, content_hash, weights_hash
+from ...aclora_core.dataset import CaptionedImage, EncodingCache
+from ...aclora_core.storage import UnhashableError, content_hash, weights_hash
 
 VERSION = 1  # raise it whenever images.load_image gives other pixels, or the node hands other things to the VAE or CLIP
 # A VAE's and a text encoder's own settings, as far as they change what it gives.
@@ -61,7 +61,7 @@ class KnownEncodings:
         if self._found:
             logger.info("AC-LoRA: %d pictures and captions were encoded before, %d anew.", self._found, self._new)
 
-    def picture_key(self, picture: Picture, mirrored: bool, bucket: tuple[int, int]) -> str | None:
+    def picture_key(self, picture: CaptionedImage, mirrored: bool, bucket: tuple[int, int]) -> str | None:
         """By the file's bytes and the size it is brought to, which takes far less time than decoding it."""
         if self._vae is None:
             return None
@@ -85,7 +85,7 @@ class KnownEncodings:
             return None
         try:
             return content_hash("caption", self._clip, tokens)
-        except CannotHash:
+        except UnhashableError:
             return None
 
     def get(self, key: str | None) -> Any | None:

@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTra
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
-from ...aclora_core.acceleration import FastClasses
+from ...aclora_core.acceleration import FusableModules
 from ...aclora_core.diffusion import Objective
 from .conditioning import condition_of
 from .conditioning_lengths import Lengths, repeated
@@ -34,7 +34,7 @@ class TrainableModel:
     device: torch.device
     latents: list[Tensor]
     conditions: list[dict[str, Any]]  # for each picture, what the host's model wants besides noise, by name
-    groups: list[Hashable]
+    batch_keys: list[Hashable]
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
     variants: dict[int, list[int]] = field(default_factory=dict)  # of each picture, by the number of its first
@@ -44,7 +44,7 @@ class TrainableModel:
     lengths: Lengths = field(default_factory=dict)  # to which captions of fewer tokens are repeated
     text: TextEncoder | None = None  # where it learns too
 
-    fast_classes = FastClasses(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
+    fusable = FusableModules(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
 
     @property
     def base(self) -> Any:
@@ -82,7 +82,7 @@ class TrainableModel:
         """The type that the network computes in."""
         return self.base.get_dtype_inference()
 
-    def condition(self, pictures: Sequence[int]) -> dict[str, Any]:
+    def conditioning(self, pictures: Sequence[int]) -> dict[str, Any]:
         """What the host's model wants besides noise, by name, for pictures of one group; in main memory."""
         first, *others = [self._condition(number) for number in pictures]
         # Only pictures of one group come together, so the host joins their conditions without padding any.
@@ -103,7 +103,7 @@ class TrainableModel:
         denoised: Tensor = self.base.apply_model(noisy, sigma, transformer_options=options, **condition)
         return denoised
 
-    def is_plain(self, layer: torch.nn.Module) -> bool:
+    def is_unpatched(self, layer: torch.nn.Module) -> bool:
         """Whether the host neither casts, patches, quantises nor moves the layer's weight as it is used."""
         return (
             isinstance(layer, _PLAIN_CLASSES)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ...aclora_core.adapter import RankReport, recent_loss, to_state_dict
-from ...aclora_core.config import Preset, TrainConfig
+from ...aclora_core.config import LayerPreset, TrainConfig
 from ...aclora_core.inspection import training_chart
 from ...aclora_core.training import Progress, train, training_summary
 from .. import host
@@ -96,7 +96,7 @@ class _Show:
 
     def __call__(self, progress: Progress) -> None:
         picture = None
-        self.bar.total = progress.total + progress.to_come
+        self.bar.total = progress.total + progress.remaining
         last = progress.done == progress.total or host.cancelled()
         if last or time.monotonic() - self.drawn > _PICTURE_EVERY:
             planned = progress.total - progress.done + len(progress.losses)
@@ -118,12 +118,12 @@ def _line(progress: Progress, bar: host.Bar) -> str:
     if progress.validation:
         parts.append(f"set aside {progress.validation[-1][1]:.3f}")
     parts.append(f"learning rate {progress.learning_rate:.2g}")
-    if progress.left_out:
-        parts.append(f"steps left out: {progress.left_out}")
+    if progress.skipped_steps:
+        parts.append(f"steps left out: {progress.skipped_steps}")
     if progress.resumed_at:
         parts.append(f"resumed at step {progress.resumed_at}")
     # A second pass is as long as the first took to its best step, which is not known yet.
-    most = "up to " if progress.to_come else ""
+    most = "up to " if progress.remaining else ""
     line = ", ".join([*parts, most + bar.time_left(progress.done, progress.resumed_at)])
     return "\n".join([line, *filter(None, [progress.memory]), *progress.notes[-1:]])
 
@@ -181,7 +181,7 @@ def _widgets() -> list[Any]:
         ),
         io.Combo.Input(
             "layers",
-            options=list(get_args(Preset)),
+            options=list(get_args(LayerPreset)),
             default=TrainConfig.layers,
             tooltip="Which layers learn. More layers learn finer detail, make a larger file and forget more.",
         ),

@@ -11,7 +11,7 @@ from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.metadata import build_metadata
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.resizing import ResizeConfig, resize
-from aclora_core.adapter.truncation import balance
+from aclora_core.adapter.truncation import decompose
 from aclora_core.method.restart import restart_adapter
 from aclora_core.method.spectrum import delta_singular_values
 
@@ -50,7 +50,7 @@ def test_nan_in_a_layer_is_named_wherever_it_is_met(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"Layer '{NAME}': lora_up holds NaN"):
         restart_adapter({NAME: (layer.lora_down, layer.lora_up, 1.0)}, 0.5, torch.Generator())
     with pytest.raises(ValueError, match=f"Layer '{NAME}': lora_up holds NaN"):
-        balance(adapter)
+        decompose(adapter)
     with pytest.raises(ValueError, match=f"'{NAME}.lora_up.weight' holds NaN"):
         adapter_file.save(adapter, tmp_path / "x.safetensors", {})
     with pytest.raises(ValueError, match=f"'{NAME}.lora_up.weight' holds NaN"):
@@ -65,7 +65,7 @@ def test_a_report_of_another_training_is_refused_with_the_layer_before_cutting_a
     stranger = RankReport({}, [0.5], [], [], {"diffusion_model.elsewhere": [1.0]}, {"diffusion_model.elsewhere": 1})
     for rule in ("signal", "energy", "file size"):
         with pytest.raises(ValueError, match=f"another training: it does not know the layer '{NAME}'"):
-            resize(adapter, balance(adapter), ResizeConfig(rule, 0.9), stranger)  # type: ignore[arg-type]
+            resize(adapter, decompose(adapter), ResizeConfig(rule, 0.9), stranger)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"does not know the layer '{NAME}'"):
         metadata = build_metadata(adapter, "x", stranger)
         adapter_file.save(adapter, tmp_path / "x.safetensors", metadata)
@@ -76,10 +76,10 @@ def test_a_damaged_report_in_a_file_stops_only_the_rule_that_needs_it() -> None:
     layers = one_layer().layers
     for text in ("", "{", "[]", json.dumps({"format": "another"})):
         adapter = Adapter(layers, {"aclora.trajectory": text})
-        cut, _ = resize(adapter, balance(adapter), ResizeConfig("fixed", 2))
+        cut, _ = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
         assert cut.layers[NAME].rank == 2
         with pytest.raises(ValueError, match="needs the report of the training"):
-            resize(adapter, balance(adapter), ResizeConfig("signal"))
+            resize(adapter, decompose(adapter), ResizeConfig("signal"))
 
 
 @pytest.mark.parametrize(
@@ -101,5 +101,5 @@ def test_a_damaged_report_in_a_file_stops_only_the_rule_that_needs_it() -> None:
 def test_a_rank_or_share_outside_its_range_is_refused_with_its_value(rule, value: float, sentence: str) -> None:
     adapter = one_layer()
     with pytest.raises(ValueError, match=sentence) as caught:
-        resize(adapter, balance(adapter), ResizeConfig(rule, value))
+        resize(adapter, decompose(adapter), ResizeConfig(rule, value))
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # the first optimizer of a process imports it, which takes a second: once here for all
 
-from aclora_core.config.checkpoints import Checkpoints
+from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.progress import Result
 from aclora_core.training.train import train
@@ -44,7 +44,7 @@ WRITES = (1, 4, 8)  # and while a checkpoint is written, the first, fourth and e
 def run(folder: Path | None, at_call: Callable[[int], bool] = lambda call: False) -> tuple[Result, int]:
     """The training's result, and how often the model was called. at_call: told of every call."""
     model = toy(16, spoil=at_call)
-    checkpoints = Checkpoints(folder, every=5) if folder else None
+    checkpoints = CheckpointConfig(folder, every=5) if folder else None
     return train(model, CONFIG, checkpoints=checkpoints), len(model.calls)
 
 

@@ -127,7 +127,7 @@ def denoising_loss(pack, model, latents, captions):
 
 def answer(trainable, noisy, sigma, numbers):
     """What the model takes for the pictures without noise, each with its own caption."""
-    return trainable.denoise(noisy, sigma, trainable.condition(numbers))
+    return trainable.denoise(noisy, sigma, trainable.conditioning(numbers))
 
 
 def noisy_pair(trainable):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from aclora_core.acceleration.fused_modules import FastClasses
+from aclora_core.acceleration.fused_modules import FusableModules
 from aclora_core.diffusion.objective import Objective
 
 WIDTH = 16
@@ -33,7 +33,7 @@ class Toy:
     error: Tensor
     latents: Sequence[Tensor]
     objective: Objective = CLEAN
-    groups: Sequence[Hashable] = ()
+    batch_keys: Sequence[Hashable] = ()
     variants: dict[int, list[int]] = field(default_factory=dict)
     masks: dict[int, Tensor] = field(default_factory=dict)
     regularisation: dict[int, float] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Toy:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     spoil: Callable[[int], bool] = lambda call: False  # calls (from 0, the trial) that answer NaN
-    fast_classes: FastClasses = FastClasses()
+    fusable: FusableModules = FusableModules()
     text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
     network: nn.Module = field(init=False)
@@ -50,12 +50,12 @@ class Toy:
         layer = nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False)
         layer.weight.copy_(torch.eye(WIDTH) - self.error)
         self.network = nn.ModuleDict({"attn": layer})
-        self.groups = self.groups or ["alike"] * len(self.latents)
+        self.batch_keys = self.batch_keys or ["alike"] * len(self.latents)
 
-    def condition(self, pictures: Sequence[int]) -> dict[str, Tensor]:
+    def conditioning(self, pictures: Sequence[int]) -> dict[str, Tensor]:
         return {"pictures": torch.tensor(pictures)}
 
-    def is_plain(self, layer: nn.Module) -> bool:
+    def is_unpatched(self, layer: nn.Module) -> bool:
         return True
 
     def free_memory(self, wanted: int) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aclora_core.adapter import lora_file as adapter_file
 from aclora_core.adapter.resizing import ResizeConfig, resize
-from aclora_core.adapter.truncation import balance
+from aclora_core.adapter.truncation import decompose
 from aclora_core.inspection.charts.overview import inspection_charts
 from aclora_core.inspection.measure import inspect_lora
 from aclora_core.text import size_text
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("lora", type=Path)
     options = parser.parse_args()
     adapter = adapter_file.load(options.lora)
-    _, cuts = resize(adapter, balance(adapter), ResizeConfig("energy", KEEP))
+    _, cuts = resize(adapter, decompose(adapter), ResizeConfig("energy", KEEP))
     sizes = [sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after")]
     names = ("whole", "cut_to_90", "cut_to_100_kB")
     whole, ninety, tiny = (newest(options.folder, name, "inspect_and_resize") for name in names)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 log = logging.getLogger("aclora")
 
-Part = Literal["layers", "pictures", "sequences"]  # what kernels are for: those of UNets are of no use to Flux
+KernelGroup = Literal["layers", "pictures", "sequences"]  # what kernels are for: those of UNets are of no use to Flux
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MOST_LAYERS = 3  # that linear takes at a time
+MAX_LAYERS = 3  # that linear takes at a time
 DEEP = 64  # numbers that linear multiplies and adds at a time; the sides that it sums up must be multiples of it
 MOST_WIDE = 4096  # of what takes whole rows
 MOST_KEYS, MOST_CHANNELS = 128, 128  # of attention
@@ -98,7 +98,7 @@ class Linear(Protocol):
     ) -> None: ...
 
 
-class Steps(NamedTuple):
+class ConvParams(NamedTuple):
     """How a convolution goes over its picture, each down and across."""
 
     stride: tuple[int, ...]
@@ -110,7 +110,7 @@ class Convolution(Protocol):
     """The branch of a convolution; the module of that name says more."""
 
     def add_branch(
-        self, output: Tensor, bias: Tensor | None, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float
+        self, output: Tensor, bias: Tensor | None, x: Tensor, down: Tensor, up: Tensor, steps: ConvParams, scale: float
     ) -> Tensor: ...
 
     def add_gradients(
@@ -123,7 +123,7 @@ class Convolution(Protocol):
         of_down: Tensor,
         of_up: Tensor,
         of_input: Tensor | None,
-        steps: Steps,
+        steps: ConvParams,
         scale: float,
     ) -> None: ...
 
@@ -235,7 +235,7 @@ class Kernels(NamedTuple):
 
 
 @functools.lru_cache
-def find_kernels(device: torch.device, dtype: torch.dtype, part: Part) -> Kernels | None:
+def find_kernels(device: torch.device, dtype: torch.dtype, part: KernelGroup) -> Kernels | None:
     """The kernels, of which a part is compiled and tried for a CUDA device and a type of activations; None where that
     part cannot be had.
 
@@ -258,7 +258,7 @@ def find_kernels(device: torch.device, dtype: torch.dtype, part: Part) -> Kernel
 
         norms = group_norm, layer_norm, residual_norm, rms_norm
         kernels = Kernels(device.type, geglu, gelu, *norms, rotate, linear, convolution, attention, adamw)
-        with compiling_together(device, kernels):
+        with compile_in_parallel(device, kernels):
             largest_error(kernels, device, dtype, part)
         error = largest_error(kernels, device, dtype, part)
         if not error < 0.02:
@@ -271,7 +271,7 @@ def find_kernels(device: torch.device, dtype: torch.dtype, part: Part) -> Kernel
 
 
 @contextmanager
-def compiling_together(device: torch.device, kernels: Kernels | None) -> Iterator[None]:
+def compile_in_parallel(device: torch.device, kernels: Kernels | None) -> Iterator[None]:
     """Has what is computed in the context only tell which kernels are to be compiled; they are at its end, at once.
 
     kernels: those that are found for the device; without any this changes nothing.

@@ -15,7 +15,7 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
-from . import Steps
+from . import ConvParams
 from ._tiles import add, block, joined, padded, share_out, store, summed
 from .launch import launch
 
@@ -42,7 +42,7 @@ _PLAIN = (  # numbers that are not worth a compilation of their own when they ar
 
 
 def add_branch(
-    output: Tensor, bias: Tensor | None, x: Tensor, down: Tensor, up: Tensor, steps: Steps, scale: float
+    output: Tensor, bias: Tensor | None, x: Tensor, down: Tensor, up: Tensor, steps: ConvParams, scale: float
 ) -> Tensor:
     """Adds b + s · up(down * x) to output, and gives down * x as rows (pixels of output, rank).
 
@@ -101,7 +101,7 @@ def add_gradients(
     of_down: Tensor,
     of_up: Tensor,
     of_input: Tensor | None,
-    steps: Steps,
+    steps: ConvParams,
     scale: float,
 ) -> None:
     """Adds s · gᵀ inner to of_up (out, rank), and what of_down (rank, in, kernel...) and of_input get.
@@ -152,7 +152,7 @@ def _shape(x: Tensor, output: Tensor) -> tuple[int, ...]:
     return *x.shape[1:], *output.shape[2:]
 
 
-def _geometry(down: Tensor, steps: Steps) -> tuple[int, ...]:
+def _geometry(down: Tensor, steps: ConvParams) -> tuple[int, ...]:
     """How many taps there are and how many lie abreast, and each of the steps."""
     return down[0, 0].numel(), down.shape[3], *steps.stride, *steps.padding, *steps.dilation
 

@@ -17,7 +17,7 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
-from . import DEEP, MOST_LAYERS
+from . import DEEP, MAX_LAYERS
 from ._tiles import add, block, joined, padded, share_out, store, summed
 from .launch import launch
 
@@ -181,7 +181,7 @@ def _tile_for(rows: int) -> tuple[int, int, int, int, int]:
 def _distances(tensors: Sequence[Tensor]) -> list[int]:
     """How many numbers after the first tensor the second and the third begin, of MOST_LAYERS."""
     begins = [(it.data_ptr() - tensors[0].data_ptr()) // it.element_size() for it in tensors[1:]]
-    return begins + [0] * (MOST_LAYERS - 1 - len(begins))
+    return begins + [0] * (MAX_LAYERS - 1 - len(begins))
 
 
 @triton.jit

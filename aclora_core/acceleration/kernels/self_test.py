@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import Kernels, Part, Steps
+from . import ConvParams, KernelGroup, Kernels
 
 Draw = Callable[..., Tensor]  # random numbers of a shape
 Case = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # ours, PyTorch's, and what both come from
 
 
-def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype, part: Part) -> float:
+def largest_error(kernels: Kernels, device: torch.device, dtype: torch.dtype, part: KernelGroup) -> float:
     """How far outputs and gradients are from PyTorch's for small examples, as a share of the largest value.
 
     Ranks and types are those of most trainings, so that what is compiled for the examples is of use to them.
@@ -90,7 +90,7 @@ def _errors_of_layers(kernels: Kernels, draw: Draw) -> list[Tensor]:
 
 def _errors_of_convolution(kernels: Kernels, draw: Draw) -> list[Tensor]:
     """The same for a convolution's branch."""
-    steps, last = Steps((1, 1), (1, 1), (1, 1)), torch.channels_last
+    steps, last = ConvParams((1, 1), (1, 1), (1, 1)), torch.channels_last
     x, output, gradient = (draw(1, width, 9, 8).contiguous(memory_format=last) for width in (80, 48, 48))
     if not kernels.take_convolution(x, 48, 16):
         return []
@@ -154,7 +154,7 @@ def _error(found: Tensor, right: Tensor) -> Tensor:
     return (found - right).abs().max() / right.abs().max()
 
 
-_TRIALS: dict[Part, tuple[Callable[[Kernels, Draw], list[Tensor]], ...]] = {
+_TRIALS: dict[KernelGroup, tuple[Callable[[Kernels, Draw], list[Tensor]], ...]] = {
     "layers": (_errors_of_layers, _errors_of_adamw),
     "pictures": (_errors_of_norms, _errors_of_attention, _errors_of_convolution),
     "sequences": (_errors_of_rows,),

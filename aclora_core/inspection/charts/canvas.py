@@ -54,7 +54,7 @@ DARK = Theme("#1f1f1f", "#e4e4e4", "#a8a8a8", "#404040", "#56b4e9", "#f0a030", "
 
 
 @dataclass(frozen=True)
-class Paper:
+class Canvas:
     """An empty picture."""
 
     figure: Figure
@@ -131,7 +131,7 @@ class Paper:
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def new_paper(size: tuple[int, int], dark: bool) -> Paper:
+def new_paper(size: tuple[int, int], dark: bool) -> Canvas:
     """Paper of a size in pixels, (width, height).
 
     Raises:
@@ -147,7 +147,7 @@ def new_paper(size: tuple[int, int], dark: bool) -> Paper:
     # A hundredth of a pixel more, since matplotlib rounds the number of pixels downwards.
     inches = ((width + 0.01) / (72 * zoom), (height + 0.01) / (72 * zoom))
     figure = Figure(figsize=inches, dpi=72 * zoom, facecolor=theme.paper)
-    return Paper(figure, theme, width / zoom, height / zoom)
+    return Canvas(figure, theme, width / zoom, height / zoom)
 
 
 def notice(text: str, size: tuple[int, int], dark: bool = False) -> Image.Image:

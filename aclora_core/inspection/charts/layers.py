@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ...adapter import block_kind, natural_order, place_of
-from .canvas import LETTER, Paper, new_paper, places_that_fit, shorten, text_width
+from .canvas import LETTER, Canvas, new_paper, places_that_fit, shorten, text_width
 from .training import SIZE
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def layer_map(values: Mapping[str, float], title: str, size: tuple[int, int] = S
     return paper.draw()
 
 
-def _draw_curves(paper: Paper, names: Sequence[str], values: Sequence[np.ndarray], signal: Sequence[int]) -> None:
+def _draw_curves(paper: Canvas, names: Sequence[str], values: Sequence[np.ndarray], signal: Sequence[int]) -> None:
     from matplotlib import colormaps
 
     axes = paper.axes(44, 32, 12, 22)
@@ -108,7 +108,7 @@ def _draw_curves(paper: Paper, names: Sequence[str], values: Sequence[np.ndarray
     paper.legend(axes, above=False)
 
 
-def _draw_spectra(paper: Paper, names: Sequence[str], values: Sequence[np.ndarray], signal: Sequence[int]) -> None:
+def _draw_spectra(paper: Canvas, names: Sequence[str], values: Sequence[np.ndarray], signal: Sequence[int]) -> None:
     """A row for each layer, a column for each component; colour is the size beside the largest of all."""
     largest = max(float(each[0]) for each in values) or 1.0
     table = np.full((len(names), max(map(len, values))), np.nan)
@@ -136,7 +136,7 @@ def _short(number: float) -> str:
     return f"{number:.3g}" if number >= 1.0 else f"{number:.1g}"
 
 
-def _row_labels(paper: Paper, names: Sequence[str]) -> tuple[list[str], list[int]]:
+def _row_labels(paper: Canvas, names: Sequence[str]) -> tuple[list[str], list[int]]:
     """Every layer's name where there is room for it, else the blocks where they begin, as many as fit."""
     room, line = paper.height - 54, LETTER * 1.25
     if len(names) * line <= room:
@@ -163,7 +163,9 @@ def _component_ticks(count: int, room: float) -> tuple[list[int], list[str]]:
     return [number - 1 for number in numbers], [str(number) for number in numbers]
 
 
-def _draw_map(paper: Paper, table: np.ndarray, blocks: Sequence[str], modules: Sequence[str]) -> tuple[Axes, AxesImage]:
+def _draw_map(
+    paper: Canvas, table: np.ndarray, blocks: Sequence[str], modules: Sequence[str]
+) -> tuple[Axes, AxesImage]:
     from matplotlib.colors import PowerNorm
 
     names = [shorten(module, paper.width * 0.3) for module in modules]
@@ -181,7 +183,7 @@ def _draw_map(paper: Paper, table: np.ndarray, blocks: Sequence[str], modules: S
     return axes, picture
 
 
-def _label_blocks(paper: Paper, axes: Axes, blocks: Sequence[str], room: tuple[float, float]) -> None:
+def _label_blocks(paper: Canvas, axes: Axes, blocks: Sequence[str], room: tuple[float, float]) -> None:
     """The numbers of the blocks below the columns, the kinds of blocks below the numbers, with a line between kinds."""
     kinds = [block_kind(block) for block in blocks]
     numbers = [block.removeprefix(kind).lstrip(".") for block, kind in zip(blocks, kinds, strict=True)]
@@ -209,7 +211,7 @@ def _label_blocks(paper: Paper, axes: Axes, blocks: Sequence[str], room: tuple[f
 
 
 def _add_scale(
-    paper: Paper, axes: Axes, picture: AxesImage, name: Callable[[float], str], ticks: Sequence[float] | None
+    paper: Canvas, axes: Axes, picture: AxesImage, name: Callable[[float], str], ticks: Sequence[float] | None
 ) -> None:
     """The scale of colours to the right of the axes."""
     box = axes.get_position()
@@ -219,7 +221,7 @@ def _add_scale(
     bar.outline.set_visible(False)
 
 
-def _write_numbers(paper: Paper, axes: Axes, picture: AxesImage, table: np.ndarray) -> None:
+def _write_numbers(paper: Canvas, axes: Axes, picture: AxesImage, table: np.ndarray) -> None:
     """The number in each cell, where the cells have room for it."""
     box = axes.get_position()
     width, height = box.width * paper.width / table.shape[1], box.height * paper.height / table.shape[0]

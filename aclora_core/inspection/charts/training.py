@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...adapter import RankReport, Restart, recent_loss
-from .canvas import Paper, new_paper
+from .canvas import Canvas, new_paper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
     return paper.draw()
 
 
-def _draw_losses(paper: Paper, axes: Axes, losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
+def _draw_losses(paper: Canvas, axes: Axes, losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
     """Each step faint, their running mean bold, held-out losses as dots; single spikes do not set the scale."""
     theme = paper.theme
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
@@ -130,7 +130,7 @@ def _draw_losses(paper: Paper, axes: Axes, losses: Sequence[float], validation: 
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
-def _draw_kept(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> float:
+def _draw_kept(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> float:
     """The mean rank of the delta over the layers, with the range of all and of the middle 80 %; returns the highest."""
     theme = paper.theme
     steps = [restart.step for restart in restarts]
@@ -148,7 +148,7 @@ def _draw_kept(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> float:
     return max(float(high.max()), 1.0)
 
 
-def _draw_shares(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> None:
+def _draw_shares(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
     theme = paper.theme
     steps = [restart.step for restart in restarts]
     energy = [_mean([rank.energy for rank in restart.layers.values()]) for restart in restarts]
@@ -168,7 +168,7 @@ def _draw_shares(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> None:
     paper.legend(axes, len(curves))
 
 
-def _mark(paper: Paper, axes: Axes, restarts: Sequence[Restart]) -> None:
+def _mark(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
     """A thin line at each restart; paler where there are many."""
     if not 0 < len(restarts) <= 100:
         return

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ...adapter import CutLoss
+from ...adapter import TruncationLoss
 from ...text import size_text
 from ..tables import NO_CUTS
-from .canvas import HEADING, LETTER, Paper, new_paper, notice, text_width
+from .canvas import HEADING, LETTER, Canvas, new_paper, notice, text_width
 from .training import SIZE
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _WAYS = {"rank": "fixed rank", "energy": "share of energy"}  # how a cut's name 
 _NO_LOSSES = "None of the cuts has a held-out loss: all are NaN or infinite. Train again with a lower learning rate."
 
 
-def cut_chart(cuts: Sequence[CutLoss], size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
+def cut_chart(cuts: Sequence[TruncationLoss], size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
     """Held-out loss against mean rank (doubling from mark to mark) and size; lower is better, left is smaller.
 
     A bar is one standard error of the difference to the best; where it reaches the dashed line, the cut is as good as
@@ -61,11 +61,11 @@ def cut_chart(cuts: Sequence[CutLoss], size: tuple[int, int] = SIZE, dark: bool 
     return paper.draw()
 
 
-def _can_be_drawn(cut: CutLoss) -> bool:
+def _can_be_drawn(cut: TruncationLoss) -> bool:
     return abs(cut.loss) < _MOST and 0.0 < cut.mean_rank < _MOST  # both are false for NaN
 
 
-def _error(cut: CutLoss) -> float:
+def _error(cut: TruncationLoss) -> float:
     """Half the height of the bar; 0 where it is unknown."""
     return cut.error if 0.0 < cut.error < _MOST else 0.0
 
@@ -86,7 +86,7 @@ def _draw_ranks(axes: Axes, ranks: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _draw_sizes(paper: Paper, band: Axes, cuts: Sequence[CutLoss], limits: tuple[float, float]) -> None:
+def _draw_sizes(paper: Canvas, band: Axes, cuts: Sequence[TruncationLoss], limits: tuple[float, float]) -> None:
     """The size of each cut above its place, of the chosen one first, of others as far as there is room."""
     band.set_axis_off()
     band.set_xscale("log", base=2)
@@ -118,7 +118,7 @@ def _draw_sizes(paper: Paper, band: Axes, cuts: Sequence[CutLoss], limits: tuple
         band.plot([cut.mean_rank] * 2, [0.0, 0.15], color=colour, linewidth=1.0, clip_on=False)
 
 
-def _draw_losses(paper: Paper, axes: Axes, cuts: Sequence[CutLoss]) -> None:
+def _draw_losses(paper: Canvas, axes: Axes, cuts: Sequence[TruncationLoss]) -> None:
     """A line for each way of cutting: the ranks, the energies, and what is neither."""
     theme = paper.theme
     looks = {
@@ -154,11 +154,11 @@ def _draw_losses(paper: Paper, axes: Axes, cuts: Sequence[CutLoss]) -> None:
     paper.legend(axes, above=False)
 
 
-def _way(cut: CutLoss) -> str:
+def _way(cut: TruncationLoss) -> str:
     return cut.name if cut.name in ("whole", "signal") else _WAYS.get(cut.name.partition(" ")[0], "other")
 
 
-def _set_loss_range(axes: Axes, cuts: Sequence[CutLoss]) -> None:
+def _set_loss_range(axes: Axes, cuts: Sequence[TruncationLoss]) -> None:
     low, high = min(cut.loss - _error(cut) for cut in cuts), max(cut.loss + _error(cut) for cut in cuts)
     pad = 0.1 * (high - low)
     if pad < 1e-6 * max(abs(low), abs(high), 1e-12):  # all the same: a range of its own, with the line in the middle
@@ -168,7 +168,7 @@ def _set_loss_range(axes: Axes, cuts: Sequence[CutLoss]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
-def _name_chosen(paper: Paper, band: Axes, chosen: CutLoss, title: str) -> None:
+def _name_chosen(paper: Canvas, band: Axes, chosen: TruncationLoss, title: str) -> None:
     """The chosen cut and its size on the right of the heading, as much of it as there is room for."""
     room = paper.width - 30 - text_width(title, HEADING)
     size = size_text(chosen.size)

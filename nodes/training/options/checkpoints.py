@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import Checkpoints, Resume
+from ....aclora_core.config import CheckpointConfig, Resume
 from . import checkpoint_folder
 from .options import Options, schema
 
@@ -49,7 +49,7 @@ class ACLoRACheckpointOptions(io.ComfyNode):
         options: Options | None = None,
     ) -> io.NodeOutput:
         folder = checkpoint_folder.folder_of(checkpoint_name)
-        checkpoints = Checkpoints(folder, checkpoint_every, checkpoint_keep, resume)
+        checkpoints = CheckpointConfig(folder, checkpoint_every, checkpoint_keep, resume)
         return io.NodeOutput(replace(options or Options(), checkpoints=checkpoints))
 
 
@@ -71,7 +71,7 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "checkpoint_keep",
-            default=Checkpoints.keep,
+            default=CheckpointConfig.keep,
             min=1,
             max=1000,
             tooltip="How many checkpoints are kept, and besides them the end of the first pass, which more steps go on "
@@ -80,7 +80,7 @@ def _inputs() -> list[Any]:
         io.Combo.Input(
             "resume",
             options=list(get_args(Resume)),
-            default=Checkpoints.resume,
+            default=CheckpointConfig.resume,
             tooltip="Whether to go on from the last checkpoint of this name. never: starts anew, and replaces it. "
             "for more steps: goes on also where steps was raised.",
         ),

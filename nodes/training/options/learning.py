@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import LossWeight, Name, Schedule, Timesteps, TrainConfig
+from ....aclora_core.config import LossWeighting, OptimizerName, Schedule, Timesteps, TrainConfig
 from .options import Options, schema, settings_node
 
 
@@ -40,7 +40,7 @@ def _steps() -> list[Any]:
     return [
         io.Combo.Input(
             "optimizer",
-            options=list(get_args(Name)),
+            options=list(get_args(OptimizerName)),
             default=TrainConfig.optimizer,
             tooltip="How steps are made of gradients. AdamW suits. Adafactor and AdamW8bit need less memory. SGD needs "
             "a learning rate some 1000 times larger. Prodigy finds it by itself: set learning_rate to 1. The last "
@@ -109,7 +109,7 @@ def _noise() -> list[Any]:
         ),
         io.Combo.Input(
             "loss_weight",
-            options=list(get_args(LossWeight)),
+            options=list(get_args(LossWeighting)),
             default=TrainConfig.loss_weight,
             tooltip="Which amounts of noise count more. none: all alike. min-SNR: little noise counts less. debiased: "
             "much noise counts more. The loss that is shown stays the same kind of number.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import Checkpoints, TrainConfig
+from ....aclora_core.config import CheckpointConfig, TrainConfig
 from ..display import PreviewWishes
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Options:
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    checkpoints: Checkpoints | None = None
+    checkpoints: CheckpointConfig | None = None
     previews: PreviewWishes | None = None
     clip: CLIP | None = None  # that learns too
 

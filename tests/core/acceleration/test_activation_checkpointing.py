@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aclora_core.acceleration.activation_checkpointing import BlockMemory, Kept, find_blocks
+from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing, ActivationSizes, find_blocks
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.lora.injection import attached
-from aclora_core.lora.parameters import make_weights
-from aclora_core.lora.targets import find_layers
+from aclora_core.lora.injection import injected
+from aclora_core.lora.parameters import make_parameters
+from aclora_core.lora.targets import preset_layers
 from aclora_core.training.train import train
 from tests.support.toy import FLOW, Toy, toy
 
@@ -47,21 +47,21 @@ def network() -> Network:
     return Network().requires_grad_(False)
 
 
-def gradients(network: Network, memory: BlockMemory) -> Tensor:
-    layers = find_layers(network, "all")
-    weights = make_weights(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+def gradients(network: Network, memory: ActivationCheckpointing) -> Tensor:
+    layers = preset_layers(network, "all")
+    weights = make_parameters(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
     weights.master.normal_(generator=torch.Generator().manual_seed(2))
-    with attached(layers, weights.branches, lambda module: True), memory.attached():
+    with injected(layers, weights.layers, lambda module: True), memory.attached():
         network(torch.randn(5, 4, generator=torch.Generator().manual_seed(3))).square().sum().backward()
     return weights.gradient
 
 
 @pytest.mark.parametrize("again", [{0}, {0, 1, 2}])
 def test_blocks_computed_twice_give_the_same_gradients(network: Network, again: set[int]) -> None:
-    expected = gradients(network, BlockMemory(network))
+    expected = gradients(network, ActivationCheckpointing(network))
     for block in network.blocks:
         block.calls = 0
-    memory = BlockMemory(network)
+    memory = ActivationCheckpointing(network)
     memory.again = again
     torch.testing.assert_close(gradients(network, memory), expected, rtol=0, atol=0)
     assert [block.calls for block in network.blocks] == [1 + (number in again) for number in range(3)]
@@ -69,7 +69,7 @@ def test_blocks_computed_twice_give_the_same_gradients(network: Network, again: 
 
 
 def test_without_gradients_nothing_is_computed_twice(network: Network) -> None:
-    memory = BlockMemory(network)
+    memory = ActivationCheckpointing(network)
     memory.all_again()
     with torch.no_grad(), memory.attached():
         network(torch.zeros(1, 4))
@@ -84,7 +84,7 @@ def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
     assert find_blocks(nn.Linear(2, 2)) == []
 
 
-KEPT = Kept([100, 300, 200], 50)
+KEPT = ActivationSizes([100, 300, 200], 50)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ KEPT = Kept([100, 300, 200], 50)
     ],
 )
 def test_a_step_fits_in_the_least_time(rows: int, free: int, again: set[int], fitting: int, each: int) -> None:
-    memory = BlockMemory(Network())
+    memory = ActivationCheckpointing(Network())
     assert memory.fit(KEPT, rows, free) == (fitting * each, fitting) and memory.again == again
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("free", range(500, 12_000, 700))
 def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
-    memory = BlockMemory(Network())
+    memory = ActivationCheckpointing(Network())
     expected, fitting = memory.fit(KEPT, rows, free)
     assert expected == KEPT.peak(fitting, memory.again) and 1 <= fitting <= rows
     if 0.8 * free >= KEPT.peak(1, {0, 1, 2}):
@@ -114,7 +114,7 @@ def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
 
 
 def test_all_again_says_whether_it_helps() -> None:
-    memory = BlockMemory(Network())
+    memory = ActivationCheckpointing(Network())
     assert memory.all_again() and memory.again == {0, 1, 2}
     assert not memory.all_again()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aclora_core.acceleration.cuda_graphs import Graphs, _given
+from aclora_core.acceleration.cuda_graphs import CudaGraphRunner, _given
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.storage.nested import tensors_in
 from aclora_core.training.train import train
@@ -37,21 +37,23 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[str], boo
     """Has graphs be recorded and replayed on the CPU; "fails" says for which functions memory is too short."""
     wishes: dict[str, Callable[[str], bool]] = {"fails": lambda name: False}
 
-    def record(graphs: Graphs, function: Callable[[Any], Any], argument: Any) -> tuple[Replayed, list[Tensor], Any]:
+    def record(
+        graphs: CudaGraphRunner, function: Callable[[Any], Any], argument: Any
+    ) -> tuple[Replayed, list[Tensor], Any]:
         fixed = _given(argument, CPU, copy=True)
         output = function(fixed)  # the first run, in which libraries choose their kernels
         if wishes["fails"](getattr(function, "__name__", "")):
             raise FULL
         return Replayed(function, fixed, output), list(tensors_in(fixed)), output
 
-    made = Graphs.__init__
+    made = CudaGraphRunner.__init__
 
-    def active(graphs: Graphs, device: torch.device, wished: bool = True) -> None:
+    def active(graphs: CudaGraphRunner, device: torch.device, wished: bool = True) -> None:
         made(graphs, device, wished)
         graphs.active = True
 
-    monkeypatch.setattr(Graphs, "__init__", active)
-    monkeypatch.setattr(Graphs, "_record", record)
+    monkeypatch.setattr(CudaGraphRunner, "__init__", active)
+    monkeypatch.setattr(CudaGraphRunner, "_record", record)
     return wishes
 
 
@@ -64,7 +66,7 @@ def add_one(state: Tensor) -> Callable[[None], None]:
 
 def test_a_first_run_counts_for_nothing_also_where_memory_is_too_short(recordings) -> None:
     state = torch.zeros(3)
-    graphs, step = Graphs(CPU), add_one(state)
+    graphs, step = CudaGraphRunner(CPU), add_one(state)
     recordings["fails"] = lambda name: True
     with pytest.raises(torch.cuda.OutOfMemoryError):
         graphs.call(step, None, "step", [state])

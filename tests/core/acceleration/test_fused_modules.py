@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aclora_core.acceleration import fused_modules as module_under_test
-from aclora_core.acceleration.activation_checkpointing import BlockMemory
-from aclora_core.acceleration.fused_modules import FastClasses, fast_modules
+from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing
+from aclora_core.acceleration.fused_modules import FusableModules, fuse_modules
 from aclora_core.acceleration.kernels import Kernels
-from aclora_core.lora.injection import attached
-from aclora_core.lora.parameters import make_weights
-from aclora_core.lora.targets import find_layers
+from aclora_core.lora.injection import injected
+from aclora_core.lora.parameters import make_parameters
+from aclora_core.lora.targets import preset_layers
 from tests.support.kernel_stand_ins import stand_ins
 
 LAST = torch.channels_last
@@ -122,7 +122,7 @@ def plain(module: nn.Module) -> bool:
 
 def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Counter[str]) -> None:
     expected = everything(network, picture())
-    with fast_modules(network, plain, FastClasses(Gate, Transformer)):
+    with fuse_modules(network, plain, FusableModules(Gate, Transformer)):
         found = everything(network, picture())
     torch.testing.assert_close(found, expected)
     assert calls == {"norm and SiLU": 2, "norm": 1, "gate": 1}
@@ -132,7 +132,7 @@ def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Coun
 def test_pictures_keep_their_layout_through_a_transformer(network: Network, calls: Counter[str]) -> None:
     x = picture()
     assert not network.transformer(x).is_contiguous(memory_format=LAST)
-    with fast_modules(network, plain, FastClasses(transformer=Transformer)):
+    with fuse_modules(network, plain, FusableModules(transformer=Transformer)):
         assert network.transformer(x).is_contiguous(memory_format=LAST)
         assert x.transpose(2, 3).contiguous().is_contiguous()  # outside it, nothing is changed
 
@@ -140,14 +140,14 @@ def test_pictures_keep_their_layout_through_a_transformer(network: Network, call
 def test_channels_first_and_other_types_go_the_modules_own_way(network: Network, calls: Counter[str]) -> None:
     x = torch.randn(2, 8, 5, 6)
     expected = network.leave(x)
-    with fast_modules(network, plain):
+    with fuse_modules(network, plain):
         assert torch.equal(network.leave(x), expected)
         network.double().leave(x.double().contiguous(memory_format=LAST))
     assert not calls
 
 
 def test_a_subclass_is_replaced_only_when_it_is_plain(network: Network, calls: Counter[str]) -> None:
-    with fast_modules(network, lambda module: False, FastClasses(Gate)):
+    with fuse_modules(network, lambda module: False, FusableModules(Gate)):
         assert forwards(network) == ["enter", "enter.0", "transformer.gate"]
         network(picture())
     assert calls == {"norm and SiLU": 1, "gate": 1}
@@ -158,7 +158,7 @@ def test_norms_without_weights_and_gates_of_another_class_are_left_alone(calls: 
         pass
 
     network = nn.ModuleList([nn.GroupNorm(2, 8, affine=False), OtherGate(), nn.Sequential(nn.Linear(2, 2), nn.SiLU())])
-    with fast_modules(network, plain, FastClasses(Gate, Transformer)):
+    with fuse_modules(network, plain, FusableModules(Gate, Transformer)):
         assert not forwards(network)
 
 
@@ -166,7 +166,7 @@ def test_a_sequence_taken_apart_is_computed_in_parts(network: Network, calls: Co
     """Some networks put something between the norm and the SiLU."""
     x = picture()
     expected = network.leave[1:](2 * network.leave[0](x))
-    with fast_modules(network, plain):
+    with fuse_modules(network, plain):
         found = network.leave[1:](2 * network.leave[0](x))
     torch.testing.assert_close(found, expected)
     assert calls == {"norm": 1}
@@ -176,7 +176,7 @@ def test_a_sequence_taken_apart_is_computed_in_parts(network: Network, calls: Co
 def test_hooks_on_a_norm_or_its_silu_are_still_called(part: int, network: Network, calls: Counter[str]) -> None:
     seen: list[Tensor] = []
     handle = network.enter[part].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with fast_modules(network, plain):
+    with fuse_modules(network, plain):
         network.enter(picture())
     handle.remove()
     assert len(seen) == 1 and calls == {"norm": 1}
@@ -187,29 +187,29 @@ def test_a_forward_that_is_already_replaced_stays(network: Network, calls: Count
         return x
 
     network.enter[0].forward = forward
-    with fast_modules(network, plain):
+    with fuse_modules(network, plain):
         assert torch.equal(network.enter(picture()), network.enter[2](F.silu(picture())))
     assert vars(network.enter[0])["forward"] is forward and forwards(network) == ["enter.0"]
 
 
 def test_everything_is_undone_after_an_error(network: Network, calls: Counter[str]) -> None:
-    with pytest.raises(ZeroDivisionError), fast_modules(network, plain, FastClasses(Gate, Transformer)):
+    with pytest.raises(ZeroDivisionError), fuse_modules(network, plain, FusableModules(Gate, Transformer)):
         assert forwards(network)
         raise ZeroDivisionError
     assert not forwards(network)
 
 
 def test_another_that_replaces_the_same_forward_is_no_error(network: Network, calls: Counter[str]) -> None:
-    with fast_modules(network, plain, FastClasses(Gate)):
+    with fuse_modules(network, plain, FusableModules(Gate)):
         network.transformer.gate.forward = lambda x: x
         del network.transformer.gate.forward
     assert not forwards(network)
 
 
 def test_on_the_cpu_nothing_is_replaced(network: Network) -> None:
-    with fast_modules(network, plain, FastClasses(Gate, Transformer)):
+    with fuse_modules(network, plain, FusableModules(Gate, Transformer)):
         assert not forwards(network)
-    with fast_modules(nn.ReLU(), plain):  # a network without weights
+    with fuse_modules(nn.ReLU(), plain):  # a network without weights
         pass
 
 
@@ -223,21 +223,21 @@ def test_adapters_learn_the_same_with_and_without(again: bool, network: Network,
     """The gate's projection carries a branch too; blocks may be computed twice."""
 
     def gradient(context: Callable[..., object]) -> Tensor:
-        layers = find_layers(network, "all")
-        weights = make_weights(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+        layers = preset_layers(network, "all")
+        weights = make_parameters(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
         weights.master.normal_(generator=torch.Generator().manual_seed(2))
         weights.refresh()
-        memory = BlockMemory(network)
+        memory = ActivationCheckpointing(network)
         if again:
             memory.all_again()
-        quick = context(network, plain, FastClasses(Gate, Transformer))
-        with quick, attached(layers, weights.branches, plain), memory.attached():  # type: ignore[attr-defined]
+        quick = context(network, plain, FusableModules(Gate, Transformer))
+        with quick, injected(layers, weights.layers, plain), memory.attached():  # type: ignore[attr-defined]
             network(picture()).square().sum().backward()
         assert not forwards(network)
         return weights.gradient.clone()
 
     expected = gradient(nothing)
-    torch.testing.assert_close(gradient(fast_modules), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient(fuse_modules), expected, rtol=1e-4, atol=1e-4)
     assert expected.abs().max() > 0.1 and calls["gate"] > 0
 
 
@@ -251,7 +251,7 @@ def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) ->
     torch.manual_seed(0)
     block = Residual().requires_grad_(False)
     expected = block_and_gradients(block, picture())
-    with fast_modules(block, plain, FastClasses(residual=Residual)):
+    with fuse_modules(block, plain, FusableModules(residual=Residual)):
         found = block_and_gradients(block, picture())
         assert calls == {"norm and SiLU": 2, "shift": 1}
         channels_first = block_and_gradients(block, picture().contiguous())
@@ -263,7 +263,7 @@ def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) ->
 @pytest.mark.parametrize("special", ["updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint"])
 def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Counter[str]) -> None:
     block = Residual(**{special: True})
-    with fast_modules(block, plain, FastClasses(residual=Residual)):
+    with fuse_modules(block, plain, FusableModules(residual=Residual)):
         assert "" not in forwards(block)
         block(picture(), torch.ones(2, 5))
     assert "shift" not in calls
@@ -272,7 +272,7 @@ def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Coun
 def test_a_residual_block_without_a_norm_to_add_to_goes_its_own_way(calls: Counter[str]) -> None:
     block = Residual()
     handle = block.out_layers[0].register_forward_hook(lambda *_: None)
-    with fast_modules(block, plain, FastClasses(residual=Residual)):
+    with fuse_modules(block, plain, FusableModules(residual=Residual)):
         assert "" not in forwards(block)
     handle.remove()
 
@@ -285,7 +285,7 @@ def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) ->
     norms = nn.Sequential(nn.LayerNorm(6), OwnRows(6), nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm((5, 6)))
     x = torch.randn(3, 5, 6)
     expected = norms(x)
-    with fast_modules(norms, lambda module: type(module) is not OwnRows):
+    with fuse_modules(norms, lambda module: type(module) is not OwnRows):
         torch.testing.assert_close(norms(x), expected)
         assert forwards(norms) == ["0"] and calls == {"rows": 1}
         norms.double()(x.double())
@@ -296,7 +296,7 @@ def test_root_mean_squares_and_gelus_of_parts_are_replaced(calls: Counter[str]) 
     norms = nn.Sequential(nn.RMSNorm(6), nn.RMSNorm(6, eps=0.1), nn.RMSNorm(6, elementwise_affine=False), nn.GELU())
     x = (torch.randn(3, 5, 12) / 1000)[..., :6]  # so small that it shows what is added to the squares
     expected = norms(x)
-    with fast_modules(norms, lambda module: True):
+    with fuse_modules(norms, lambda module: True):
         torch.testing.assert_close(norms(x), expected)
         assert forwards(norms) == ["0", "1", "3"] and calls == {"root mean square": 2}
         torch.testing.assert_close(norms[3](x), F.gelu(x))
@@ -343,7 +343,7 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
         output = block(x, context)
         results.append((output.detach(), torch.autograd.grad(output.square().sum(), x)[0]))
         if len(results) == 1:
-            undo = fast_modules(block, plain, FastClasses(block=Block))
+            undo = fuse_modules(block, plain, FusableModules(block=Block))
             undo.__enter__()
     assert calls == {"and rows": 1, "sum and rows": 2}
     assert not block(x, context, {"patches": {"attn1_patch": [None]}}).any()  # goes the block's own way
@@ -357,13 +357,13 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
 @pytest.mark.parametrize("special", ["ff_in", "disable_self_attn", "switch_temporal_ca_to_sa", "attn2", "is_res"])
 def test_blocks_that_do_more_or_less_go_their_own_way(special: str, calls: Counter[str]) -> None:
     block = Block(**{special: {"attn2": None, "is_res": False}.get(special, True)})
-    with fast_modules(block, plain, FastClasses(block=Block)):
+    with fuse_modules(block, plain, FusableModules(block=Block)):
         assert "" not in forwards(block)
 
 
 def test_a_block_with_a_hook_on_a_norm_goes_its_own_way(calls: Counter[str]) -> None:
     block = Block()
     handle = block.norm2.register_forward_hook(lambda *_: None)
-    with fast_modules(block, plain, FastClasses(block=Block)):
+    with fuse_modules(block, plain, FusableModules(block=Block)):
         assert "" not in forwards(block)
     handle.remove()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aclora_core.acceleration.inplace import OutOfPlace, Overwritten
+from aclora_core.acceleration.inplace import InplaceAddLog, NoInplaceAdd
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.train import train
 from tests.support.toy import WIDTH, toy
@@ -48,7 +48,7 @@ def test_a_model_that_adds_in_place_trains_as_one_that_does_not(checkpointing: s
 
 def test_the_mode_ends_with_its_context_and_leaves_drawing_alone() -> None:
     x = torch.ones(2)
-    with OutOfPlace():
+    with NoInplaceAdd():
         y = x
         y += 1
         assert torch.equal(x, torch.ones(2)) and torch.equal(y, torch.full((2,), 2.0))
@@ -80,7 +80,7 @@ def test_a_failed_step_is_let_go() -> None:
 
     leaf = torch.ones(3, requires_grad=True)
     for helped in (False, True):
-        overwritten = Overwritten()
+        overwritten = InplaceAddLog()
         with overwritten:
             x = leaf * 2
             accumulator().metadata["of this step"] = helped

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.adapter.rank_report import CutLoss, RankReport, Restart
+from aclora_core.adapter.rank_report import RankReport, Restart, TruncationLoss
 from aclora_core.inspection.tables import trajectory_table
 from aclora_core.method.restart import LayerRank
 from aclora_core.text import text_table
 
 CUTS = [
-    CutLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
-    CutLoss("energy 95 %", 6.25, 1_210_000, 0.451, 0.002, False),
-    CutLoss("whole", 16.0, 3_000_000, 0.4495, 0.0, False),
+    TruncationLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
+    TruncationLoss("energy 95 %", 6.25, 1_210_000, 0.451, 0.002, False),
+    TruncationLoss("whole", 16.0, 3_000_000, 0.4495, 0.0, False),
 ]
 NAMES = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "diffusion_model.x_embedder.proj"]
 
@@ -61,7 +61,7 @@ def test_the_cuts_come_back(form):
 
 @pytest.mark.parametrize("form", ["to_json", "compact_json"])
 def test_a_cut_without_a_loss_comes_back_without_one(form):
-    lost = CutLoss("rank 1", 1.0, 187_000, math.inf, math.nan, False)
+    lost = TruncationLoss("rank 1", 1.0, 187_000, math.inf, math.nan, False)
     text = getattr(report(cuts=[lost, *CUTS]), form)()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     back = RankReport.from_json(text).cuts

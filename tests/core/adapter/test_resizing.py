@@ -11,7 +11,7 @@ from aclora_core.adapter.lora_file import from_state_dict, save
 from aclora_core.adapter.metadata import build_metadata
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.resizing import ResizeConfig, resize
-from aclora_core.adapter.truncation import balance
+from aclora_core.adapter.truncation import decompose
 from aclora_core.inspection.tables import cut_table
 
 NAMES = [f"diffusion_model.joint_blocks.{block}.x_block.attn.proj" for block in range(4)]
@@ -35,7 +35,7 @@ def report(signal):
 
 def ranks(config, found=None, given=None):
     source = found or adapter()
-    cut, cuts = resize(source, balance(source), config, given)
+    cut, cuts = resize(source, decompose(source), config, given)
     assert {name: layer.rank for name, layer in cut.layers.items()} == {
         name: cut.rank_after for name, cut in cuts.items() if cut.rank_after
     }
@@ -90,7 +90,7 @@ def test_the_saved_file_is_as_large_as_allowed_and_nearly_so(tmp_path, dtype, si
     source = adapter(96, 80)
     found = report([1, 1, 1, 1])
     config = ResizeConfig("file size", size / 1e6, dtype=dtype)
-    cut, _ = resize(source, balance(source), config, found)
+    cut, _ = resize(source, decompose(source), config, found)
     path = tmp_path / "cut.safetensors"
     save(cut, path, build_metadata(cut, "cut", found))
     component = (96 + 80) * dtype.itemsize
@@ -117,7 +117,7 @@ def test_the_result_is_in_the_chosen_type_with_all_that_is_no_plain_lora():
     state = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
     state[f"{NAMES[0]}.lora_up.weight"], state[f"{NAMES[0]}.lora_down.weight"] = torch.eye(6, 4), torch.eye(4, 8)
     source = from_state_dict(state)
-    cut, cuts = resize(source, balance(source), ResizeConfig("fixed", 2, dtype=torch.float16))
+    cut, cuts = resize(source, decompose(source), ResizeConfig("fixed", 2, dtype=torch.float16))
     assert cut.extra["diffusion_model.a.lokr_w1"].dtype == cut.layers[NAMES[0]].lora_up.dtype == torch.float16
     assert cut.other == {"diffusion_model.a": "LoKr"}
     assert "LoKr, diffusion_model.a" in cut_table(cuts, cut.other)
@@ -128,7 +128,7 @@ def test_a_lora_without_plain_layers_is_refused_by_its_kinds():
     state = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
     source = from_state_dict(state)
     with pytest.raises(ValueError, match="no plain LoRA layer to cut, only LoKr"):
-        resize(source, balance(source), ResizeConfig())
+        resize(source, decompose(source), ResizeConfig())
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_config_that_makes_no_sense_is_refused():
 
 def test_the_table_tells_the_whole_and_each_layer():
     source = adapter()
-    _, cuts = resize(source, balance(source), ResizeConfig("fixed", 1))
+    _, cuts = resize(source, decompose(source), ResizeConfig("fixed", 1))
     text = cut_table(cuts)
     kept = 64.0 / sum(value * value for value in SPECTRUM)
     assert "Sum of ranks: 24 -> 4" in text and f"{kept:.2%}" in text and f"{math.sqrt(1 - kept):.1%}" in text

@@ -11,11 +11,11 @@ from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.lora_file import load, save
 from aclora_core.adapter.truncation import (
     _component_bytes,
-    balance,
-    cut_to_ranks,
+    decompose,
     ranks_by_rule,
     ranks_for_size,
     total_energy_kept,
+    truncate_to_ranks,
 )
 from aclora_core.method import rank_rules as spectrum
 from aclora_core.method.rank_rules import Rule, rank_rule
@@ -48,8 +48,8 @@ def delta(layer: Layer) -> np.ndarray:
 
 
 def cut(adapter: Adapter, rule: Rule, **limits: int):
-    balanced = balance(adapter)
-    return cut_to_ranks(adapter, balanced, ranks_by_rule(balanced, rule, **limits))
+    balanced = decompose(adapter)
+    return truncate_to_ranks(adapter, balanced, ranks_by_rule(balanced, rule, **limits))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 99])
@@ -123,9 +123,9 @@ def test_smallest_and_largest_rank_hold_and_bad_ones_are_refused() -> None:
 @given(st.integers(3_500, 15_000), st.sampled_from([None, torch.float16]), st.sampled_from([0, 1]))
 def test_the_file_never_exceeds_its_size_and_nothing_more_would_fit(tmp_path_factory, size, dtype, min_rank) -> None:
     adapter, path = make_adapter(), Path(tmp_path_factory.mktemp("cut")) / "small.safetensors"
-    balanced = balance(adapter)
+    balanced = decompose(adapter)
     ranks = ranks_for_size(adapter, balanced, size, dtype, min_rank=min_rank)
-    result, cuts = cut_to_ranks(adapter, balanced, ranks, dtype)
+    result, cuts = truncate_to_ranks(adapter, balanced, ranks, dtype)
     save(result, path, result.metadata)
     written = path.stat().st_size
     assert written <= size
@@ -139,7 +139,7 @@ def test_the_file_never_exceeds_its_size_and_nothing_more_would_fit(tmp_path_fac
 
 def test_budget_goes_where_a_byte_buys_most() -> None:
     adapter = make_adapter()
-    balanced = balance(adapter)
+    balanced = decompose(adapter)
     ranks = ranks_for_size(adapter, balanced, 8_000)
     cost = {name: _component_bytes(layer, None) for name, layer in balanced.items()}
     density = {name: (layer.singular_values.square() / cost[name]).tolist() for name, layer in balanced.items()}
@@ -162,13 +162,13 @@ def planted(values: list[float], side: int) -> Layer:
 def test_energy_per_byte_decides_and_neither_energy_nor_size_alone(dear_value: float, expected: dict) -> None:
     # A component of the dear layer takes four times the bytes: worth it at 3² = 9 against 1, not at 1.5² = 2.25.
     adapter = Adapter({"cheap": planted([1.0] * 6, 10), "dear": planted([dear_value] * 6, 40)})
-    assert ranks_for_size(adapter, balance(adapter), 2_200) == expected
+    assert ranks_for_size(adapter, decompose(adapter), 2_200) == expected
 
 
 def test_budget_over_layers_of_one_shape_keeps_the_largest_values_of_all() -> None:
     layers = {f"layer_{i}": Layer(torch.randn(6, 20), torch.randn(20, 6) * (i + 1), 6.0) for i in range(4)}
     adapter = Adapter(layers)
-    balanced = balance(adapter)
+    balanced = decompose(adapter)
     for size in range(3_000, 6_000, 500):
         ranks = ranks_for_size(adapter, balanced, size, min_rank=0)
         pooled = torch.cat([layer.singular_values for layer in balanced.values()]).sort(descending=True).values
@@ -178,7 +178,7 @@ def test_budget_over_layers_of_one_shape_keeps_the_largest_values_of_all() -> No
 
 def test_a_size_that_holds_everything_cuts_nothing_and_one_too_small_names_the_least() -> None:
     adapter = make_adapter()
-    balanced = balance(adapter)
+    balanced = decompose(adapter)
     whole = {name: len(layer.singular_values) for name, layer in balanced.items()}
     assert ranks_for_size(adapter, balanced, 10**6) == whole
     with pytest.raises(
@@ -193,7 +193,7 @@ def test_a_size_that_holds_everything_cuts_nothing_and_one_too_small_names_the_l
 
 def test_long_metadata_counts_towards_the_size() -> None:
     adapter = make_adapter()
-    balanced = balance(adapter)
+    balanced = decompose(adapter)
     plain = ranks_for_size(adapter, balanced, 8_000)
     crowded = ranks_for_size(adapter, balanced, 8_000, metadata={"notes": "é" * 500})
     assert sum(crowded.values()) < sum(plain.values())
@@ -204,9 +204,9 @@ def test_a_zero_layer_keeps_rank_one_and_a_layer_of_rank_zero_is_dropped() -> No
     result, cuts = cut(adapter, rank_rule("energy", 0.5))
     assert result.layers["zero"].rank == 1 and not delta(result.layers["zero"]).any()
     assert cuts["zero"].energy_kept == 1.0 and math.isfinite(total_energy_kept(cuts))
-    balanced = balance(adapter)
+    balanced = decompose(adapter)
     assert ranks_for_size(adapter, balanced, 10**6, min_rank=0)["zero"] == 0
-    result, cuts = cut_to_ranks(adapter, balanced, {**dict.fromkeys(balanced, 2), CONV: 0})
+    result, cuts = truncate_to_ranks(adapter, balanced, {**dict.fromkeys(balanced, 2), CONV: 0})
     assert CONV not in result.layers and cuts[CONV].rank_after == 0 and cuts[CONV].energy_kept == 0.0
 
 
@@ -214,10 +214,10 @@ def test_what_cannot_be_cut_is_named() -> None:
     adapter = make_adapter()
     adapter.layers[CONV].lora_down[0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match=f"Layer '{CONV}': lora_down holds NaN"):
-        balance(adapter)
+        decompose(adapter)
     huge = Adapter({"big": Layer(torch.full((1, 2), 1e6), torch.full((3, 1), 1e6), 1.0)})
     with pytest.raises(ValueError, match="Layer 'big' does not fit into torch.float16"):
-        cut_to_ranks(huge, balance(huge), {"big": 1}, torch.float16)
+        truncate_to_ranks(huge, decompose(huge), {"big": 1}, torch.float16)
 
 
 def test_the_adapter_that_is_cut_stays_as_it_was_and_shares_no_memory() -> None:

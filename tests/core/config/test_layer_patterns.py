@@ -2,7 +2,7 @@
 
 import pytest
 
-from aclora_core.config.layer_patterns import matcher, parse_ranks, ranks, select
+from aclora_core.config.layer_patterns import parse_ranks, pattern_matcher, rank_overrides, select_layers
 
 PREFIX = "diffusion_model."
 NAMES = [
@@ -16,42 +16,45 @@ def short(names: list[str]) -> list[str]:
 
 
 def test_a_line_is_a_part_of_the_name_whose_full_stop_is_one() -> None:
-    assert short(select(NAMES, "blocks.1.", "", PREFIX)) == [short(NAMES)[0], short(NAMES)[2]]
-    assert not matcher("blocks.1.")("double_blocks.10.attn")
+    assert short(select_layers(NAMES, "blocks.1.", "", PREFIX)) == [short(NAMES)[0], short(NAMES)[2]]
+    assert not pattern_matcher("blocks.1.")("double_blocks.10.attn")
 
 
 def test_a_line_with_a_sign_of_one_is_a_regular_expression() -> None:
-    assert short(select(NAMES, r"blocks\.\d+\.img_attn", "", PREFIX)) == short(NAMES[:2])
-    assert short(select(NAMES, "^img_in$", "", PREFIX)) == ["img_in"]
-    assert select(NAMES, "^diffusion_model", "", PREFIX) == NAMES
+    assert short(select_layers(NAMES, r"blocks\.\d+\.img_attn", "", PREFIX)) == short(NAMES[:2])
+    assert short(select_layers(NAMES, "^img_in$", "", PREFIX)) == ["img_in"]
+    assert select_layers(NAMES, "^diffusion_model", "", PREFIX) == NAMES
 
 
 def test_without_patterns_all_are_taken_in_their_order() -> None:
-    assert select(NAMES, "", "  \n", PREFIX) == NAMES
+    assert select_layers(NAMES, "", "  \n", PREFIX) == NAMES
 
 
 def test_lines_add_up_and_exclude_wins() -> None:
-    assert short(select(NAMES, "img_in\nqkv\n", "blocks.10.", PREFIX)) == ["double_blocks.1.img_attn.qkv", "img_in"]
+    assert short(select_layers(NAMES, "img_in\nqkv\n", "blocks.10.", PREFIX)) == [
+        "double_blocks.1.img_attn.qkv",
+        "img_in",
+    ]
 
 
 @pytest.mark.parametrize(("include", "exclude"), [("txt_in", ""), ("", "txt_in"), ("qkv\ntxt_in", "")])
 def test_a_pattern_in_no_name_is_refused_with_names_as_they_look(include: str, exclude: str) -> None:
     with pytest.raises(ValueError, match=r"'txt_in' \((in|ex)clude_layers\).*'diffusion_model\.double_blocks\.1\.img"):
-        select(NAMES, include, exclude, PREFIX)
+        select_layers(NAMES, include, exclude, PREFIX)
 
 
 def test_patterns_that_leave_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="leave no layer to train"):
-        select(NAMES, "img_in", "img", PREFIX)
+        select_layers(NAMES, "img_in", "img", PREFIX)
 
 
 def test_what_is_no_regular_expression_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'blocks\.\(1' is no regular expression: missing"):
-        matcher("blocks.(1")
+        pattern_matcher("blocks.(1")
 
 
 def test_of_several_ranks_the_last_counts() -> None:
-    found = ranks(NAMES, "double=4\nqkv = 8\nblocks.10.=2", PREFIX)
+    found = rank_overrides(NAMES, "double=4\nqkv = 8\nblocks.10.=2", PREFIX)
     assert [found.get(name) for name in NAMES] == [8, 2, 4, None]
 
 
@@ -67,8 +70,8 @@ def test_a_line_that_is_no_rank_is_refused(line: str) -> None:
 
 def test_a_rank_for_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'txt' \(layer_ranks\)"):
-        ranks(NAMES, "txt=4", PREFIX)
+        rank_overrides(NAMES, "txt=4", PREFIX)
 
 
 def test_a_model_without_layers_is_no_fault_of_the_patterns() -> None:
-    assert select([], "qkv", "txt") == []
+    assert select_layers([], "qkv", "txt") == []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aclora_core.dataset.augmentation import Variant, variants
-from aclora_core.dataset.captions import tag_orders
+from aclora_core.dataset.captions import shuffle_tags
 
 TAGS = st.lists(st.text("abc ", min_size=1, max_size=4).filter(str.strip), min_size=1, max_size=7)
 
@@ -26,20 +26,20 @@ def test_the_first_is_the_picture_as_it_is(tags: list[str], flip: bool, shuffles
 @given(TAGS, st.integers(0, 6), st.integers(0, 8))
 def test_orders_differ_keep_the_first_tags_and_lose_none(tags: list[str], shuffles: int, kept: int) -> None:
     caption = ", ".join(tag.strip() for tag in tags)
-    orders = tag_orders(caption, shuffles, kept)
+    orders = shuffle_tags(caption, shuffles, kept)
     assert len(orders) == len(set(orders)) <= shuffles + 1
     for order in orders:
         assert sorted(order.split(", ")) == sorted(caption.split(", "))
         assert order.split(", ")[:kept] == caption.split(", ")[:kept]
-    assert tag_orders(caption, shuffles, kept) == orders
+    assert shuffle_tags(caption, shuffles, kept) == orders
 
 
 def test_as_many_orders_as_wanted_while_there_are_so_many() -> None:
-    assert len(tag_orders("ink, a, b, c", 3)) == 4
-    assert sorted(tag_orders("ink, a, b", 9)) == ["ink, a, b", "ink, b, a"]
-    assert tag_orders("ink, a", 9) == ["ink, a"]
-    assert tag_orders("ink, a, a", 9) == ["ink, a, a"]
-    assert len(set(tag_orders("ink, " + ", ".join("abcdefghijkl"), 16))) == 17
+    assert len(shuffle_tags("ink, a, b, c", 3)) == 4
+    assert sorted(shuffle_tags("ink, a, b", 9)) == ["ink, a, b", "ink, b, a"]
+    assert shuffle_tags("ink, a", 9) == ["ink, a"]
+    assert shuffle_tags("ink, a, a", 9) == ["ink, a, a"]
+    assert len(set(shuffle_tags("ink, " + ", ".join("abcdefghijkl"), 16))) == 17
 
 
 @pytest.mark.parametrize("flip", [False, True])

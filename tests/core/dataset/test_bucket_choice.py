@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from aclora_core.dataset.buckets import bucket_for, parse_resolutions, sizes_of
 from aclora_core.dataset.decoding import enlargement
-from aclora_core.dataset.image import Picture
+from aclora_core.dataset.image import CaptionedImage
 
 
-def picture(width: int, height: int) -> Picture:
-    return Picture(Path("a.png"), "a.png", "", width, height)
+def picture(width: int, height: int) -> CaptionedImage:
+    return CaptionedImage(Path("a.png"), "a.png", "", width, height)
 
 
 @pytest.mark.parametrize(

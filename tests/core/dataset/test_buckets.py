@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aclora_core.dataset import decoding as images
 from aclora_core.dataset.buckets import bucket_for, bucket_step
-from aclora_core.dataset.image import Picture
+from aclora_core.dataset.image import CaptionedImage
 
 
 @pytest.mark.parametrize(("resolution", "step"), [(64, 16), (128, 16), (256, 32), (384, 32), (512, 64), (1024, 64)])
@@ -40,5 +40,5 @@ def test_every_bucket_is_near_its_area_on_the_grid_and_mirrored(width: int, heig
     assert 0.8 < bucket[0] * bucket[1] / resolution**2 < 1.25
     assert bucket_for(height, width, resolution) == bucket[::-1]
     if max(width, height) <= 3 * min(width, height):
-        found = Picture(Path("a"), "a", "", width, height)
+        found = CaptionedImage(Path("a"), "a", "", width, height)
         assert images.cropped_share(found, bucket) < 0.2

@@ -17,7 +17,7 @@ import torch
 
 from aclora_core.dataset import encoding_cache
 from aclora_core.dataset.encoding_cache import EncodingCache
-from aclora_core.storage.hashing import RUN, SIDE, CannotHash, content_hash, weights_hash
+from aclora_core.storage.hashing import RUN, SIDE, UnhashableError, content_hash, weights_hash
 
 CONDITIONING = [
     [
@@ -218,7 +218,7 @@ def test_content_tells_kinds_shapes_and_order_apart() -> None:
     assert len({content_hash(value) for value in values}) == len(values)
     assert content_hash({"a": 1, "b": {2, 3}}) == content_hash({"b": {3, 2}, "a": 1})
     assert content_hash(torch.eye(3).t()[1:]) == content_hash(torch.eye(3)[1:].contiguous())
-    with pytest.raises(CannotHash, match="function"):
+    with pytest.raises(UnhashableError, match="function"):
         content_hash([{"a": lambda: None}])
 
 
@@ -288,7 +288,7 @@ def test_the_same_numbers_elsewhere_in_memory_are_known() -> None:
 
 
 def test_a_weight_without_values_cannot_be_known() -> None:
-    with pytest.raises(CannotHash, match="meta"):
+    with pytest.raises(UnhashableError, match="meta"):
         weights_hash([("a", torch.zeros(3, device="meta"), None)])
 
 

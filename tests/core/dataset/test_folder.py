@@ -12,7 +12,7 @@ from PIL import Image
 
 from aclora_core.dataset.decoding import cropped_share, enlargement, load_image, upright_size
 from aclora_core.dataset.folder import MIN_SIDE, folder_fingerprint, scan_folder
-from aclora_core.dataset.image import Picture
+from aclora_core.dataset.image import CaptionedImage
 from aclora_core.dataset.masks import load_mask
 
 
@@ -29,7 +29,7 @@ def two_halves(width: int = 80, height: int = 40) -> Image.Image:
     return image
 
 
-def picture(path: Path) -> Picture:
+def picture(path: Path) -> CaptionedImage:
     (found,) = (item for item in scan_folder(path.parent).pictures if item.path == path)
     return found
 
@@ -139,7 +139,7 @@ def test_a_picture_cut_off_in_the_middle_is_an_error_with_its_name(tmp_path: Pat
         Image.fromarray(noise).save(path)
         path.write_bytes(path.read_bytes()[:-1500])
         with pytest.raises(ValueError, match=rf"cut\.{suffix} was left out: it cannot be read"):
-            load_image(Picture(path, path.name, "", 64, 64), (64, 64))
+            load_image(CaptionedImage(path, path.name, "", 64, 64), (64, 64))
 
 
 def test_a_tiny_picture_is_an_error_that_says_the_minimum(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import torch
 
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.metadata import build_metadata
-from aclora_core.adapter.rank_report import CutLoss, RankReport
+from aclora_core.adapter.rank_report import RankReport, TruncationLoss
 from aclora_core.adapter.resizing import ResizeConfig, resize
-from aclora_core.adapter.truncation import balance
+from aclora_core.adapter.truncation import decompose
 from aclora_core.inspection.metadata_table import cut_rows, metadata_table
 
 NAMES = ["diffusion_model.block.0", "diffusion_model.block.1"]
@@ -28,7 +28,10 @@ def adapter_of(*ranks, metadata=None, other=None):
 def trained(*ranks):
     """An adapter with all that Save AC-LoRA writes."""
     adapter = adapter_of(*ranks)
-    cuts = [CutLoss("rank 2", 2.0, 750_000, 0.42, 0.0, True), CutLoss("whole", 4.0, 10**6, 0.43, 0.01, False)]
+    cuts = [
+        TruncationLoss("rank 2", 2.0, 750_000, 0.42, 0.0, True),
+        TruncationLoss("whole", 4.0, 10**6, 0.43, 0.01, False),
+    ]
     spectrum, signal = {name: [2.0, 1.0] for name in NAMES}, dict(zip(NAMES, (1, 4), strict=True))
     report = RankReport(SETTINGS, [0.5] * 9, [(4, 0.45), (8, 0.41)], [], spectrum, signal, cuts)
     return Adapter(adapter.layers, build_metadata(adapter, "ink", report))
@@ -103,7 +106,7 @@ def test_damaged_metadata_is_shown_as_it_is(metadata):
 
 def test_a_cut_is_told_as_ranks_energy_and_size():
     adapter = adapter_of(4, 6)
-    result, cuts = resize(adapter, balance(adapter), ResizeConfig("fixed", 2))
+    result, cuts = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
     rows = dict(cut_rows("to rank 2", adapter, result, cuts))
     assert rows["cut"] == "to rank 2" and rows["ranks"] == "4 to 6, mean 5.0 -> 2 in every layer"
     # (4 + 6) · 14 numbers of 4 bytes before, (2 + 2) · 14 after.
@@ -118,6 +121,6 @@ def test_a_cut_is_told_as_ranks_energy_and_size():
 
 def test_a_cut_that_loses_nothing_says_so():
     adapter = adapter_of(2, 2)
-    result, cuts = resize(adapter, balance(adapter), ResizeConfig("fixed", 2))
+    result, cuts = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
     kept = dict(cut_rows("to rank 2", adapter, result, cuts))["energy kept"]
     assert kept.startswith("100.00%, so the change differs by 0.0%")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aclora_core.config.layer_patterns import select
-from aclora_core.lora.injection import attached
-from aclora_core.lora.parameters import Branch, make_weights
-from aclora_core.lora.targets import find_layers
+from aclora_core.config.layer_patterns import select_layers
+from aclora_core.lora.injection import injected
+from aclora_core.lora.parameters import LoraLayer, make_parameters
+from aclora_core.lora.targets import preset_layers
 
 CPU = torch.device("cpu")
 LAYERS = {
@@ -33,21 +33,21 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make_branches(*arguments: Any) -> dict[str, Branch]:
+def make_branches(*arguments: Any) -> dict[str, LoraLayer]:
     """The branches of a new adapter."""
-    return make_weights(*arguments).branches
+    return make_parameters(*arguments).layers
 
 
-def filled(*arguments: Any) -> dict[str, Branch]:
+def filled(*arguments: Any) -> dict[str, LoraLayer]:
     """The branches of a new adapter with lora_up away from zero, so that they add something."""
-    weights = make_weights(*arguments)
-    for branch in weights.branches.values():
+    weights = make_parameters(*arguments)
+    for branch in weights.layers.values():
         branch.lora_up.normal_(generator=seeded(9))
     weights.refresh()
-    return weights.branches
+    return weights.layers
 
 
-def with_delta(layer: nn.Module, branch: Branch) -> nn.Module:
+def with_delta(layer: nn.Module, branch: LoraLayer) -> nn.Module:
     """A copy of the layer with the branch's delta built and added to its weight."""
     changed = copy.deepcopy(layer)
     weight = changed.get_parameter("weight")
@@ -79,7 +79,7 @@ def test_a_branch_adds_what_its_built_delta_would(kind: str) -> None:
     branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
     with torch.no_grad():
         without, expected = layer(x), with_delta(layer, branches["layer"])(x)
-        with attached({"layer": layer}, branches):
+        with injected({"layer": layer}, branches):
             found = layer(x)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert (found - without).abs().max() > 0.1
@@ -100,16 +100,16 @@ def test_a_saved_layer_has_the_weights_shape_and_the_branchs_delta(kind: str) ->
     assert not saved.lora_down.requires_grad and not saved.lora_up.requires_grad
 
 
-@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("is_unpatched", [True, False])
 @pytest.mark.parametrize("x", [torch.ones(2, 7, 6), torch.ones(6, 7, 2).mT.transpose(0, 1), torch.ones(0, 6)])
-def test_models_may_add_in_place_to_what_a_layer_gives(is_plain: bool, x: Tensor) -> None:
+def test_models_may_add_in_place_to_what_a_layer_gives(is_unpatched: bool, x: Tensor) -> None:
     layer = nn.Linear(x.shape[-1], 5).requires_grad_(False)
     branches = filled({"layer": layer}, 2, 1.0, seeded(), CPU)
-    with attached({"layer": layer}, branches, lambda module: is_plain):
+    with injected({"layer": layer}, branches, lambda module: is_unpatched):
         found = layer(x)
     found += 1
     found.sum().backward()
-    assert found.shape == (*x.shape[:-1], 5) and branches["layer"].up.leaf.grad.any() == bool(x.numel())
+    assert found.shape == (*x.shape[:-1], 5) and branches["layer"].up.compute.grad.any() == bool(x.numel())
 
 
 @pytest.mark.parametrize("kind", ["linear on tokens", "conv2d"])
@@ -118,21 +118,21 @@ def test_the_output_keeps_the_models_type(kind: str) -> None:
     layer, x = make().bfloat16(), torch.randn(shape, generator=seeded()).bfloat16()
     branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
     expected = with_delta(copy.deepcopy(layer).float(), branches["layer"])(x.float())
-    with attached({"layer": layer}, branches):
+    with injected({"layer": layer}, branches):
         found = layer(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.05)
     found.sum().backward()
-    assert branches["layer"].lora_down.dtype == torch.float32 and branches["layer"].down.leaf.grad.any()
+    assert branches["layer"].lora_down.dtype == torch.float32 and branches["layer"].down.compute.grad.any()
 
 
 def test_a_new_branch_changes_nothing_yet() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     x = torch.randn(3, 6, generator=seeded())
-    layers = find_layers(model, "all")
+    layers = preset_layers(model, "all")
     branches = make_branches(layers, 4, 2.0, seeded(), CPU)
     before = model(x)
-    with attached(layers, branches):
+    with injected(layers, branches):
         torch.testing.assert_close(model(x), before, rtol=0, atol=0)
     for branch in branches.values():
         assert not branch.lora_up.any()
@@ -142,32 +142,32 @@ def test_a_new_branch_changes_nothing_yet() -> None:
 
 def test_hooks_are_gone_after_the_block_also_after_an_error() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
-    layers = find_layers(model, "all")
+    layers = preset_layers(model, "all")
     branches = make_branches(layers, 2, 1.0, seeded(), CPU)
 
     def hooks() -> int:
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
-    with attached(layers, branches):
+    with injected(layers, branches):
         assert hooks() == 2
     assert hooks() == 0
-    with pytest.raises(RuntimeError, match="stop"), attached(layers, branches):
+    with pytest.raises(RuntimeError, match="stop"), injected(layers, branches):
         raise RuntimeError("stop")
     assert hooks() == 0
-    with pytest.raises(KeyError), attached({"0": model[0]}, branches):
+    with pytest.raises(KeyError), injected({"0": model[0]}, branches):
         pass  # the second layer is unknown: what was attached before it is taken off too
     assert hooks() == 0
 
 
 def test_gradients_reach_only_the_branches() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 4)).requires_grad_(False)
-    layers = find_layers(model, "all")
+    layers = preset_layers(model, "all")
     branches = filled(layers, 2, 1.0, seeded(), CPU)
     x = torch.randn(2, 3, 4, 4, generator=seeded())
-    with attached(layers, branches):
+    with injected(layers, branches):
         model(x).square().sum().backward()
     assert x.grad is None and all(parameter.grad is None for parameter in model.parameters())
-    factors = [factor.leaf for branch in branches.values() for factor in (branch.down, branch.up)]
+    factors = [factor.compute for branch in branches.values() for factor in (branch.down, branch.up)]
     assert len(factors) == 4
     for factor in factors:
         assert factor.is_leaf and factor.grad is not None and factor.grad.abs().sum() > 0
@@ -187,7 +187,7 @@ def test_the_gradients_are_those_of_the_built_delta(kind: str, way: str, input_l
     x = x.contiguous(memory_format=torch.channels_last) if turned and x.ndim == 4 else x
     x.requires_grad_(input_learns)
     branch = filled({"layer": layer}, 3, 1.5, seeded(), CPU)["layer"]
-    with attached({"layer": layer}, {"layer": branch}, PLAIN[way]):
+    with injected({"layer": layer}, {"layer": branch}, PLAIN[way]):
         for _ in range(2):  # a second pass adds to the first
             output = layer(x)
             (output**2).sum().backward()
@@ -197,7 +197,7 @@ def test_the_gradients_are_those_of_the_built_delta(kind: str, way: str, input_l
     expected = torch.func.functional_call(exact, {"weight": weight}, (given,))
     (expected**2).sum().backward()
     torch.testing.assert_close(output, expected.float(), rtol=1e-4, atol=1e-4)
-    for found, wanted in ((branch.down.leaf.grad, down.grad), (branch.up.leaf.grad, up.grad)):
+    for found, wanted in ((branch.down.compute.grad, down.grad), (branch.up.compute.grad, up.grad)):
         torch.testing.assert_close(found, 2 * wanted.float(), rtol=1e-4, atol=1e-3)
     if input_learns:
         torch.testing.assert_close(x.grad, 2 * given.grad.float(), rtol=1e-4, atol=1e-3)
@@ -208,7 +208,7 @@ def test_a_convolutions_weights_are_turned_in_their_own_memory_and_back() -> Non
     layer = nn.Conv2d(70, 130, 3, padding=1).requires_grad_(False)  # more outputs than are turned at a time
     own, before = layer.weight, layer.weight.clone()
     branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
-    with pytest.raises(RuntimeError, match="stop"), attached({"layer": layer}, branches, PLAIN["together"]):
+    with pytest.raises(RuntimeError, match="stop"), injected({"layer": layer}, branches, PLAIN["together"]):
         assert layer.weight.data_ptr() == own.data_ptr() and torch.equal(layer.weight, before)
         assert layer.weight.is_contiguous(memory_format=torch.channels_last)
         raise RuntimeError("stop")
@@ -301,14 +301,14 @@ FAMILIES: dict[str, tuple[list[str], list[str], list[str]]] = {
 def test_presets_know_the_families_of_models(family: str) -> None:
     attention, feed_forward, others = FAMILIES[family]
     model = tree([*attention, *feed_forward, *others])
-    assert set(find_layers(model, "attention")) == set(attention)
-    assert set(find_layers(model, "attention and feed-forward")) == {*attention, *feed_forward}
-    assert set(find_layers(model, "all")) == {*attention, *feed_forward, *others}
+    assert set(preset_layers(model, "attention")) == set(attention)
+    assert set(preset_layers(model, "attention and feed-forward")) == {*attention, *feed_forward}
+    assert set(preset_layers(model, "all")) == {*attention, *feed_forward, *others}
 
 
 def test_names_get_the_prefix_and_belong_to_their_modules() -> None:
     model = tree(["blocks.0.self_attn.q", "head"])
-    found = find_layers(model, "attention", "diffusion_model.")
+    found = preset_layers(model, "attention", "diffusion_model.")
     assert list(found) == ["diffusion_model.blocks.0.self_attn.q"]
     assert found["diffusion_model.blocks.0.self_attn.q"] is model.get_submodule("blocks.0.self_attn.q")
 
@@ -316,7 +316,7 @@ def test_names_get_the_prefix_and_belong_to_their_modules() -> None:
 def test_a_model_without_such_names_is_trained_whole_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
     with caplog.at_level(logging.INFO, logger="aclora"):
-        assert list(find_layers(model, "attention")) == ["0", "2"]
+        assert list(preset_layers(model, "attention")) == ["0", "2"]
     assert "'attention'" in caplog.text
 
 
@@ -329,7 +329,7 @@ def test_all_takes_plain_convolutions_only() -> None:
         "transposed": nn.ConvTranspose2d(4, 4, 3),
         "norm": nn.LayerNorm(4),
     }
-    assert set(find_layers(nn.ModuleDict(kinds), "all")) == {"plain", "video"}
+    assert set(preset_layers(nn.ModuleDict(kinds), "all")) == {"plain", "video"}
 
 
 def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
@@ -345,10 +345,10 @@ def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
             return x @ (self.numbers.float() / 127).T
 
     model, x = nn.ModuleDict({"layer": Quantised()}), torch.randn(2, 3, 6, generator=seeded())
-    layers = find_layers(model, "all")
+    layers = preset_layers(model, "all")
     branches = filled(layers, 2, 2.0, seeded(), CPU)
     before = model["layer"](x)
-    with attached(layers, branches):
+    with injected(layers, branches):
         added = model["layer"](x) - before
     expected = x @ (branches["layer"].lora_up @ branches["layer"].lora_down).T
     torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
@@ -357,17 +357,19 @@ def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
 def test_patterns_choose_among_the_presets_layers() -> None:
     attention, feed_forward, others = FAMILIES["Flux"]
     model = tree([*attention, *feed_forward, *others])
-    found = select(find_layers(model, "attention", "diffusion_model."), "img_attn\ntxt_attn.proj", "img_attn.proj")
+    found = select_layers(
+        preset_layers(model, "attention", "diffusion_model."), "img_attn\ntxt_attn.proj", "img_attn.proj"
+    )
     assert list(found) == [f"diffusion_model.double_blocks.0.{part}" for part in ("img_attn.qkv", "txt_attn.proj")]
     with pytest.raises(ValueError, match="'img_mlp'"):
-        select(find_layers(model, "attention", "diffusion_model."), "img_mlp", "")
-    assert len(select(find_layers(model, "attention and feed-forward"), "img_mlp", "")) == 2
+        select_layers(preset_layers(model, "attention", "diffusion_model."), "img_mlp", "")
+    assert len(select_layers(preset_layers(model, "attention and feed-forward"), "img_mlp", "")) == 2
 
 
 def test_layers_may_have_a_rank_of_their_own_with_the_same_scale() -> None:
     layers = {name: nn.Linear(20, 30) for name in ("usual", "more", "less", "too much")}
     ranks = {"more": 12, "less": 1, "too much": 99}
-    branches = make_weights(layers, 4, 2.0, seeded(), CPU, torch.float32, ranks).branches
+    branches = make_parameters(layers, 4, 2.0, seeded(), CPU, torch.float32, ranks).layers
     assert {name: len(branch.lora_down) for name, branch in branches.items()} == {
         "usual": 4,
         "more": 12,

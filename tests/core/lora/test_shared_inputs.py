@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from aclora_core.adapter.adapter import Layer
 from aclora_core.lora import shared_inputs as module_under_test
-from aclora_core.lora.injection import attached
-from aclora_core.lora.parameters import AdapterWeights, Branch
+from aclora_core.lora.injection import injected
+from aclora_core.lora.parameters import FlatParameters, LoraLayer
 
 CPU = torch.device("cpu")
 
@@ -58,14 +58,14 @@ def layers_of(module: nn.Module) -> dict[str, nn.Module]:
     return {f"attn.{name}": child for name, child in module.named_children()}
 
 
-def branches_of(module: nn.Module, ranks: dict[str, int] | None = None) -> dict[str, Branch]:
+def branches_of(module: nn.Module, ranks: dict[str, int] | None = None) -> dict[str, LoraLayer]:
     """Branches whose factors are all random."""
     start = {}
     for name, layer in layers_of(module).items():
         rank = (ranks or {}).get(name, 2)
         down, up = (torch.randn(shape, generator=seeded(7)) for shape in ((rank, 6), (layer.out_features, rank)))
         start[name] = Layer(down, up, rank / 2)
-    return AdapterWeights(start, CPU).branches
+    return FlatParameters(start, CPU).layers
 
 
 def together(layer: nn.Module) -> bool:
@@ -76,13 +76,13 @@ def run(module: nn.Module, plain: Callable[[nn.Module], bool], passes: int = 3, 
     """The last output, the gradients of the inputs and those of all factors, summed over the passes."""
     branches, used = branches_of(module), how.get("used", slice(None))
     x, context = (torch.randn(2, 4, 6, generator=seeded(seed)).requires_grad_() for seed in (1, 2))
-    with attached(layers_of(module), branches, plain) as join:
+    with injected(layers_of(module), branches, plain) as join:
         for _ in range(passes):
             given = (x, context) if how.get("crossed") else (x,)
             output = checkpoint(module, *given, use_reentrant=False) if how.get("twice") else module(*given)
             (output[..., used] ** 2).sum().backward()
             join()
-    factors = [factor.leaf.grad for branch in branches.values() for factor in (branch.down, branch.up)]
+    factors = [factor.compute.grad for branch in branches.values() for factor in (branch.down, branch.up)]
     return [output, x.grad, *([context.grad] if how.get("crossed") else []), *factors]
 
 
@@ -114,7 +114,7 @@ def test_what_is_computed_twice_is_computed_alike(calls: list[int]) -> None:
 
 def test_without_a_word_they_stay_alone(calls: list[int]) -> None:
     module = Attention()
-    with attached(layers_of(module), branches_of(module), together):
+    with injected(layers_of(module), branches_of(module), together):
         for _ in range(3):
             module(torch.randn(2, 6))
     assert calls == [1] * 9
@@ -122,20 +122,20 @@ def test_without_a_word_they_stay_alone(calls: list[int]) -> None:
 
 def test_what_nobody_asks_for_goes_with_the_next(calls: list[int]) -> None:
     module, (first, other) = Attention(), torch.randn(2, 3, 6)
-    with attached(layers_of(module), branches_of(module), together) as join:
+    with injected(layers_of(module), branches_of(module), together) as join:
         module(first)
         join()
         module.to_q(first)
         found = module(other)
     assert calls == [1, 1, 1, 3, 3]
-    with attached(layers_of(module), branches_of(module), together):
+    with injected(layers_of(module), branches_of(module), together):
         assert torch.equal(found, module(other))
 
 
 def test_a_tensor_that_was_changed_in_between_is_another(calls: list[int]) -> None:
     module, x = Attention(), torch.zeros(2, 6)
     branches = branches_of(module)
-    with attached(layers_of(module), branches, together) as join:
+    with injected(layers_of(module), branches, together) as join:
         module(x)
         join()
         module.to_q(x)
@@ -151,7 +151,7 @@ def test_a_tensor_that_was_changed_in_between_is_another(calls: list[int]) -> No
 def test_only_what_is_alike_is_computed_together(different: str, calls: list[int]) -> None:
     module = Attention({"to_k": 4} if different == "size" else None)
     branches = branches_of(module, {"attn.to_k": 1} if different == "rank" else None)
-    with attached(layers_of(module), branches, together) as join:
+    with injected(layers_of(module), branches, together) as join:
         for _ in range(3):
             module(torch.randn(2, 6))
             join()
@@ -160,7 +160,7 @@ def test_only_what_is_alike_is_computed_together(different: str, calls: list[int
 
 def test_pictures_drawn_meanwhile_do_not_mix_with_it(calls: list[int]) -> None:
     module = Attention()
-    with attached(layers_of(module), branches_of(module), together) as join:
+    with injected(layers_of(module), branches_of(module), together) as join:
         with torch.inference_mode():
             for _ in range(2):
                 module(torch.randn(2, 6))
@@ -171,7 +171,7 @@ def test_pictures_drawn_meanwhile_do_not_mix_with_it(calls: list[int]) -> None:
 def test_what_is_given_may_be_changed_in_place() -> None:
     module = Attention()
     x = torch.randn(2, 6, requires_grad=True)
-    with attached(layers_of(module), branches_of(module), together) as join:
+    with injected(layers_of(module), branches_of(module), together) as join:
         for _ in range(2):
             q, k, v = module.to_q(x), module.to_k(x), module.to_v(x)
             join()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aclora_core.method import batched_eigh as restart
+from aclora_core.method import resampling
 from aclora_core.method.batched_eigh import block_eigen, jacobi_eigen
 from aclora_core.method.resampling import restart_matrices, restart_matrix
 from aclora_core.method.thresholds import dynamic_threshold, is_restart_epoch, signal_count
@@ -199,7 +199,7 @@ def test_gpu_sweeps_restart_to_the_same_matrices(monkeypatch: pytest.MonkeyPatch
         values, vectors = routine(grams / unit[:, None, None])
         return values * unit[:, None], vectors
 
-    monkeypatch.setattr(restart, "symmetric_eigen", sweep)
+    monkeypatch.setattr(resampling, "batched_eigh", sweep)
     new, again = restart_matrices(stack, 0.7, seeded())
     assert again == kept
     torch.testing.assert_close(new, expected, rtol=1e-5, atol=1e-6)

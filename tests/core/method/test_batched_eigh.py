@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aclora_core.method import batched_eigh as eigen
-from aclora_core.method.batched_eigh import block_eigen, gram, jacobi_eigen, symmetric_eigen
+from aclora_core.method.batched_eigh import batched_eigh, block_eigen, gram, jacobi_eigen
 
 ROUTINES = {"sweeps": jacobi_eigen, "blocks": block_eigen}
 
@@ -28,7 +28,7 @@ def test_sweeps_agree_with_the_library_on_full_low_and_zero_rank(
 ) -> None:
     matrices = gram_matrices(seed, size, decay)
     values, vectors = ROUTINES[routine](matrices)
-    torch.testing.assert_close(values, symmetric_eigen(matrices)[0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(values, batched_eigh(matrices)[0], rtol=0, atol=1e-13)
     torch.testing.assert_close(vectors * values[:, None] @ vectors.mT, matrices, rtol=0, atol=1e-13)
 
 
@@ -36,7 +36,7 @@ def test_sweeps_agree_with_the_library_on_full_low_and_zero_rank(
 def test_sweeps_agree_with_the_library_at_a_size_that_a_gpu_sweeps(routine: str) -> None:
     matrices = gram_matrices(0, 33, 0.2)[:1]
     values, vectors = ROUTINES[routine](matrices)
-    torch.testing.assert_close(values, symmetric_eigen(matrices)[0], rtol=0, atol=1e-13)
+    torch.testing.assert_close(values, batched_eigh(matrices)[0], rtol=0, atol=1e-13)
     torch.testing.assert_close(vectors.mT @ vectors, torch.eye(33, dtype=torch.float64)[None], rtol=0, atol=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_blocks_diagonalise_any_spectrum_with_vectors_that_are_orthonormal(size:
     matrices = with_values(spectra[kind], size)
     values, vectors = block_eigen(matrices)
     assert (values.diff(dim=-1) <= 0).all()
-    torch.testing.assert_close(values, symmetric_eigen(matrices)[0], rtol=0, atol=5e-13)
+    torch.testing.assert_close(values, batched_eigh(matrices)[0], rtol=0, atol=5e-13)
     torch.testing.assert_close(vectors * values[:, None] @ vectors.mT, matrices, rtol=0, atol=1e-13)
     torch.testing.assert_close(vectors.mT @ vectors, torch.eye(size).double().expand(2, -1, -1), rtol=0, atol=1e-12)
 
@@ -96,7 +96,7 @@ def test_in_a_tournament_every_pair_meets_once_and_the_lower_number_is_known(pla
 def test_values_fall_and_rebuild_matrices_of_any_magnitude() -> None:
     for factor in (1e-150, 1.0, 1e150):
         matrices = gram_matrices(5, 6, 0.5) * factor
-        values, vectors = symmetric_eigen(matrices)
+        values, vectors = batched_eigh(matrices)
         assert (values.diff(dim=-1) <= 0).all() and (values >= 0).all()
         torch.testing.assert_close(
             vectors * values[:, None] @ vectors.mT / factor, matrices / factor, rtol=0, atol=1e-13
@@ -108,5 +108,5 @@ def test_gram_takes_the_shorter_side() -> None:
 
 
 def test_an_empty_batch_gives_an_empty_result() -> None:
-    values, vectors = symmetric_eigen(torch.zeros(0, 4, 4, dtype=torch.float64))
+    values, vectors = batched_eigh(torch.zeros(0, 4, 4, dtype=torch.float64))
     assert values.shape == (0, 4) and vectors.shape == (0, 4, 4)

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from aclora_core.adapter.adapter import Layer
-from aclora_core.lora.parameters import AdapterWeights
-from aclora_core.optim.ema import Average
+from aclora_core.lora.parameters import FlatParameters
+from aclora_core.optim.ema import Ema
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-def weights() -> AdapterWeights:
+def weights() -> FlatParameters:
     layer = Layer(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[4.0, -1.0]]), 2.0)
-    return AdapterWeights({"one": layer, "two": layer}, torch.device("cpu"))
+    return FlatParameters({"one": layer, "two": layer}, torch.device("cpu"))
 
 
 def walk(steps: int) -> list[torch.Tensor]:
@@ -23,7 +23,7 @@ def walk(steps: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
 def test_it_is_the_loop_in_float64(decay: float) -> None:
     it = weights()
-    average, expected = Average(it, decay), it.master.double()
+    average, expected = Ema(it, decay), it.master.double()
     for count, values in enumerate(walk(60), start=1):
         it.master.copy_(values)
         average.update(YES)
@@ -34,7 +34,7 @@ def test_it_is_the_loop_in_float64(decay: float) -> None:
 
 def test_steps_that_do_not_count_leave_it_also_when_the_weights_are_no_numbers() -> None:
     it = weights()
-    average = Average(it, 0.9)
+    average = Ema(it, 0.9)
     average.update(YES)
     before = [tensor.clone() for tensor in average.tensors()]
     it.master.fill_(float("nan"))
@@ -45,7 +45,7 @@ def test_steps_that_do_not_count_leave_it_also_when_the_weights_are_no_numbers()
 
 def test_the_last_good_one_is_that_before_the_last_step_that_counted() -> None:
     it = weights()
-    average = Average(it, 0.9)
+    average = Ema(it, 0.9)
     seen = [average.value.clone()]
     for values in walk(3):
         it.master.copy_(values)
@@ -58,16 +58,16 @@ def test_the_last_good_one_is_that_before_the_last_step_that_counted() -> None:
 
 def test_a_restart_begins_at_the_new_weights_of_these_layers_and_warms_up_again() -> None:
     it = weights()
-    average = Average(it, 0.999)
+    average = Ema(it, 0.999)
     for values in walk(50):
         it.master.copy_(values)
         average.update(YES)
-    kept = average.value[it.span(it.branches["two"].lora_up)].clone()
-    one = it.branches["one"]
+    kept = average.value[it.span(it.layers["two"].lora_up)].clone()
+    one = it.layers["one"]
     average.restart([it.span(one.lora_down), it.span(one.lora_up)])
     assert torch.equal(average.value[it.span(one.lora_down)], it.master[it.span(one.lora_down)])
     assert torch.equal(average.value[it.span(one.lora_up)], it.master[it.span(one.lora_up)])
-    assert torch.equal(average.value[it.span(it.branches["two"].lora_up)], kept)
+    assert torch.equal(average.value[it.span(it.layers["two"].lora_up)], kept)
     before = average.value.clone()
     it.master.add_(1)
     average.update(YES)
@@ -76,7 +76,7 @@ def test_a_restart_begins_at_the_new_weights_of_these_layers_and_warms_up_again(
 
 def test_a_restart_that_redraws_nothing_changes_nothing() -> None:
     it = weights()
-    average = Average(it, 0.999)
+    average = Ema(it, 0.999)
     for values in walk(5):
         it.master.copy_(values)
         average.update(YES)

@@ -2,13 +2,13 @@
 
 import torch
 
-from aclora_core.optim.grad_scaler import LossScale
+from aclora_core.optim.grad_scaler import GradScaler
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-def scale(value: float | None = None) -> LossScale:
-    found = LossScale(torch.device("cpu"))
+def scale(value: float | None = None) -> GradScaler:
+    found = GradScaler(torch.device("cpu"))
     if value is not None:
         found.value.fill_(value)
     return found

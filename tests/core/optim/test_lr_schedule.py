@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from aclora_core.optim.lr_schedule import rate_at
+from aclora_core.optim.lr_schedule import learning_rate_at
 
 
 def rates(schedule, warm_up: int = 0, steps: int = 10, peak: float = 2.0) -> list[float]:
-    return [rate_at(step, steps, peak, schedule, warm_up) for step in range(steps)]
+    return [learning_rate_at(step, steps, peak, schedule, warm_up) for step in range(steps)]
 
 
 def test_constant_is_the_rate_itself_bit_for_bit() -> None:
@@ -33,4 +33,4 @@ def test_warm_up_climbs_in_equal_steps_to_the_peak_and_the_rest_follows(schedule
 
 
 def test_steps_beyond_the_plan_have_the_last_rate_or_none() -> None:
-    assert rate_at(15, 10, 1.0, "linear", 0) == 0 and rate_at(15, 10, 1.0, "constant", 0) == 1
+    assert learning_rate_at(15, 10, 1.0, "linear", 0) == 0 and learning_rate_at(15, 10, 1.0, "constant", 0) == 1

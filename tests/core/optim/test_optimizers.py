@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from aclora_core.adapter.adapter import Layer
-from aclora_core.lora.parameters import AdapterWeights
+from aclora_core.lora.parameters import FlatParameters
 from aclora_core.optim import optimizers
-from aclora_core.optim.optimizers import Updater, check_installed
+from aclora_core.optim.optimizers import FlatOptimizer, check_installed
 
 CPU = torch.device("cpu")
 
@@ -37,9 +37,9 @@ DECAY = 0.02
 class Bench:
     """An adapter whose factors are to become a given one's."""
 
-    weights: AdapterWeights
+    weights: FlatParameters
     gradient: Tensor
-    updater: Updater
+    updater: FlatOptimizer
     goal: Tensor
 
     def step(self) -> float:
@@ -51,7 +51,7 @@ class Bench:
         return loss
 
     def factors(self) -> list[Tensor]:
-        return [factor for branch in self.weights.branches.values() for factor in (branch.lora_down, branch.lora_up)]
+        return [factor for branch in self.weights.layers.values() for factor in (branch.lora_down, branch.lora_up)]
 
 
 def random_layers(seed: int) -> dict[str, Layer]:
@@ -65,10 +65,10 @@ def random_layers(seed: int) -> dict[str, Layer]:
 
 
 def bench(name, rate: float | None = None) -> Bench:
-    weights = AdapterWeights(random_layers(0), CPU)
+    weights = FlatParameters(random_layers(0), CPU)
     gradient = torch.zeros_like(weights.master)
-    updater = Updater(name, weights, gradient, RATES[name] if rate is None else rate, DECAY)
-    return Bench(weights, gradient, updater, AdapterWeights(random_layers(1), CPU).master)
+    updater = FlatOptimizer(name, weights, gradient, RATES[name] if rate is None else rate, DECAY)
+    return Bench(weights, gradient, updater, FlatParameters(random_layers(1), CPU).master)
 
 
 def of_torch(name: str, factors: list[Tensor]) -> torch.optim.Optimizer:
@@ -92,7 +92,7 @@ def of_torch(name: str, factors: list[Tensor]) -> torch.optim.Optimizer:
 def test_each_does_what_its_library_does_on_the_factors(name: str) -> None:
     it = bench(name)
     factors = [factor.clone().flatten(1).requires_grad_() for factor in it.factors()]
-    wanted = AdapterWeights(random_layers(1), CPU).branches.values()
+    wanted = FlatParameters(random_layers(1), CPU).layers.values()
     goals = [factor.flatten(1) for branch in wanted for factor in (branch.lora_down, branch.lora_up)]
     plain = of_torch(name, factors)
     for _ in range(40):
@@ -175,7 +175,7 @@ def test_what_was_forgotten_is_as_at_the_start_and_the_rest_is_kept(name: str) -
     it = bench(name)
     for _ in range(20):
         it.step()
-    branch = it.weights.branches["linear"]
+    branch = it.weights.layers["linear"]
     down, up = it.weights.span(branch.lora_down), it.weights.span(branch.lora_up)
     branch.lora_down.fill_(0.5)
     it.updater.forget([down])
@@ -261,13 +261,13 @@ def test_a_missing_library_is_named_with_what_to_do(name, monkeypatch: pytest.Mo
 @needs("bitsandbytes")
 def test_states_of_eight_bits_are_forgotten_too() -> None:
     """From 4096 numbers on they have eight bits; 0 is one of them."""
-    weights = AdapterWeights({"one": Layer(torch.randn(16, 320), torch.randn(320, 16), 8.0)}, CPU)
+    weights = FlatParameters({"one": Layer(torch.randn(16, 320), torch.randn(320, 16), 8.0)}, CPU)
     gradient = torch.ones_like(weights.master)
-    updater = Updater("AdamW8bit", weights, gradient, 0.01, 0.0)
+    updater = FlatOptimizer("AdamW8bit", weights, gradient, 0.01, 0.0)
     with torch.no_grad():
         updater.step()
         before = weights.master.clone()
-        branch = weights.branches["one"]
+        branch = weights.layers["one"]
         down, up = weights.span(branch.lora_down), weights.span(branch.lora_up)
         updater.forget([down])
         gradient.zero_()

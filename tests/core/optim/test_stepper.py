@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aclora_core.acceleration.cuda_graphs import Graphs
+from aclora_core.acceleration.cuda_graphs import CudaGraphRunner
 from aclora_core.adapter.adapter import Layer
 from aclora_core.diffusion.batch import Batch
 from aclora_core.lora.linear import LinearBranch
-from aclora_core.lora.parameters import AdapterWeights, Branch
+from aclora_core.lora.parameters import FlatParameters, LoraLayer
 from aclora_core.optim.stepper import Stepper
 
 RATE, DECAY = 0.1, 0.05
@@ -26,13 +26,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Bench:
     """A stepper over one layer; its loss is given anew for each step."""
 
-    weights: AdapterWeights
+    weights: FlatParameters
     stepper: Stepper
     losses: list[Loss]
 
     @property
-    def branch(self) -> Branch:
-        return self.weights.branches["layer"]
+    def branch(self) -> LoraLayer:
+        return self.weights.layers["layer"]
 
     def step(self, *losses: Loss) -> float:
         self.losses[:] = losses
@@ -46,9 +46,9 @@ class Bench:
 
 def bench(max_norm: float = 100.0, dtype: torch.dtype = torch.float32) -> Bench:
     start = {"layer": Layer(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[4.0, -1.0]]), 2.0)}
-    weights, losses = AdapterWeights(start, CPU, dtype), []
-    leaves = weights.branches["layer"].down.leaf, weights.branches["layer"].up.leaf
-    stepper = Stepper(weights, lambda batch: losses.pop(0)(*leaves), Graphs(CPU), RATE, DECAY, max_norm)
+    weights, losses = FlatParameters(start, CPU, dtype), []
+    leaves = weights.layers["layer"].down.compute, weights.layers["layer"].up.compute
+    stepper = Stepper(weights, lambda batch: losses.pop(0)(*leaves), CudaGraphRunner(CPU), RATE, DECAY, max_norm)
     return Bench(weights, stepper, losses)
 
 
@@ -63,7 +63,7 @@ def test_the_first_step_is_adamws(dtype: torch.dtype) -> None:
     assert it.step(lambda down, up: (down.square().sum() + up.sum()) / 2) == pytest.approx((1 + 4 + 0.25 + 9 + 3) / 2)
     # AdamW's first step: decay, then the rate along the sign of the gradient.
     torch.testing.assert_close(it.branch.lora_down, before * (1 - RATE * DECAY) - RATE * before.sign())
-    torch.testing.assert_close(it.branch.down.leaf.detach(), it.branch.lora_down.to(dtype))
+    torch.testing.assert_close(it.branch.down.compute.detach(), it.branch.lora_down.to(dtype))
 
 
 def test_many_steps_are_those_of_torch_on_the_factors_themselves() -> None:
@@ -186,14 +186,14 @@ def test_the_last_good_weights_are_those_whose_loss_was_finite() -> None:
     for _ in range(3):
         it.step(lambda down, up: squares(down, up) * math.nan)
     it.stepper.restore_last_good()
-    assert torch.equal(it.weights.master, good) and torch.equal(it.branch.down.leaf.detach(), it.branch.lora_down)
+    assert torch.equal(it.weights.master, good) and torch.equal(it.branch.down.compute.detach(), it.branch.lora_down)
 
 
 def fixed(loss, dtype: torch.dtype = torch.float32, max_norm: float = 100.0, **more) -> Bench:
     """A bench whose every batch has this loss."""
     it = bench(dtype=dtype)
-    leaves = it.branch.down.leaf, it.branch.up.leaf
-    it.stepper = Stepper(it.weights, lambda batch: loss(*leaves), Graphs(CPU), RATE, DECAY, max_norm, **more)
+    leaves = it.branch.down.compute, it.branch.up.compute
+    it.stepper = Stepper(it.weights, lambda batch: loss(*leaves), CudaGraphRunner(CPU), RATE, DECAY, max_norm, **more)
     return it
 
 
@@ -245,7 +245,7 @@ def test_a_step_that_overflows_float16_is_done_again_at_a_smaller_scale() -> Non
     # 10 · 2^16 is too much for float16, and so is every half down to 10 · 2^12.
     assert len(calls) == 5 and it.stepper._scale.value == 2**12 and it.stepper.skipped_in_a_row == 0
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 1.0))
-    told = 10 * float(it.branch.down.leaf.detach().float().sum())
+    told = 10 * float(it.branch.down.compute.detach().float().sum())
     assert it.stepper.step(some(3)) == pytest.approx(3 * told) and len(calls) == 8
 
 
@@ -278,7 +278,7 @@ def test_the_average_is_shown_and_training_goes_on_from_the_raw_weights() -> Non
         expected += (1 - min(0.8, (1 + count) / (10 + count))) * (it.weights.master - expected)
         with it.stepper.shown():
             torch.testing.assert_close(it.weights.master, expected)
-            torch.testing.assert_close(it.branch.down.leaf.detach(), it.branch.lora_down)
+            torch.testing.assert_close(it.branch.down.compute.detach(), it.branch.lora_down)
         assert torch.equal(it.weights.master, plain.weights.master)
     it.stepper.finish()
     torch.testing.assert_close(it.weights.master, expected)
@@ -296,7 +296,7 @@ def test_what_is_shown_is_taken_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="stop"), it.stepper.shown():
         assert not torch.equal(it.weights.master, before)
         raise RuntimeError("stop")
-    assert torch.equal(it.weights.master, before) and torch.equal(it.weights.leaves, before.bfloat16())
+    assert torch.equal(it.weights.master, before) and torch.equal(it.weights.compute, before.bfloat16())
 
 
 def test_the_last_good_average_is_that_before_the_last_good_step() -> None:
@@ -348,9 +348,9 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
     masters = []
     for device in (CPU, torch.device("cuda")):
         start = {"layer": Layer(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[4.0, -1.0]]), 2.0)}
-        weights = AdapterWeights(start, device, dtype)
-        branch, graphs = weights.branches["layer"], Graphs(device)
-        leaves = branch.down.leaf, branch.up.leaf
+        weights = FlatParameters(start, device, dtype)
+        branch, graphs = weights.layers["layer"], CudaGraphRunner(device)
+        leaves = branch.down.compute, branch.up.compute
 
         def loss(batch: Batch, leaves: tuple[Tensor, ...] = leaves) -> Tensor:
             return squares(*(leaf.float() for leaf in leaves)) * batch.weight.sum() * 1e3
@@ -371,7 +371,7 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
     torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)
 
 
-class Ahead(Graphs):
+class Ahead(CudaGraphRunner):
     """As if all were recorded, so that steps are begun as on a GPU."""
 
     def recorded(self, function: object, key: object = ()) -> bool:
@@ -383,7 +383,7 @@ class Runner:
     """Steps over a list of batches, of which each is one more thing that its loss depends on."""
 
     stepper: Stepper
-    weights: AdapterWeights
+    weights: FlatParameters
     seen: list[float]  # what the loss was asked for, in order
 
     def batch(self, factor: float) -> Batch:
@@ -391,9 +391,9 @@ class Runner:
         return Batch(nothing, nothing, nothing, torch.tensor([factor]), {}, "one")
 
 
-def runner(graphs: type[Graphs], dtype: torch.dtype = torch.float32) -> Runner:
+def runner(graphs: type[CudaGraphRunner], dtype: torch.dtype = torch.float32) -> Runner:
     it, seen = bench(dtype=dtype), []
-    leaves = it.branch.down.leaf, it.branch.up.leaf
+    leaves = it.branch.down.compute, it.branch.up.compute
 
     def loss(batch: Batch) -> Tensor:
         seen.append(float(batch.weight))
@@ -407,7 +407,7 @@ def test_steps_that_are_begun_early_are_the_same(dtype: torch.dtype) -> None:
     """One batch or two, a bad one, and in float16 some that overflow, after which the begun one is begun again."""
     factors = [[1.0], [2.0, 0.5], [math.nan], [3e3], [0.1, 3e3, 1.0], [1.0]]
     results = []
-    for graphs in (Graphs, Ahead):
+    for graphs in (CudaGraphRunner, Ahead):
         it = runner(graphs, dtype)
         steps = [[it.batch(factor) for factor in step] for step in factors]
         told = [
@@ -422,7 +422,7 @@ def test_steps_that_are_begun_early_are_the_same(dtype: torch.dtype) -> None:
 
 def test_what_was_begun_is_forgotten_where_weights_were_changed_or_another_step_comes() -> None:
     for change in (True, False):
-        it, plain = runner(Ahead), runner(Graphs)
+        it, plain = runner(Ahead), runner(CudaGraphRunner)
         first, begun, other = (it.batch(factor) for factor in (1.0, 5.0, 2.0))
         it.stepper.step([first], lambda begun=begun: [begun])
         plain.stepper.step([first])
@@ -458,17 +458,17 @@ def test_what_came_from_layers_that_learn_too_hands_its_gradient_back(dtype: tor
         return torch.randn(*shape, generator=generator)
 
     start = {name: Layer(random(2, 4) / 2, random(4, 2) / 2, 2.0) for name in ("text", "network")}
-    weights = AdapterWeights(start, place, dtype)
-    text, network = weights.branches.values()
+    weights = FlatParameters(start, place, dtype)
+    text, network = weights.layers.values()
     word = random(3, 4).to(place, dtype)
 
-    def through(branch: Branch, x: Tensor) -> Tensor:
-        return LinearBranch.apply(torch.zeros_like(x), x, branch.down.leaf, branch.up.leaf, branch)
+    def through(branch: LoraLayer, x: Tensor) -> Tensor:
+        return LinearBranch.apply(torch.zeros_like(x), x, branch.down.compute, branch.up.compute, branch)
 
     stepper = Stepper(
         weights,
-        lambda batch: through(network, batch.condition).float().square().mean(),
-        Graphs(place),
+        lambda batch: through(network, batch.conditioning).float().square().mean(),
+        CudaGraphRunner(place),
         RATE,
         0.0,
         1e9,

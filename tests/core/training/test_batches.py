@@ -9,7 +9,7 @@ from torch import Tensor
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.diffusion.objective import loss_weights
 from aclora_core.storage.nested import tensors_in
-from aclora_core.training.batches import Drawing, Step
+from aclora_core.training.batches import BatchStream, StepBatches
 from tests.support.toy import FLOW, toy
 
 CONFIG = TrainConfig(batch_size=2, accumulate=3)
@@ -21,13 +21,13 @@ EPS = replace(
 )
 
 
-def drawn(model, steps: int = 5, **changes) -> list[Step]:
+def drawn(model, steps: int = 5, **changes) -> list[StepBatches]:
     config = replace(CONFIG, **changes)
-    drawing = Drawing(model, config, range(len(model.latents)), torch.Generator().manual_seed(config.seed))
+    drawing = BatchStream(model, config, range(len(model.latents)), torch.Generator().manual_seed(config.seed))
     return [drawing.next_step() for _ in range(steps)]
 
 
-def joined(step: Step, name: str) -> Tensor:
+def joined(step: StepBatches, name: str) -> Tensor:
     return torch.cat([getattr(batch, name) for batch in step.batches])
 
 
@@ -48,7 +48,7 @@ def test_a_step_has_the_numbers_of_one_batch_however_it_is_split(count: int) -> 
 
 def test_the_pictures_of_a_step_weigh_one_together_whatever_their_batches() -> None:
     groups = ["wide"] * 4 + ["tall"] * 3 + ["long"]
-    for step in drawn(toy(8, objective=FLOW, groups=groups), 9):
+    for step in drawn(toy(8, objective=FLOW, batch_keys=groups), 9):
         weights = joined(step, "weight")
         assert weights.sum() == pytest.approx(1) and len(set(weights.tolist())) == 1
 
@@ -75,7 +75,7 @@ def test_a_trial_takes_nothing_from_the_training() -> None:
     model = toy(8, objective=FLOW)
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    trial = Drawing(model, CONFIG, range(8), generator).trial(3)
+    trial = BatchStream(model, CONFIG, range(8), generator).trial(3)
     assert torch.equal(generator.get_state(), before)
     assert torch.equal(trial.latents, model.latents[3]) and trial.weight.tolist() == [1.0]
 
@@ -83,7 +83,7 @@ def test_a_trial_takes_nothing_from_the_training() -> None:
 def test_another_one_goes_on_in_the_middle_of_an_epoch() -> None:
     model = toy(16, objective=FLOW)
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    whole, other = (Drawing(model, CONFIG, range(16), generator) for generator in generators)
+    whole, other = (BatchStream(model, CONFIG, range(16), generator) for generator in generators)
     for _ in range(4):
         whole.next_step()
     other.load_state_dict(whole.state_dict())
@@ -96,7 +96,7 @@ def test_another_one_goes_on_in_the_middle_of_an_epoch() -> None:
 def test_batches_of_one_key_hold_tensors_of_the_same_shapes_also_where_some_pictures_have_masks() -> None:
     """A recorded graph has the inputs of the first; those of all others are copied into them."""
     masks = {number: torch.ones(1, 1, 1, 1) for number in (0, 5)}
-    model = toy(12, objective=FLOW, masks=masks, regularisation={9: 0.5}, groups=["wide"] * 8 + ["tall"] * 4)
+    model = toy(12, objective=FLOW, masks=masks, regularisation={9: 0.5}, batch_keys=["wide"] * 8 + ["tall"] * 4)
     known: dict = {}
     for step in drawn(model, 30):
         for batch in step.batches:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from aclora_core.config.checkpoints import Checkpoints, Resume
+from aclora_core.config.checkpoints import CheckpointConfig, Resume
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.training import checkpoint
-from aclora_core.training.checkpoint import Store
-from aclora_core.training.fingerprint import Fingerprint, differences, fingerprint
+from aclora_core.training.checkpoint import CheckpointStore
+from aclora_core.training.fingerprint import Fingerprint, differences, training_fingerprint
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.train import train
 from tests.support.toy import FLOW, Toy, planted, toy
@@ -51,7 +51,7 @@ def assert_same(result: Result, other: Result) -> None:
         assert torch.equal(layer.lora_up, other.adapter.layers[name].lora_up)
 
 
-def stopped_at(step: int, config: TrainConfig, checkpoints: Checkpoints, model: Toy | None = None) -> Result:
+def stopped_at(step: int, config: TrainConfig, checkpoints: CheckpointConfig, model: Toy | None = None) -> Result:
     seen: list[int] = []
     model = model or toy(16)
     return train(model, config, lambda p: seen.append(p.done), lambda: seen[-1:] == [step], checkpoints=checkpoints)
@@ -73,7 +73,7 @@ def test_a_training_killed_at_any_point_and_resumed_gives_the_same_bits(tmp_path
 @pytest.mark.parametrize("config", [QUICK, HELD], ids=["no picture held out", "held out"])
 @pytest.mark.parametrize("step", [1, 5, 12])
 def test_a_cancelled_training_goes_on_where_it_was(folder: Path, config: TrainConfig, step: int) -> None:
-    checkpoints, seen = Checkpoints(folder, every=1000), list[tuple[int, int]]()
+    checkpoints, seen = CheckpointConfig(folder, every=1000), list[tuple[int, int]]()
     cancelled = stopped_at(step, config, checkpoints)
     assert len(cancelled.report.losses) == step and names(folder) == [f"first_{step:07}.safetensors"]
     resumed = train(toy(16), config, lambda p: seen.append((p.done, p.resumed_at)), checkpoints=checkpoints)
@@ -85,62 +85,62 @@ def test_a_cancelled_training_goes_on_where_it_was(folder: Path, config: TrainCo
 def test_a_cancel_in_the_second_pass_gives_what_the_first_found_and_keeps_the_second(folder: Path) -> None:
     whole, first = train(toy(16), HELD), train(toy(16), replace(HELD, refit=False))
     step = int(whole.report.settings["steps_run"]) - 3
-    cancelled = stopped_at(step, HELD, Checkpoints(folder))
+    cancelled = stopped_at(step, HELD, CheckpointConfig(folder))
     assert_same(cancelled, first)
     assert cancelled.report.settings["steps_run"] == step
     model = toy(16)
-    assert_same(train(model, HELD, checkpoints=Checkpoints(folder)), whole)
+    assert_same(train(model, HELD, checkpoints=CheckpointConfig(folder)), whole)
     assert len(model.calls) == 1 + 3  # the trial, and the steps that were left
 
 
 def test_a_finished_training_is_not_trained_again(folder: Path) -> None:
-    whole, model = train(toy(16), HELD, checkpoints=Checkpoints(folder)), toy(16)
-    assert_same(train(model, HELD, checkpoints=Checkpoints(folder)), whole)
+    whole, model = train(toy(16), HELD, checkpoints=CheckpointConfig(folder)), toy(16)
+    assert_same(train(model, HELD, checkpoints=CheckpointConfig(folder)), whole)
     assert len(model.calls) == 1
 
 
 def test_the_last_ones_are_kept_and_the_end_of_the_first_pass(folder: Path) -> None:
-    report = train(toy(16), HELD, checkpoints=Checkpoints(folder, every=5, keep=3)).report
+    report = train(toy(16), HELD, checkpoints=CheckpointConfig(folder, every=5, keep=3)).report
     best = len(report.losses)
     assert names(folder)[0] == "first_0000024.safetensors" and names(folder)[-1] == f"refit_{best:07}.safetensors"
     assert len(names(folder)) == min(3, len({*range(5, best + 1, 5), best})) + 1
-    train(toy(16), replace(QUICK, seed=3), checkpoints=Checkpoints(folder, every=4, keep=2, resume="never"))
+    train(toy(16), replace(QUICK, seed=3), checkpoints=CheckpointConfig(folder, every=4, keep=2, resume="never"))
     assert names(folder) == ["first_0000008.safetensors", "first_0000012.safetensors"]
 
 
 def test_never_starts_anew(folder: Path) -> None:
     seen: list[int] = []
-    stopped_at(5, QUICK, Checkpoints(folder))
-    train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder, resume="never"))
+    stopped_at(5, QUICK, CheckpointConfig(folder))
+    train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=CheckpointConfig(folder, resume="never"))
     assert seen == list(range(1, 13))
 
 
 def test_an_older_checkpoint_is_taken_where_the_last_is_damaged(folder: Path, caplog) -> None:
-    train(toy(16), QUICK, checkpoints=Checkpoints(folder, every=5, keep=3))
+    train(toy(16), QUICK, checkpoints=CheckpointConfig(folder, every=5, keep=3))
     assert names(folder) == [f"first_{step:07}.safetensors" for step in (5, 10, 12)]
     (folder / "first_0000012.safetensors").write_bytes(b"")
     blob = (folder / "first_0000010.safetensors").read_bytes()
     (folder / "first_0000010.safetensors").write_bytes(blob[:-20])
     seen: list[int] = []
-    result = train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder))
+    result = train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=CheckpointConfig(folder))
     assert seen == list(range(6, 13)) and "first_0000012.safetensors is damaged" in caplog.text
     assert_same(result, train(toy(16), QUICK))
 
 
 def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_deleted(folder: Path, monkeypatch) -> None:
-    train(toy(16), QUICK, checkpoints=Checkpoints(folder, every=5))
+    train(toy(16), QUICK, checkpoints=CheckpointConfig(folder, every=5))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_FORMAT", "of another version")
         with pytest.raises(ValueError, match=f"None of the {len(before)} checkpoints of '{folder.name}' can be read"):
-            train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+            train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
 
         def gone(path: Path) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
         patch.setattr(checkpoint, "read_safetensors", gone)
         with pytest.raises(OSError, match="first_0000012.safetensors cannot be read .*Look whether its drive is there"):
-            train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+            train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -148,7 +148,7 @@ def test_only_its_own_files_are_deleted(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("ink.safetensors", ".ink.safetensors.7.partial", ".first_0000001.safetensors.7.partial"):
         (folder / name).write_bytes(b"")
-    train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
     assert names(folder) == [".ink.safetensors.7.partial", "first_0000012.safetensors", "ink.safetensors"]
 
 
@@ -177,35 +177,35 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_checkpoint_of_another_training_is_refused_with_the_difference(folder: Path, what: str) -> None:
     make, settings, sentence = OTHERS[what]
-    stopped_at(5, QUICK, Checkpoints(folder))
+    stopped_at(5, QUICK, CheckpointConfig(folder))
     model, seen = make(), list[Progress]()
     with pytest.raises(ValueError, match=sentence) as refusal:
-        train(model, replace(QUICK, **settings), seen.append, checkpoints=Checkpoints(folder))
+        train(model, replace(QUICK, **settings), seen.append, checkpoints=CheckpointConfig(folder))
     assert "'ink'" in str(refusal.value) and "'never'" in str(refusal.value)
     assert not seen and not model.calls and names(folder) == ["first_0000005.safetensors"]
 
 
 def test_pictures_that_differ_by_rounding_and_settings_of_speed_go_on(folder: Path) -> None:
-    stopped_at(5, QUICK, Checkpoints(folder))
+    stopped_at(5, QUICK, CheckpointConfig(folder))
     generator = torch.Generator().manual_seed(0)
     near = [x * (1 + 3e-3 * torch.randn(x.shape, generator=generator)) for x in toy(16).latents]
     seen: list[int] = []
     config = replace(QUICK, graph=False, checkpointing="all")
-    train(toy(16, latents=near), config, lambda p: seen.append(p.done), checkpoints=Checkpoints(folder))
+    train(toy(16, latents=near), config, lambda p: seen.append(p.done), checkpoints=CheckpointConfig(folder))
     assert seen == list(range(6, 13))
 
 
 def test_a_changed_caption_is_another_picture() -> None:
     class Captioned(Toy):
-        def condition(self, pictures: Any) -> dict[str, torch.Tensor]:
+        def conditioning(self, pictures: Any) -> dict[str, torch.Tensor]:
             return {"text": self.words[list(pictures)]}
 
     model = Captioned(planted(), toy(16).latents)
     model.words = torch.randn(16, 20, 32, generator=torch.Generator().manual_seed(0)) * 10
-    before = fingerprint(model, QUICK, range(16))
+    before = training_fingerprint(model, QUICK, range(16))
     model.words = model.words.clone()
     model.words[7, 3] += 5 * torch.randn(32, generator=torch.Generator().manual_seed(1))
-    assert differences(before, fingerprint(model, QUICK, range(16))) == [
+    assert differences(before, training_fingerprint(model, QUICK, range(16))) == [
         "picture 8 of 16 or its caption is another than before"
     ]
     again = Fingerprint(**json.loads(json.dumps(before.state_dict())))
@@ -213,16 +213,16 @@ def test_a_changed_caption_is_another_picture() -> None:
 
 
 def test_a_setting_from_a_later_version_counts_as_its_default() -> None:
-    now = fingerprint(toy(4), QUICK, range(4))
+    now = training_fingerprint(toy(4), QUICK, range(4))
     early = Fingerprint({k: v for k, v in now.settings.items() if k != "alpha"}, now.pictures, now.model)
     assert differences(early, now) == []
-    other = fingerprint(toy(4), replace(QUICK, alpha=3.0), range(4))
+    other = training_fingerprint(toy(4), replace(QUICK, alpha=3.0), range(4))
     assert differences(early, other) == ["alpha was 8.0 and is 3.0"]
 
 
 def test_more_steps_are_those_of_a_longer_training(folder: Path) -> None:
-    more = Checkpoints(folder, resume="for more steps")
-    train(toy(16), QUICK, checkpoints=Checkpoints(folder))
+    more = CheckpointConfig(folder, resume="for more steps")
+    train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
     seen: list[int] = []
     longer = train(toy(16), replace(QUICK, steps=30), lambda p: seen.append(p.done), checkpoints=more)
     assert seen == list(range(13, 31))
@@ -233,10 +233,10 @@ def test_more_steps_are_those_of_a_longer_training(folder: Path) -> None:
 
 
 def test_more_steps_go_on_with_the_first_pass_and_refit_anew(folder: Path) -> None:
-    train(toy(16), HELD, checkpoints=Checkpoints(folder))
+    train(toy(16), HELD, checkpoints=CheckpointConfig(folder))
     assert names(folder)[-1].startswith("refit")
     stages: list[str] = []
-    more = Checkpoints(folder, resume="for more steps")
+    more = CheckpointConfig(folder, resume="for more steps")
     longer = train(toy(16), replace(HELD, steps=40), lambda p: stages.append(p.stage), checkpoints=more)
     best = int(longer.report.settings["best_step"])
     assert best > 24 and stages.count("training") == 40 - 24 and stages.count("training on all") == best
@@ -248,9 +248,9 @@ def test_more_steps_go_on_with_the_first_pass_and_refit_anew(folder: Path) -> No
     [("for more steps", 8, "planned for 12 steps; set steps to more, not to 8"), ("sometimes", 12, "'sometimes'")],
 )
 def test_a_wish_that_makes_no_sense_is_refused(folder: Path, resume: Resume, steps: int, sentence: str) -> None:
-    stopped_at(5, QUICK, Checkpoints(folder))
+    stopped_at(5, QUICK, CheckpointConfig(folder))
     with pytest.raises(ValueError, match=sentence):
-        train(toy(16), replace(QUICK, steps=steps), checkpoints=Checkpoints(folder, resume=resume))
+        train(toy(16), replace(QUICK, steps=steps), checkpoints=CheckpointConfig(folder, resume=resume))
 
 
 def test_more_steps_of_a_training_that_stopped_by_itself_need_a_word(folder: Path) -> None:
@@ -258,10 +258,10 @@ def test_more_steps_of_a_training_that_stopped_by_itself_need_a_word(folder: Pat
     config = replace(
         HELD, steps=400, learning_rate=0.05, max_rank=8, mode="off", weight_decay=0.0, stop_early=True, refit=False
     )
-    report = train(toy(16, objective=FLOW), config, checkpoints=Checkpoints(folder)).report
+    report = train(toy(16, objective=FLOW), config, checkpoints=CheckpointConfig(folder)).report
     steps = len(report.losses)
     assert steps < 400
-    more = Checkpoints(folder, resume="for more steps")
+    more = CheckpointConfig(folder, resume="for more steps")
     with pytest.raises(ValueError, match=rf"stopped by itself at step {steps}, .*Switch stop_early off"):
         train(toy(16, objective=FLOW), replace(config, steps=500), checkpoints=more)
     on = train(toy(16, objective=FLOW), replace(config, steps=500, stop_early=False), checkpoints=more).report
@@ -271,7 +271,7 @@ def test_more_steps_of_a_training_that_stopped_by_itself_need_a_word(folder: Pat
 @pytest.mark.parametrize(("every", "keep"), [(0, 2), (5, 0)])
 def test_checkpoints_without_a_number_are_refused(tmp_path: Path, every: int, keep: int) -> None:
     with pytest.raises(ValueError, match="must be 1 or more, but is 0"):
-        Checkpoints(tmp_path, every, keep)
+        CheckpointConfig(tmp_path, every, keep)
 
 
 def test_a_full_disk_is_told_and_training_goes_on(folder: Path, monkeypatch, caplog) -> None:
@@ -286,7 +286,7 @@ def test_a_full_disk_is_told_and_training_goes_on(folder: Path, monkeypatch, cap
     notes: list[list[str]] = []
     with caplog.at_level(logging.WARNING, logger="aclora"):
         result = train(
-            toy(16), QUICK, lambda p: notes.append(list(p.notes)), checkpoints=Checkpoints(folder, every=3, keep=3)
+            toy(16), QUICK, lambda p: notes.append(list(p.notes)), checkpoints=CheckpointConfig(folder, every=3, keep=3)
         )
     assert_same(result, train(toy(16), QUICK))
     assert names(folder) == ["first_0000003.safetensors", "first_0000012.safetensors"]  # 6 and 9 found no room
@@ -305,9 +305,9 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         "numbers": [1, 0.1 + 0.2, math.inf, "text", None, True],
         "empty": {},
     }
-    store = Store(Checkpoints(tmp_path), now)
+    store = CheckpointStore(CheckpointConfig(tmp_path), now)
     assert store.write("first", 3, state) == "" and store.has("first", 3) and not store.has("refit", 3)
-    again = Store(Checkpoints(tmp_path), now).find()
+    again = CheckpointStore(CheckpointConfig(tmp_path), now).find()
     assert again is not None and again["numbers"] == state["numbers"] and again["empty"] == {}
     for name in ("half", "view", "flags"):
         assert again["tensors"][name].dtype == state["tensors"][name].dtype  # type: ignore[index]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.training.compression import WHOLE, Cut, smallest_cut
+from aclora_core.training.compression import WHOLE, TruncationRule, smallest_truncation
 from aclora_core.training.train import train
 from tests.support.toy import planted, toy
 
@@ -44,8 +44,8 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
 
 def test_the_smallest_cut_without_a_loss_is_chosen() -> None:
     table = dict.fromkeys(range(1, 9), 0.5) | {1: 0.9, 2: 0.7}
-    cut, tried = smallest_cut(adapter(FALLING), by_rank(table))
-    assert cut == Cut("rank 4", "fixed", 4)
+    cut, tried = smallest_truncation(adapter(FALLING), by_rank(table))
+    assert cut == TruncationRule("rank 4", "fixed", 4)
     (chosen,) = [row for row in tried if row.chosen]
     assert chosen.name == "rank 4" and chosen.mean_rank == 4 and chosen.size == 2 * 2 * 4 * (12 + 10)
     assert [row.size for row in tried] == sorted(row.size for row in tried)
@@ -53,7 +53,7 @@ def test_the_smallest_cut_without_a_loss_is_chosen() -> None:
 
 
 def test_a_cut_can_be_better_than_the_whole() -> None:
-    cut, tried = smallest_cut(adapter(FALLING), by_rank(dict.fromkeys(range(1, 9), 0.6) | {2: 0.5}))
+    cut, tried = smallest_truncation(adapter(FALLING), by_rank(dict.fromkeys(range(1, 9), 0.6) | {2: 0.5}))
     assert cut.name == "rank 2"
     assert next(row for row in tried if row.name == "whole").loss == pytest.approx(0.6)
 
@@ -61,18 +61,18 @@ def test_a_cut_can_be_better_than_the_whole() -> None:
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, "rank 2"), (0.004, "rank 1")])
 def test_a_difference_within_the_noise_counts_as_none(noise: float, expected: str) -> None:
     table = dict.fromkeys(range(1, 9), 0.5) | {1: 0.502}
-    assert smallest_cut(adapter(FALLING), by_rank(table, noise))[0].name == expected
+    assert smallest_truncation(adapter(FALLING), by_rank(table, noise))[0].name == expected
 
 
 def test_a_large_loss_is_never_taken_for_noise() -> None:
     """A standard error of 0.05 would let 0.53 pass; it is 6 % above 0.5."""
     table = dict.fromkeys(range(1, 9), 0.5) | {1: 0.53}
-    assert smallest_cut(adapter(FALLING), by_rank(table, 0.1))[0].name == "rank 2"
+    assert smallest_truncation(adapter(FALLING), by_rank(table, 0.1))[0].name == "rank 2"
 
 
 def test_a_cut_without_a_finite_loss_is_not_chosen() -> None:
     table = dict.fromkeys(range(1, 9), 0.5) | {1: math.nan, 2: math.inf}
-    cut, tried = smallest_cut(adapter(FALLING), by_rank(table))
+    cut, tried = smallest_truncation(adapter(FALLING), by_rank(table))
     assert cut.name == "rank 4" and math.isinf(next(row.loss for row in tried if row.name == "rank 1"))
 
 
@@ -83,18 +83,18 @@ def test_cuts_that_are_the_same_are_tried_once() -> None:
         seen.append(tuple(layer.rank for layer in candidate.layers.values()))
         return torch.ones(2)
 
-    smallest_cut(adapter([1.0, 1e-4, 1e-5]), losses_of)
+    smallest_truncation(adapter([1.0, 1e-4, 1e-5]), losses_of)
     assert len(seen) == len(set(seen)) == 3  # rank 1 is every share of the energy too
 
 
 def test_an_adapter_of_rank_one_stays_whole() -> None:
-    cut, tried = smallest_cut(adapter([1.0]), lambda candidate: torch.ones(3))
+    cut, tried = smallest_truncation(adapter([1.0]), lambda candidate: torch.ones(3))
     assert cut is WHOLE and [row.name for row in tried] == ["whole"]
 
 
 def test_a_stop_leaves_it_whole() -> None:
     answers = iter([False, False, True])
-    assert smallest_cut(adapter(FALLING), lambda candidate: torch.ones(3), lambda: next(answers)) == (WHOLE, [])
+    assert smallest_truncation(adapter(FALLING), lambda candidate: torch.ones(3), lambda: next(answers)) == (WHOLE, [])
 
 
 def test_a_training_gives_the_adapter_at_the_rank_of_the_truth() -> None:

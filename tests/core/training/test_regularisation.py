@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from aclora_core.config.checkpoints import Checkpoints
+from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.training.batches import Drawing
-from aclora_core.training.sampler import style_of
+from aclora_core.training.batches import BatchStream
+from aclora_core.training.sampler import style_indices
 from aclora_core.training.summary import training_summary
 from aclora_core.training.train import train
-from aclora_core.training.validation import split
+from aclora_core.training.validation import hold_out
 from tests.support.toy import FLOW, WIDTH, Toy, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,14 +34,16 @@ def silent_style(weight: float, style: int = 4, others: int = 4) -> Toy:
 
 def test_they_count_by_their_weight_in_what_is_learned_and_not_in_the_loss_that_is_told() -> None:
     model = toy(12, objective=FLOW, regularisation={number: 0.25 for number in range(3, 12)})
-    drawing = Drawing(model, replace(QUICK, batch_size=2, accumulate=2), range(12), torch.Generator().manual_seed(0))
+    drawing = BatchStream(
+        model, replace(QUICK, batch_size=2, accumulate=2), range(12), torch.Generator().manual_seed(0)
+    )
     kinds = set()
     for _ in range(30):
         step = drawing.next_step()
-        numbers = torch.cat([batch.condition["pictures"] for batch in step.batches]).tolist()
+        numbers = torch.cat([batch.conditioning["pictures"] for batch in step.batches]).tolist()
         told = torch.cat([batch.weight for batch in step.batches])
         learned = torch.cat([batch.learned for batch in step.batches])
-        style = style_of(model, numbers)
+        style = style_indices(model, numbers)
         assert step.tells == bool(style) and float(told.sum()) == pytest.approx(1)
         telling = style or numbers
         assert told.tolist() == pytest.approx([1 / len(telling) if n in telling else 0.0 for n in numbers])
@@ -51,7 +53,7 @@ def test_they_count_by_their_weight_in_what_is_learned_and_not_in_the_loss_that_
 
 
 def test_without_them_a_batch_is_as_it_always_was() -> None:
-    step = Drawing(toy(8), QUICK, range(8), torch.Generator().manual_seed(0)).next_step()
+    step = BatchStream(toy(8), QUICK, range(8), torch.Generator().manual_seed(0)).next_step()
     assert step.batches[0].learned is None and step.batches[0].weight.tolist() == [0.25] * 4 and step.tells
 
 
@@ -70,9 +72,9 @@ def test_twice_the_weight_pulls_twice_as_far() -> None:
 def test_they_are_neither_held_out_nor_counted() -> None:
     model = toy(40, regularisation=dict.fromkeys(range(10, 40), 1.0))
     for seed in range(6):
-        learned, held = split(model, range(40), 0.3, seed)
+        learned, held = hold_out(model, range(40), 0.3, seed)
         assert len(held) == 3 and max(held) < 10 and sorted(learned + held) == list(range(40))
-    assert split(replace(model, regularisation=dict.fromkeys(range(7, 40), 1.0)), range(40), 0.3, 0)[1] == []
+    assert hold_out(replace(model, regularisation=dict.fromkeys(range(7, 40), 1.0)), range(40), 0.3, 0)[1] == []
 
 
 def test_the_report_counts_them_apart_and_an_epoch_shows_each_once() -> None:
@@ -115,7 +117,7 @@ def test_a_resumed_training_is_the_same_and_another_weight_is_noticed(tmp_path: 
         return toy(8, objective=FLOW, regularisation={6: weight, 7: weight}, masks=masks)
 
     seen: list[int] = []
-    checkpoints = Checkpoints(tmp_path / "c", every=1)
+    checkpoints = CheckpointConfig(tmp_path / "c", every=1)
     train(model(), config, lambda p: seen.append(p.done), lambda: seen[-1:] == [7], checkpoints=checkpoints)
     with pytest.raises(ValueError, match=r"another training: regularisation_weight was \[0.5\] and is \[0.51\]. Set"):
         train(model(0.51), config, checkpoints=checkpoints)

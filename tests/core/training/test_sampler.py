@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aclora_core.training.batches import largest_batch
-from aclora_core.training.sampler import Order, epoch_steps, parts, steps_per_epoch
+from aclora_core.training.sampler import EpochSampler, epoch_steps, micro_batches, steps_per_epoch
 from tests.support.toy import toy
 
 
@@ -46,7 +46,7 @@ def test_every_step_is_full_but_one(groups: list, size: int, seed: int) -> None:
 @given(groups, sizes, sizes, st.integers(0, 9))
 def test_what_goes_through_the_model_together_is_alike(groups: list, size: int, batch_size: int, seed: int) -> None:
     for step in epoch_steps(everyone(groups), groups, size, seeded(seed)):
-        batches = parts(step, groups, batch_size)
+        batches = micro_batches(step, groups, batch_size)
         assert sorted(itertools.chain(*batches)) == sorted(step)
         assert all(len({groups[number] for number in batch}) == 1 and len(batch) <= batch_size for batch in batches)
         if len({groups[number] for number in step}) == 1:
@@ -58,7 +58,7 @@ def test_what_goes_through_the_model_together_is_alike(groups: list, size: int, 
 @given(groups, sizes, st.integers(1, 4))
 def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int, epochs: int) -> None:
     length = steps_per_epoch(len(groups), size)
-    taken = list(itertools.islice(Order(everyone(groups), groups, size, seeded()), epochs * length))
+    taken = list(itertools.islice(EpochSampler(everyone(groups), groups, size, seeded()), epochs * length))
     assert [epoch for epoch, _, _ in taken] == [1 + place // length for place in range(len(taken))]
     assert [ends for _, ends, _ in taken] == [(place + 1) % length == 0 for place in range(len(taken))]
     seen = Counter(number for _, _, batch in taken for number in batch)
@@ -67,7 +67,7 @@ def test_epochs_follow_each_other_and_say_when_they_end(groups: list, size: int,
 
 def test_the_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
     def epochs(seed: int) -> list[list[int]]:
-        return [batch for _, _, batch in itertools.islice(Order(range(20), [0] * 20, 4, seeded(seed)), 10)]
+        return [batch for _, _, batch in itertools.islice(EpochSampler(range(20), [0] * 20, 4, seeded(seed)), 10)]
 
     assert epochs(1) == epochs(1) != epochs(2)
     assert epochs(1)[:5] != epochs(1)[5:]
@@ -75,7 +75,7 @@ def test_the_order_follows_the_seed_and_changes_from_epoch_to_epoch() -> None:
 
 def test_pictures_of_a_group_meet_others_and_groups_mix() -> None:
     groups = ["a"] * 8 + ["b"] * 8
-    taken = [batch for _, _, batch in itertools.islice(Order(everyone(groups), groups, 2, seeded()), 400)]
+    taken = [batch for _, _, batch in itertools.islice(EpochSampler(everyone(groups), groups, 2, seeded()), 400)]
     partners = {number for batch in taken if 3 in batch for number in batch} - {3}
     assert partners == {0, 1, 2, 4, 5, 6, 7}
     epochs = [[groups[batch[0]] for batch in taken[place : place + 8]] for place in range(0, 400, 8)]
@@ -105,11 +105,11 @@ def test_only_the_pictures_that_were_named_take_part() -> None:
 @given(groups, sizes, st.integers(0, 60))
 def test_an_order_goes_on_where_another_stood(groups: list, size: int, place: int) -> None:
     generator = seeded()
-    whole = Order(everyone(groups), groups, size, generator)
+    whole = EpochSampler(everyone(groups), groups, size, generator)
     taken = list(itertools.islice(whole, place))
     assert len(taken) == place
     state, numbers = json.loads(json.dumps(whole.state_dict())), generator.get_state()
-    again = Order(everyone(groups), groups, size, other := seeded(7))
+    again = EpochSampler(everyone(groups), groups, size, other := seeded(7))
     again.load_state_dict(state)
     other.set_state(numbers)
     assert list(itertools.islice(again, 50)) == list(itertools.islice(whole, 50))
@@ -121,19 +121,19 @@ def test_what_is_left_of_groups_shares_steps_and_alike_ones_stay_together() -> N
         steps = epoch_steps(range(12), groups, 4, seeded(seed))
         kinds = sorted(sorted(groups[number] for number in step) for step in steps)
         assert kinds == [["tall"] * 4, ["tall"] * 2 + ["wide"] * 2, ["wide"] * 4]
-        assert sorted(len(part) for step in steps for part in parts(step, groups, 4)) == [2, 2, 4, 4]
+        assert sorted(len(part) for step in steps for part in micro_batches(step, groups, 4)) == [2, 2, 4, 4]
 
 
 def test_a_picture_in_a_mixed_step_meets_others_each_time() -> None:
     groups = list(range(12))  # each of its own size
-    taken = [step for _, _, step in itertools.islice(Order(everyone(groups), groups, 4, seeded()), 300)]
+    taken = [step for _, _, step in itertools.islice(EpochSampler(everyone(groups), groups, 4, seeded()), 300)]
     partners = Counter(number for step in taken if 3 in step for number in step)
     assert len(partners) == 12 and min(partners.values()) > 10
 
 
 def test_one_variant_of_each_picture_comes_in_an_epoch() -> None:
     variants = {0: [0, 1, 2], 3: [3], 4: [4, 5]}
-    order = Order(list(variants), ["x"] * 6, 2, seeded(), variants=variants)
+    order = EpochSampler(list(variants), ["x"] * 6, 2, seeded(), variants=variants)
     epochs: dict[int, list[int]] = {}
     for epoch, _, batch in itertools.islice(order, 2 * 200):
         epochs.setdefault(epoch, []).extend(batch)
@@ -144,8 +144,10 @@ def test_one_variant_of_each_picture_comes_in_an_epoch() -> None:
 
 
 def test_the_largest_batch_is_found_among_variants_of_all_sizes() -> None:
-    model = toy(6, groups=["small", "large", "small", "large", "small", "small"])
-    model.latents = [torch.zeros(1, 4, 8, 8) if kind == "large" else torch.zeros(1, 4, 2, 2) for kind in model.groups]
+    model = toy(6, batch_keys=["small", "large", "small", "large", "small", "small"])
+    model.latents = [
+        torch.zeros(1, 4, 8, 8) if kind == "large" else torch.zeros(1, 4, 2, 2) for kind in model.batch_keys
+    ]
     assert largest_batch([0, 2, 4], model, 4) == (3, 0)
     model.variants = {0: [0, 1], 2: [2, 3], 4: [4, 5]}
     rows, number = largest_batch([0, 2, 4], model, 4)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.adapter.rank_report import CutLoss, RankReport, Restart
-from aclora_core.config.checkpoints import Checkpoints
+from aclora_core.adapter.rank_report import RankReport, Restart, TruncationLoss
+from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.method.restart import LayerRank
 from aclora_core.training.progress import Progress, Result
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(steps=12, learning_rate=0.01, batch_size=8, max_rank=4, mode="off")
 
 
-def stopped_in(stage: str, config: TrainConfig = CONFIG, **more: Checkpoints) -> Result:
+def stopped_in(stage: str, config: TrainConfig = CONFIG, **more: CheckpointConfig) -> Result:
     """A training that somebody cancels at its first chance in this stage."""
     seen: list[str] = []
 
@@ -43,7 +43,7 @@ def test_a_cancelled_training_says_so_first(stage: str, said: str) -> None:
 
 def test_one_that_went_on_afterwards_says_nothing_of_it(tmp_path) -> None:
     config = replace(CONFIG, refit=False, smallest=False)
-    checkpoints = Checkpoints(tmp_path / "ink")
+    checkpoints = CheckpointConfig(tmp_path / "ink")
     stopped_in("training", config, checkpoints=checkpoints)
     whole = train(toy(16), config, checkpoints=checkpoints)
     assert training_summary(whole.report).startswith("12 steps over 16 pictures. Best at step 12: loss ")
@@ -66,7 +66,10 @@ def test_every_fact_has_its_sentence() -> None:
         "notes": "The disk was full.",
     }
     losses, ranks = [0.5] * 8 + [float("nan")], {"a": LayerRank(1, 1, 1, 0.9, 0.1)}
-    cuts = [CutLoss("rank 2", 2.0, 340_000, 0.5, 0.01, True), CutLoss("whole", 16.0, 2_000_000, 0.5, 0.0, False)]
+    cuts = [
+        TruncationLoss("rank 2", 2.0, 340_000, 0.5, 0.01, True),
+        TruncationLoss("whole", 16.0, 2_000_000, 0.5, 0.0, False),
+    ]
     report = RankReport(facts, losses, [], [Restart(4, 2, 0.5, 0.9, ranks)], {}, {"a": 1, "b": 4}, cuts)
     assert training_summary(report) == (
         "9 steps over 12 pictures and 3 regularisation pictures. Cut to rank 2, 0.3 MB, as good as the whole. "

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from aclora_core.adapter.rank_report import RankReport
-from aclora_core.config.checkpoints import Checkpoints
+from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.method.thresholds import dynamic_threshold
-from aclora_core.optim.lr_schedule import rate_at
+from aclora_core.optim.lr_schedule import learning_rate_at
 from aclora_core.training import trainer as training_pass
 from aclora_core.training.progress import Progress
 from aclora_core.training.summary import training_summary
@@ -154,7 +154,7 @@ def test_losses_are_relative_to_predicting_the_mean() -> None:
 
 
 def test_every_picture_is_used_alike_and_only_beside_its_like() -> None:
-    model = toy(10, groups=["wide"] * 4 + ["tall"] * 6)
+    model = toy(10, batch_keys=["wide"] * 4 + ["tall"] * 6)
     result = train(model, replace(QUICK, steps=10, batch_size=4))
     assert sorted(number for call in model.calls[1:4] for number in call) == list(range(10))
     assert all(max(call) < 4 or min(call) >= 4 for call in model.calls)
@@ -336,7 +336,7 @@ def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(pictures: int
 
 
 def test_pictures_that_are_all_different_share_a_step() -> None:
-    model = toy(8, groups=list(range(8)))
+    model = toy(8, batch_keys=list(range(8)))
     report = train(model, replace(QUICK, steps=4, batch_size=4)).report
     assert report.settings["epochs"] == 2 and len(model.calls) == 1 + 4 * 4
 
@@ -344,7 +344,9 @@ def test_pictures_that_are_all_different_share_a_step() -> None:
 def test_the_learning_rate_follows_its_schedule_and_is_told() -> None:
     seen: list[float] = []
     train(toy(), replace(QUICK, steps=10, schedule="cosine", warm_up=4), lambda p: seen.append(p.learning_rate))
-    assert seen == pytest.approx([rate_at(step, 10, 0.01, "cosine", 4) for step in range(10)]) and seen[3] == 0.01
+    assert (
+        seen == pytest.approx([learning_rate_at(step, 10, 0.01, "cosine", 4) for step in range(10)]) and seen[3] == 0.01
+    )
 
 
 def test_the_second_pass_learns_at_the_rates_of_the_first() -> None:
@@ -535,9 +537,11 @@ def test_a_stopped_training_goes_on_bit_for_bit_whatever_it_learns_with(changes,
         return len(seen) == stop_at
 
     whole = train(toy(16), config)
-    train(toy(16), config, lambda p: seen.append(p.done), stop, checkpoints=Checkpoints(tmp_path, every=100))
+    train(toy(16), config, lambda p: seen.append(p.done), stop, checkpoints=CheckpointConfig(tmp_path, every=100))
     resumed: list[int] = []
-    again = train(toy(16), config, lambda p: resumed.append(p.resumed_at), checkpoints=Checkpoints(tmp_path, every=100))
+    again = train(
+        toy(16), config, lambda p: resumed.append(p.resumed_at), checkpoints=CheckpointConfig(tmp_path, every=100)
+    )
     assert set(resumed) == {stop_at}
     assert again.report.losses == whole.report.losses and again.report.validation == whole.report.validation
     for found, expected in zip(tensors(again), tensors(whole), strict=True):
@@ -561,7 +565,7 @@ def test_a_first_pass_that_only_compiles_changes_nothing(monkeypatch: pytest.Mon
         there_and_back(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_pass, "find_kernels", lambda *_: object())
-    monkeypatch.setattr(training_pass, "compiling_together", compiling)
+    monkeypatch.setattr(training_pass, "compile_in_parallel", compiling)
     monkeypatch.setattr(training_pass.TrainingPass, "_there_and_back", counting)
     monkeypatch.setattr(training_pass, "_compiled_for", set())
     for expected in (["begins", "pass", "pass", "ends", "pass"], ["pass"]):  # the second time all is there

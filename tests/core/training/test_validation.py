@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from aclora_core.config.checkpoints import Checkpoints
+from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.lora.injection import attached
-from aclora_core.lora.parameters import make_weights
-from aclora_core.lora.targets import find_layers
+from aclora_core.lora.injection import injected
+from aclora_core.lora.parameters import make_parameters
+from aclora_core.lora.targets import preset_layers
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
 from aclora_core.training.train import train
-from aclora_core.training.validation import HeldOut, Validation, denoising_loss, split
+from aclora_core.training.validation import EarlyStopping, ValidationSet, denoising_loss, hold_out
 from tests.support.toy import FLOW, Toy, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,65 +30,67 @@ CONFIG = TrainConfig(
     ("count", "share", "held"), [(8, 0.2, 2), (16, 0.2, 3), (30, 0.2, 6), (8, 0.01, 1), (200, 0.2, 12)]
 )
 def test_a_share_is_held_out(count: int, share: float, held: int) -> None:
-    learned, aside = split(toy(count), range(count), share, seed=3)
+    learned, aside = hold_out(toy(count), range(count), share, seed=3)
     assert len(aside) == held and sorted(learned + aside) == list(range(count))
 
 
 @pytest.mark.parametrize(("count", "share"), [(7, 0.2), (48, 0.0)])
 def test_few_pictures_or_no_share_hold_out_none(count: int, share: float) -> None:
-    assert split(toy(count), range(count), share, seed=3) == (list(range(count)), [])
+    assert hold_out(toy(count), range(count), share, seed=3) == (list(range(count)), [])
 
 
 def test_the_choice_follows_the_seed() -> None:
-    choices = {tuple(split(toy(20), range(20), 0.2, seed)[1]) for seed in range(8)}
-    assert len(choices) > 4 and split(toy(20), range(20), 0.2, 1) == split(toy(20), range(20), 0.2, 1)
+    choices = {tuple(hold_out(toy(20), range(20), 0.2, seed)[1]) for seed in range(8)}
+    assert len(choices) > 4 and hold_out(toy(20), range(20), 0.2, 1) == hold_out(toy(20), range(20), 0.2, 1)
 
 
 def test_copies_of_a_picture_stay_on_one_side() -> None:
     model = toy(10)
     model.latents = [picture for picture in model.latents for _ in range(3)]
-    model.groups = ["alike"] * 30
-    learned, aside = split(model, range(30), 0.3, seed=0)
+    model.batch_keys = ["alike"] * 30
+    learned, aside = hold_out(model, range(30), 0.3, seed=0)
     assert len(aside) == 3 and len(learned) == 21  # the other copies of a held-out picture teach nothing
     assert {number // 3 for number in learned}.isdisjoint(number // 3 for number in aside)
-    assert split(model, range(21), 0.3, seed=0)[1] == []  # seven different pictures are too few
+    assert hold_out(model, range(21), 0.3, seed=0)[1] == []  # seven different pictures are too few
 
 
 def test_only_the_named_pictures_are_split() -> None:
-    learned, aside = split(toy(40), range(0, 40, 2), 0.25, seed=0)
+    learned, aside = hold_out(toy(40), range(0, 40, 2), 0.25, seed=0)
     assert len(aside) == 5 and sorted(learned + aside) == list(range(0, 40, 2))
 
 
 def test_a_measurement_is_the_same_again_and_in_other_batches() -> None:
-    model = toy(12, objective=FLOW, groups=["wide", "tall"] * 6)
-    found = [HeldOut(model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
+    model = toy(12, objective=FLOW, batch_keys=["wide", "tall"] * 6)
+    found = [ValidationSet(model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
     assert found[0].shape == (16,) and found[0].dtype == torch.float64
     for other in found[1:]:
         assert sorted(found[0].tolist()) == pytest.approx(sorted(other.tolist()), rel=1e-5)
-    assert torch.equal(found[0], HeldOut(model, [1, 4, 7, 9], 5, 1).losses())
-    assert not torch.equal(found[0], HeldOut(model, [1, 4, 7, 9], 6, 1).losses())
+    assert torch.equal(found[0], ValidationSet(model, [1, 4, 7, 9], 5, 1).losses())
+    assert not torch.equal(found[0], ValidationSet(model, [1, 4, 7, 9], 6, 1).losses())
     assert denoising_loss(model, [1, 4, 7, 9], 5) == pytest.approx(float(found[0].mean()), rel=1e-5)
 
 
 def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
     model = toy(12, objective=FLOW)
-    layers = find_layers(model.network, "all", model.prefix)
-    weights = make_weights(layers, 4, 4.0, torch.Generator().manual_seed(0), model.device)
+    layers = preset_layers(model.network, "all", model.prefix)
+    weights = make_parameters(layers, 4, 4.0, torch.Generator().manual_seed(0), model.device)
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    with attached(layers, weights.branches, model.is_plain):
-        HeldOut(model, range(12), 0).losses()
+    with injected(layers, weights.layers, model.is_unpatched):
+        ValidationSet(model, range(12), 0).losses()
     assert torch.equal(torch.rand(1), expected) and not weights.gradient.any()
 
 
-def watched(losses: list[float], batch_size: int = 4) -> Validation:
+def watched(losses: list[float], batch_size: int = 4) -> EarlyStopping:
     """A validation of three pictures that measures these losses, a measurement every 30 steps."""
     model = toy(3)
-    weights = make_weights(find_layers(model.network, "all"), 1, 1.0, torch.Generator().manual_seed(0), model.device)
-    held_out = HeldOut(model, range(3), 0)
+    weights = make_parameters(
+        preset_layers(model.network, "all"), 1, 1.0, torch.Generator().manual_seed(0), model.device
+    )
+    held_out = ValidationSet(model, range(3), 0)
     held_out.parts = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
-    return Validation(held_out, weights, batch_size, 1.0)
+    return EarlyStopping(held_out, weights, batch_size, 1.0)
 
 
 def test_measurements_come_so_rarely_that_they_cost_little() -> None:
@@ -159,11 +161,11 @@ def test_the_given_adapter_is_that_of_the_best_step() -> None:
     model, config = spoilt(), replace(CONFIG, steps=400)
     result = train(model, config)
     best_loss = min(loss for step, loss in result.report.validation if step)
-    _, aside = split(model, range(16), 0.2, config.seed)
-    layers = find_layers(model.network, "all", model.prefix)
-    weights = make_weights(layers, 8, 8.0, torch.Generator().manual_seed(0), model.device)
+    _, aside = hold_out(model, range(16), 0.2, config.seed)
+    layers = preset_layers(model.network, "all", model.prefix)
+    weights = make_parameters(layers, 8, 8.0, torch.Generator().manual_seed(0), model.device)
     weights.load(result.adapter.layers)
-    with attached(layers, weights.branches, model.is_plain):
+    with injected(layers, weights.layers, model.is_unpatched):
         again = denoising_loss(model, aside, config.seed)
     base = denoising_loss(model, aside, config.seed)
     assert again / base == pytest.approx(best_loss / result.report.validation[0][1], rel=1e-4) and again < base
@@ -171,7 +173,7 @@ def test_the_given_adapter_is_that_of_the_best_step() -> None:
 
 def test_held_out_pictures_are_never_learned_from() -> None:
     model = spoilt()
-    _, aside = split(model, range(16), 0.2, 0)
+    _, aside = hold_out(model, range(16), 0.2, 0)
     train(model, replace(CONFIG, steps=12, batch_size=13))
     with_gradient = [call for call in model.calls if len(call) == 13]
     assert len(with_gradient) == 12 and all(set(call).isdisjoint(aside) for call in with_gradient)
@@ -196,14 +198,14 @@ def test_what_is_left_counts_a_second_pass_that_is_as_long_as_the_first_took_to_
     expected: dict[str, list[int]] = {"training": [], "training on all": []}
 
     def note(progress: Progress) -> None:
-        expected[progress.stage].append(progress.total - progress.done + progress.to_come)
+        expected[progress.stage].append(progress.total - progress.done + progress.remaining)
 
     report = train(spoilt(), replace(CONFIG, refit=True), note).report
     best, first, second = report.settings["best_step"], expected["training"], expected["training on all"]
     assert first[:5] == [119, 118, 117, 116, 115]  # the best may still be the last
     assert first[-1] == CONFIG.steps - len(first) + best and second == list(range(len(second) - 1, -1, -1))
     seen: list[int] = []
-    train(spoilt(), CONFIG, lambda progress: seen.append(progress.to_come))
+    train(spoilt(), CONFIG, lambda progress: seen.append(progress.remaining))
     assert set(seen) == {0}
 
 
@@ -217,7 +219,7 @@ def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step
     result = stopped_at(step, toy(12), CONFIG)
     assert [at for at, _ in result.report.validation] == list(range(0, step + 1, 10))
     alone = replace(CONFIG, steps=step, held_out=0.0)
-    plain = train(toy(12), alone, pictures=split(toy(12), range(12), 0.2, 0)[0])
+    plain = train(toy(12), alone, pictures=hold_out(toy(12), range(12), 0.2, 0)[0])
     assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
     told = training_summary(result.report)
     steps = "1 step" if step == 1 else f"{step} steps"
@@ -234,7 +236,7 @@ def test_a_measurement_that_was_stopped_is_made_when_the_training_goes_on(tmp_pa
         asked.append(len(seen))
         return asked.count(19) > 1  # after step 19 it goes on; then the next one is measured
 
-    checkpoints = Checkpoints(tmp_path / "ink")
+    checkpoints = CheckpointConfig(tmp_path / "ink")
     stopped = train(toy(12), CONFIG, lambda p: seen.append(p.done), should_stop, checkpoints=checkpoints)
     assert len(seen) == 20 and [step for step, _ in stopped.report.validation] == [0, 10]
     resumed, whole = train(toy(12), CONFIG, checkpoints=checkpoints), train(toy(12), CONFIG)

@@ -37,14 +37,14 @@ def losses(pack, trainable, numbers):
 @pytest.mark.parametrize("name", JOINED)
 def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
     with torch.inference_mode(), opened(pack, name, [8, 16, 8, 24]) as trainable:
-        assert len(set(trainable.groups[:3])) == 1
-        layers = pack.aclora_core.lora.targets.find_layers(trainable.network, "attention")
-        weights = pack.aclora_core.lora.parameters.make_weights(
+        assert len(set(trainable.batch_keys[:3])) == 1
+        layers = pack.aclora_core.lora.targets.preset_layers(trainable.network, "attention")
+        weights = pack.aclora_core.lora.parameters.make_parameters(
             layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device
         )
-        for branch in weights.branches.values():
+        for branch in weights.layers.values():
             branch.lora_up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-        with pack.aclora_core.lora.injection.attached(layers, weights.branches):
+        with pack.aclora_core.lora.injection.injected(layers, weights.layers):
 
             def gradient(numbers):
                 weights.gradient.zero_()
@@ -67,7 +67,7 @@ def test_a_repeated_caption_gives_the_same_picture(pack):
 @pytest.mark.parametrize("name", ["SD3", "Flux.1", "Lumina 2", "Qwen-Image"])
 def test_networks_that_would_mix_them_keep_them_apart(pack, name):
     with torch.inference_mode(), opened(pack, name, [8, 16]) as trainable:
-        assert trainable.groups[0] != trainable.groups[1]
+        assert trainable.batch_keys[0] != trainable.batch_keys[1]
 
 
 @given(st.sets(st.integers(1, 12).map(lambda chunks: 77 * chunks), min_size=1))

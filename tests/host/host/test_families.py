@@ -152,13 +152,13 @@ def test_the_model_is_left_as_it_was(learned):
 
 def test_every_picture_keeps_its_own_caption_in_a_batch(pack, learned):
     with pack.nodes.host.training(learned.model, learned.latents, learned.captions) as trainable, torch.no_grad():
-        assert trainable.groups[0] == trainable.groups[1]
+        assert trainable.batch_keys[0] == trainable.batch_keys[1]
         sigma = torch.tensor([trainable.objective.sigma_at(0.4), trainable.objective.sigma_at(0.9)])
         noise = torch.randn(2, *learned.family.latent, generator=torch.Generator().manual_seed(0))
         noisy = trainable.objective.add_noise(sigma, noise, torch.cat(trainable.latents))
 
         def answer(rows, numbers):
-            return trainable.denoise(noisy[rows], sigma[rows], trainable.condition(numbers))
+            return trainable.denoise(noisy[rows], sigma[rows], trainable.conditioning(numbers))
 
         together, alone = answer([0, 1], [0, 1]), torch.cat([answer([0], [0]), answer([1], [1])])
         swapped = answer([0, 1], [1, 0])
@@ -191,10 +191,10 @@ def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, m
     family = replace(FAMILIES[name], dtype=torch.float16)
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: True)
     with pack.nodes.host.training(build(family), *pictures(family)) as trainable:
-        layers = pack.aclora_core.lora.targets.find_layers(trainable.network, "all").values()
+        layers = pack.aclora_core.lora.targets.preset_layers(trainable.network, "all").values()
         assert trainable.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
         # Only then are layers and branches computed together.
-        assert {trainable.is_plain(layer) for layer in layers} == {wanted == torch.float16}
+        assert {trainable.is_unpatched(layer) for layer in layers} == {wanted == torch.float16}
 
 
 def foreign(model, monkeypatch, dynamic):

@@ -30,25 +30,25 @@ def both_ways(pack, monkeypatch, make, given):
             network, found, counted = trainable.network, [], Counter()
             ours = stand_ins(kernels.Kernels, counted)
             monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda part: ours)
-            layers = lora.targets.find_layers(network, "all")
+            layers = lora.targets.preset_layers(network, "all")
             for quick in (False, True):
                 monkeypatch.setattr(
                     pack.nodes.host.differentiable_ops, "find_kernels", lambda *_: ours if quick else None
                 )  # noqa: B023
-                weights = lora.make_weights(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
+                weights = lora.make_parameters(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
                 weights.master.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
                 weights.refresh()
-                classes = trainable.fast_classes if quick else fast.FastClasses()
-                is_plain = trainable.is_plain if quick else (lambda module: False)
+                classes = trainable.fusable if quick else fast.FusableModules()
+                is_unpatched = trainable.is_unpatched if quick else (lambda module: False)
                 generator = torch.Generator().manual_seed(2)
                 noisy = torch.randn(trainable.latents[0].shape, generator=generator)
                 with (
-                    out_of_place.OutOfPlace(),  # for Flux
-                    fast.fast_modules(network, is_plain, classes),
-                    lora.attached(layers, weights.branches, trainable.is_plain),
+                    out_of_place.NoInplaceAdd(),  # for Flux
+                    fast.fuse_modules(network, is_unpatched, classes),
+                    lora.injected(layers, weights.layers, trainable.is_unpatched),
                 ):
                     counted.clear()
-                    output = trainable.denoise(noisy, torch.tensor([3.0]), trainable.condition([0]))
+                    output = trainable.denoise(noisy, torch.tensor([3.0]), trainable.conditioning([0]))
                     output.square().sum().backward()
                 found.append((output.detach().clone(), weights.gradient.clone()))
             blocks = Counter(type(module).__name__ for module in network.modules())

@@ -77,7 +77,7 @@ ELSEWHERE = re.compile(r"embedder|adapter|mlp_t5")
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_means_the_layers_that_do_it(pack, name):
     network, (attention, feed_forward) = build(FAMILIES[name]).model.diffusion_model, PRESETS[name]
-    find_layers = pack.aclora_core.lora.targets.find_layers
+    find_layers = pack.aclora_core.lora.targets.preset_layers
     blocks = [layer for layer in find_layers(network, "all") if not ELSEWHERE.search(layer)]
     chosen = {layer for layer in blocks if re.search(rf"(^|[._])({attention})$", layer)}
     assert chosen and set(find_layers(network, "attention")) == chosen

@@ -82,7 +82,7 @@ def test_what_training_sees_is_what_the_host_encodes(pack, parts, pictures):
         for number in range(2):
             for name, cond in trainable.conditions[number].items():
                 if isinstance(cond.cond, torch.Tensor):
-                    now = trainable.condition([number])[name].cpu()
+                    now = trainable.conditioning([number])[name].cpu()
                     torch.testing.assert_close(now, cond.cond, rtol=1e-5, atol=1e-5)
 
 
@@ -135,13 +135,13 @@ def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, pa
     with pack.nodes.host.training(parts[0], latents, captions, parts[1]) as trainable:
         work = core.training.trainer.TrainingPass(trainable, config, [0], 1.0, core.training.progress.Progress(1), 1)
         with work.attached():
-            held = core.training.validation.HeldOut(trainable, [1], 0)
+            held = core.training.validation.ValidationSet(trainable, [1], 0)
             kept = [tensor for _, batch in held._batches for tensor in core.storage.nested.tensors_in(batch)]
             assert kept and not any(tensor.requires_grad for tensor in kept)  # else its whole history stays with it
             before = held.losses()
             assert torch.equal(before, held.losses())
             with torch.no_grad():
-                for name, branch in work.weights.branches.items():
+                for name, branch in work.weights.layers.items():
                     if name.startswith(TEXT):
                         branch.lora_up.fill_(0.1)
             work.weights.refresh()

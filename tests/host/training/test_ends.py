@@ -187,7 +187,7 @@ def test_the_node_says_loss_rate_steps_left_out_and_the_time_left(pack, monkeypa
     bar = pack.nodes.host.Bar(10)
     show = made._Show(bar, made.LivePreviews(None))
     show.drawn, clock[0] = 60.0, 60.0  # no chart now
-    progress = made.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, to_come=10)
+    progress = made.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, remaining=10)
     show(progress)
     assert bar.total == 20
     assert made._line(progress, bar) == (

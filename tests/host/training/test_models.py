@@ -87,13 +87,13 @@ def test_the_saved_adapter_is_what_was_trained(pack, unet):
     latents, captions = unet_pictures()
     changed, lora_model, _, *_ = trained(pack, unet, latents, captions, layers="all", learning_rate=1e-2)
     layers = core.adapter.lora_file.from_state_dict(lora_model).layers
-    branches = core.lora.parameters.AdapterWeights(layers, torch.device("cpu")).branches
+    branches = core.lora.parameters.FlatParameters(layers, torch.device("cpu")).layers
     answers = []
     for chosen, beside in ((unet, branches), (changed, {}), (unet, {})):
         with torch.inference_mode(), open_training(pack, chosen, latents, captions) as trainable, torch.no_grad():
             noisy, sigma = noisy_pair(trainable)
-            modules = core.lora.targets.find_layers(trainable.network, "all", trainable.prefix)
-            with core.lora.injection.attached(modules, beside):
+            modules = core.lora.targets.preset_layers(trainable.network, "all", trainable.prefix)
+            with core.lora.injection.injected(modules, beside):
                 answers.append(answer(trainable, noisy, sigma, [0, 1]))
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
     assert (answers[0] - answers[2]).abs().max() > 0.01

@@ -91,9 +91,11 @@ def test_every_picture_keeps_its_own_caption_in_a_batch(pack, model, pictures, o
 def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictures):
     core = pack.aclora_core
     with torch.inference_mode(), open_training(pack, model, *pictures) as trainable:
-        layers = core.lora.targets.find_layers(trainable.network, "attention")
-        weights = core.lora.parameters.make_weights(layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device)
-        ups = [branch.up.leaf.grad for branch in weights.branches.values()]
+        layers = core.lora.targets.preset_layers(trainable.network, "attention")
+        weights = core.lora.parameters.make_parameters(
+            layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device
+        )
+        ups = [branch.up.compute.grad for branch in weights.layers.values()]
         noisy, sigma = noisy_pair(trainable)
         clean = torch.cat(trainable.latents)
 
@@ -107,7 +109,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictur
             loss.mean().backward()
             return [up.clone() for up in ups]
 
-        with core.lora.injection.attached(layers, weights.branches, trainable.is_plain):
+        with core.lora.injection.injected(layers, weights.layers, trainable.is_unpatched):
             both, first, second = gradient([0, 1]), gradient([0]), gradient([1])
     assert sum(bool(part.any()) for part in both) > len(both) // 2
     for whole, one, two in zip(both, first, second, strict=True):
@@ -129,7 +131,7 @@ def test_captions_of_different_lengths_are_trained_but_not_joined(pack, parts, m
     latents, captions = [*pictures[0], pictures[0][0]], [*pictures[1], caption(parts, LONG)]
     assert captions[2][0][0].shape[1] > captions[0][0][0].shape[1]
     with torch.inference_mode(), open_training(pack, model, latents, captions) as trainable:
-        assert trainable.groups[0] == trainable.groups[1] != trainable.groups[2]
+        assert trainable.batch_keys[0] == trainable.batch_keys[1] != trainable.batch_keys[2]
     report = trained(pack, model, latents, captions, steps=4)[3]
     assert report.settings["epochs"] == 2 and report.settings["images"] == 3
 

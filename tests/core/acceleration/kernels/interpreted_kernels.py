@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from aclora_core.acceleration.kernels import Steps
+from aclora_core.acceleration.kernels import ConvParams
 from aclora_core.acceleration.kernels import _tiles as blocks
 from aclora_core.acceleration.kernels import lora_conv as convolution
 from aclora_core.acceleration.kernels import lora_linear as linear
@@ -344,7 +344,7 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
     output = draw(*result.shape, seed=3).half().contiguous(memory_format=last)
     before, turned = output.double(), down.contiguous(memory_format=last)
     bias = draw(outputs, seed=6).half() if wanted else None
-    inner = convolution.add_branch(output, bias, x, turned, up, Steps(*steps), scale)
+    inner = convolution.add_branch(output, bias, x, turned, up, ConvParams(*steps), scale)
     close(inner, narrow.detach().permute(0, 2, 3, 1).reshape(-1, rank))
     added = result.detach() if bias is None else result.detach() + bias.double()[:, None, None]
     close(output, before + added, roundings=2)  # inner is rounded too
@@ -366,7 +366,7 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
         grown[1],
         grown[2],
         grown[0] if wanted else None,
-        Steps(*steps),
+        ConvParams(*steps),
         scale,
     )
     for found, exactly in zip(grown, right, strict=True):

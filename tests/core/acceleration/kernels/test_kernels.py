@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from aclora_core.acceleration import kernels
-from aclora_core.acceleration.kernels import Kernels, Part, find_kernels
+from aclora_core.acceleration.kernels import KernelGroup, Kernels, find_kernels
 from aclora_core.acceleration.kernels import self_test as trial
 from tests.support.kernel_stand_ins import stand_ins
 
@@ -91,7 +91,9 @@ def test_the_trial_measures_how_wrong_a_kernel_is() -> None:
 
     def error(**wrong: Any) -> float:
         wrong_ones = right._replace(**wrong)
-        return max(trial.largest_error(wrong_ones, torch.device("cpu"), torch.float32, part) for part in get_args(Part))
+        return max(
+            trial.largest_error(wrong_ones, torch.device("cpu"), torch.float32, part) for part in get_args(KernelGroup)
+        )
 
     def unshifted(x: Tensor, *more: Any) -> Tensor:
         *most, shift = more if len(more) > 5 else (*more, None)
