@@ -11,15 +11,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What goes through the model at once. Every tensor has one row for each picture."""
+    """A micro-batch of images with one batch key. Every tensor has one row per image.
 
-    latents: Tensor  # (n, channels, ...)
-    noise: Tensor  # of the same shape
+    A step reports the plain denoising loss, weighted by `weight`. It learns from the training loss, which may weigh
+    images and noise levels differently.
+    """
+
+    latents: Tensor  # (n, channels, ...), clean
+    noise: Tensor  # of the same shape, standard normal
     sigma: Tensor  # (n,), noise levels
-    weight: Tensor  # (n,), of each picture in the loss of its step
-    conditioning: Any  # what the model wants besides: tensors in nested dictionaries and lists
-    key: Hashable  # alike for batches that differ in the values of their tensors only
-    pictures: Sequence[int] = ()  # their numbers
-    loss_weight: Tensor | None = None  # (n,), of each noise level, in what is learned and not in the loss that is told
-    learned: Tensor | None = None  # (n,), of each picture in what is learned, where that is not its weight
-    positions: Tensor | None = None  # (n, 1, ..., h, w), of each place of the latents; their mean in a picture is 1
+    weight: Tensor  # (n,), weight of each image in the reported loss
+    conditioning: Any  # the captions: tensors in nested dictionaries and lists
+    key: Hashable  # equal for batches that differ in the values of their tensors only
+    indices: Sequence[int] = ()  # of the images in the training set
+    noise_level_weight: Tensor | None = None  # (n,), weight of each noise level in the training loss
+    train_weight: Tensor | None = None  # (n,), weight of each image in the training loss, where it is not `weight`
+    position_weights: Tensor | None = None  # (n, 1, ..., h, w), from masks; their mean over an image is 1

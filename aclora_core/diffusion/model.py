@@ -1,8 +1,9 @@
-"""What training needs from a model and its pictures, whoever provides them."""
+"""A diffusion model as training sees it, whoever provides it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,37 +13,81 @@ from ..acceleration import FusableModules
 from .objective import Objective
 
 
-class Model(Protocol):
-    """A diffusion model with a set of captioned pictures; nodes/host makes one from the host's MODEL."""
+class DiffusionModel(Protocol):
+    """A frozen network that denoises, and the text encoders that may learn with it.
 
-    network: nn.Module  # whose layers get branches
-    prefix: str  # stands before their names in a LoRA file
-    device: torch.device
-    dtype: torch.dtype  # that the network computes in
-    latents: Sequence[Tensor]  # each (1, channels, ...), as the network expects it, in float32
-    batch_keys: Sequence[Hashable]  # what pictures of one batch have in common
-    variants: Mapping[int, Sequence[int]]  # a picture's number -> those of all its variants; empty without variants
-    masks: Mapping[int, Tensor]  # (1, 1, ..., h, w) in 0..1 of the latents that have one; at the latent's size
-    regularisation: Mapping[int, float]  # numbers that are no part of the style -> what each counts in what is learned
-    objective: Objective
-    fusable: FusableModules
-    text_encoders: Mapping[str, nn.Module]  # that learn too, by the prefix of their layers' names; most often none
+    nodes/host makes one from ComfyUI's MODEL; SimpleModel makes one from a network of your own.
+    """
 
-    def conditioning(self, pictures: Sequence[int]) -> Any:
-        """The captions of pictures of one group, as denoise wants them: tensors in nested dictionaries and lists.
+    @property
+    def network(self) -> nn.Module:
+        """The network whose layers get LoRA branches."""
 
-        Where text encoders learn, it is what they give now, and gradients flow through it back to them.
+    @property
+    def prefix(self) -> str:
+        """The text before the layers' names in a LoRA file."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network is on."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the network computes in."""
+
+    @property
+    def objective(self) -> Objective:
+        """How the model adds noise and what it predicts."""
+
+    @property
+    def fusable(self) -> FusableModules:
+        """The host's module classes that have a faster forward pass."""
+
+    @property
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """The text encoders that learn too, by the prefix of their layers' names; most often none."""
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+        """Predict the clean latents (x0).
+
+        Args:
+            noisy: (n, channels, ...), on the device.
+            sigma: (n,), noise levels.
+            conditioning: as TrainingSet.conditioning gives it, on the device.
         """
-        ...
-
-    def denoise(self, noisy: Tensor, sigma: Tensor, condition: Any) -> Tensor:
-        """x0 for noisy (n, channels, ...) at sigma (n,), everything on the device."""
-        ...
 
     def is_unpatched(self, layer: nn.Module) -> bool:
-        """Whether a layer of the network computes with its own weight as it is, and nothing else."""
-        ...
+        """Return whether a layer computes with its own weight as it is, so that it can be fused with its branch."""
 
     def free_memory(self, wanted: int) -> int | None:
-        """Bytes that are free on the device after asking others to make room for so many; None where nobody knows."""
-        ...
+        """Return the bytes free on the device after others made room for `wanted`; None where nobody knows."""
+
+
+@dataclass
+class SimpleModel:
+    """A DiffusionModel around a network of your own.
+
+    `predict` calls the network: (noisy, sigma, conditioning) -> its raw output, of the shape of noisy. The objective
+    turns the raw output into clean latents.
+    """
+
+    network: nn.Module
+    objective: Objective
+    predict: Callable[[Tensor, Tensor, Any], Tensor]
+    prefix: str = "diffusion_model."
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    fusable: FusableModules = FusableModules()
+    text_encoders: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+        """Predict the clean latents (x0)."""
+        return self.objective.denoised(sigma, self.predict(noisy, sigma, conditioning), noisy)
+
+    def is_unpatched(self, layer: nn.Module) -> bool:
+        """Every layer of a plain network computes with its own weight."""
+        return True
+
+    def free_memory(self, wanted: int) -> int | None:
+        """Return the bytes free on a CUDA device; None elsewhere."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None

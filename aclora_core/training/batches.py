@@ -1,159 +1,223 @@
-"""What each step learns from: its pictures, in batches of alike ones, with fresh noise at fresh noise levels."""
+"""The stream of training batches: images in micro-batches, with fresh noise at fresh noise levels."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..diffusion import Batch, Model, draw_sigmas, loss_weights, position_weights, with_timesteps
-from ..storage import to_device
+from ..diffusion import (
+    Batch,
+    DiffusionModel,
+    TrainingSet,
+    draw_sigmas,
+    loss_weights,
+    position_weights,
+    with_timesteps,
+)
+from ..storage import map_tensors, to_device
 from .sampler import EpochSampler, group_by_key, micro_batches, steps_per_epoch, style_indices
 
 
-class StepBatches(NamedTuple):
-    """The batches of a step, whose pictures weigh 1 together; its epoch, from 1; whether it is the last of it.
+@dataclass(frozen=True)
+class StepBatches:
+    """The micro-batches of one step.
 
-    Among regularisation pictures those of the style alone weigh, unless there are none: the loss that is told is
-    theirs. What is learned is the mean over all, each times what it counts.
+    The reported loss averages over the style's images only, or over all where a step has none of them. The training
+    loss averages over all images, each times its regularisation weight.
     """
 
     batches: list[Batch]
-    epoch: int
+    epoch: int  # from 1
     ends_epoch: bool
-    tells: bool = True  # whether its loss is that of the style; where regularisation pictures are alone it is theirs
+    reports_style: bool = True  # whether the reported loss is that of the style
 
 
 class BatchStream:
-    """Draws step after step without end. The generator is shared: its state is no part of this one's."""
+    """An endless stream of steps. It owns the generator that images, noise and noise levels are drawn from."""
 
-    def __init__(self, model: Model, config: TrainConfig, pictures: Sequence[int], generator: torch.Generator) -> None:
-        self.model, self.config, self._generator = model, config, generator
+    def __init__(
+        self,
+        model: DiffusionModel,
+        images: TrainingSet,
+        config: TrainConfig,
+        indices: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.images, self.config = model, images, config
+        self.indices = indices
+        self.generator = generator
+        self.rows = config.batch_size  # images per micro-batch, at most
         self._objective = with_timesteps(model.objective, config.timesteps)
-        self.rows = config.batch_size  # pictures that go through the model at once, at most
-        self.per_epoch = steps_per_epoch(len(pictures), config.batch_size, config.accumulate)
         size = config.batch_size * config.accumulate
-        self._order = EpochSampler(pictures, model.batch_keys, size, generator, model.variants)
+        self._sampler = EpochSampler(indices, images.batch_keys, size, generator, images.variants)
+        self._upcoming: StepBatches | None = None  # prefetched while the GPU was busy
+        self._position_before_upcoming: dict[str, Any] = {}  # a checkpoint continues from here
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps it takes to see all images once."""
+        return steps_per_epoch(len(self.indices), self.config.batch_size, self.config.accumulate)
 
     def next_step(self) -> StepBatches:
-        """The next one. What is alike is drawn together, so its numbers are those of one batch, however it is split."""
-        epoch, ends_epoch, pictures = next(self._order)
-        drawn: dict[int, tuple[Tensor, Tensor]] = {}
-        for same in group_by_key(pictures, self.model.batch_keys, len(pictures)):
-            noise, sigma = self._draw(same, self._generator)
-            drawn |= zip(same, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
-        style = style_indices(self.model, pictures)
-        batches = []
-        for part in micro_batches(pictures, self.model.batch_keys, self.rows):
-            noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[number] for number in part), strict=True))
-            batches.append(self._batch(part, noise, sigma, *self._weights(part, style or pictures, len(pictures))))
-        return StepBatches(batches, epoch, ends_epoch, bool(style))
+        """Return the next step, prefetched or not."""
+        step = self._upcoming or self._draw_step()
+        self._upcoming = None
+        return step
 
-    def trial(self, picture: int) -> Batch:
-        """A batch of one picture, on the device, to try out what a step takes; text encoders are not asked to learn."""
-        noise, sigma = self._draw([picture], torch.Generator().manual_seed(0))
+    def prefetch(self) -> Sequence[Batch]:
+        """Draw the next step while the GPU works on this one, and return its batches.
+
+        They lie in pinned memory, from which a GPU copies without waiting. Nothing is prefetched where text encoders
+        learn: their conditionings depend on the step that is still running.
+        """
+        if self._upcoming is not None or self.model.text_encoders:
+            return ()
+        self._position_before_upcoming = self._position()
+        self._upcoming = self._draw_step()
+        if self.model.device.type == "cuda":
+            pinned = map_tensors(self._upcoming.batches, lambda it: it if it.is_cuda else it.pin_memory())
+            self._upcoming = replace(self._upcoming, batches=pinned)
+        return self._upcoming.batches
+
+    def trial(self, index: int) -> Batch:
+        """Return a batch of one image on the device, to try what a step needs; it carries no gradient history."""
+        noise, sigma = self._draw_noise([index], torch.Generator().manual_seed(0))
         with torch.no_grad():
-            batch = self._batch([picture], noise, sigma, *self._weights([picture], [picture], 1))
+            batch = self._batch([index], noise, sigma, *self._image_weights([index], [index], 1))
             on_device: Batch = to_device(batch, self.model.device)
         return on_device
 
-    def _draw(self, pictures: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise and noise levels for pictures of one group."""
-        latent = self.model.latents[pictures[0]]
-        noise = torch.randn((len(pictures), *latent.shape[1:]), generator=generator)
-        return noise, draw_sigmas(self._objective, len(pictures), generator, latent)
+    def _draw_step(self) -> StepBatches:
+        """Draw a step. The noise of a batch key is drawn at once, so it does not depend on how a step is split."""
+        epoch, ends_epoch, indices = next(self._sampler)
+        drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        for group in group_by_key(indices, self.images.batch_keys, len(indices)):
+            noise, sigma = self._draw_noise(group, self.generator)
+            drawn |= zip(group, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
+        style = style_indices(self.images, indices)
+        batches = []
+        for part in micro_batches(indices, self.images.batch_keys, self.rows):
+            noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[index] for index in part), strict=True))
+            weights = self._image_weights(part, style or indices, len(indices))
+            batches.append(self._batch(part, noise, sigma, *weights))
+        return StepBatches(batches, epoch, ends_epoch, bool(style))
 
-    def _weights(
-        self, pictures: Sequence[int], telling: Sequence[int], count: int
+    def _draw_noise(self, indices: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return noise (n, channels, ...) and noise levels (n,) for images with one batch key."""
+        latent = self.images.latents[indices[0]]
+        noise = torch.randn((len(indices), *latent.shape[1:]), generator=generator)
+        return noise, draw_sigmas(self._objective, len(indices), generator, latent)
+
+    def _image_weights(
+        self, indices: Sequence[int], reporting: Sequence[int], count: int
     ) -> tuple[float | Tensor, Tensor | None]:
-        """What pictures weigh in the loss of a step of so many, and in what it learns where that differs."""
-        known = self.model.regularisation
+        """Return the weights of images in the reported loss of a step of `count`, and in its training loss."""
+        known = self.images.regularisation
         if not known:
             return 1 / count, None
-        told = torch.tensor([1 / len(telling) if number in telling else 0.0 for number in pictures])
-        return told, torch.tensor([known.get(number, 1.0) / count for number in pictures])
+        reported = torch.tensor([1 / len(reporting) if index in reporting else 0.0 for index in indices])
+        return reported, torch.tensor([known.get(index, 1.0) / count for index in indices])
 
     def _batch(
-        self, pictures: Sequence[int], noise: Tensor, sigma: Tensor, weight: float | Tensor, learned: Tensor | None
+        self,
+        indices: Sequence[int],
+        noise: Tensor,
+        sigma: Tensor,
+        weight: float | Tensor,
+        train_weight: Tensor | None,
     ) -> Batch:
-        of_levels = loss_weights(self._objective, sigma, self.config.loss_weight, self.config.min_snr_gamma)
-        return make_batch(self.model, pictures, noise, sigma, weight, of_levels, learned, self.config.mask_floor)
+        batch = make_batch(self.images, indices, noise, sigma, weight, self.config.mask_floor)
+        by_level = loss_weights(self._objective, sigma, self.config.loss_weight, self.config.min_snr_gamma)
+        return replace(batch, noise_level_weight=by_level, train_weight=train_weight)
+
+    def _position(self) -> dict[str, Any]:
+        return {"order": self._sampler.state_dict(), "generator": self.generator.get_state()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands; the generator, which others may draw from too, is not part of it."""
-        return self._order.state_dict()
+        """Return the position before the next step, prefetched or not, and the generator's state there."""
+        return self._position_before_upcoming if self._upcoming else self._position()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where another one stood."""
-        self._order.load_state_dict(state)
-
-
-def joined_weights(model: Model, pictures: Sequence[int], floor: float) -> Tensor | None:
-    """The weights of the places of pictures of one group, (n, 1, ..., h, w); None where no picture has a mask.
-
-    All pictures of a training get them, or none: what is recorded in a graph always has the same inputs.
-    """
-    if not model.masks:
-        return None
-    rows = []
-    for number in pictures:
-        latent = model.latents[number]
-        shape = (1, *(1 for _ in latent.shape[1:-2]), *latent.shape[-2:])
-        rows.append(position_weights(model.masks[number], floor) if number in model.masks else torch.ones(shape))
-    return torch.cat(rows)
-
-
-def largest_batch(pictures: Sequence[int], model: Model, batch_size: int) -> tuple[int, int]:
-    """Rows of the batch with the most numbers in it, and one of its pictures; any variants of them may meet."""
-    members: dict[Hashable, list[int]] = {}  # one variant of each picture that may be in the group
-    for picture in pictures:
-        for group, number in {model.batch_keys[n]: n for n in model.variants.get(picture, (picture,))}.items():
-            members.setdefault(group, []).append(number)
-    batches = [same[:batch_size] for same in members.values()]
-    largest = max(batches, key=lambda batch: len(batch) * model.latents[batch[0]].numel())
-    return len(largest), largest[0]
+        """Continue from a saved position."""
+        self._upcoming = None
+        self._sampler.load_state_dict(state["order"])
+        self.generator.set_state(state["generator"])
 
 
 def make_batch(
-    model: Model,
-    pictures: Sequence[int],
+    images: TrainingSet,
+    indices: Sequence[int],
     noise: Tensor,
     sigma: Tensor,
-    weight: float | Tensor,
-    loss_weight: Tensor | None = None,
-    learned: Tensor | None = None,
+    weight: float | Tensor = 1.0,
     mask_floor: float = 0.0,
 ) -> Batch:
-    """A batch of pictures of one group, each with its own noise and noise level.
+    """Return a batch of images with one batch key.
 
-    weight: of every picture, or (n,) of each. mask_floor: what counts where a mask is black.
+    Args:
+        images: the training set.
+        indices: of the images, n of them.
+        noise: (n, channels, ...).
+        sigma: (n,), noise levels.
+        weight: in the reported loss: one for all images, or (n,).
+        mask_floor: weight of positions where a mask is black.
     """
-    latents = torch.cat([model.latents[number] for number in pictures])
-    weights = weight if isinstance(weight, Tensor) else torch.full((len(pictures),), weight)
-    positions = joined_weights(model, pictures, mask_floor)
-    key, condition = _key(model, pictures), model.conditioning(pictures)
-    return Batch(latents, noise, sigma, weights, condition, key, pictures, loss_weight, learned, positions)
+    latents = torch.cat([images.latents[index] for index in indices])
+    weights = weight if isinstance(weight, Tensor) else torch.full((len(indices),), weight)
+    conditioning = images.conditioning(indices)
+    positions = stack_position_weights(images, indices, mask_floor)
+    key = batch_key(images, indices)
+    return Batch(latents, noise, sigma, weights, conditioning, key, indices, position_weights=positions)
 
 
-def _key(model: Model, pictures: Sequence[int]) -> Hashable:
-    return model.batch_keys[pictures[0]], len(pictures)
+def batch_key(images: TrainingSet, indices: Sequence[int]) -> Hashable:
+    """Return what a batch of these images shares with others that one captured CUDA graph serves."""
+    return images.batch_keys[indices[0]], len(indices)
 
 
-def split_rows(model: Model, batch: Batch, rows: int) -> list[Batch]:
-    """The same pictures at most so many at a time, and weighing as before; the batch itself where it has no more."""
-    if len(batch.pictures) <= rows:
+def stack_position_weights(images: TrainingSet, indices: Sequence[int], floor: float) -> Tensor | None:
+    """Return the position weights of images with one batch key, (n, 1, ..., h, w); None where no image has a mask.
+
+    All images of a training get them, or none, so that a captured graph always has the same inputs.
+    """
+    if not images.masks:
+        return None
+    rows = []
+    for index in indices:
+        latent = images.latents[index]
+        shape = (1, *(1 for _ in latent.shape[1:-2]), *latent.shape[-2:])
+        masked = index in images.masks
+        rows.append(position_weights(images.masks[index], floor) if masked else torch.ones(shape))
+    return torch.cat(rows)
+
+
+def largest_batch(indices: Sequence[int], images: TrainingSet, batch_size: int) -> tuple[int, int]:
+    """Return the rows of the micro-batch with the most elements that can occur, and the index of one of its images."""
+    members: dict[Hashable, list[int]] = {}  # one variant of each image that may be in the group
+    for index in indices:
+        one_of_each_key = {images.batch_keys[n]: n for n in images.variants.get(index, (index,))}
+        for key, variant in one_of_each_key.items():
+            members.setdefault(key, []).append(variant)
+    batches = [group[:batch_size] for group in members.values()]
+    largest = max(batches, key=lambda batch: len(batch) * images.latents[batch[0]].numel())
+    return len(largest), largest[0]
+
+
+def split_rows(images: TrainingSet, batch: Batch, rows: int) -> list[Batch]:
+    """Split a batch into parts of at most `rows` images with their weights unchanged."""
+    if len(batch.indices) <= rows:
         return [batch]
-    return [_part(model, batch, slice(start, start + rows)) for start in range(0, len(batch.pictures), rows)]
+    return [_rows(images, batch, slice(start, start + rows)) for start in range(0, len(batch.indices), rows)]
 
 
-def _part(model: Model, batch: Batch, rows: slice) -> Batch:
-    pictures = batch.pictures[rows]
-    names = ("latents", "noise", "sigma", "weight", "loss_weight", "learned", "positions")
+def _rows(images: TrainingSet, batch: Batch, rows: slice) -> Batch:
+    indices = batch.indices[rows]
+    names = ("latents", "noise", "sigma", "weight", "noise_level_weight", "train_weight", "position_weights")
     tensors = {name: tensor[rows] for name in names if (tensor := getattr(batch, name)) is not None}
-    return replace(
-        batch, pictures=pictures, key=_key(model, pictures), conditioning=model.conditioning(pictures), **tensors
-    )
+    conditioning = images.conditioning(indices)
+    return replace(batch, indices=indices, key=batch_key(images, indices), conditioning=conditioning, **tensors)

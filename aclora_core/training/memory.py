@@ -1,81 +1,84 @@
-"""Steps that fit into memory: blocks that are computed twice, and pictures that go through the model in smaller parts.
+"""Steps that fit into memory: recomputed blocks, and micro-batches that go through the model in smaller parts.
 
-Nothing of it changes what is learned: a step's pictures, their noise and what they weigh stay the same.
+This changes nothing of what is learned: a step's images, their noise and their weights stay the same.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-from ..acceleration import ActivationCheckpointing
-from ..diffusion import Batch, Model
-from ..optim import Loss, Stepper
+from ..diffusion import Batch
+from ..optim import Stepper
+from .adapted_model import AdaptedModel
 from .batches import BatchStream, largest_batch, split_rows
-
-if TYPE_CHECKING:
-    from .progress import Progress
+from .progress import Progress
 
 log = logging.getLogger("aclora")
 
+Prefetch = Callable[[], Sequence[Batch]]
+
 
 class MemoryPlan:
-    """Plans what a pass's steps take, and has less of it at a time where they run out of memory all the same."""
+    """Plans what a pass's steps need, and falls back to less where they run out of memory all the same."""
 
     def __init__(
-        self, model: Model, memory: ActivationCheckpointing, stepper: Stepper, drawing: BatchStream, progress: Progress
+        self, adapted: AdaptedModel, stepper: Stepper, stream: BatchStream, progress: Progress, automatic: bool
     ) -> None:
-        self.model, self.memory, self.stepper, self.drawing = model, memory, stepper, drawing
-        self.progress = progress
+        self.adapted, self.stepper, self.stream, self.progress = adapted, stepper, stream, progress
+        self.automatic = automatic  # whether the plan is ours to make
 
-    def plan(self, pictures: Sequence[int], loss_of: Loss) -> None:
-        """Sees to it that the largest batch fits on the CUDA device, and says what it takes."""
-        rows, picture = largest_batch(pictures, self.model, self.drawing.rows)
-        row = self.drawing.trial(picture)
-        kept = self.memory.measure(lambda: loss_of(row))
-        free = self.model.free_memory(kept.peak(rows, set()))
+    def make(self) -> None:
+        """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs."""
+        if not self.automatic or self.adapted.model.device.type != "cuda":
+            return
+        checkpointing = self.adapted.checkpointing
+        rows, index = largest_batch(self.stream.indices, self.stream.images, self.stream.rows)
+        one_row = self.stream.trial(index)
+        sizes = checkpointing.measure(lambda: self.adapted.loss(one_row))
+        free = self.adapted.model.free_memory(sizes.peak(rows, set()))
         if free is None:
             return
-        expected, fewer = self.memory.fit(kept, rows, free)
-        twice = f"{len(self.memory.again)} of {len(self.memory.blocks)} blocks computed twice"
+        expected, fewer = checkpointing.fit(sizes, rows, free)
+        how = f"{len(checkpointing.again)} of {len(checkpointing.blocks)} blocks recomputed"
         if fewer < rows:
-            self.drawing.rows = fewer
-            twice += f", pictures {fewer} at a time"
-        self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {twice}"
+            self.stream.rows = fewer
+            how += f", images {fewer} at a time"
+        self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {how}"
         log.info("AC-LoRA: %s.", self.progress.memory)
 
-    def step(self, batches: Sequence[Batch], meanwhile: Callable[[], Sequence[Batch]], automatic: bool) -> float:
-        """One step; when it does not fit, once more with less at a time, where that is left to us."""
+    def step(self, batches: Sequence[Batch], prefetch: Prefetch) -> float:
+        """Take one optimizer step and return its loss; where memory runs out, again with less at a time.
+
+        Args:
+            batches: the micro-batches of the step.
+            prefetch: called while the GPU works; may return the batches of the next step.
+        """
         while True:
-            # Those that were drawn ahead may be larger than what was found to fit since.
-            batches = [part for batch in batches for part in split_rows(self.model, batch, self.drawing.rows)]
+            # Batches that were prefetched may be larger than what was found to fit since.
+            batches = [part for batch in batches for part in split_rows(self.stream.images, batch, self.stream.rows)]
             try:
-                return self.stepper.step(batches, meanwhile)
+                return self.stepper.step(batches, prefetch)
             except torch.cuda.OutOfMemoryError:
-                sentence = self._less(max(len(batch.sigma) for batch in batches)) if automatic else ""
+                sentence = self._need_less(max(len(batch.sigma) for batch in batches)) if self.automatic else ""
                 if not sentence:
                     raise
             log.info("AC-LoRA: %s", sentence)
             self.progress.note(sentence)
-            self.stepper.graphs.clear()
+            self.adapted.graphs.clear()
             self.stepper.clear_gradients()
-            meanwhile = _nothing
+            prefetch = tuple
 
-    def _less(self, rows: int) -> str:
-        """Has a step of so many rows at once take less, and says how; nothing where there is nothing left to do."""
-        if self.memory.all_again():
-            return "Out of memory: each block is computed twice from now on, which needs less and is slower."
+    def _need_less(self, rows: int) -> str:
+        """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
+        if self.adapted.checkpointing.all_again():
+            return "Out of memory: every block is recomputed from now on, which needs less memory and is slower."
         if rows < 2:
             return ""
-        self.drawing.rows = rows // 2
+        self.stream.rows = rows // 2
         return (
-            f"Out of memory: pictures go through the model {rows // 2} at a time from now on, which needs less and is "
-            "slower."
+            f"Out of memory: images go through the model {rows // 2} at a time from now on, which needs less memory "
+            "and is slower."
         )
-
-
-def _nothing() -> Sequence[Batch]:
-    return ()

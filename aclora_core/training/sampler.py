@@ -1,109 +1,117 @@
-"""Batches, and the order in which a training sees its pictures: every one once in each epoch, alike ones together."""
+"""The order in which a training sees its images: each once per epoch, images of one batch key together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from ..diffusion import Model
+from ..diffusion import TrainingSet
 
 
-def steps_per_epoch(pictures: int, batch_size: int, accumulate: int = 1) -> int:
-    """How many steps it takes to see so many pictures once."""
-    return math.ceil(pictures / (batch_size * accumulate))
+def steps_per_epoch(images: int, batch_size: int, accumulate: int = 1) -> int:
+    """Return how many steps it takes to see all images once."""
+    return math.ceil(images / (batch_size * accumulate))
 
 
-def group_by_key(numbers: Iterable[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """Batches of picture numbers of one group each, in the order in which they come."""
+def style_indices(images: TrainingSet, indices: Iterable[int]) -> list[int]:
+    """Return the indices of images that show the style; the others are regularisation images."""
+    return [index for index in indices if index not in images.regularisation]
+
+
+def group_by_key(indices: Iterable[int], batch_keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Return batches of at most batch_size indices with one batch key each, in the order in which they come."""
     members: dict[Hashable, list[int]] = {}
-    for number in numbers:
-        members.setdefault(groups[number], []).append(number)
-    return [same[start : start + batch_size] for same in members.values() for start in range(0, len(same), batch_size)]
+    for index in indices:
+        members.setdefault(batch_keys[index], []).append(index)
+    return [
+        group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)
+    ]
 
 
-def micro_batches(step: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """The batches that a step's pictures go through the model in, each of one group.
+def micro_batches(step: Sequence[int], batch_keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Split the indices of a step into micro-batches, each with one batch key.
 
-    Where a step is of several groups, a batch that is not full has a power of two: a CUDA graph is recorded for every
-    number of rows of every group, and so there are few.
+    Where a step mixes batch keys, a micro-batch that is not full holds a power of two of images: a CUDA graph is
+    captured for each number of rows of each key, and this keeps their number small.
     """
-    batches = group_by_key(step, groups, batch_size)
-    if len({groups[number] for number in step}) == 1:
+    batches = group_by_key(step, batch_keys, batch_size)
+    if len({batch_keys[index] for index in step}) == 1:
         return batches
-    return [part for batch in batches for part in ([batch] if len(batch) == batch_size else _powers_of_two(batch))]
+    parts: list[list[int]] = []
+    for batch in batches:
+        parts += [batch] if len(batch) == batch_size else _powers_of_two(batch)
+    return parts
 
 
-def _powers_of_two(numbers: list[int]) -> Iterator[list[int]]:
-    while numbers:
-        count = 1 << (len(numbers).bit_length() - 1)
-        yield numbers[:count]
-        numbers = numbers[count:]
+def _powers_of_two(indices: list[int]) -> Iterator[list[int]]:
+    while indices:
+        count = 1 << (len(indices).bit_length() - 1)
+        yield indices[:count]
+        indices = indices[count:]
 
 
 def epoch_steps(
-    pictures: Sequence[int], groups: Sequence[Hashable], size: int, generator: torch.Generator
+    indices: Sequence[int], batch_keys: Sequence[Hashable], size: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """One epoch: the picture numbers of each step, in an order drawn from the generator.
+    """Return the indices of each step of one epoch, in an order drawn from the generator.
 
-    groups: for each picture what it must have in common with the others of its batch (size, kind of caption). size:
-    pictures in a step; only the one step that is left over may have fewer. As long as a group fills a step, it fills it
-    alone, which is quickest; what is left of the groups shares steps. So every picture counts alike, whatever its size.
+    While a batch key has enough images to fill a step, they fill it alone, which is fastest; the remaining images of
+    all keys share steps. So every image counts alike, whatever its size, and only one step may have fewer than `size`
+    images.
     """
-    order = torch.randperm(len(pictures), generator=generator).tolist()
-    batches = group_by_key([pictures[place] for place in order], groups, size)
+    order = torch.randperm(len(indices), generator=generator).tolist()
+    batches = group_by_key([indices[position] for position in order], batch_keys, size)
     steps = [batch for batch in batches if len(batch) == size]
-    rest = [number for batch in batches if len(batch) < size for number in batch]
+    rest = [index for batch in batches if len(batch) < size for index in batch]
     steps += [rest[start : start + size] for start in range(0, len(rest), size)]
-    return [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
+    return [steps[position] for position in torch.randperm(len(steps), generator=generator).tolist()]
 
 
 class EpochSampler:
-    """Epoch after epoch without end; next gives (epoch from 1, whether this step is its last, picture numbers)."""
+    """Endless epochs. Each item is (epoch, counted from 1; whether this step ends it; the indices of the step)."""
 
     def __init__(
         self,
-        pictures: Sequence[int],
-        groups: Sequence[Hashable],
+        indices: Sequence[int],
+        batch_keys: Sequence[Hashable],
         size: int,
         generator: torch.Generator,
         variants: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        self._pictures, self._groups, self._size = pictures, groups, size
-        self._generator, self._variants = generator, variants or {}
+        self._indices = indices
+        self._batch_keys = batch_keys
+        self._size = size
+        self._generator = generator
+        self._variants = variants or {}
         self._epoch = 0
-        self._left: list[list[int]] = []  # steps of this epoch that are still to come
+        self._remaining: list[list[int]] = []  # steps of this epoch that are still to come
 
     def __iter__(self) -> Iterator[tuple[int, bool, list[int]]]:
         return self
 
     def __next__(self) -> tuple[int, bool, list[int]]:
-        if not self._left:
+        if not self._remaining:
             self._epoch += 1
-            shown = [self._picked(number) for number in self._pictures]
-            self._left = epoch_steps(shown, self._groups, self._size, self._generator)
-        step = self._left.pop(0)
-        return self._epoch, not self._left, step
+            shown = [self._pick_variant(index) for index in self._indices]
+            self._remaining = epoch_steps(shown, self._batch_keys, self._size, self._generator)
+        step = self._remaining.pop(0)
+        return self._epoch, not self._remaining, step
 
-    def _picked(self, picture: int) -> int:
-        """One of a picture's variants, each as likely as the others."""
-        variants = self._variants.get(picture, ())
+    def _pick_variant(self, index: int) -> int:
+        """Return one of an image's augmented versions, each as likely as the others."""
+        variants = self._variants.get(index, ())
         if len(variants) < 2:
-            return picture
+            return index
         return variants[int(torch.randint(len(variants), (), generator=self._generator))]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands; the generator, which others may draw from too, is not part of it."""
-        return {"epoch": self._epoch, "left": [list(step) for step in self._left]}
+        """Return its position; the generator, which others draw from too, is not part of it."""
+        return {"epoch": self._epoch, "left": [list(step) for step in self._remaining]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where another one stood."""
-        self._epoch, self._left = int(state["epoch"]), [list(step) for step in state["left"]]
-
-
-def style_indices(model: Model, pictures: Iterable[int]) -> list[int]:
-    """Those that show the style; the others are regularisation pictures."""
-    return [number for number in pictures if number not in model.regularisation]
+        """Continue from a saved position."""
+        self._epoch = int(state["epoch"])
+        self._remaining = [list(step) for step in state["left"]]

@@ -13,7 +13,7 @@ from torch import Tensor
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.dataset.masks import at_latent_size, is_black
 from aclora_core.diffusion.loss import denoising_losses, position_weights
-from aclora_core.training.batches import BatchStream, joined_weights
+from aclora_core.training.batches import BatchStream, stack_position_weights
 from aclora_core.training.train import train
 from aclora_core.training.validation import ValidationSet
 from tests.support.toy import FLOW, WIDTH, Toy, toy
@@ -67,11 +67,11 @@ def test_a_floor_lets_black_count_a_little_and_one_takes_the_mask_away() -> None
 
 def test_without_masks_there_is_nothing_and_with_some_everybody_has_weights() -> None:
     model = square_toy(3)
-    assert joined_weights(model, [0, 1], 0.0) is None
+    assert stack_position_weights(model, [0, 1], 0.0) is None
     model.masks = {1: LEFT}
-    joined = joined_weights(model, [0, 1], 0.0)
+    joined = stack_position_weights(model, [0, 1], 0.0)
     assert torch.equal(joined, torch.cat([torch.ones(1, 1, 2, 2), 2 * LEFT]))
-    assert torch.equal(joined_weights(model, [2], 0.0), torch.ones(1, 1, 2, 2))
+    assert torch.equal(stack_position_weights(model, [2], 0.0), torch.ones(1, 1, 2, 2))
 
 
 def test_the_loss_is_the_mean_over_what_is_white() -> None:

@@ -13,9 +13,9 @@ from aclora_core.diffusion.objective import (
     Objective,
     draw_sigmas,
     loss_weights,
-    output_gain,
-    signal_to_noise,
-    target,
+    c_out,
+    snr,
+    prediction_target,
     target_variance,
     with_timesteps,
 )
@@ -108,7 +108,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_raw_output(name: str) -> None
 @pytest.mark.parametrize("name", KINDS)
 def test_the_target_is_the_right_output_and_has_no_loss(name: str) -> None:
     chosen, d = KINDS[name], draw(KINDS[name], 1)
-    wanted = target(chosen.objective, d.sigma, d.noisy, d.latent)
+    wanted = prediction_target(chosen.objective, d.sigma, d.noisy, d.latent)
     torch.testing.assert_close(wanted, chosen.wanted(d.sigma, d.noise, d.latent), rtol=1e-3, atol=1e-3)
     x0 = chosen.objective.denoised(d.sigma, wanted, d.noisy)
     assert prediction_loss(chosen.objective, d.sigma, d.noisy, d.latent, x0).max() < 1e-6
@@ -128,9 +128,9 @@ def test_the_gradient_is_that_of_the_raw_output(name: str) -> None:
 def test_the_gain_is_the_change_of_x0_by_the_output() -> None:
     d = draw(KINDS["eps"])
     torch.testing.assert_close(
-        output_gain(KINDS["eps"].objective, d.sigma, d.noisy), -spread(d.sigma).expand_as(d.noisy), rtol=1e-4, atol=1e-6
+        c_out(KINDS["eps"].objective, d.sigma, d.noisy), -spread(d.sigma).expand_as(d.noisy), rtol=1e-4, atol=1e-6
     )
-    assert torch.equal(output_gain(KINDS["x0"].objective, d.sigma, d.noisy), torch.ones_like(d.noisy))
+    assert torch.equal(c_out(KINDS["x0"].objective, d.sigma, d.noisy), torch.ones_like(d.noisy))
 
 
 def test_a_half_precision_answer_is_compared_in_float32() -> None:
@@ -257,7 +257,7 @@ CLOSED = {
 def test_weights_are_those_of_the_papers_in_the_outputs_terms(name: str) -> None:
     ratio, gain = (form(LEVELS) for form in CLOSED[name])
     objective = KINDS[name].objective
-    torch.testing.assert_close(signal_to_noise(objective, LEVELS), ratio, rtol=1e-9, atol=0)
+    torch.testing.assert_close(snr(objective, LEVELS), ratio, rtol=1e-9, atol=0)
     found = {kind: loss_weights(objective, LEVELS.float(), kind, 5.0) for kind in ("min-SNR", "debiased")}
     torch.testing.assert_close(found["min-SNR"].double(), ratio.clamp_max(5) * gain, rtol=1e-5, atol=0)
     torch.testing.assert_close(found["debiased"].double(), ratio.sqrt() * gain, rtol=1e-5, atol=0)

@@ -1,0 +1,71 @@
+"""A diffusion model with a trainable adapter: its layers, their parameters, and the faster ways to compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ..acceleration import ActivationCheckpointing, CudaGraphRunner, NoInplaceAdd, fuse_modules
+from ..adapter import Adapter
+from ..config import TrainConfig, rank_overrides
+from ..diffusion import Batch, DiffusionModel, batch_loss
+from ..lora import alpha_scales, injected, make_parameters, target_layers
+from ..storage import component_tensors
+
+
+class AdaptedModel:
+    """A frozen model and the adapter that is trained on it.
+
+    Args:
+        model: the frozen model.
+        config: which layers are adapted, at which rank and alpha.
+        generator: the adapter's start is drawn from it.
+    """
+
+    def __init__(self, model: DiffusionModel, config: TrainConfig, generator: torch.Generator) -> None:
+        self.model = model
+        self.layers = target_layers(model, config)
+        self.parameters = make_parameters(
+            self.layers,
+            config.max_rank,
+            config.alpha,
+            generator,
+            model.device,
+            model.dtype,
+            rank_overrides(self.layers, config.layer_ranks, model.prefix),
+            alpha_scales(self.layers, model, config),
+        )
+        self.graphs = CudaGraphRunner(model.device, config.graph)
+        self.checkpointing = ActivationCheckpointing(model.network)
+
+    @contextmanager
+    def injected(self) -> Iterator[Callable[[], None]]:
+        """Put the adapter on the model while the context lasts.
+
+        Yields a function to call after a forward pass: from then on, layers that read the same tensor share a launch.
+        """
+        model = self.model
+        fused = fuse_modules(model.network, model.is_unpatched, model.fusable)
+        branches = injected(self.layers, self.parameters.layers, model.is_unpatched)
+        with fused, branches as join_shared_inputs, self.checkpointing.attached():
+            try:
+                yield join_shared_inputs
+            finally:
+                self.graphs.clear()  # they hold the memory of a whole step
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (training loss, reported loss) of a batch on the device, both scalars."""
+        with NoInplaceAdd() if self.checkpointing.out_of_place else nullcontext():
+            return batch_loss(self.model, batch)
+
+    def adapter(self) -> Adapter:
+        """Return a copy of the adapter in main memory."""
+        return Adapter({name: layer.layer() for name, layer in self.parameters.layers.items()})
+
+    def weight_addresses(self) -> list[int]:
+        """Return where the network's weights lie; captured graphs are void once one has moved."""
+        weights = self.model.network.parameters()
+        return [part.data_ptr() for tensor in weights for part in component_tensors(tensor)]

@@ -1,0 +1,82 @@
+"""The training loop of one pass."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from ..diffusion import Batch
+from .batches import BatchStream
+from .progress import FirstPass
+from .run import TrainingRun
+from .trainer import Trainer
+from .validation import EarlyStopping
+
+log = logging.getLogger("aclora")
+
+
+def run_pass(
+    run: TrainingRun,
+    trainer: Trainer,
+    steps: int,
+    early_stopping: EarlyStopping | None = None,
+    first: FirstPass | None = None,
+) -> None:
+    """Train until the pass has its steps, the best one is passed, the loss diverges, or somebody stops it.
+
+    Args:
+        run: what the passes of a training share.
+        trainer: the parts of this pass, ready.
+        steps: how many the pass has at most.
+        early_stopping: measures held-out images; None trains without validation.
+        first: what the first pass found, where this is the second; checkpoints keep it.
+    """
+    progress, stepper, restarts = run.progress, trainer.stepper, trainer.restarts
+    if early_stopping and early_stopping.is_overdue(progress.step, steps):
+        run.measure(trainer, early_stopping)
+    while progress.step < steps:
+        if early_stopping and run.config.stop_early and early_stopping.should_stop():
+            log.info("AC-LoRA: stopped at step %d, as step %d was better.", progress.step, early_stopping.best_step)
+            break
+
+        # One step: the loss and the gradient of its micro-batches, then the optimizer.
+        step = trainer.stream.next_step()
+        restart_due = restarts.is_due(step)
+        if not step.reports_style:
+            restarts.leave_out(progress.step)
+        stepper.learning_rate = trainer.learning_rate_at(progress.step)
+        loss = trainer.memory.step(step.batches, partial(_prefetch, trainer.stream, begin=not restart_due))
+        progress.record(loss / run.unit, stepper.learning_rate)
+
+        # AC-LoRA: keep the signal of each layer and redraw its noise.
+        if restart_due:
+            restart = restarts.apply(trainer.adapted.parameters, stepper, step.epoch, progress.losses)
+            progress.restarts += [restart] if restart else []
+
+        if trainer.diverged:
+            run.end_diverged(trainer)
+            break
+        if not math.isfinite(progress.losses[-1]) and progress.skipped_steps == 1:
+            log.warning("AC-LoRA: step %d was skipped, as its loss was not finite; such steps count.", progress.step)
+        if early_stopping and early_stopping.is_due(progress.step, steps):
+            run.measure(trainer, early_stopping)
+        run.show(trainer)
+        if run.asked_to_stop():
+            log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", progress.step, steps)
+            break
+        if run.store and progress.step % run.store.settings.every == 0:
+            run.save(trainer, early_stopping, first)
+    if not trainer.diverged:
+        run.save(trainer, early_stopping, first)
+    stepper.finish()
+
+
+def _prefetch(stream: BatchStream, begin: bool) -> Sequence[Batch]:
+    """Draw the next step while the GPU works on this one.
+
+    begin: whether the GPU may begin with it at once. Not where a restart changes the weights in between.
+    """
+    batches = stream.prefetch()
+    return batches if begin else ()

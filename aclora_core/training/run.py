@@ -1,0 +1,202 @@
+"""What the passes of one training share: settings, callbacks, progress, facts, and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..adapter import TrainingFacts
+from ..config import TrainConfig
+from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
+from ..text import reason
+from .checkpoint import CheckpointStore
+from .previews import Previews
+from .progress import FirstPass, Progress
+from .sampler import steps_per_epoch, style_indices
+from .trainer import Trainer
+from .validation import EarlyStopping
+
+log = logging.getLogger("aclora")
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a training calls while it runs."""
+
+    on_step: Callable[[Progress], None] = lambda progress: None  # after every step
+    should_stop: Callable[[], bool] = lambda: False  # after every step, and while images are measured
+    previews: Previews | None = None
+
+
+class TrainingRun:
+    """One training: a pass with held-out images, and a second one with all of them where that is asked for.
+
+    `facts` grows while it runs; `progress` is that of the pass that runs; `unit` is the loss of predicting the mean
+    target, by which losses are divided.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        images: TrainingSet,
+        config: TrainConfig,
+        indices: Sequence[int],
+        callbacks: Callbacks,
+        store: CheckpointStore | None,
+    ) -> None:
+        self.model, self.images, self.config, self.indices = model, images, config, list(indices)
+        self.callbacks, self.store = callbacks, store
+        self.progress = Progress(config.steps)
+        self.stopped = False
+        self._began = time.time()
+        style = style_indices(images, indices)
+        others = len(self.indices) - len(style)
+        self.facts = TrainingFacts(
+            images=len(style), regularisation_images=others or None, started_at=self._began, validation_seconds=0.0
+        )
+        objective = with_timesteps(model.objective, config.timesteps)
+        self.unit = target_variance(objective, [images.latents[index] for index in style], config.seed)
+        log.info(
+            "AC-LoRA: this model predicts %s; timesteps are drawn %s%s, loss weights: %s.",
+            objective.prediction,
+            objective.sampling,
+            " (automatic)" if config.timesteps == "automatic" else "",
+            config.loss_weight,
+        )
+        log.info("AC-LoRA: %s.", settings_text(config))
+
+    def asked_to_stop(self) -> bool:
+        """Ask whether to stop, and remember the answer."""
+        self.stopped = self.callbacks.should_stop()
+        if self.stopped:
+            self.facts = replace(self.facts, cancelled=self.progress.stage)
+        return self.stopped
+
+    def show(self, trainer: Trainer) -> None:
+        """Draw previews where they are due, and call on_step."""
+        previews = self.callbacks.previews
+        if previews and (problem := previews.draw_if_due(trainer, self.progress.done)):
+            self.progress.note(problem)
+        self.callbacks.on_step(self.progress)
+
+    def measure(self, trainer: Trainer, early_stopping: EarlyStopping) -> None:
+        """Measure the held-out images with the adapter as it would be given now."""
+        began = time.monotonic()
+        with trainer.stepper.shown():
+            early_stopping.measure(self.progress.step, self.callbacks.should_stop)
+        self.expect_refit(early_stopping)
+        seconds = (self.facts.validation_seconds or 0.0) + time.monotonic() - began
+        self.facts = replace(self.facts, validation_seconds=seconds)
+
+    def expect_refit(self, early_stopping: EarlyStopping | None) -> None:
+        """Estimate the length of the refit: the best step so far, or all steps while the loss still improves."""
+        if early_stopping and self.config.refit:
+            best, measured = early_stopping.best_step, early_stopping.history
+            self.progress.remaining = best if measured and best < measured[-1][0] else self.config.steps
+
+    def end_diverged(self, trainer: Trainer) -> None:
+        """End a pass whose loss is not finite any more, with the weights of its last good step."""
+        sentence = trainer.restore_last_good(self.progress)
+        log.warning("AC-LoRA: %s", sentence)
+        self.progress.note(sentence)
+        self.stopped = True
+
+    @contextmanager
+    def spare(self, what: str, kept: str) -> Iterator[None]:
+        """Turn any exception in the block into a warning and a note, so that finished work is still returned."""
+        try:
+            yield
+        except Exception as error:  # whatever a model, a driver or a callback raises
+            log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
+            self.progress.note(f"{what} ({reason(error)}); {kept}.")
+
+    def save(self, trainer: Trainer, early_stopping: EarlyStopping | None, first: FirstPass | None) -> None:
+        """Write a checkpoint, where they are on; one that cannot be written is no reason to end.
+
+        first: what the first pass found, in a checkpoint of the second.
+        """
+        name, step = "refit" if first else "first", self.progress.step
+        if self.store is None or self.store.has(name, step):
+            return
+        began = time.monotonic()
+        state: dict[str, Any] = {
+            "work": trainer.state_dict(),
+            "progress": self.progress.state_dict(),
+            "facts": self.facts.to_dict(),
+            "measuring_seconds": self.facts.validation_seconds or 0.0,
+            "planned": self.config.steps,
+        }
+        if first:
+            state |= {"found": first.state_dict(), "first_progress": first.progress.state_dict()}
+        if early_stopping:
+            state["validation"] = early_stopping.state_dict()
+        if problem := self.store.write(name, step, state):
+            self.progress.note(problem)
+        seconds = (self.facts.checkpoint_seconds or 0.0) + time.monotonic() - began
+        self.facts = replace(self.facts, checkpoint_seconds=seconds)
+
+    def restore_facts(self, state: Mapping[str, Any]) -> None:
+        """Take over the facts of a checkpoint."""
+        facts = TrainingFacts.from_dict(state["facts"])
+        self.facts = replace(
+            facts, cancelled=None, checkpoint_seconds=None, validation_seconds=state["measuring_seconds"]
+        )
+
+    def resume(self, state: Mapping[str, Any], trainer: Trainer, early_stopping: EarlyStopping | None) -> None:
+        """Continue a pass from a checkpoint.
+
+        Raises:
+            ValueError: more steps are asked of a training that would stop at once.
+        """
+        trainer.load_state_dict(state["work"])
+        total = self.progress.total
+        self.progress.load_state_dict(state["progress"])
+        self.progress.total = total
+        if early_stopping:
+            early_stopping.load_state_dict(state["validation"])
+            self.progress.validation = early_stopping.history
+        asks_for_more = state["planned"] < self.config.steps
+        if asks_for_more and early_stopping and self.config.stop_early and early_stopping.should_stop():
+            raise ValueError(
+                f"This training had stopped by itself at step {self.progress.step}, as step {early_stopping.best_step} "
+                "was better, and would stop again at once. Switch stop_early off to go on all the same."
+            )
+        log.info("AC-LoRA: resumed at step %d of %d.", self.progress.done, self.progress.total)
+
+    def final_facts(self, held_out: int, trained_on: int) -> TrainingFacts:
+        """Return the facts at the end.
+
+        Args:
+            held_out: number of held-out images.
+            trained_on: number of images that the adapter learned from.
+        """
+        facts, previews = self.facts, self.callbacks.previews
+        per_epoch = steps_per_epoch(trained_on, self.config.batch_size, self.config.accumulate)
+        return replace(
+            facts,
+            held_out_images=held_out,
+            steps_run=self.progress.done,
+            validation_seconds=round(facts.validation_seconds or 0.0, 2),
+            preview_seconds=round(previews.seconds, 2) if previews else None,
+            previews_left_out=previews.left_out if previews else None,
+            checkpoint_seconds=round(facts.checkpoint_seconds or 0.0, 2) if self.store else None,
+            notes=" ".join(self.progress.notes),
+            epochs=math.ceil(self.progress.step / per_epoch),
+            finished_at=time.time(),
+            seconds_run=round(time.time() - self._began, 2),
+        )
+
+
+def settings_text(config: TrainConfig) -> str:
+    """Return the main settings in one line for the log."""
+    accumulated = f" × {config.accumulate}" if config.accumulate > 1 else ""
+    return (
+        f"up to {config.steps} steps of {config.batch_size} images{accumulated}; {config.optimizer}, "
+        f"learning rate {config.learning_rate:g} ({config.schedule}); rank {config.max_rank} at most, "
+        f"alpha {config.alpha:g}, on {config.layers}"
+    )

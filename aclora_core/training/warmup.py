@@ -1,0 +1,69 @@
+"""What happens before the first step: a trial step, kernels compiled together, the network's shared inputs found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+
+from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels
+from ..config import TrainConfig
+from ..diffusion import Batch
+from .adapted_model import AdaptedModel
+
+# Networks for which kernels were compiled since the program started; whatever else is needed is compiled when it runs.
+_compiled_for: set[Hashable] = set()
+
+
+def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_shared_inputs: Callable[[], None]) -> None:
+    """Run a forward and a backward pass with one image, so that a model that cannot be trained fails before the work.
+
+    The pass runs with as little memory as possible. Kernels that it needs are compiled in parallel first. The caller
+    clears the gradients.
+
+    Args:
+        adapted: the model, with its adapter injected.
+        batch: one image, on the device.
+        config: the settings.
+        join_shared_inputs: called after each pass, when layers that read the same tensor are known.
+    """
+    model, checkpointing = adapted.model, adapted.checkpointing
+    on_gpu = model.device.type == "cuda"
+    if config.checkpointing == "all" or (config.checkpointing == "automatic" and on_gpu):
+        checkpointing.all_again()
+    kernels = find_kernels(model.device, model.dtype, "layers")
+    network_kind = type(model.network), model.dtype, model.device, config.max_rank, config.layers
+    if kernels is not None and network_kind not in _compiled_for:
+        with compile_in_parallel(model.device, kernels):
+            for _ in range(2):  # first the layers alone, then those that share an input together
+                trial_step(adapted, batch)
+                join_shared_inputs()
+        _compiled_for.add(network_kind)
+    trial_step(adapted, batch)
+    join_shared_inputs()
+    if config.checkpointing == "automatic":
+        checkpointing.again.clear()
+
+
+def trial_step(adapted: AdaptedModel, batch: Batch) -> None:
+    """Run a forward and a backward pass; where that fails, once more without in-place additions.
+
+    Most likely the network overwrites what its backward pass needs, which shows in many ways.
+    """
+    if not _gives_gradients(adapted, batch):
+        adapted.checkpointing.out_of_place = True
+        adapted.loss(batch)[0].backward()
+
+
+def _gives_gradients(adapted: AdaptedModel, batch: Batch) -> bool:
+    """Return whether a backward pass works. Its error is dropped, as it would keep the hooks of checkpoints alive."""
+    inplace_adds = InplaceAddLog()
+    try:
+        with inplace_adds:
+            adapted.loss(batch)[0].backward()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        inplace_adds.let_go()
+        return False
+    return True
