@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ..adapter import Adapter, Setting, TruncationLoss
+from ..adapter import Adapter, TrainingFacts, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import Model, Objective, target_variance, with_timesteps
 from ..optim import check_installed
@@ -78,9 +79,8 @@ class _Training:
         self.on_step, self.should_stop = on_step, should_stop
         self.progress = Progress(config.steps)
         style = style_indices(model, pictures)
-        self.facts: dict[str, Setting] = {"images": len(style), "started_at": time.time()}
-        if len(style) < len(pictures):
-            self.facts["regularisation_images"] = len(pictures) - len(style)
+        others = len(pictures) - len(style) or None
+        self.facts = TrainingFacts(images=len(style), regularisation_images=others, started_at=time.time())
         chosen = with_timesteps(model.objective, config.timesteps)
         self.unit = target_variance(chosen, [model.latents[n] for n in style], config.seed)
         self._log_settings(chosen)
@@ -119,26 +119,32 @@ class _Training:
             )
         state = self.store.find() if self.store else None
         if state is not None:
-            self.facts, self.measuring_seconds = dict(state["facts"]), state["measuring_seconds"]
-            self.facts.pop("cancelled", None)
+            self.facts = replace(TrainingFacts.from_dict(state["facts"]), cancelled=None)
+            self.measuring_seconds = state["measuring_seconds"]
         found = self._found(state, learned, held)
         second = None
         if held and self.config.refit and not self.stopped:
             second = self._second_pass(found, state if state and "found" in state else None)
         adapter, seen = (found.adapter, learned) if second is None else (second, self.pictures)
-        self.facts |= {"held_out_images": len(held), "steps_run": self.progress.done}
-        self.facts["validation_seconds"] = round(self.measuring_seconds, 2)
-        if self.previews:
-            self.facts["preview_seconds"] = round(self.previews.seconds, 2)
-            self.facts["previews_left_out"] = self.previews.left_out
-        if self.store:
-            self.facts["checkpoint_seconds"] = round(self.writing_seconds, 2)
-        if self.progress.notes:
-            self.facts["notes"] = " ".join(self.progress.notes)
-        per_epoch = steps_per_epoch(len(seen), self.config.batch_size, self.config.accumulate)
-        self.facts["epochs"] = math.ceil(len(self.progress.losses) / per_epoch)
-        self.facts |= {"finished_at": time.time(), "seconds_run": round(time.time() - self.began, 2)}
-        return Result(adapter, make_report(self.config, self.facts, self.progress, adapter, found.cuts))
+        facts = self._final_facts(len(held), len(seen))
+        return Result(adapter, make_report(self.config, facts, self.progress, adapter, found.cuts))
+
+    def _final_facts(self, held_out: int, learned: int) -> TrainingFacts:
+        """Return the facts at the end. held_out, learned: numbers of images."""
+        previews, per_epoch = self.previews, steps_per_epoch(learned, self.config.batch_size, self.config.accumulate)
+        return replace(
+            self.facts,
+            held_out_images=held_out,
+            steps_run=self.progress.done,
+            validation_seconds=round(self.measuring_seconds, 2),
+            preview_seconds=round(previews.seconds, 2) if previews else None,
+            previews_left_out=previews.left_out if previews else None,
+            checkpoint_seconds=round(self.writing_seconds, 2) if self.store else None,
+            notes=" ".join(self.progress.notes),
+            epochs=math.ceil(len(self.progress.losses) / per_epoch),
+            finished_at=time.time(),
+            seconds_run=round(time.time() - self.began, 2),
+        )
 
     def _found(self, state: Mapping[str, Any] | None, learned: list[int], held: list[int]) -> FirstPass:
         """What the first pass finds, or what a checkpoint of the second knows of it."""
@@ -163,7 +169,8 @@ class _Training:
             self._run(work, self.config.steps, validation)
             if validation is None:
                 return FirstPass(work.adapter(), WHOLE, [], self.progress.last_finite_step)
-            self.facts["best_step"] = best = validation.restore_best(self.progress.last_finite_step)
+            best = validation.restore_best(self.progress.last_finite_step)
+            self.facts = replace(self.facts, best_step=best)
             adapter, cut, cuts = work.adapter(), WHOLE, list[TruncationLoss]()
             if self.config.smallest and not self.stopped:
                 self.progress.stage = "cutting"
@@ -250,7 +257,7 @@ class _Training:
     def _asked_to_stop(self) -> bool:
         self.stopped = self.should_stop()
         if self.stopped:
-            self.facts["cancelled"] = self.progress.stage
+            self.facts = replace(self.facts, cancelled=self.progress.stage)
         return self.stopped
 
     def _go_on(self, state: Mapping[str, Any], work: TrainingPass, validation: EarlyStopping | None) -> None:
@@ -284,7 +291,7 @@ class _Training:
         state = {
             "work": work.state_dict(),
             "progress": self.progress.state_dict(),
-            "facts": self.facts,
+            "facts": self.facts.to_dict(),
             "measuring_seconds": self.measuring_seconds,
             "planned": self.config.steps,
             **(known or {}),

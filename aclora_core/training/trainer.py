@@ -282,7 +282,7 @@ class TrainingPass:
         touched = [name for name, result in results.items() if result.redrawn_down or result.redrawn_up]
         self.stepper.restart_average(factor for name in touched for factor in parts[name][:2])
         ranks = {name: result.rank for name, result in results.items()}
-        return Restart(len(self.progress.losses), epoch, loss, math.nan if threshold is None else threshold, ranks)
+        return Restart(len(self.progress.losses), epoch, loss, threshold, ranks)
 
     def _threshold(self, epoch: int, loss: float) -> float | None:
         """The share of a matrix that is signal; None for the noise floor."""
