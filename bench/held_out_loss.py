@@ -69,7 +69,7 @@ def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int
                 model=[model], latents=latents, conditioning=conditioning, **widgets
             ).result
             result["seconds"].append(round(time.monotonic() - began, 1))
-            result["measuring"].append(report.settings["validation_seconds"])
+            result["measuring"].append(report.facts.validation_seconds)
             result["adapted"][seed] = loss(trained)
     return result
 

@@ -8,15 +8,15 @@ from .metadata import build_metadata, describe, thumbnail_url
 from .rank_report import (
     RankReport,
     Restart,
-    Setting,
-    TruncationLoss,
     check_report,
     own_report,
     recent_loss,
     skipped_steps,
 )
 from .resizing import ResizeConfig, resize
+from .training_facts import Setting, Stage, TrainingFacts
 from .truncation import SvdLayer, TruncationStats, decompose, ranks_by_rule, total_energy_kept, truncate_to_ranks
+from .truncation_loss import Truncation, TruncationKind, TruncationLoss
 
 __all__ = [
     "Adapter",
@@ -26,7 +26,11 @@ __all__ = [
     "ResizeConfig",
     "Restart",
     "Setting",
+    "Stage",
     "SvdLayer",
+    "TrainingFacts",
+    "Truncation",
+    "TruncationKind",
     "TruncationLoss",
     "TruncationStats",
     "block_kind",

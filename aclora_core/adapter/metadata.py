@@ -69,7 +69,7 @@ def build_metadata(
     Raises:
         ValueError: the report does not belong to the adapter.
     """
-    settings = report.settings if report is not None else {}
+    settings = report.settings_and_facts() if report is not None else {}
     if report is not None:
         check_report(adapter, report)
     trigger = trigger or str(settings.get("trigger", ""))

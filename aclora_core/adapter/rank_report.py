@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..method import LayerRank
 from .adapter import Adapter
-
-Setting = str | int | float | bool
-
+from .training_facts import FACT_NAMES, Setting, TrainingFacts
+from .truncation_loss import TruncationLoss
 
 FORMAT = "aclora rank report 1"
 
@@ -37,7 +36,7 @@ class Restart:
     step: int
     epoch: int
     loss: float  # mean since the last restart, relative to predicting the mean target
-    threshold: float  # NaN where the noise floor decided
+    threshold: float | None  # share of the spectrum that is signal, 0 to 1; None: the noise floor decided
     layers: dict[str, LayerRank]  # by base name, as in Adapter
 
     def mean_jump(self) -> float | None:
@@ -47,33 +46,26 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class TruncationLoss:
-    """What the adapter loses on held-out pictures when it is cut, tried at the end of a training."""
-
-    name: str  # how it was cut: "whole", "rank 4", "energy 95 %"
-    mean_rank: float  # over the layers
-    size: int  # bytes of all matrices
-    loss: float  # held-out, relative to predicting the mean target
-    error: float  # standard error of the difference to the best of the cuts; 0 for the best itself
-    chosen: bool  # whether this is what the training gave
-
-
-@dataclass(frozen=True)
 class RankReport:
     """Everything that a training tells about itself."""
 
-    settings: dict[str, Setting]
+    settings: dict[str, Setting]  # the values of TrainConfig, by field name
     losses: list[float]  # of every step
     validation: list[tuple[int, float]]  # step and held-out loss
     restarts: list[Restart]
     spectrum: dict[str, list[float]]  # final singular values of the delta, by base name; empty in the compact form
     signal: dict[str, int]  # final signal rank, by base name
-    cuts: list[TruncationLoss] = field(default_factory=list)  # empty without held-out pictures
+    cuts: list[TruncationLoss] = field(default_factory=list)  # empty without held-out images
+    facts: TrainingFacts = TrainingFacts()
 
     def layer_names(self) -> list[str]:
         """All layers that the report knows, in their order."""
         known = dict.fromkeys([*self.spectrum, *self.signal])
         return list(known | dict.fromkeys(name for restart in self.restarts for name in restart.layers))
+
+    def settings_and_facts(self) -> dict[str, Setting]:
+        """Return the settings and the known facts in one dict, as files store them."""
+        return {**self.settings, **self.facts.to_dict()}
 
     def to_json(self) -> str:
         """All of it, as JSON. NaN and infinity become null, which JSON can say."""
@@ -89,7 +81,7 @@ class RankReport:
         most = max(2, COMPACT_RANKS // max(1, len(self.layer_names())))
         chosen = [self.restarts[place] for place in _even_places(len(self.restarts), most)]
         validation = [self.validation[place] for place in _even_places(len(self.validation), COMPACT_LOSSES)]
-        report = RankReport(self.settings, groups, validation, chosen, {}, self.signal, self.cuts)
+        report = replace(self, losses=groups, validation=validation, restarts=chosen, spectrum={})
         return _dumps({**_as_dict(report, digits=4), "steps": len(self.losses)})
 
     @classmethod
@@ -132,8 +124,8 @@ def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
     """The report as JSON has it: what restarts kept stands in columns, in the order of `layers`."""
     names = report.layer_names()
 
-    def number(value: float) -> float | None:
-        if not math.isfinite(value):
+    def number(value: float | None) -> float | None:
+        if value is None or not math.isfinite(value):
             return None
         return value if digits is None else float(f"{value:.{digits}g}")
 
@@ -148,7 +140,10 @@ def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
 
     return {
         "format": FORMAT,
-        "settings": {key: number(value) if type(value) is float else value for key, value in report.settings.items()},
+        "settings": {
+            key: number(value) if isinstance(value, float) else value
+            for key, value in report.settings_and_facts().items()
+        },
         "steps": len(report.losses),
         "losses": [number(loss) for loss in report.losses],
         "validation": [[step, number(loss)] for step, loss in report.validation],
@@ -157,7 +152,7 @@ def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
         "restarts": [restart(source) for source in report.restarts],
         "spectrum": {name: [number(value) for value in values] for name, values in report.spectrum.items()},
         "cuts": [
-            {**asdict(cut), "mean_rank": number(cut.mean_rank), "loss": number(cut.loss), "error": number(cut.error)}
+            {key: number(value) if isinstance(value, float) else value for key, value in cut.to_dict().items()}
             for cut in report.cuts
         ],
     }
@@ -169,13 +164,18 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
     if not len(losses) <= steps <= _MOST_STEPS:
         raise ValueError(f"it tells of {steps} steps and has {len(losses)} losses")
     return RankReport(
-        settings={str(key): math.nan if value is None else value for key, value in data["settings"].items()},
+        settings={
+            str(key): math.nan if value is None else value
+            for key, value in data["settings"].items()
+            if key not in FACT_NAMES
+        },
         losses=[losses[step * len(losses) // steps] for step in range(steps)] if losses else [],
         validation=[(int(step), _float(loss)) for step, loss in data["validation"]],
         restarts=[_read_restart(names, restart) for restart in data["restarts"]],
         spectrum={str(name): _floats(values) for name, values in data["spectrum"].items()},
         signal={name: int(count) for name, count in zip(names, data["signal"], strict=True) if count is not None},
-        cuts=[_read_cut(cut) for cut in data.get("cuts", [])],  # reports from before 0.2 have none
+        cuts=[TruncationLoss.from_dict(cut) for cut in data.get("cuts", [])],  # reports from before 0.2 have none
+        facts=TrainingFacts.from_dict(data["settings"]),
     )
 
 
@@ -187,15 +187,8 @@ def _read_restart(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
         for name, down, up, delta, energy, jump in zip(names, *known, jumps, strict=True)
         if down is not None
     }
-    return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), _float(data["threshold"]), layers)
-
-
-def _read_cut(data: Mapping[str, Any]) -> TruncationLoss:
-    size = int(data["size"])
-    if not 0 <= size < 2**63:
-        raise ValueError("the size of a cut is no number of bytes")
-    numbers = (_float(data["mean_rank"]), size, _float(data["loss"]), _float(data["error"]))
-    return TruncationLoss(str(data["name"]), *numbers, bool(data["chosen"]))
+    threshold = None if data["threshold"] is None else float(data["threshold"])
+    return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), threshold, layers)
 
 
 def _float(value: Any) -> float:

@@ -196,7 +196,7 @@ def trajectory_table(report: RankReport) -> str:
         kept = [[getattr(rank, part) for rank in ranks] for part in ("kept_delta", "kept_down", "kept_up")]
         energy = math.fsum(rank.energy for rank in ranks) / max(1, len(ranks))
         jump = restart.mean_jump()
-        threshold = "noise floor" if math.isnan(restart.threshold) else f"{restart.threshold:.3f}"
+        threshold = "noise floor" if restart.threshold is None else f"{restart.threshold:.3f}"
         start = [str(restart.step), str(restart.epoch), f"{restart.loss:.4f}", threshold]
         rows.append([*start, *map(mean_and_range, kept), f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"])
     return text_table(header, rows)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
-from ..adapter import Adapter, SvdLayer, TruncationLoss, decompose, ranks_by_rule, truncate_to_ranks
+from ..adapter import Adapter, SvdLayer, Truncation, TruncationLoss, decompose, ranks_by_rule, truncate_to_ranks
 from ..method import rank_rule
 
 _BYTES = 2  # of a number in a file as Save AC-LoRA writes it unless told otherwise
@@ -25,14 +26,19 @@ class TruncationRule:
     """A way to cut an adapter. Without a rule it stays whole."""
 
     name: str
-    rule: str | None = None
+    rule: Literal["fixed", "energy"] | None = None
     value: float = 0.0
+
+    @property
+    def truncation(self) -> Truncation:
+        """The rule in a report."""
+        return Truncation("whole") if self.rule is None else Truncation(self.rule, self.value)
 
     def ranks(self, balanced: dict[str, SvdLayer]) -> dict[str, int]:
         """The rank of each layer."""
         if self.rule is None:
             return {name: layer.layer.rank for name, layer in balanced.items()}
-        return ranks_by_rule(balanced, rank_rule(self.rule, self.value))  # type: ignore[arg-type]
+        return ranks_by_rule(balanced, rank_rule(self.rule, self.value))
 
     def apply(self, adapter: Adapter, balanced: dict[str, SvdLayer] | None = None) -> Adapter:
         """The adapter cut so."""
@@ -88,7 +94,7 @@ def _row(
     difference = losses - best
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
     size = _BYTES * sum(rank * balanced[name].component_numbers for name, rank in ranks.items())
-    return TruncationLoss(cut.name, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
+    return TruncationLoss(cut.truncation, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
 
 
 def _mean(losses: Tensor) -> float:

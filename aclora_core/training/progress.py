@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import Adapter, Layer, RankReport, Restart, TruncationLoss, skipped_steps
+from ..adapter import Adapter, Layer, RankReport, Restart, Stage, TruncationLoss, skipped_steps
 from .compression import TruncationRule
 
 
@@ -20,7 +20,7 @@ class Progress:
     total: int  # steps of the passes up to this one
     done: int = 0  # steps, of all passes
     remaining: int = 0  # steps of a second pass, at most, as far as known
-    stage: str = "training"
+    stage: Stage = "training"
     learning_rate: float = 0.0  # of the last step
     losses: list[float] = field(default_factory=list)  # of every step of this pass, relative to the mean target
     restarts: list[Restart] = field(default_factory=list)  # of this pass
@@ -78,7 +78,7 @@ class FirstPass:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         layers = {name: _layer_state(layer) for name, layer in self.adapter.layers.items()}
-        cuts = [asdict(cut) for cut in self.cuts]
+        cuts = [cut.to_dict() for cut in self.cuts]
         return {"layers": layers, "cut": asdict(self.cut), "cuts": cuts, "steps": self.steps}
 
     @classmethod
@@ -86,7 +86,10 @@ class FirstPass:
         """The one that state_dict was asked of."""
         adapter = Adapter({name: Layer(**layer) for name, layer in state["layers"].items()})
         return cls(
-            adapter, TruncationRule(**state["cut"]), [TruncationLoss(**cut) for cut in state["cuts"]], state["steps"]
+            adapter,
+            TruncationRule(**state["cut"]),
+            [TruncationLoss.from_dict(cut) for cut in state["cuts"]],
+            state["steps"],
         )
 
 

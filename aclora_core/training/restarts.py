@@ -72,7 +72,7 @@ class Restarts:
         stepper.restart_average(factor for name in redrawn for factor in layers[name][:2])
         self._last_step, self._without_style = len(losses), []
         ranks = {name: result.rank for name, result in results.items()}
-        return Restart(len(losses), epoch, loss, math.nan if threshold is None else threshold, ranks)
+        return Restart(len(losses), epoch, loss, threshold, ranks)
 
     def _threshold(self, epoch: int, loss: float) -> float | None:
         """Return the share of a matrix that is signal; None for the noise floor."""

@@ -15,38 +15,37 @@ _CANCELLED = {
 
 def training_summary(report: RankReport) -> str:
     """The sentences in one line."""
-    settings = report.settings
-    lines = [_CANCELLED[str(settings["cancelled"])].format(done=len(report.losses))] if "cancelled" in settings else []
+    facts = report.facts
+    lines = [] if facts.cancelled is None else [_CANCELLED[facts.cancelled].format(done=len(report.losses))]
     lines += [_steps(report), *_best(report)]
     chosen = next((cut for cut in report.cuts if cut.chosen), None)
-    if chosen is not None and chosen.name != "whole":
+    if chosen is not None and chosen.truncation.kind != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
     ranks = list(report.signal.values())
     restarts = counted(len(report.restarts), "restart")
     lines.append(f"{counted(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
     if skipped := skipped_steps(report.losses):
         lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
-    lines += [*_previews(report), *filter(None, [str(settings.get("notes", ""))])]
+    lines += [*_previews(report), *filter(None, [facts.notes])]
     return " ".join(lines)
 
 
 def _steps(report: RankReport) -> str:
     """How many there were, and of what; those of both passes where there were two."""
-    settings = report.settings
-    steps, last = int(settings.get("steps_run", len(report.losses))), len(report.losses)
-    others = settings.get("regularisation_images")
+    facts, last = report.facts, len(report.losses)
+    steps = last if facts.steps_run is None else facts.steps_run
+    others = facts.regularisation_images
     more = f" and {others} regularisation pictures" if others else ""
-    both = last < steps and "cancelled" not in settings
+    both = last < steps and facts.cancelled is None
     twice = f": {steps - last} to find the best, {last} with all" if both else ""
-    return f"{counted(steps, 'step')} over {counted(int(settings['images']), 'picture')}{more}{twice}."
+    return f"{counted(steps, 'step')} over {counted(facts.images or 0, 'picture')}{more}{twice}."
 
 
 def _best(report: RankReport) -> list[str]:
     """Which step the adapter is of, where pictures were set aside to tell."""
-    settings = report.settings
-    if not report.validation or "best_step" not in settings:
+    given, aside = report.facts.best_step, f"the {report.facts.held_out_images} pictures set aside"
+    if not report.validation or given is None:
         return []
-    given, aside = settings["best_step"], f"the {settings['held_out_images']} pictures set aside"
     measured = [loss for step, loss in report.validation if step == given]
     if measured:
         return [f"Best at step {given}: loss {measured[0]:.3f} on {aside}."]
@@ -54,9 +53,9 @@ def _best(report: RankReport) -> list[str]:
 
 
 def _previews(report: RankReport) -> list[str]:
-    settings = report.settings
-    if not settings.get("preview_seconds"):
+    facts = report.facts
+    if not facts.preview_seconds or facts.seconds_run is None:
         return []
-    saved = settings.get("previews_left_out")
+    saved = facts.previews_left_out
     fewer = f"; {saved} sets were left out, to take no more of the time" if saved else ""
-    return [f"Previews took {settings['preview_seconds']:.0f} of {settings['seconds_run']:.0f} seconds{fewer}."]
+    return [f"Previews took {facts.preview_seconds:.0f} of {facts.seconds_run:.0f} seconds{fewer}."]

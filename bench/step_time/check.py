@@ -169,7 +169,7 @@ def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, nois
     plain = replace(whole, preview_every=0, room=0.0, settings=whole.settings | whole.eager)
     eager, _ = _trained(pack, case, plain, steps, graph=False)
     difference = compare(graph, eager)
-    told = said + str(graph.report.settings.get("notes", "")).splitlines()
+    told = said + graph.report.facts.notes.splitlines()
     wrong = difference.complaints(noise)
     wrong += [line for line in told if any(sign in line for sign in _FAILURES)]
     expected = steps if scenario.resumed else min(steps, scenario.stop_after)
@@ -181,7 +181,7 @@ def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, nois
         wrong.append("it was not resumed")
     if scenario.room and torch.cuda.is_available() and not any("at a time" in line for line in said):
         wrong.append("the batch was not parted")
-    if scenario.preview_every and not graph.report.settings.get("preview_seconds"):
+    if scenario.preview_every and not graph.report.facts.preview_seconds:
         wrong.append("no preview was drawn")
     print(
         f"  {case.title}, {scenario.name}: losses {difference.loss:.4%} and ΔW {difference.delta:.3%} apart, "

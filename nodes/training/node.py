@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from comfy_api.latest import io
@@ -56,16 +57,15 @@ class ACLoRATrain(io.ComfyNode):
             show = _Show(bar, shown)
             checkpoints = chosen.checkpoints
             result = train(trainable, config, show, host.cancelled, checkpoints=checkpoints, previews=previews)
-            facts = {"base_model": trainable.base_name, "resolution": trainable.resolution}
-        report, lora_model = result.report, to_state_dict(result.adapter)
+            facts = replace(result.report.facts, base_model=trainable.base_name, resolution=trainable.resolution)
+        if note := host.note_on(model[0]):
+            facts = replace(facts, notes=f"{note} {facts.notes}".strip())
+        report, lora_model = replace(result.report, facts=facts), to_state_dict(result.adapter)
         if host.cancelled():
             host.accept_cancel()
             show.given(report, config.steps)
             if checkpoints:
                 note_cancel(checkpoints.folder)
-        report.settings.update(facts)
-        if note := host.note_on(model[0]):
-            report.settings["notes"] = f"{note} {report.settings.get('notes', '')}".strip()
         summary = _summary(report, bool(checkpoints)) + shown.remark
         host.send_text(summary, host.hidden_node_id(cls))  # in place of the last step's line
         adapted, clip = host.with_adapter(model[0], chosen.clip, lora_model)
@@ -84,7 +84,7 @@ class ACLoRATrain(io.ComfyNode):
 def _summary(report: RankReport, can_go_on: bool) -> str:
     """What the node says in the end; after a cancel also what to do next."""
     go_on = " Run again to go on." if can_go_on else " Run again gives the same at once; change the seed to train anew."
-    return training_summary(report) + (go_on if "cancelled" in report.settings else "")
+    return training_summary(report) + ("" if report.facts.cancelled is None else go_on)
 
 
 class _Show:

@@ -65,5 +65,5 @@ def test_everything_at_once(server: HostServer) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in learned.values())
     with safe_open(server.base / "models" / "loras" / "all.safetensors", "pt") as file:
         report = RankReport.from_json(file.metadata()["aclora.trajectory"])
-    assert report.settings["regularisation_images"] == 2 and report.settings["held_out_images"] == 2
-    assert report.settings["preview_seconds"] > 0 and report.restarts and report.validation
+    assert report.facts.regularisation_images == 2 and report.facts.held_out_images == 2
+    assert report.facts.preview_seconds > 0 and report.restarts and report.validation

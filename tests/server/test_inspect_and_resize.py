@@ -17,7 +17,8 @@ from safetensors import safe_open
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.lora_file import save
 from aclora_core.adapter.metadata import build_metadata
-from aclora_core.adapter.rank_report import RankReport, Restart, TruncationLoss
+from aclora_core.adapter.rank_report import RankReport, Restart
+from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.method.restart import LayerRank
 from launcher.environment import ROOT
 from tests.support.host_server import HostServer
@@ -64,8 +65,8 @@ def report_for(layers: dict[str, Layer]) -> RankReport:
     kept = dict.fromkeys(layers, LayerRank(4, 4, 3, 0.9))
     restarts = [Restart(step, step, 0.5, 0.7, kept) for step in (10, 20)]
     cuts = [
-        TruncationLoss("rank 4", 4.0, 10**6, 0.5, 0.01, False),
-        TruncationLoss("whole", 16.0, 4 * 10**6, 0.49, 0.0, True),
+        TruncationLoss(Truncation.from_name("rank 4"), 4.0, 10**6, 0.5, 0.01, False),
+        TruncationLoss(Truncation.from_name("whole"), 16.0, 4 * 10**6, 0.49, 0.0, True),
     ]
     spectrum = {name: [1.0] for name in layers}
     return RankReport({"steps": 30}, [0.5] * 30, [(30, 0.49)], restarts, spectrum, dict.fromkeys(layers, 3), cuts)

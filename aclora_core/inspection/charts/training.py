@@ -156,8 +156,9 @@ def _draw_shares(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None
     jumps = [math.nan if jump is None else jump for jump in (restart.mean_jump() for restart in restarts)]
     if not all(map(math.isnan, jumps)):
         curves.append((jumps, "jump", theme.mark, "-."))
-    if not all(math.isnan(restart.threshold) for restart in restarts):
-        curves.insert(0, ([r.threshold for r in restarts], "threshold", theme.second, "-"))
+    thresholds = [math.nan if restart.threshold is None else restart.threshold for restart in restarts]
+    if not all(map(math.isnan, thresholds)):
+        curves.insert(0, (thresholds, "threshold", theme.second, "-"))
     size = 3.5 if len(steps) <= 40 else 0.0
     for values, name, colour, style in curves:
         axes.plot(steps, values, style, marker="o", markersize=size, color=colour, linewidth=1.5, label=name)

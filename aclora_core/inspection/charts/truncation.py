@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ...adapter import TruncationLoss
+from ...adapter import TruncationKind, TruncationLoss
 from ...text import size_text
 from ..tables import NO_CUTS
 from .canvas import HEADING, LETTER, Canvas, new_paper, notice, text_width
@@ -25,9 +25,6 @@ _LEFT, _RIGHT = 48.0, 20.0  # margins in points
 
 
 _MOST = 1e12  # a damaged report's numbers would break the axes
-
-
-_WAYS = {"rank": "fixed rank", "energy": "share of energy"}  # how a cut's name begins -> what the legend says
 
 
 _NO_LOSSES = "None of the cuts has a held-out loss: all are NaN or infinite. Train again with a lower learning rate."
@@ -121,19 +118,19 @@ def _draw_sizes(paper: Canvas, band: Axes, cuts: Sequence[TruncationLoss], limit
 def _draw_losses(paper: Canvas, axes: Axes, cuts: Sequence[TruncationLoss]) -> None:
     """A line for each way of cutting: the ranks, the energies, and what is neither."""
     theme = paper.theme
-    looks = {
-        "fixed rank": (theme.first, "-o"),
-        "share of energy": (theme.second, "-s"),
-        "whole": (theme.third, "D"),
-        "signal": (theme.ink, "^"),
-        "other": (theme.faint, "v"),
+    looks: dict[TruncationKind, tuple[str, str, str]] = {
+        "fixed": ("fixed rank", theme.first, "-o"),
+        "energy": ("share of energy", theme.second, "-s"),
+        "whole": ("whole", theme.third, "D"),
+        "signal": ("signal", theme.ink, "^"),
+        "other": ("other", theme.faint, "v"),
     }
-    for way, (colour, style) in looks.items():
-        found = [cut for cut in cuts if _way(cut) == way]
+    for kind, (label, colour, style) in looks.items():
+        found = [cut for cut in cuts if cut.truncation.kind == kind]
         if not found:
             continue
         ranks, losses = [cut.mean_rank for cut in found], [cut.loss for cut in found]
-        axes.plot(ranks, losses, style, color=colour, markersize=4.5, linewidth=1.4, label=way)
+        axes.plot(ranks, losses, style, color=colour, markersize=4.5, linewidth=1.4, label=label)
         bars = [_error(cut) or math.nan for cut in found]
         axes.errorbar(ranks, losses, bars, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5, alpha=0.7)
     best = min(cut.loss for cut in cuts)
@@ -152,10 +149,6 @@ def _draw_losses(paper: Canvas, axes: Axes, cuts: Sequence[TruncationLoss]) -> N
     axes.grid(color=theme.grid, linewidth=0.6)
     _set_loss_range(axes, cuts)
     paper.legend(axes, above=False)
-
-
-def _way(cut: TruncationLoss) -> str:
-    return cut.name if cut.name in ("whole", "signal") else _WAYS.get(cut.name.partition(" ")[0], "other")
 
 
 def _set_loss_range(axes: Axes, cuts: Sequence[TruncationLoss]) -> None:

@@ -176,7 +176,7 @@ def test_where_that_is_not_enough_pictures_go_through_in_parts_and_the_same_is_l
     torch.testing.assert_close(parted.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
     for name, layer in whole.adapter.layers.items():
         torch.testing.assert_close(parted.adapter.layers[name].lora_up, layer.lora_up, rtol=1e-4, atol=1e-6)
-    assert "pictures go through the model 1 at a time" in str(parted.report.settings["notes"])
+    assert "pictures go through the model 1 at a time" in parted.report.facts.notes
     full_at(lambda number, most: number > 2)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         train(with_blocks(), CONFIG)

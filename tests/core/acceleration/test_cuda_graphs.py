@@ -91,7 +91,7 @@ def test_a_step_that_is_done_again_for_want_of_memory_counts_once(recordings, wh
     recordings["fails"] = once
     pressed = train(toy(8), config)
     assert tries.count(what) > 1
-    assert "pictures go through the model 2 at a time" in str(pressed.report.settings["notes"])
+    assert "pictures go through the model 2 at a time" in pressed.report.facts.notes
     torch.testing.assert_close(pressed.report.losses, calm.report.losses, rtol=1e-4, atol=1e-6)
     up, expected = (result.adapter.layers["toy.attn"].lora_up for result in (pressed, calm))
     torch.testing.assert_close(up, expected, rtol=1e-4, atol=1e-6)

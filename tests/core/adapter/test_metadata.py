@@ -13,6 +13,7 @@ from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.lora_file import load, save
 from aclora_core.adapter.metadata import build_metadata, describe, resolution_text, thumbnail_url
 from aclora_core.adapter.rank_report import RankReport
+from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.storage.safetensors_file import HEADER_LIMIT
 
 
@@ -25,31 +26,29 @@ def adapter_of(*ranks, alpha=None):
     return Adapter(layers)
 
 
-SETTINGS = {
-    "steps": 120,
-    "learning_rate": 5e-4,
-    "batch_size": 4,
-    "seed": 42,
+SETTINGS = {"steps": 120, "learning_rate": 5e-4, "batch_size": 4, "seed": 42}
+FACTS = {
     "images": 16,
     "held_out_images": 3,
     "regularisation_images": 5,
     "base_model": "SDXL",
-    "resolution": 1024,
+    "resolution": "1024",
     "started_at": 1700000000.5,
     "finished_at": 1700000060.25,
     "trigger": "tusche",
 }
 
 
-def report_for(adapter, **settings):
+def report_for(adapter, **facts):
     spectrum = {base: [2.0, 1.0] for base in adapter.layers}
     return RankReport(
-        settings={**SETTINGS, **settings},
+        settings=SETTINGS,
         losses=[0.5] * 77,
         validation=[(10, 0.4)],
         restarts=[],
         spectrum=spectrum,
         signal=dict.fromkeys(adapter.layers, 1),
+        facts=TrainingFacts(**{**FACTS, **facts}),
     )
 
 
@@ -92,7 +91,7 @@ def test_settings_are_found_where_other_programs_look():
     }
     assert expected.items() <= metadata.items()
     assert json.loads(metadata["ss_tag_frequency"]) == {"1_tusche": {"tusche": 16}}
-    assert json.loads(metadata["aclora.settings"]) == SETTINGS
+    assert json.loads(metadata["aclora.settings"]) == {**SETTINGS, **FACTS}
 
 
 def test_the_report_comes_back_from_the_file():

@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.adapter.rank_report import RankReport, Restart, TruncationLoss
+from aclora_core.adapter.rank_report import RankReport, Restart
+from aclora_core.adapter.training_facts import TrainingFacts
+from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.inspection.tables import trajectory_table
 from aclora_core.method.restart import LayerRank
 from aclora_core.text import text_table
 
 CUTS = [
-    TruncationLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
-    TruncationLoss("energy 95 %", 6.25, 1_210_000, 0.451, 0.002, False),
-    TruncationLoss("whole", 16.0, 3_000_000, 0.4495, 0.0, False),
+    TruncationLoss(Truncation.from_name("rank 4"), 4.0, 750_000, 0.4525, 0.0035, True),
+    TruncationLoss(Truncation.from_name("energy 95%"), 6.25, 1_210_000, 0.451, 0.002, False),
+    TruncationLoss(Truncation.from_name("whole"), 16.0, 3_000_000, 0.4495, 0.0, False),
 ]
 NAMES = ["diffusion_model.joint_blocks.0.x_block.attn.qkv", "diffusion_model.x_embedder.proj"]
 
@@ -32,6 +34,7 @@ def report(**changes):
         restarts=[restart(40), restart(80, 3)],
         spectrum={name: [1.0 / 3.0, 1e-7, 0.0] for name in NAMES},
         signal=dict.fromkeys(NAMES, 2),
+        facts=TrainingFacts(images=12, best_step=80, seconds_run=61.25, notes="The disk was full."),
     )
     return replace(made, **changes)
 
@@ -54,6 +57,18 @@ def test_an_empty_report_comes_back():
     assert RankReport.from_json(empty.compact_json()) == empty
 
 
+def test_files_store_settings_and_facts_in_one_object():
+    stored = json.loads(report().to_json())["settings"]
+    assert stored == {**report().settings, **report().facts.to_dict()} and stored["best_step"] == 80
+    back = RankReport.from_json(report().to_json())
+    assert "best_step" not in back.settings and back.facts.best_step == 80
+
+
+def test_files_store_the_noise_floor_as_null():
+    text = report(restarts=[restart(4, threshold=None)]).to_json()
+    assert json.loads(text)["restarts"][0]["threshold"] is None
+
+
 @pytest.mark.parametrize("form", ["to_json", "compact_json"])
 def test_the_cuts_come_back(form):
     assert RankReport.from_json(getattr(report(cuts=CUTS), form)()).cuts == CUTS
@@ -61,7 +76,7 @@ def test_the_cuts_come_back(form):
 
 @pytest.mark.parametrize("form", ["to_json", "compact_json"])
 def test_a_cut_without_a_loss_comes_back_without_one(form):
-    lost = TruncationLoss("rank 1", 1.0, 187_000, math.inf, math.nan, False)
+    lost = TruncationLoss(Truncation.from_name("rank 1"), 1.0, 187_000, math.inf, math.nan, False)
     text = getattr(report(cuts=[lost, *CUTS]), form)()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     back = RankReport.from_json(text).cuts
@@ -77,12 +92,12 @@ def test_a_report_from_before_there_were_cuts_is_read(form):
 
 
 def test_nan_and_infinity_stay_out_of_the_json():
-    odd = report(losses=[0.5, math.nan, math.inf], restarts=[restart(2, threshold=math.nan)])
+    odd = report(losses=[0.5, math.nan, math.inf], restarts=[restart(2, threshold=None)])
     text = odd.to_json()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     back = RankReport.from_json(text)
     assert back.losses[0] == 0.5 and math.isnan(back.losses[1]) and math.isnan(back.losses[2])
-    assert math.isnan(back.restarts[0].threshold)
+    assert back.restarts[0].threshold is None
 
 
 def test_a_layer_that_a_restart_did_not_see_stays_unseen():
@@ -145,6 +160,8 @@ def test_what_is_no_report_is_refused_in_one_sentence(text, sentence):
         ("losses", 7),
         ("signal", [1]),
         ("settings", []),
+        ("settings", {"best_step": "soon"}),
+        ("settings", {"cancelled": "at noon"}),
         ("validation", [1]),
         ("restarts", [{"step": 1}]),
         ("layers", None),
@@ -200,7 +217,7 @@ def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
 
 
 def test_the_trajectory_table_says_when_the_noise_floor_decided_and_when_nothing_restarted():
-    assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold=math.nan)]))
+    assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold=None)]))
     assert trajectory_table(report(restarts=[])).startswith("No restart")
 
 

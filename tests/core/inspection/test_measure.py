@@ -12,7 +12,8 @@ import torch
 from aclora_core.adapter.adapter import Layer
 from aclora_core.adapter.key_formats import PAIRS
 from aclora_core.adapter.lora_file import from_state_dict
-from aclora_core.adapter.rank_report import RankReport, Restart, TruncationLoss, own_report
+from aclora_core.adapter.rank_report import RankReport, Restart, own_report
+from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.inspection.charts.overview import inspection_charts
 from aclora_core.inspection.measure import FORMATS, inspect_lora, measure_layer
 from aclora_core.inspection.tables import file_table, inspection_csv, inspection_json, inspection_table
@@ -168,7 +169,10 @@ def test_the_report_of_the_training_gives_the_signal():
 
 
 def test_what_cuts_lose_is_drawn_and_told():
-    cuts = [TruncationLoss("rank 1", 1.0, 750, 0.46, 0.004, True), TruncationLoss("whole", 2.5, 1875, 0.45, 0.0, False)]
+    cuts = [
+        TruncationLoss(Truncation.from_name("rank 1"), 1.0, 750, 0.46, 0.004, True),
+        TruncationLoss(Truncation.from_name("whole"), 2.5, 1875, 0.45, 0.0, False),
+    ]
     report = replace(report_for([QKV, PROJ]), cuts=cuts)
     # As a training hands it on, and as a file keeps it.
     for given in ({"report": report}, {"metadata": {"aclora.trajectory": report.compact_json()}}):

@@ -7,13 +7,16 @@ import torch
 
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.metadata import build_metadata
-from aclora_core.adapter.rank_report import RankReport, TruncationLoss
+from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.resizing import ResizeConfig, resize
+from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.adapter.truncation import decompose
+from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.inspection.metadata_table import cut_rows, metadata_table
 
 NAMES = ["diffusion_model.block.0", "diffusion_model.block.1"]
-SETTINGS = {"steps": 120, "learning_rate": 5e-4, "clear_moments": True, "started_at": 1795389858.26, "trigger": "ink"}
+SETTINGS = {"steps": 120, "learning_rate": 5e-4, "clear_moments": True}
+FACTS = TrainingFacts(started_at=1795389858.26, trigger="ink")
 
 
 def adapter_of(*ranks, metadata=None, other=None):
@@ -29,11 +32,11 @@ def trained(*ranks):
     """An adapter with all that Save AC-LoRA writes."""
     adapter = adapter_of(*ranks)
     cuts = [
-        TruncationLoss("rank 2", 2.0, 750_000, 0.42, 0.0, True),
-        TruncationLoss("whole", 4.0, 10**6, 0.43, 0.01, False),
+        TruncationLoss(Truncation.from_name("rank 2"), 2.0, 750_000, 0.42, 0.0, True),
+        TruncationLoss(Truncation.from_name("whole"), 4.0, 10**6, 0.43, 0.01, False),
     ]
     spectrum, signal = {name: [2.0, 1.0] for name in NAMES}, dict(zip(NAMES, (1, 4), strict=True))
-    report = RankReport(SETTINGS, [0.5] * 9, [(4, 0.45), (8, 0.41)], [], spectrum, signal, cuts)
+    report = RankReport(SETTINGS, [0.5] * 9, [(4, 0.45), (8, 0.41)], [], spectrum, signal, cuts, FACTS)
     return Adapter(adapter.layers, build_metadata(adapter, "ink", report))
 
 

@@ -79,15 +79,15 @@ def test_a_cancelled_training_goes_on_where_it_was(folder: Path, config: TrainCo
     resumed = train(toy(16), config, lambda p: seen.append((p.done, p.resumed_at)), checkpoints=checkpoints)
     assert_same(resumed, train(toy(16), config))
     assert [at for _, at in seen] == [step] * len(seen) and [done for done, _ in seen][:1] in ([step + 1], [])
-    assert resumed.report.settings["steps_run"] == train(toy(16), config).report.settings["steps_run"]
+    assert resumed.report.facts.steps_run == train(toy(16), config).report.facts.steps_run
 
 
 def test_a_cancel_in_the_second_pass_gives_what_the_first_found_and_keeps_the_second(folder: Path) -> None:
     whole, first = train(toy(16), HELD), train(toy(16), replace(HELD, refit=False))
-    step = int(whole.report.settings["steps_run"]) - 3
+    step = whole.report.facts.steps_run - 3
     cancelled = stopped_at(step, HELD, CheckpointConfig(folder))
     assert_same(cancelled, first)
-    assert cancelled.report.settings["steps_run"] == step
+    assert cancelled.report.facts.steps_run == step
     model = toy(16)
     assert_same(train(model, HELD, checkpoints=CheckpointConfig(folder)), whole)
     assert len(model.calls) == 1 + 3  # the trial, and the steps that were left
@@ -238,7 +238,7 @@ def test_more_steps_go_on_with_the_first_pass_and_refit_anew(folder: Path) -> No
     stages: list[str] = []
     more = CheckpointConfig(folder, resume="for more steps")
     longer = train(toy(16), replace(HELD, steps=40), lambda p: stages.append(p.stage), checkpoints=more)
-    best = int(longer.report.settings["best_step"])
+    best = longer.report.facts.best_step
     assert best > 24 and stages.count("training") == 40 - 24 and stages.count("training on all") == best
     assert [step for step, _ in longer.report.validation][-1] == 40
 
@@ -292,7 +292,7 @@ def test_a_full_disk_is_told_and_training_goes_on(folder: Path, monkeypatch, cap
     assert names(folder) == ["first_0000003.safetensors", "first_0000012.safetensors"]  # 6 and 9 found no room
     told = "At times there was no checkpoint: No space left on device. Free some space; "
     told += "training goes on and tries again."
-    assert not notes[5] and notes[6] == notes[-1] == [told] and result.report.settings["notes"] == told
+    assert not notes[5] and notes[6] == notes[-1] == [told] and result.report.facts.notes == told
     assert all(f"step {step}: no checkpoint, as first_{step:07}.safetensors could" in caplog.text for step in (6, 9))
 
 

@@ -34,14 +34,14 @@ def test_previews_come_every_so_many_steps_with_the_adapter_on() -> None:
     plain = model.network["attn"](torch.eye(16))
     assert (seen[0][1] - plain).norm() > 0.01 and (seen[1][1] - plain).norm() > (seen[0][1] - plain).norm()
     assert torch.equal(ups(result), ups(train(toy(8), CONFIG)))
-    assert result.report.settings["preview_seconds"] == pytest.approx(previews.seconds, abs=0.01)
+    assert result.report.facts.preview_seconds == pytest.approx(previews.seconds, abs=0.01)
 
 
 def test_a_second_pass_has_previews_too() -> None:
     seen: list[int] = []
     config = TrainConfig(steps=8, batch_size=8, max_rank=4, mode="off", held_out=0.2, smallest=False)
     result = train(toy(16), config, previews=Previews(4, seen.append))
-    assert seen == list(range(4, int(result.report.settings["steps_run"]) + 1, 4)) and seen[-1] > 8
+    assert seen == list(range(4, result.report.facts.steps_run + 1, 4)) and seen[-1] > 8
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.2, [1, 5, 9]), (1.0, list(range(1, 13)))])
@@ -55,7 +55,7 @@ def test_previews_take_no_more_than_their_share_of_the_time(monkeypatch, share: 
         seen.extend([done] if isinstance(done, int) else [])
 
     result = train(toy(8), CONFIG, a_second, previews=Previews(1, a_second, share))
-    assert seen == expected and result.report.settings["previews_left_out"] == 12 - len(expected)
+    assert seen == expected and result.report.facts.previews_left_out == 12 - len(expected)
 
 
 def test_after_a_failure_training_goes_on_without_previews(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +72,7 @@ def test_after_a_failure_training_goes_on_without_previews(caplog: pytest.LogCap
     result = train(toy(8), CONFIG, note, previews=Previews(3, draw))
     assert tries == [3] and torch.equal(ups(result), ups(train(toy(8), CONFIG)))
     assert notes == ["Step 3: no preview could be drawn (out of memory). Training goes on without previews."]
-    assert notes[0] in caplog.text and notes[0] in str(result.report.settings["notes"])
+    assert notes[0] in caplog.text and notes[0] in result.report.facts.notes
 
 
 @pytest.mark.parametrize("moves", [True, False])

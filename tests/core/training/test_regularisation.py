@@ -80,11 +80,11 @@ def test_they_are_neither_held_out_nor_counted() -> None:
 def test_the_report_counts_them_apart_and_an_epoch_shows_each_once() -> None:
     model = toy(14, regularisation={12: 0.5, 13: 0.5})
     report = train(model, replace(QUICK, steps=8, batch_size=7)).report
-    assert report.settings["images"] == 12 and report.settings["regularisation_images"] == 2
-    assert report.settings["epochs"] == 4
+    assert report.facts.images == 12 and report.facts.regularisation_images == 2
+    assert report.facts.epochs == 4
     assert "over 12 pictures and 2 regularisation pictures." in training_summary(report)
     assert [sorted(a + b) for a, b in zip(model.calls[1::2], model.calls[2::2], strict=True)] == [list(range(14))] * 4
-    assert "regularisation_images" not in train(toy(12), QUICK).report.settings
+    assert train(toy(12), QUICK).report.facts.regularisation_images is None
 
 
 def test_the_threshold_follows_the_loss_of_the_style_alone() -> None:
@@ -100,7 +100,7 @@ def test_the_second_pass_learns_from_them_too() -> None:
     report = train(model, replace(QUICK, steps=40, held_out=0.2, refit=True, smallest=False)).report
     steps = len(report.losses)
     second = [number for call in model.calls[-steps:] for number in call]
-    assert report.settings["held_out_images"] == 4 and report.settings["images"] == 18
+    assert report.facts.held_out_images == 4 and report.facts.images == 18
     assert steps >= 5 and set(second) == set(range(20))
 
 

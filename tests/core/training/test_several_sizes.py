@@ -43,7 +43,7 @@ def test_every_picture_comes_once_in_an_epoch_in_one_of_its_sizes_and_alike_ones
     model = sized_toy()
     report = train(model, replace(CONFIG, held_out=0.0)).report
     parts = model.calls[1:]
-    assert len(report.losses) == 30 and report.settings["images"] == 10 and report.settings["epochs"] == 10
+    assert len(report.losses) == 30 and report.facts.images == 10 and report.facts.epochs == 10
     assert len(parts) > 30  # a step of both sizes goes through the model in parts
     assert all(len({model.batch_keys[number] for number in part}) == 1 for part in parts)
     shown: list[int] = []
@@ -55,7 +55,7 @@ def test_every_picture_comes_once_in_an_epoch_in_one_of_its_sizes_and_alike_ones
         assert len(shown) < 10
     sizes = Counter(model.batch_keys[number] for part in parts for number in part)
     assert min(sizes.values()) > 15
-    assert report.restarts and report.restarts[-1].epoch <= report.settings["epochs"] + 2
+    assert report.restarts and report.restarts[-1].epoch <= report.facts.epochs + 2
 
 
 def test_held_out_pictures_are_measured_in_the_main_size_and_learned_from_in_none() -> None:

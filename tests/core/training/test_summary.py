@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.adapter.rank_report import RankReport, Restart, TruncationLoss
+from aclora_core.adapter.rank_report import RankReport, Restart
+from aclora_core.adapter.training_facts import TrainingFacts
+from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.method.restart import LayerRank
@@ -56,21 +58,21 @@ def test_both_passes_are_counted() -> None:
 
 
 def test_every_fact_has_its_sentence() -> None:
-    facts = {
-        "steps_run": 9,
-        "images": 12,
-        "regularisation_images": 3,
-        "preview_seconds": 30.4,
-        "seconds_run": 100.2,
-        "previews_left_out": 2,
-        "notes": "The disk was full.",
-    }
+    facts = TrainingFacts(
+        steps_run=9,
+        images=12,
+        regularisation_images=3,
+        preview_seconds=30.4,
+        seconds_run=100.2,
+        previews_left_out=2,
+        notes="The disk was full.",
+    )
     losses, ranks = [0.5] * 8 + [float("nan")], {"a": LayerRank(1, 1, 1, 0.9, 0.1)}
     cuts = [
-        TruncationLoss("rank 2", 2.0, 340_000, 0.5, 0.01, True),
-        TruncationLoss("whole", 16.0, 2_000_000, 0.5, 0.0, False),
+        TruncationLoss(Truncation.from_name("rank 2"), 2.0, 340_000, 0.5, 0.01, True),
+        TruncationLoss(Truncation.from_name("whole"), 16.0, 2_000_000, 0.5, 0.0, False),
     ]
-    report = RankReport(facts, losses, [], [Restart(4, 2, 0.5, 0.9, ranks)], {}, {"a": 1, "b": 4}, cuts)
+    report = RankReport({}, losses, [], [Restart(4, 2, 0.5, 0.9, ranks)], {}, {"a": 1, "b": 4}, cuts, facts)
     assert training_summary(report) == (
         "9 steps over 12 pictures and 3 regularisation pictures. Cut to rank 2, 0.3 MB, as good as the whole. "
         "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps left out, as their loss was not finite: 1. "

@@ -158,7 +158,7 @@ def test_every_picture_is_used_alike_and_only_beside_its_like() -> None:
     result = train(model, replace(QUICK, steps=10, batch_size=4))
     assert sorted(number for call in model.calls[1:4] for number in call) == list(range(10))
     assert all(max(call) < 4 or min(call) >= 4 for call in model.calls)
-    assert result.report.settings["epochs"] == 4 and result.report.settings["images"] == 10
+    assert result.report.facts.epochs == 4 and result.report.facts.images == 10
 
 
 @pytest.mark.parametrize("stop_at", [1, 5])
@@ -195,7 +195,7 @@ def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_gi
     for given, expected in zip(tensors(result), tensors(train(toy(), replace(QUICK, steps=2))), strict=True):
         assert torch.equal(given, expected)
     sentence = "for 10 steps, up to step 13, so training ended there; what had been learned before is kept. Lower the"
-    assert sentence in caplog.text and sentence in str(result.report.settings["notes"])
+    assert sentence in caplog.text and sentence in result.report.facts.notes
     assert sentence in training_summary(result.report)
     assert "Steps left out, as their loss was not finite: 10." in training_summary(result.report)
     assert caplog.text.count("step 4 was left out") == 1 and "step 5 was left out" not in caplog.text
@@ -223,7 +223,7 @@ def test_a_best_step_is_given_when_later_losses_are_no_numbers() -> None:
     result = train(toy(16, spoil=lambda call: call >= refit + 3), config)
     for given, expected in zip(tensors(result), tensors(first), strict=True):
         assert torch.equal(given, expected)
-    assert result.report.losses == first.report.losses and "10 steps" in str(result.report.settings["notes"])
+    assert result.report.losses == first.report.losses and "10 steps" in result.report.facts.notes
 
 
 def test_nine_bad_steps_are_left_out_and_reported() -> None:
@@ -260,7 +260,7 @@ def test_the_report_tells_how_it_was_made() -> None:
     report = train(toy(12), replace(QUICK, steps=30, mode="paper", restart_every=2)).report
     for name in ("steps", "learning_rate", "batch_size", "max_rank", "seed", "mode"):
         assert name in report.settings
-    assert report.settings["started_at"] <= report.settings["finished_at"]
+    assert report.facts.started_at <= report.facts.finished_at
     assert report.settings["optimizer"] == "AdamW"
     assert json.loads(report.to_json())["settings"]["restart_every"] == 2
     down, up = train(toy(12), QUICK).adapter.layers["toy.attn"].factors()
@@ -330,7 +330,7 @@ def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(pictures: int
         assert other.report.losses == pytest.approx(once.report.losses, rel=1e-4)
         assert [restart.step for restart in other.report.restarts] == [restart.step for restart in once.report.restarts]
         assert [step for step, _ in other.report.validation] == [step for step, _ in once.report.validation]
-        assert other.report.settings["epochs"] == once.report.settings["epochs"]
+        assert other.report.facts.epochs == once.report.facts.epochs
         for found, expected in zip(tensors(other), tensors(once), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
@@ -338,7 +338,7 @@ def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(pictures: int
 def test_pictures_that_are_all_different_share_a_step() -> None:
     model = toy(8, batch_keys=list(range(8)))
     report = train(model, replace(QUICK, steps=4, batch_size=4)).report
-    assert report.settings["epochs"] == 2 and len(model.calls) == 1 + 4 * 4
+    assert report.facts.epochs == 2 and len(model.calls) == 1 + 4 * 4
 
 
 def test_the_learning_rate_follows_its_schedule_and_is_told() -> None:

@@ -152,9 +152,9 @@ def test_a_training_measures_stops_and_gives_the_best_step() -> None:
     steps = [step for step, _ in report.validation]
     assert steps[0] == 0 and steps[1:] == list(range(15, 15 * len(steps), 15))
     best = min(report.validation[1:], key=lambda pair: pair[1])
-    assert report.settings["best_step"] == best[0] < steps[-1] < 2000
-    assert report.settings["steps_run"] == len(report.losses) == steps[-1]
-    assert report.settings["held_out_images"] == 3 and report.settings["validation_seconds"] > 0
+    assert report.facts.best_step == best[0] < steps[-1] < 2000
+    assert report.facts.steps_run == len(report.losses) == steps[-1]
+    assert report.facts.held_out_images == 3 and report.facts.validation_seconds > 0
 
 
 def test_the_given_adapter_is_that_of_the_best_step() -> None:
@@ -186,9 +186,9 @@ def test_a_refit_uses_all_pictures_up_to_the_best_step() -> None:
         seen.append((progress.stage, progress.done, progress.total))
 
     result = train(model, replace(CONFIG, refit=True), note)
-    best = result.report.settings["best_step"]
+    best = result.report.facts.best_step
     assert [stage for stage, _, _ in seen].count("training on all") == best == len(result.report.losses)
-    assert (result.report.settings["steps_run"],) * 2 == (len(seen), seen[-1][1]) and seen[-1][1] == seen[-1][2]
+    assert (result.report.facts.steps_run,) * 2 == (len(seen), seen[-1][1]) and seen[-1][1] == seen[-1][2]
     alone = train(model, replace(CONFIG, held_out=0.0, steps=best))
     for name, layer in alone.adapter.layers.items():
         torch.testing.assert_close(result.adapter.layers[name].lora_up, layer.lora_up)
@@ -201,7 +201,7 @@ def test_what_is_left_counts_a_second_pass_that_is_as_long_as_the_first_took_to_
         expected[progress.stage].append(progress.total - progress.done + progress.remaining)
 
     report = train(spoilt(), replace(CONFIG, refit=True), note).report
-    best, first, second = report.settings["best_step"], expected["training"], expected["training on all"]
+    best, first, second = report.facts.best_step, expected["training"], expected["training on all"]
     assert first[:5] == [119, 118, 117, 116, 115]  # the best may still be the last
     assert first[-1] == CONFIG.steps - len(first) + best and second == list(range(len(second) - 1, -1, -1))
     seen: list[int] = []
@@ -226,7 +226,7 @@ def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step
     assert told.startswith(f"Cancelled at step {step}: this is what was learned so far. {steps} over 12 pictures.")
     assert f"What is given is step {step}, which was not measured on the 2 pictures set aside." in told
     # Ten pictures, eight to a step: an epoch has two.
-    assert result.report.settings["epochs"] == math.ceil(step / 2)
+    assert result.report.facts.epochs == math.ceil(step / 2)
 
 
 def test_a_measurement_that_was_stopped_is_made_when_the_training_goes_on(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_training_that_is_stopped_is_neither_cut_nor_refitted() -> None:
     steps: list[int] = []
     config = replace(CONFIG, refit=True, smallest=True)
     result = train(spoilt(), config, lambda progress: steps.append(progress.done), lambda: len(steps) == 20)
-    assert steps == list(range(1, 21)) and not result.report.cuts and result.report.settings["best_step"] == 20
+    assert steps == list(range(1, 21)) and not result.report.cuts and result.report.facts.best_step == 20
     assert result.adapter.layers["toy.attn"].rank == 8
 
 
@@ -274,7 +274,7 @@ def test_with_few_pictures_a_sentence_says_what_is_done_instead(caplog: pytest.L
     with caplog.at_level(logging.INFO, logger="aclora"):
         report = train(toy(7), replace(CONFIG, steps=5, batch_size=4)).report
     assert "fewer than 8" in caplog.text and "last step" in caplog.text
-    assert not report.validation and not report.cuts and "best_step" not in report.settings
+    assert not report.validation and not report.cuts and report.facts.best_step is None
 
 
 def test_the_same_seed_holds_out_and_chooses_the_same() -> None:

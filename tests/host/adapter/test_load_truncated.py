@@ -35,7 +35,9 @@ def saved(pack, signal=None, **settings):
         core = pack.aclora_core.adapter
         spectrum = {name: [1.0, 0.5] for name in NAMES}
         report = core.RankReport({"seed": 7, **settings}, [0.5] * 9, [(3, 0.45), (6, 0.41)], [], spectrum, signal)
-        report = replace(report, cuts=[core.TruncationLoss("rank 2", 2.0, 4000, 0.4, 0.0, True)])
+        report = replace(
+            report, cuts=[core.TruncationLoss(core.Truncation.from_name("rank 2"), 2.0, 4000, 0.4, 0.0, True)]
+        )
     return pack.nodes.adapter.save.ACLoRASave.execute(lora(), "ink", precision="fp32", rank_report=report)[0]
 
 

@@ -136,7 +136,7 @@ def test_regularisation_pictures_come_last_without_the_trigger_word(calls: Calls
     assert [cond[0][1]["aclora_caption"] for cond in conditioning][2:] == ["ink, a cat", "a thing", "a thing"]
     assert "2 regularisation pictures, which count 0.5 each: 2 at 80 × 48." in output.ui["text"][0]
     report = trained(calls, latents, conditioning, steps=5)[3]
-    assert report.settings["images"] == 3 and report.settings["regularisation_images"] == 2
+    assert report.facts.images == 3 and report.facts.regularisation_images == 2
 
 
 def test_a_folder_for_regularisation_may_lie_in_the_other_but_not_be_it(calls: Calls, folder: Path) -> None:
@@ -176,6 +176,6 @@ def test_a_picture_comes_in_further_sizes_that_it_has(calls: Calls, folder: Path
         assert each["noise_mask"].shape[-2:] == each["samples"].shape[-2:]
     assert calls.encoded(more_resolutions="96, 128", flip=True) == (0, 0)
     report = trained(calls, *output.result, steps=6)[3]
-    assert report.settings["images"] == 4 and len(report.losses) == 6
+    assert report.facts.images == 4 and len(report.losses) == 6
     check = calls.pack.nodes.dataset.node.ACLoRADataset.validate_inputs
     assert 'but one is "big"' in check("kept", more_resolutions="big")

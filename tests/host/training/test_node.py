@@ -43,8 +43,8 @@ def test_the_outputs_are_what_the_hosts_nodes_take(pack, parts, model, pictures)
     assert suffixes == {"lora_up.weight", "lora_down.weight"} and all(key.startswith(DENOISER) for key in lora_model)
     assert not any(tensor.requires_grad for tensor in lora_model.values())
     assert loss_map == {"loss": report.losses} and all(map(math.isfinite, report.losses))
-    assert report.settings["base_model"] == "SD3" and report.settings["resolution"] == "128x128"
-    assert report.settings["images"] == 2 and set(report.signal) == {key[:-6] for key in lora_model if "alpha" in key}
+    assert report.facts.base_model == "SD3" and report.facts.resolution == "128x128"
+    assert report.facts.images == 2 and set(report.signal) == {key[:-6] for key in lora_model if "alpha" in key}
 
 
 def test_the_adapter_goes_through_the_stock_loader_without_a_warning(
@@ -133,14 +133,14 @@ def test_captions_of_different_lengths_are_trained_but_not_joined(pack, parts, m
     with torch.inference_mode(), open_training(pack, model, latents, captions) as trainable:
         assert trainable.batch_keys[0] == trainable.batch_keys[1] != trainable.batch_keys[2]
     report = trained(pack, model, latents, captions, steps=4)[3]
-    assert report.settings["epochs"] == 2 and report.settings["images"] == 3
+    assert report.facts.epochs == 2 and report.facts.images == 3
 
 
 def test_pictures_of_different_sizes_are_trained_but_not_joined(pack, model, pictures):
     wide = {"samples": torch.randn(1, 16, 12, 20, generator=torch.Generator().manual_seed(0))}
     latents, captions = [*pictures[0], wide], [*pictures[1], pictures[1][0]]
     result = trained(pack, model, latents, captions, steps=2)
-    assert result[3].settings["resolution"] == "128x128" and all(map(math.isfinite, result[2]["loss"]))
+    assert result[3].facts.resolution == "128x128" and all(map(math.isfinite, result[2]["loss"]))
 
 
 def test_inputs_are_not_changed(pack, model, pictures):

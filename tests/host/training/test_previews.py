@@ -50,7 +50,7 @@ def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, mod
     for key, tensor in plain[1].items():
         assert torch.equal(tensor, result[1][key]), key
     assert "Previews took " in pack.nodes.training.node.training_summary(result[3])
-    assert result[3].settings["preview_seconds"] > 0 and "notes" not in result[3].settings
+    assert result[3].facts.preview_seconds > 0 and not result[3].facts.notes
     assert shown[-1][1].height > shown[0][1].height  # pictures stand below the chart
 
 
@@ -110,7 +110,7 @@ def test_a_sampler_that_fails_ends_the_previews_alone(pack, parts, model, pictur
     with untouched(model), caplog.at_level(logging.WARNING, logger="aclora"):
         result = trained(pack, model, *pictures, wishes(pack, parts), steps=4)
     assert "no preview could be drawn (no kernel image is available)" in caplog.text
-    assert len(result[2]["loss"]) == 4 and "without previews" in result[3].settings["notes"]
+    assert len(result[2]["loss"]) == 4 and "without previews" in result[3].facts.notes
 
 
 def test_a_cancel_while_a_preview_is_drawn_keeps_the_work(pack, parts, model, pictures, interrupt, monkeypatch):

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from aclora_core.adapter.rank_report import TruncationLoss
+from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.inspection.charts.canvas import DARK, LIGHT
 from aclora_core.inspection.charts.truncation import cut_chart
 from aclora_core.inspection.tables import cuts_table
 from aclora_core.text import size_text
 
 CUTS = [
-    TruncationLoss("rank 1", 1.0, 187_000, 0.56, 0.006, False),
-    TruncationLoss("rank 4", 4.0, 750_000, 0.4525, 0.0035, True),
-    TruncationLoss("energy 95 %", 6.5, 1_210_000, 0.451, 0.002, False),
-    TruncationLoss("rank 8", 8.0, 1_500_000, 0.4495, 0.0, False),
-    TruncationLoss("whole", 16.0, 3_000_000, 0.452, 0.004, False),
+    TruncationLoss(Truncation.from_name("rank 1"), 1.0, 187_000, 0.56, 0.006, False),
+    TruncationLoss(Truncation.from_name("rank 4"), 4.0, 750_000, 0.4525, 0.0035, True),
+    TruncationLoss(Truncation.from_name("energy 95%"), 6.5, 1_210_000, 0.451, 0.002, False),
+    TruncationLoss(Truncation.from_name("rank 8"), 8.0, 1_500_000, 0.4495, 0.0, False),
+    TruncationLoss(Truncation.from_name("whole"), 16.0, 3_000_000, 0.452, 0.004, False),
 ]
 NODE, FULL = (512, 320), (1024, 640)
 
@@ -61,7 +61,7 @@ def test_the_ring_is_where_the_chosen_cut_is():
 
 def test_doubling_the_rank_is_one_step_to_the_right():
     ranks = (1.0, 2.0, 4.0, 16.0)
-    cuts = [TruncationLoss(f"rank {rank:g}", rank, 1000, 0.5, 0.0, False) for rank in ranks]
+    cuts = [TruncationLoss(Truncation.from_name(f"rank {rank:g}"), rank, 1000, 0.5, 0.0, False) for rank in ranks]
     columns = [ring([replace(cut, chosen=cut.mean_rank == rank) for cut in cuts])[1] for rank in ranks]
     step = columns[1] - columns[0]
     assert columns[2] - columns[1] == pytest.approx(step, abs=1.5)
@@ -71,10 +71,10 @@ def test_doubling_the_rank_is_one_step_to_the_right():
 def test_a_larger_error_makes_a_longer_bar():
     def height(error):
         cuts = [
-            TruncationLoss("rank 2", 2.0, 1000, 0.5, error, False),
-            TruncationLoss("whole", 8.0, 4000, 0.4, 0.0, False),
+            TruncationLoss(Truncation.from_name("rank 2"), 2.0, 1000, 0.5, error, False),
+            TruncationLoss(Truncation.from_name("whole"), 8.0, 4000, 0.4, 0.0, False),
         ]
-        chart = pixels(cut_chart([*cuts, replace(cuts[1], name="signal", loss=0.7)]), LIGHT.first, 90)
+        chart = pixels(cut_chart([*cuts, replace(cuts[1], truncation=Truncation("signal"), loss=0.7)]), LIGHT.first, 90)
         # Within the column of the cut, left of the legend.
         return chart[45:, :300].any(1).sum()
 
@@ -86,7 +86,10 @@ def test_without_a_chosen_cut_there_is_no_ring():
 
 
 def test_the_chosen_size_is_written_where_there_is_no_room_for_all():
-    crowded = [TruncationLoss(f"rank {r}", 8 + r / 100, r * 10**6, 0.5, 0.0, r == 13) for r in range(1, 30)]
+    crowded = [
+        TruncationLoss(Truncation.from_name(f"rank {r}"), 8 + r / 100, r * 10**6, 0.5, 0.0, r == 13)
+        for r in range(1, 30)
+    ]
     band = pixels(cut_chart(crowded), LIGHT.mark)[20:40]
     assert band.sum() > 15
 
@@ -100,16 +103,23 @@ def test_the_chosen_size_is_written_where_there_is_no_room_for_all():
         [replace(cut, error=math.nan) for cut in CUTS],
         [
             *CUTS,
-            TruncationLoss("whole", 2.0, 1, math.nan, math.nan, False),
-            TruncationLoss("rank 3", 3.0, 1, math.inf, 0.0, False),
+            TruncationLoss(Truncation.from_name("whole"), 2.0, 1, math.nan, math.nan, False),
+            TruncationLoss(Truncation.from_name("rank 3"), 3.0, 1, math.inf, 0.0, False),
         ],
-        [*CUTS, TruncationLoss("none", 0.0, 0, 0.9, 0.0, False), TruncationLoss("odd", math.nan, 0, 0.9, 0.0, False)],
         [
             *CUTS,
-            TruncationLoss("$x$ \\alpha", 1e-3, 2**62, -0.5, 1e300, False),
-            TruncationLoss("rank 9", 1e300, 1, 0.4, 0.1, False),
+            TruncationLoss(Truncation.from_name("none"), 0.0, 0, 0.9, 0.0, False),
+            TruncationLoss(Truncation.from_name("odd"), math.nan, 0, 0.9, 0.0, False),
         ],
-        [TruncationLoss(f"rank {rank}", rank, rank * 10**6, 1 / rank, 0.001, rank == 40) for rank in range(1, 129)],
+        [
+            *CUTS,
+            TruncationLoss(Truncation.from_name("$x$ \\alpha"), 1e-3, 2**62, -0.5, 1e300, False),
+            TruncationLoss(Truncation.from_name("rank 9"), 1e300, 1, 0.4, 0.1, False),
+        ],
+        [
+            TruncationLoss(Truncation.from_name(f"rank {rank}"), rank, rank * 10**6, 1 / rank, 0.001, rank == 40)
+            for rank in range(1, 129)
+        ],
         [replace(cut, mean_rank=0.4) for cut in CUTS],
     ],
     ids=["equal", "one", "zero", "no errors", "no numbers", "rank 0", "hostile", "many", "below one"],
@@ -121,7 +131,7 @@ def test_odd_cuts_are_drawn(cuts, size):
 
 
 def test_cuts_that_cannot_be_drawn_are_counted_in_the_heading():
-    lost = TruncationLoss("rank 2", 2.0, 375_000, math.nan, 0.0, False)
+    lost = TruncationLoss(Truncation.from_name("rank 2"), 2.0, 375_000, math.nan, 0.0, False)
     whole, less = (np.asarray(cut_chart(cuts))[:22, :280] for cuts in (CUTS, [*CUTS, lost]))
     assert pixels(less, LIGHT.ink).sum() > pixels(whole, LIGHT.ink).sum() + 20
 
