@@ -6,22 +6,25 @@ Nothing in here knows ComfyUI. See examples/train_without_comfyui.py for a train
 from .adapter import Adapter, Layer, RankReport, ResizeConfig, load, resize, save
 from .config import CheckpointConfig, TrainConfig
 from .dataset import scan_folder
-from .diffusion import Model, Objective
+from .diffusion import DiffusionModel, Objective, SimpleModel, SimpleTrainingSet, TrainingSet
 from .inspection import inspect_lora
 from .training import Previews, Progress, Result, train
 
 __all__ = [
     "Adapter",
     "CheckpointConfig",
+    "DiffusionModel",
     "Layer",
-    "Model",
     "Objective",
     "Previews",
     "Progress",
     "RankReport",
     "ResizeConfig",
     "Result",
+    "SimpleModel",
+    "SimpleTrainingSet",
     "TrainConfig",
+    "TrainingSet",
     "inspect_lora",
     "load",
     "resize",

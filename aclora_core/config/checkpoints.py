@@ -11,11 +11,11 @@ Resume = Literal["never", "if there is a checkpoint", "for more steps"]
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where and how often a training is written down, and whether it goes on from what is there."""
+    """Where and how often a training is saved, and whether it resumes from what is there."""
 
     folder: Path  # of this training alone
-    every: int = 50  # steps; also at a cancel, and where a pass ends
-    keep: int = 2  # the last so many
+    every: int = 50  # steps; one is also written at a cancel and at the end of a pass
+    keep: int = 2  # how many of the last ones stay
     resume: Resume = "if there is a checkpoint"
 
     def __post_init__(self) -> None:

@@ -10,12 +10,12 @@ from torch import nn
 
 from ..acceleration import is_linear, is_plain_convolution
 from ..config import LayerPreset, TrainConfig, select_layers
-from ..diffusion import Model
+from ..diffusion import DiffusionModel
 
 log = logging.getLogger("aclora")
 
 
-def target_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
+def target_layers(model: DiffusionModel, config: TrainConfig) -> dict[str, nn.Module]:
     """By their full names; those of text encoders only where they learn too.
 
     Raises:
@@ -32,12 +32,12 @@ def target_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
     }
 
 
-def alpha_scales(layers: Iterable[str], model: Model, config: TrainConfig) -> dict[str, float]:
+def alpha_scales(layers: Iterable[str], model: DiffusionModel, config: TrainConfig) -> dict[str, float]:
     """What the alpha of text layers is multiplied by: how fast they learn, as AdamW's steps have one length."""
     return {name: config.text_learning for name in layers if name.startswith(tuple(model.text_encoders))}
 
 
-def _text_layers(model: Model, config: TrainConfig) -> dict[str, nn.Module]:
+def _text_layers(model: DiffusionModel, config: TrainConfig) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for prefix, network in model.text_encoders.items():
         found |= preset_layers(network, config.layers, prefix)

@@ -1,6 +1,6 @@
-"""Checkpoints: the whole state of a training on disk, from which it goes on as if nothing had happened.
+"""Checkpoints: the whole state of a training on disk, from which it resumes as if nothing had happened.
 
-One safetensors file each: the tensors, and all else as JSON in the metadata. A file is complete or not there at all.
+Each is one safetensors file: the tensors, and everything else as JSON in its metadata. A file is complete or not there.
 """
 
 from __future__ import annotations
@@ -23,31 +23,26 @@ from .fingerprint import Fingerprint, differences
 
 log = logging.getLogger("aclora")
 
-STAGES = ("first", "refit")  # a training's passes, in their order
-
-
+STAGES = ("first", "refit")  # the passes of a training, in their order
 CHANGEABLE = ("steps", "stop_early", "refit", "smallest")  # settings that may change where a training gets more steps
-
-
 _FORMAT = "aclora checkpoint 2"
-
-
 _NAME = re.compile(rf"({'|'.join(STAGES)})_(\d+)\.safetensors")
 
 
 class CheckpointStore:
-    """The checkpoints of one training. now: what the training depends on."""
+    """The checkpoints of one training. now: what this training depends on."""
 
     def __init__(self, settings: CheckpointConfig, now: Fingerprint) -> None:
         self.settings, self.now = settings, now
-        self._written: list[Path] = []  # by this run, or gone on from
+        self._written: list[Path] = []  # by this run, or resumed from
 
     def find(self) -> dict[str, Any] | None:
-        """The state to go on from; None where there is none, or where none is wished.
+        """Return the state to resume from; None where there is none, or where resuming is off.
 
         Raises:
-            ValueError: it is that of another training; the sentence names every difference. Or none can be read.
-            OSError: the drive does not answer; what is there is not to be taken for nothing.
+            ValueError: the checkpoint belongs to another training (the message names every difference), or none of
+                those that are there can be read.
+            OSError: the drive does not answer; checkpoints that may be there must not be taken for missing.
         """
         if self.settings.resume == "never":
             return None
@@ -73,7 +68,7 @@ class CheckpointStore:
         return None
 
     def write(self, stage: str, step: int, state: Mapping[str, Any]) -> str:
-        """Writes a checkpoint and deletes older ones; gives a sentence where it failed, and leaves no half file."""
+        """Write a checkpoint and delete older ones. Return a sentence where that failed; no half file is left."""
         path = self.settings.folder / f"{stage}_{step:07}.safetensors"
         tensors: dict[str, Tensor] = {}
         content = {"fingerprint": self.now.state_dict(), "state": take_tensors(state, "", tensors)}
@@ -91,7 +86,7 @@ class CheckpointStore:
         return ""
 
     def has(self, stage: str, step: int) -> bool:
-        """Whether this run has a checkpoint of this step."""
+        """Return whether this run has a checkpoint of this step."""
         return any(path.name == f"{stage}_{step:07}.safetensors" for path in self._written)
 
     def _wants_more(self, before: Fingerprint) -> bool:
@@ -110,14 +105,14 @@ class CheckpointStore:
             )
 
     def _paths(self) -> list[Path]:
-        """The checkpoints that are there, in the order of the training."""
+        """Return the checkpoints that are there, in the order of the training."""
         if not self.settings.folder.is_dir():
             return []
         named = [(match, path) for path in self.settings.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(named, key=lambda pair: (STAGES.index(pair[0][1]), int(pair[0][2])))]
 
     def _prune(self) -> None:
-        """Deletes all but the last of this run, what another training left, and what a crash left half written."""
+        """Delete all but the last of this run, those of another training, and what a crash left half written."""
         first = [path for path in self._written if path.name.startswith("first")]
         kept = {*self._written[-self.settings.keep :], *first[-1:]}  # more steps go on from the end of the first pass
         self._written = [path for path in self._written if path in kept]
@@ -128,7 +123,7 @@ class CheckpointStore:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint holds; None, and a line in the log, where it is damaged.
+    """Return the content of a checkpoint; None, and a line in the log, where it is damaged.
 
     Raises:
         OSError: it cannot be read, which says nothing about what it holds.

@@ -1,103 +1,87 @@
-"""The smallest adapter that is as good as the whole one, found by cutting it and measuring on held-out pictures."""
+"""The smallest adapter that is as good as the whole one, found by truncating it and measuring held-out images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from torch import Tensor
 
 from ..adapter import Adapter, SvdLayer, Truncation, TruncationLoss, decompose, ranks_by_rule, truncate_to_ranks
 from ..method import rank_rule
 
-_BYTES = 2  # of a number in a file as Save AC-LoRA writes it unless told otherwise
+WHOLE = Truncation("whole")
 
-
+_BYTES = 2  # per element in a file as Save AC-LoRA writes it unless asked otherwise
 _ENERGIES = (0.8, 0.9, 0.95, 0.99)
+_TOLERANCE = 0.01  # of the best loss: with few images the noise alone would let through too much
 
 
-_TOLERANCE = 0.01  # of the best loss: with few pictures the noise alone would let through too much
+def truncated(adapter: Adapter, truncation: Truncation, layers: dict[str, SvdLayer] | None = None) -> Adapter:
+    """Return a truncated adapter. layers: its decomposition, where that is known."""
+    if truncation == WHOLE:
+        return adapter
+    layers = layers or decompose(adapter)
+    return truncate_to_ranks(adapter, layers, ranks_of(truncation, layers))[0]
 
 
-@dataclass(frozen=True)
-class TruncationRule:
-    """A way to cut an adapter. Without a rule it stays whole."""
-
-    name: str
-    rule: Literal["fixed", "energy"] | None = None
-    value: float = 0.0
-
-    @property
-    def truncation(self) -> Truncation:
-        """The rule in a report."""
-        return Truncation("whole") if self.rule is None else Truncation(self.rule, self.value)
-
-    def ranks(self, balanced: dict[str, SvdLayer]) -> dict[str, int]:
-        """The rank of each layer."""
-        if self.rule is None:
-            return {name: layer.layer.rank for name, layer in balanced.items()}
-        return ranks_by_rule(balanced, rank_rule(self.rule, self.value))
-
-    def apply(self, adapter: Adapter, balanced: dict[str, SvdLayer] | None = None) -> Adapter:
-        """The adapter cut so."""
-        if self.rule is None:
-            return adapter
-        balanced = balanced or decompose(adapter)
-        return truncate_to_ranks(adapter, balanced, self.ranks(balanced))[0]
-
-
-WHOLE = TruncationRule("whole")
+def ranks_of(truncation: Truncation, layers: dict[str, SvdLayer]) -> dict[str, int]:
+    """Return the rank of each layer after a truncation."""
+    if truncation.kind == "fixed" or truncation.kind == "energy":
+        return ranks_by_rule(layers, rank_rule(truncation.kind, truncation.value))
+    return {name: layer.layer.rank for name, layer in layers.items()}
 
 
 def smallest_truncation(
-    adapter: Adapter, losses_of: Callable[[Adapter], Tensor], step_back: Callable[[], bool] = lambda: False
-) -> tuple[TruncationRule, list[TruncationLoss]]:
-    """The smallest cut whose loss is within the noise of the best, and what every cut that was tried loses.
+    adapter: Adapter, losses_of: Callable[[Adapter], Tensor], should_stop: Callable[[], bool] = lambda: False
+) -> tuple[Truncation, list[TruncationLoss]]:
+    """Return the smallest truncation whose loss is within the noise of the best, and the loss of every one tried.
 
-    losses_of: an adapter -> its losses, one for each held-out picture and noise level, in one order. The noise of a
-    difference is its standard error over these; a difference above 1 % of the best loss is never taken for noise.
-    step_back: asked before each measurement; True leaves the adapter whole.
+    The noise of a difference is its standard error over images and noise levels. A difference above 1 % of the best
+    loss is never taken for noise.
+
+    Args:
+        adapter: the whole adapter.
+        losses_of: adapter -> its losses, (images × noise levels,), always in one order.
+        should_stop: asked before each measurement; True leaves the adapter whole.
     """
-    balanced = decompose(adapter)
-    tried: dict[TruncationRule, tuple[dict[str, int], Tensor]] = {}
-    for cut in _candidates(balanced):
-        if step_back():
+    layers = decompose(adapter)
+    tried: dict[Truncation, Tensor] = {}
+    for truncation in _candidates(layers):
+        if should_stop():
             return WHOLE, []
-        tried[cut] = cut.ranks(balanced), losses_of(cut.apply(adapter, balanced))
-    best = min((losses for _, losses in tried.values()), key=lambda losses: _mean(losses))
-    rows = {cut: _row(cut, ranks, losses, best, balanced) for cut, (ranks, losses) in tried.items()}
+        tried[truncation] = losses_of(truncated(adapter, truncation, layers))
+    best = min(tried.values(), key=_mean)
+    rows = {truncation: _row(truncation, losses, best, layers) for truncation, losses in tried.items()}
     limit = _mean(best)
-    good = [cut for cut, row in rows.items() if row.loss - limit <= min(row.error, _TOLERANCE * limit)]
-    chosen = min(good, key=lambda cut: rows[cut].size) if good else WHOLE
-    return chosen, [replace(row, chosen=cut is chosen) for cut, row in sorted(rows.items(), key=lambda i: i[1].size)]
+    good = [it for it, row in rows.items() if row.loss - limit <= min(row.error, _TOLERANCE * limit)]
+    chosen = min(good, key=lambda it: rows[it].size) if good else WHOLE
+    by_size = sorted(rows.items(), key=lambda item: item[1].size)
+    return chosen, [replace(row, chosen=truncation == chosen) for truncation, row in by_size]
 
 
-def _candidates(balanced: dict[str, SvdLayer]) -> list[TruncationRule]:
-    """Cuts that differ: whole, to ranks 1, 2, 4, …, and to shares of the energy."""
-    most = max(len(layer.singular_values) for layer in balanced.values())
-    cuts = [
-        WHOLE,
-        *(TruncationRule(f"rank {2**power}", "fixed", 2**power) for power in range(math.ceil(math.log2(most)))),
-        *(TruncationRule(f"energy {share:.0%}", "energy", share) for share in _ENERGIES),
-    ]
-    different: dict[tuple[int, ...], TruncationRule] = {}
-    for cut in cuts:
-        different.setdefault(tuple(cut.ranks(balanced).values()), cut)
+def _candidates(layers: dict[str, SvdLayer]) -> list[Truncation]:
+    """Return truncations that differ: whole, to ranks 1, 2, 4, …, and to shares of the energy."""
+    max_rank = max(len(layer.singular_values) for layer in layers.values())
+    candidates = [WHOLE]
+    candidates += [Truncation("fixed", 2**power) for power in range(math.ceil(math.log2(max_rank)))]
+    candidates += [Truncation("energy", share) for share in _ENERGIES]
+    different: dict[tuple[int, ...], Truncation] = {}
+    for truncation in candidates:
+        different.setdefault(tuple(ranks_of(truncation, layers).values()), truncation)
     return list(different.values())
 
 
-def _row(
-    cut: TruncationRule, ranks: dict[str, int], losses: Tensor, best: Tensor, balanced: dict[str, SvdLayer]
-) -> TruncationLoss:
+def _row(truncation: Truncation, losses: Tensor, best: Tensor, layers: dict[str, SvdLayer]) -> TruncationLoss:
+    ranks = ranks_of(truncation, layers)
     difference = losses - best
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    size = _BYTES * sum(rank * balanced[name].component_numbers for name, rank in ranks.items())
-    return TruncationLoss(cut.truncation, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
+    size = _BYTES * sum(rank * layers[name].component_numbers for name, rank in ranks.items())
+    return TruncationLoss(truncation, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
 
 
 def _mean(losses: Tensor) -> float:
-    """Infinite where the loss is no number, so that such a cut is never the best."""
+    """Return the mean loss; infinite where it is not finite, so that such a truncation is never the best."""
     mean = float(losses.mean())
     return mean if math.isfinite(mean) else math.inf

@@ -1,7 +1,7 @@
-"""What a training depends on besides its own state, in few numbers that can be compared later.
+"""A compact summary of settings, images and base model, to check that a checkpoint may be resumed.
 
-A checkpoint goes on only with the same settings, pictures and model. Pictures are compared with a tolerance: encoded
-once more on a GPU they may differ by rounding, while a retouched picture or a changed word differs by far more.
+Images are compared with a tolerance: encoded once more on a GPU they may differ by rounding, while a retouched image or
+a changed word differs by far more.
 """
 
 from __future__ import annotations
@@ -17,63 +17,56 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..diffusion import Model
+from ..diffusion import DiffusionModel, TrainingSet
 from ..storage import component_tensors, tensors_in
 from ..text import some
 
-_WITHOUT_EFFECT = {"checkpointing", "graph"}  # on speed and memory only
-
-
-_SUMS = 8  # numbers that stand for a tensor
-
-
+_WITHOUT_EFFECT = {"checkpointing", "graph"}  # they change speed and memory only
+_SUMS = 8  # numbers that summarise a tensor
 _TOLERANCE = 0.02  # of a tensor's root mean square
-
-
-_SAMPLES = 64  # numbers of each weight of the model that are looked at
-
-
-_SHARES = (0.1, 0.5, 0.9)
+_SAMPLES = 64  # elements of each weight of the model that are hashed
+_NOISE_FRACTIONS = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Settings by name, the tensors of each picture and its caption in a few sums, and facts of the model by name."""
+    """What a training depends on besides its own state."""
 
-    settings: dict[str, Any]
-    pictures: list[list[list[float]]]
-    model: dict[str, str]
+    settings: dict[str, Any]  # of TrainConfig, by name
+    pictures: list[list[list[float]]]  # for each image, its variants included, for each of its tensors, a few sums
+    model: dict[str, str]  # facts of the base model, by name
 
     def state_dict(self) -> dict[str, Any]:
-        """As a checkpoint keeps it; Fingerprint(**state) reads it again."""
+        """Return what a checkpoint keeps; Fingerprint(**state) reads it again."""
         return {"settings": self.settings, "pictures": self.pictures, "model": self.model}
 
 
-def training_fingerprint(model: Model, config: TrainConfig, pictures: Sequence[int]) -> Fingerprint:
-    """Of a training that is about to begin. pictures: the numbers of those to learn from."""
+def training_fingerprint(
+    model: DiffusionModel, images: TrainingSet, config: TrainConfig, indices: Sequence[int]
+) -> Fingerprint:
+    """Return the fingerprint of a training that is about to begin. indices: of the images to learn from."""
     settings = {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT}
-    if model.regularisation:  # among the settings, where nothing is taken for rounding
-        settings["regularisation_weight"] = sorted(set(model.regularisation.values()))
+    if images.regularisation:  # among the settings, where no difference counts as rounding
+        settings["regularisation_weight"] = sorted(set(images.regularisation.values()))
     signs: dict[int, Tensor] = {}
-    sums = [
-        [_sums(tensor, signs) for tensor in tensors_in(_parts(model, number))]
-        for picture in pictures
-        for number in model.variants.get(picture, [picture])
-    ]
+    sums = []
+    for index in indices:
+        for variant in images.variants.get(index, [index]):
+            sums.append([_sums(tensor, signs) for tensor in tensors_in(_image_parts(images, variant))])
     return Fingerprint(json.loads(json.dumps(settings)), sums, _model_facts(model))
 
 
-def _parts(model: Model, number: int) -> list[Any]:
-    """What there is of a picture."""
-    more = [model.masks[number]] if number in model.masks else []
-    return [model.latents[number], model.conditioning([number]), *more]
+def _image_parts(images: TrainingSet, index: int) -> list[Any]:
+    """Return all tensors of an image: latent, conditioning, and mask where it has one."""
+    mask = [images.masks[index]] if index in images.masks else []
+    return [images.latents[index], images.conditioning([index]), *mask]
 
 
 def differences(before: Fingerprint, now: Fingerprint, free: Sequence[str] = ()) -> list[str]:
-    """What is not as it was, each in a few words. free: settings that may differ."""
+    """Return every difference in a few words. free: settings that may differ."""
     return [
         *_setting_differences(before.settings, now.settings, free),
-        *_picture_differences(before.pictures, now.pictures),
+        *_image_differences(before.pictures, now.pictures),
         *_model_differences(before.model, now.model),
     ]
 
@@ -91,19 +84,18 @@ def _quoted(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 
-def _picture_differences(before: list[list[list[float]]], now: list[list[list[float]]]) -> Iterator[str]:
+def _image_differences(before: list[list[list[float]]], now: list[list[list[float]]]) -> Iterator[str]:
     if len(before) != len(now):
-        yield f"there were {len(before)} pictures and are {len(now)}"
+        yield f"there were {len(before)} images and are {len(now)}"
         return
-    changed = [place for place, pair in enumerate(zip(before, now, strict=True), start=1) if not _alike(*pair)]
+    pairs = zip(before, now, strict=True)
+    changed = [number for number, pair in enumerate(pairs, start=1) if not _alike(*pair)]
     if changed:
-        first = some(changed, 5)
-        which = (
-            f"picture {first} of {len(now)} or its caption is"
-            if len(changed) == 1
-            else (f"pictures {first} of {len(now)} or their captions are")
-        )
-        yield f"{which} another than before" if len(changed) == 1 else f"{which} others than before"
+        numbers = some(changed, 5)
+        if len(changed) == 1:
+            yield f"image {numbers} of {len(now)} or its caption is another than before"
+        else:
+            yield f"images {numbers} of {len(now)} or their captions are others than before"
 
 
 def _alike(before: list[list[float]], now: list[list[float]]) -> bool:
@@ -125,7 +117,7 @@ def _model_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Ite
 
 
 def _sums(tensor: Tensor, signs: dict[int, Tensor]) -> list[float]:
-    """The number of elements, their root mean square, and eight sums of them with random signs, of the same size."""
+    """Return the number of elements, their root mean square, and eight normalised sums with random signs."""
     flat = tensor.detach().flatten().float().cpu()
     count = flat.numel()
     if count not in signs:
@@ -137,7 +129,7 @@ def _sums(tensor: Tensor, signs: dict[int, Tensor]) -> list[float]:
     return [count, *(float(f"{value:.6g}") for value in [size, *sums.tolist()])]
 
 
-def _model_facts(model: Model) -> dict[str, str]:
+def _model_facts(model: DiffusionModel) -> dict[str, str]:
     names, values = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     networks = [("", model.network), *model.text_encoders.items()]
     stored = [pair for prefix, part in networks for pair in _named_tensors(part, prefix)]
@@ -145,7 +137,7 @@ def _model_facts(model: Model) -> dict[str, str]:
         names.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         for part in component_tensors(tensor):
             values.update(_some_bytes(part))
-    levels = [f"{model.objective.sigma_at(share):.6g}" for share in _SHARES]
+    levels = [f"{model.objective.sigma_at(share):.6g}" for share in _NOISE_FRACTIONS]
     return {
         "device": model.device.type,
         "number type": str(model.dtype).removeprefix("torch."),
@@ -160,7 +152,7 @@ def _named_tensors(network: nn.Module, prefix: str) -> list[tuple[str, Tensor]]:
 
 
 def _some_bytes(tensor: Tensor) -> bytes:
-    """Some of the tensor's numbers, evenly chosen: all of a large model's would take as long as many steps."""
+    """Return evenly spaced elements as bytes; hashing all of a large model would take as long as many steps."""
     flat = tensor.detach().flatten()
     chosen = flat[:: max(1, flat.numel() // _SAMPLES)].contiguous().cpu()
     return chosen.view(torch.uint8).numpy().tobytes()

@@ -9,7 +9,7 @@ from functools import partial
 
 from ..diffusion import Batch
 from .batches import BatchStream
-from .progress import FirstPass
+from .first_pass import FirstPass
 from .run import TrainingRun
 from .trainer import Trainer
 from .validation import EarlyStopping

@@ -1,4 +1,4 @@
-"""Pictures drawn with the model as it is, while it trains."""
+"""Images drawn with the model as it is, while it trains."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..text import reason
-
-if TYPE_CHECKING:
-    from .trainer import TrainingPass
+from .trainer import Trainer
 
 log = logging.getLogger("aclora")
 
 
 @dataclass
 class Previews:
-    """Draws every so many steps, and no more once that has failed: a training is worth more than its previews.
+    """Draws previews every few steps, and none any more once that has failed: a training is worth more.
 
-    Where drawing has taken more than its share of the time since the start, a set is left out; the first never is.
+    Where drawing has taken more than its share of the time since the start, a set is skipped; the first never is.
     """
 
     every: int  # steps
-    draw: Callable[[int], None]  # told the steps done; the adapter is on the model, and nothing asks for gradients
-    share: float = 1.0  # of the time
+    draw: Callable[[int], None]  # called with the steps done, without gradients, while the adapter is on the model
+    share: float = 1.0  # of the time, at most
     seconds: float = 0.0  # that drawing took
-    left_out: int = 0  # sets
+    left_out: int = 0  # sets that were skipped
     failed: bool = False
     started: float = field(default_factory=lambda: time.monotonic())
 
-    def run(self, work: TrainingPass, done: int) -> str:
-        """Draws where it is time; gives a sentence where that fails."""
+    def draw_if_due(self, trainer: Trainer, done: int) -> str:
+        """Draw where it is time; return a sentence for the user where that fails, else an empty one."""
         if self.failed or done % self.every:
             return ""
         began = time.monotonic()
@@ -42,7 +39,7 @@ class Previews:
             self.left_out += 1
             return ""
         try:
-            with work.lent(), torch.no_grad():
+            with trainer.lent(), torch.no_grad():
                 self.draw(done)
         except Exception as error:  # whatever a host's sampler raises
             self.failed = True

@@ -15,8 +15,9 @@ from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
 from ..text import reason
 from .checkpoint import CheckpointStore
+from .first_pass import FirstPass
 from .previews import Previews
-from .progress import FirstPass, Progress
+from .progress import Progress
 from .sampler import steps_per_epoch, style_indices
 from .trainer import Trainer
 from .validation import EarlyStopping

@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import Adapter, TruncationLoss
+from ..adapter import Adapter, Truncation, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
 from .checkpoint import CheckpointStore
-from .compression import WHOLE, TruncationRule, smallest_truncation
+from .compression import WHOLE, smallest_truncation, truncated
 from .fingerprint import training_fingerprint
+from .first_pass import FirstPass
 from .loop import run_pass
 from .previews import Previews
-from .progress import FirstPass, Progress, Result
+from .progress import Progress, Result
 from .report import make_report
 from .run import Callbacks, TrainingRun
 from .sampler import style_indices
@@ -85,7 +86,7 @@ def train(
         refitted = _refit(run, first, saved if in_refit else None)
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
     facts = run.final_facts(len(held_out), len(trained_on))
-    return Result(adapter, make_report(config, facts, run.progress, adapter, first.cuts))
+    return Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
 
 
 def _first_pass(
@@ -105,8 +106,8 @@ def _first_pass(
         best = early_stopping.restore_best(progress.last_finite_step)
         run.facts = replace(run.facts, best_step=best)
         adapter = trainer.adapted.adapter()
-        rule, losses = _compress(run, trainer, early_stopping, adapter)
-        return FirstPass(rule.apply(adapter), rule, losses, best, progress)
+        truncation, losses = _compress(run, trainer, early_stopping, adapter)
+        return FirstPass(truncated(adapter, truncation), truncation, losses, best, progress)
 
 
 def _early_stopping(run: TrainingRun, trainer: Trainer, held_out: list[int]) -> EarlyStopping:
@@ -121,7 +122,7 @@ def _early_stopping(run: TrainingRun, trainer: Trainer, held_out: list[int]) -> 
 
 def _compress(
     run: TrainingRun, trainer: Trainer, early_stopping: EarlyStopping, adapter: Adapter
-) -> tuple[TruncationRule, list[TruncationLoss]]:
+) -> tuple[Truncation, list[TruncationLoss]]:
     """Find the smallest truncation that is as good on held-out images, and what others lose."""
     if not run.config.smallest or run.stopped:
         return WHOLE, []
@@ -168,7 +169,7 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
                 run.resume(saved, trainer, None)
             run_pass(run, trainer, steps, first=first)
             if not run.stopped:
-                return first.rule.apply(trainer.adapted.adapter())
+                return truncated(trainer.adapted.adapter(), first.truncation)
     before.done = run.progress.done
     run.progress = before
     return None

@@ -115,9 +115,7 @@ class EarlyStopping:
         unit: the loss of predicting the mean target; losses are divided by it.
     """
 
-    def __init__(
-        self, held_out: ValidationSet, parameters: FlatParameters, images_per_step: int, unit: float
-    ) -> None:
+    def __init__(self, held_out: ValidationSet, parameters: FlatParameters, images_per_step: int, unit: float) -> None:
         self.held_out, self.parameters, self.unit = held_out, parameters, unit
         forward_passes = len(held_out.indices) * len(NOISE_FRACTIONS)
         self.interval = math.ceil(_STEPS_PER_PASS * forward_passes / images_per_step)

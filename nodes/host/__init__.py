@@ -1,17 +1,21 @@
 """The one place that knows ComfyUI from the inside: its MODEL as something to train, its progress bar, its cancel."""
 
+from .apply_lora import applied, with_adapter
 from .families import note_on
-from .model import PREFIX, TrainableModel
+from .model import PREFIX, HostModel
 from .preview_sampling import draw, encoded
 from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
-from .session import training, with_adapter
+from .session import training_session
 from .text_encoder import with_caption
+from .training_set import HostTrainingSet
 
 __all__ = [
-    "PREFIX",
     "Bar",
-    "TrainableModel",
+    "HostModel",
+    "HostTrainingSet",
+    "PREFIX",
     "accept_cancel",
+    "applied",
     "blocked",
     "cancelled",
     "draw",
@@ -20,7 +24,7 @@ __all__ = [
     "note_on",
     "raise_if_cancelled",
     "send_text",
-    "training",
+    "training_session",
     "with_adapter",
     "with_caption",
 ]

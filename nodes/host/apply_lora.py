@@ -14,6 +14,11 @@ import torch
 logger = logging.getLogger("aclora")
 
 
+def with_adapter(model: Any, clip: Any, state_dict: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+    """Return copies of a MODEL and of a CLIP, if any, with a LoRA on them at strength 1; both stay as they are."""
+    return comfy.sd.load_lora_for_models(model, clip, state_dict, 1.0, 1.0)
+
+
 def applied(
     lora_name: str,
     lora_model: dict[str, torch.Tensor],

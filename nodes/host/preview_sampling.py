@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .conditioning import cloned
-from .model import TrainableModel
+from .model import HostModel
 from .progress import cancel_kept, cancelled, raise_if_cancelled
+from .training_set import HostTrainingSet
 
 STEPS = 12
 _LARGEST = 96 * 96  # latent pixels; larger ones are drawn smaller
@@ -26,7 +27,9 @@ def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
     return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in (*prompts, "")]
 
 
-def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed: int, guidance: float) -> list[Tensor]:
+def draw(
+    model: HostModel, images: HostTrainingSet, vae: Any, conditionings: Sequence[Any], seed: int, guidance: float
+) -> list[Tensor]:
     """A picture (height, width, 3) for each conditioning but the last, which is the negative one of all.
 
     The model is neither loaded nor moved for it. Where a VAE would not fit beside it, or there is none, pictures are
@@ -36,32 +39,30 @@ def draw(trainable: TrainableModel, vae: Any, conditionings: Sequence[Any], seed
     pictures = []
     for number, positive in enumerate(positives):
         generator = torch.Generator().manual_seed(seed + number)
-        noise = torch.randn(_shape(trainable), generator=generator)
+        noise = torch.randn(_shape(images.commonest_shape), generator=generator)
         with cancel_kept():
-            pictures.append(_decode(trainable, vae, _sample(trainable, noise, positive, negative, seed, guidance)))
+            pictures.append(_decode(model, vae, _sample(model, noise, positive, negative, seed, guidance)))
         if cancelled():
             break
     return pictures
 
 
-def _shape(trainable: TrainableModel) -> tuple[int, ...]:
-    """That of the commonest picture, made smaller where it is large."""
-    *others, height, width = trainable.commonest_shape
+def _shape(commonest: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a preview's latent: the commonest one, made smaller where it is large."""
+    *others, height, width = commonest
     share = min(1.0, (_LARGEST / (height * width)) ** 0.5)
     return (*others, *(max(4, round(side * share / 4) * 4) if share < 1 else side for side in (height, width)))
 
 
-def _sample(
-    trainable: TrainableModel, noise: Tensor, positive: Any, negative: Any, seed: int, guidance: float
-) -> Tensor:
-    patcher, base = trainable.patcher, trainable.base
+def _sample(model: HostModel, noise: Tensor, positive: Any, negative: Any, seed: int, guidance: float) -> Tensor:
+    patcher, base = model.patcher, model.base
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds(cloned(positive), cloned(negative))
-    guider.set_cfg(1.0 if _knows_guidance(trainable.network) else guidance)
+    guider.set_cfg(1.0 if _knows_guidance(model.network) else guidance)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     comfy.patcher_extension.add_wrapper_with_key(kind, "aclora", _already_loaded, guider.model_options, True)
-    scheduler = "normal" if trainable.objective.sampling == "uniform" else "simple"
+    scheduler = "normal" if model.objective.sampling == "uniform" else "simple"
     sigmas = comfy.samplers.calculate_sigmas(base.model_sampling, scheduler, STEPS)
     sampler = comfy.samplers.sampler_object("euler")
     nothing, each = torch.zeros_like(noise), lambda *_: raise_if_cancelled()
@@ -78,21 +79,21 @@ def _knows_guidance(network: torch.nn.Module) -> bool:
     return bool(getattr(getattr(network, "params", None), "guidance_embed", False))
 
 
-def _decode(trainable: TrainableModel, vae: Any, samples: Tensor) -> Tensor:
-    if vae is not None and _fits(trainable, vae, samples):
+def _decode(model: HostModel, vae: Any, samples: Tensor) -> Tensor:
+    if vae is not None and _fits(model, vae, samples):
         with torch.inference_mode():  # in which the host has made the VAE's weights
             pixels = vae.decode(samples.clone())
         return pixels.reshape(-1, *pixels.shape[-3:])[0].float().cpu().clamp(0, 1).clone()
-    return _from_latent(trainable.base, samples)
+    return _from_latent(model.base, samples)
 
 
-def _fits(trainable: TrainableModel, vae: Any, samples: Tensor) -> bool:
+def _fits(model: HostModel, vae: Any, samples: Tensor) -> bool:
     """Whether the host can load and use the VAE without making room, for which it would move the model."""
-    if trainable.device.type == "cpu" or vae.device != trainable.device:
+    if model.device.type == "cpu" or vae.device != model.device:
         return True
     wanted = vae.model_size() + vae.memory_used_decode(samples.shape, vae.vae_dtype)
     wanted += comfy.model_management.minimum_inference_memory()
-    return bool(comfy.model_management.get_free_memory(trainable.device) > _ROOM * wanted)
+    return bool(comfy.model_management.get_free_memory(model.device) > _ROOM * wanted)
 
 
 def _from_latent(base: Any, samples: Tensor) -> Tensor:

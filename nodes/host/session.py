@@ -10,36 +10,35 @@ from typing import Any
 
 import comfy.model_management
 import comfy.ops
-import comfy.sd
 import torch
-from torch import Tensor
 
 from .conditioning import masks_of, prepared, regularisation_of, variants_of
+from .differentiable import differentiable_weights
 from .differentiable_ops import kernels_for_training, replaced
 from .families import check_family, note_on, options_for_training
-from .model import TrainableModel
+from .model import HostModel
 from .objective import objective_of
 from .reload import plain_copy
 from .text_encoder import TextEncoder, check_kind
+from .training_set import HostTrainingSet
 
 log = logging.getLogger("aclora")
 
 
-def with_adapter(model: Any, clip: Any, state_dict: dict[str, Tensor]) -> tuple[Any, Any]:
-    """Copies of the MODEL and of the CLIP, if any, with a LoRA on them at strength 1; both stay as they are."""
-    return comfy.sd.load_lora_for_models(model, clip, state_dict, 1.0, 1.0)
-
-
 @contextmanager
-def training(
+def training_session(
     model: Any, latents: Sequence[dict], conditioning: Sequence[Any], clip: Any = None
-) -> Iterator[TrainableModel]:
-    """Opens a MODEL for training, with each latent's own caption; afterwards everything is as it was.
+) -> Iterator[tuple[HostModel, HostTrainingSet]]:
+    """Open a MODEL for training, with its images; afterwards everything is as it was.
 
-    clip: a CLIP that learns too.
+    Args:
+        model: the MODEL.
+        latents: LATENTs of one image each.
+        conditioning: the caption of each image.
+        clip: a CLIP that learns too.
 
     Raises:
-        ValueError: what came in cannot be trained on; the sentence says which picture and what to do.
+        ValueError: an input cannot be trained on; the message says which image and what to do.
     """
     _check_inputs(model, latents, conditioning)
     if note := note_on(model):
@@ -59,30 +58,29 @@ def training(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_kept_loaded(patchers))
         for each in patchers:
-            stack.enter_context(_differentiable_weights(each.model))
+            stack.enter_context(differentiable_weights(each.model))
         stack.enter_context(kernels_for_training())
         # In every layer the host looks for a cancel, and raises it wherever that is: in a text encoder, in a block that
         # is computed anew on the way back, in the middle of a recording. Training asks by itself, after every step.
         stack.enter_context(replaced(comfy.ops, "run_every_op", lambda own: lambda: None))
         if text:
             stack.enter_context(text.differentiable())
-        scaled, conditions, groups, lengths = prepared(base, latents, conditioning, device)
+        scaled, conditions, batch_keys, lengths = prepared(base, latents, conditioning, device)
         options = options_for_training(base, patcher.model_options.get("transformer_options", {}))
         objective = objective_of(base.model_sampling, base.latent_format.spacial_downscale_ratio)
-        marks = {"masks": masks_of(latents, scaled), "regularisation": regularisation_of(latents)}
-        yield TrainableModel(
-            patcher,
+        images = HostTrainingSet(
+            base,
             device,
             scaled,
             conditions,
-            groups,
-            objective,
-            options,
-            variants_of(latents),
+            batch_keys,
+            variants=variants_of(latents),
+            masks=masks_of(latents, scaled),
+            regularisation=regularisation_of(latents),
             lengths=lengths,
             text=text,
-            **marks,
         )
+        yield HostModel(patcher, device, objective, options, text), images
 
 
 def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
@@ -171,41 +169,3 @@ def _kept_loaded(patchers: Sequence[Any]) -> Iterator[None]:
 def _stays(*_: Any, **__: Any) -> bool:
     """In place of the host's LoadedModel.model_unload, which says whether it has unloaded."""
     return False
-
-
-@contextmanager
-def _differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
-    """Weights made under inference mode cannot be used in autograd; for a while, aliases of the same memory can."""
-    swapped = []
-    try:
-        for part in module.modules():
-            for store in (part._parameters, part._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
-                        swapped.append((store, name, tensor))
-                        store[name] = _alias(tensor)
-        yield
-    finally:
-        for store, name, tensor in swapped:
-            store[name] = tensor
-        _forget_graphs(module)
-
-
-def _forget_graphs(module: torch.nn.Module) -> None:
-    """Some networks keep a tensor of their last run, and with it all that it was computed from."""
-    for part in module.modules():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                setattr(part, name, value.detach())
-
-
-def _alias(tensor: Tensor) -> Tensor:
-    """The same memory as a tensor that autograd accepts as a constant."""
-    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: a tensor made of others, with no memory of its own
-        names, facts = tensor.__tensor_flatten__()
-        inner = {name: _alias(getattr(tensor, name)) for name in names}
-        alias = type(tensor).__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
-    else:
-        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias

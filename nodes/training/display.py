@@ -36,15 +36,15 @@ class LivePreviews:
         self.wishes = wishes
         self.pictures: list[torch.Tensor] = []
 
-    def drawn_with(self, trainable: host.TrainableModel, seed: int) -> Previews | None:
+    def drawn_with(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
         """As training takes them; None where none are wished."""
         wishes = self.wishes
         if wishes is None:
             return None
 
         def draw(done: int) -> None:
-            encoded = trainable.encoded_now(wishes.prompts) or wishes.conditionings
-            drawn = host.draw(trainable, wishes.vae, encoded, seed, wishes.guidance)
+            encoded = model.encode_prompts(wishes.prompts) or wishes.conditionings
+            drawn = host.draw(model, images, wishes.vae, encoded, seed, wishes.guidance)
             self.pictures = drawn or self.pictures
 
         return Previews(wishes.every, draw, wishes.share)

@@ -52,12 +52,12 @@ class ACLoRATrain(io.ComfyNode):
         config = TrainConfig(**{name: given[0] for name, given in widgets.items()} | chosen.settings)
         shown = LivePreviews(chosen.previews)
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
-        with host.training(model[0], latents, conditioning, chosen.clip) as trainable:
-            previews = shown.drawn_with(trainable, config.seed)
+        with host.training_session(model[0], latents, conditioning, chosen.clip) as (network, images):
+            previews = shown.drawn_with(network, images, config.seed)
             show = _Show(bar, shown)
             checkpoints = chosen.checkpoints
-            result = train(trainable, config, show, host.cancelled, checkpoints=checkpoints, previews=previews)
-            facts = replace(result.report.facts, base_model=trainable.base_name, resolution=trainable.resolution)
+            result = train(network, images, config, show, host.cancelled, checkpoints=checkpoints, previews=previews)
+            facts = replace(result.report.facts, base_model=network.base_name, resolution=images.resolution)
         if note := host.note_on(model[0]):
             facts = replace(facts, notes=f"{note} {facts.notes}".strip())
         report, lora_model = replace(result.report, facts=facts), to_state_dict(result.adapter)

@@ -22,8 +22,7 @@ import torch._dynamo  # the first optimizer of a process imports it, which takes
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.progress import Result
-from aclora_core.training.train import train
-from tests.support.toy import toy
+from tests.support.toy import toy, train
 
 CONFIG = TrainConfig(
     steps=34,

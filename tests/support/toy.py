@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from aclora_core import Result, TrainConfig
+from aclora_core import training as core_training
 from aclora_core.acceleration.fused_modules import FusableModules
 from aclora_core.diffusion.objective import Objective
 
@@ -28,7 +30,7 @@ FLOW = Objective(
 
 @dataclass
 class Toy:
-    """A linear model whose right weight is the identity, and that is off by `error`."""
+    """A linear model, and its own training set. Its right weight is the identity; it is off by `error`."""
 
     error: Tensor
     latents: Sequence[Tensor]
@@ -52,8 +54,8 @@ class Toy:
         self.network = nn.ModuleDict({"attn": layer})
         self.batch_keys = self.batch_keys or ["alike"] * len(self.latents)
 
-    def conditioning(self, pictures: Sequence[int]) -> dict[str, Tensor]:
-        return {"pictures": torch.tensor(pictures)}
+    def conditioning(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return {"pictures": torch.tensor(indices)}
 
     def is_unpatched(self, layer: nn.Module) -> bool:
         return True
@@ -79,3 +81,8 @@ def toy(count: int = 48, **changes) -> Toy:
     """The model with so many random pictures; its error has rank 2."""
     latents = torch.randn(count, 1, WIDTH, 1, 1, generator=torch.Generator().manual_seed(1)).unbind()
     return Toy(**{"error": planted(), "latents": latents, **changes})
+
+
+def train(model: Toy, config: TrainConfig, *more, **named) -> Result:
+    """train with the toy as the model and as its own training set."""
+    return core_training.train(model, model, config, *more, **named)

@@ -13,8 +13,7 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
 from aclora_core.lora.parameters import make_parameters
 from aclora_core.lora.targets import preset_layers
-from aclora_core.training.train import train
-from tests.support.toy import FLOW, Toy, toy
+from tests.support.toy import FLOW, Toy, toy, train
 
 
 class Block(nn.Module):
@@ -158,7 +157,7 @@ def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_at, caplog:
     rows = full_at(lambda number, most: number == 1)
     with caplog.at_level(logging.INFO, logger="aclora"):
         losses = train(with_blocks(), CONFIG).report.losses
-    assert "Out of memory: each block" in caplog.text and rows == [4] * 7
+    assert "Out of memory: every block" in caplog.text and rows == [4] * 7
     full_at(lambda number, most: False)
     assert losses == train(with_blocks(), CONFIG).report.losses
     full_at(lambda number, most: number == 1)
@@ -176,7 +175,7 @@ def test_where_that_is_not_enough_pictures_go_through_in_parts_and_the_same_is_l
     torch.testing.assert_close(parted.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
     for name, layer in whole.adapter.layers.items():
         torch.testing.assert_close(parted.adapter.layers[name].lora_up, layer.lora_up, rtol=1e-4, atol=1e-6)
-    assert "pictures go through the model 1 at a time" in parted.report.facts.notes
+    assert "images go through the model 1 at a time" in parted.report.facts.notes
     full_at(lambda number, most: number > 2)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         train(with_blocks(), CONFIG)

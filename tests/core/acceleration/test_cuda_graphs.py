@@ -13,8 +13,7 @@ from torch import Tensor
 from aclora_core.acceleration.cuda_graphs import CudaGraphRunner, _given
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.storage.nested import tensors_in
-from aclora_core.training.train import train
-from tests.support.toy import toy
+from tests.support.toy import toy, train
 
 CPU = torch.device("cpu")
 FULL = torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -91,7 +90,7 @@ def test_a_step_that_is_done_again_for_want_of_memory_counts_once(recordings, wh
     recordings["fails"] = once
     pressed = train(toy(8), config)
     assert tries.count(what) > 1
-    assert "pictures go through the model 2 at a time" in pressed.report.facts.notes
+    assert "images go through the model 2 at a time" in pressed.report.facts.notes
     torch.testing.assert_close(pressed.report.losses, calm.report.losses, rtol=1e-4, atol=1e-6)
     up, expected = (result.adapter.layers["toy.attn"].lora_up for result in (pressed, calm))
     torch.testing.assert_close(up, expected, rtol=1e-4, atol=1e-6)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from aclora_core.acceleration.inplace import InplaceAddLog, NoInplaceAdd
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.training.train import train
-from tests.support.toy import WIDTH, toy
+from tests.support.toy import WIDTH, toy, train
 
 
 class Careless(nn.Module):

@@ -14,9 +14,8 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.dataset.masks import at_latent_size, is_black
 from aclora_core.diffusion.loss import denoising_losses, position_weights
 from aclora_core.training.batches import BatchStream, stack_position_weights
-from aclora_core.training.train import train
 from aclora_core.training.validation import ValidationSet
-from tests.support.toy import FLOW, WIDTH, Toy, toy
+from tests.support.toy import FLOW, WIDTH, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,13 +79,13 @@ def test_the_loss_is_the_mean_over_what_is_white() -> None:
 
     def losses(**masks: dict[int, Tensor]) -> Tensor:
         changed = replace(model, **masks)
-        step = BatchStream(changed, config, range(4), torch.Generator().manual_seed(0)).next_step()
+        step = BatchStream(changed, changed, config, range(4), torch.Generator().manual_seed(0)).next_step()
         (batch,) = step.batches
         return batch, denoising_losses(changed, batch)
 
     plain_batch, plain = losses()
     batch, masked = losses(masks={0: LEFT, 2: LEFT})
-    assert plain_batch.positions is None and torch.equal(plain_batch.noise, batch.noise)
+    assert plain_batch.position_weights is None and torch.equal(plain_batch.noise, batch.noise)
     order = batch.conditioning["pictures"].tolist()
     noisy = FLOW.add_noise(batch.sigma, batch.noise, batch.latents)
     output = model.network["attn"](noisy.flatten(1)).view(noisy.shape)
@@ -119,7 +118,7 @@ def test_masks_of_pure_white_and_a_floor_of_one_change_nothing() -> None:
 
 def test_the_held_out_loss_is_weighed_in_the_same_way() -> None:
     model = square_toy(4, masks={1: LEFT})
-    half = ValidationSet(model, [1], 0, mask_floor=0.0).losses()
-    assert torch.equal(half, torch.zeros(4).double()) and ValidationSet(model, [0], 0).losses().all()
-    whole = ValidationSet(square_toy(4), [1], 0).losses()
-    torch.testing.assert_close(ValidationSet(model, [1], 0, mask_floor=0.5).losses(), whole * 0.5 / 0.75)
+    half = ValidationSet(model, model, [1], 0, mask_floor=0.0).losses()
+    assert torch.equal(half, torch.zeros(4).double()) and ValidationSet(model, model, [0], 0).losses().all()
+    whole = ValidationSet(square_toy(4), square_toy(4), [1], 0).losses()
+    torch.testing.assert_close(ValidationSet(model, model, [1], 0, mask_floor=0.5).losses(), whole * 0.5 / 0.75)

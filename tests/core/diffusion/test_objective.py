@@ -11,11 +11,11 @@ from torch import Tensor
 from aclora_core.diffusion.loss import prediction_loss
 from aclora_core.diffusion.objective import (
     Objective,
+    c_out,
     draw_sigmas,
     loss_weights,
-    c_out,
-    snr,
     prediction_target,
+    snr,
     target_variance,
     with_timesteps,
 )
@@ -238,7 +238,7 @@ def test_automatic_is_what_the_model_says_and_the_rest_is_as_wished() -> None:
 
 
 def test_shifted_is_refused_for_models_without_a_size_of_their_own() -> None:
-    with pytest.raises(ValueError, match="for flow models only, but this one predicts ε"):
+    with pytest.raises(ValueError, match="need a flow model, but this model predicts ε"):
         with_timesteps(replace(SHARES, prediction="ε"), "shifted")
 
 

@@ -22,8 +22,7 @@ from aclora_core.training import checkpoint
 from aclora_core.training.checkpoint import CheckpointStore
 from aclora_core.training.fingerprint import Fingerprint, differences, training_fingerprint
 from aclora_core.training.progress import Progress, Result
-from aclora_core.training.train import train
-from tests.support.toy import FLOW, Toy, planted, toy
+from tests.support.toy import FLOW, Toy, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,9 +165,9 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a word": (lambda: toy(16), {"mode": "paper"}, r"mode was 'off' and is 'paper'"),
     "two settings": (lambda: toy(16), {"seed": 1, "max_rank": 2}, r"max_rank was 4 and is 2; seed was 0 and is 1"),
     "more steps": (lambda: toy(16), {"steps": 20}, r"steps was 12 and is 20.*'for more steps'"),
-    "a picture": (lambda: changed(2), {}, r"picture 3 of 16 or its caption is another"),
+    "a picture": (lambda: changed(2), {}, r"image 3 of 16 or its caption is another"),
     "other pictures": (lambda: toy(16, latents=[-x for x in toy(16).latents]), {}, r"1, 2, 3, 4, 5 and 11 more of 16"),
-    "fewer pictures": (lambda: toy(15), {}, "there were 16 pictures and are 15"),
+    "fewer pictures": (lambda: toy(15), {}, "there were 16 images and are 15"),
     "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights are others"),
     "other noise": (lambda: toy(16, objective=FLOW), {}, r"the model's noise was uniform 0\.1 0\.5 0\.9 and is logit"),
 }
@@ -202,21 +201,21 @@ def test_a_changed_caption_is_another_picture() -> None:
 
     model = Captioned(planted(), toy(16).latents)
     model.words = torch.randn(16, 20, 32, generator=torch.Generator().manual_seed(0)) * 10
-    before = training_fingerprint(model, QUICK, range(16))
+    before = training_fingerprint(model, model, QUICK, range(16))
     model.words = model.words.clone()
     model.words[7, 3] += 5 * torch.randn(32, generator=torch.Generator().manual_seed(1))
-    assert differences(before, training_fingerprint(model, QUICK, range(16))) == [
-        "picture 8 of 16 or its caption is another than before"
+    assert differences(before, training_fingerprint(model, model, QUICK, range(16))) == [
+        "image 8 of 16 or its caption is another than before"
     ]
     again = Fingerprint(**json.loads(json.dumps(before.state_dict())))
     assert again == before and differences(again, before) == []
 
 
 def test_a_setting_from_a_later_version_counts_as_its_default() -> None:
-    now = training_fingerprint(toy(4), QUICK, range(4))
+    now = training_fingerprint(toy(4), toy(4), QUICK, range(4))
     early = Fingerprint({k: v for k, v in now.settings.items() if k != "alpha"}, now.pictures, now.model)
     assert differences(early, now) == []
-    other = training_fingerprint(toy(4), replace(QUICK, alpha=3.0), range(4))
+    other = training_fingerprint(toy(4), toy(4), replace(QUICK, alpha=3.0), range(4))
     assert differences(early, other) == ["alpha was 8.0 and is 3.0"]
 
 

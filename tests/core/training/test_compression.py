@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from aclora_core.adapter import Truncation
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.training.compression import WHOLE, TruncationRule, smallest_truncation
-from aclora_core.training.train import train
-from tests.support.toy import planted, toy
+from aclora_core.training.compression import WHOLE, smallest_truncation
+from tests.support.toy import planted, toy, train
 
 
 def adapter(values: list[float], layers: int = 2) -> Adapter:
@@ -45,7 +45,7 @@ FALLING = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
 def test_the_smallest_cut_without_a_loss_is_chosen() -> None:
     table = dict.fromkeys(range(1, 9), 0.5) | {1: 0.9, 2: 0.7}
     cut, tried = smallest_truncation(adapter(FALLING), by_rank(table))
-    assert cut == TruncationRule("rank 4", "fixed", 4)
+    assert cut == Truncation("fixed", 4)
     (chosen,) = [row for row in tried if row.chosen]
     assert chosen.name == "rank 4" and chosen.mean_rank == 4 and chosen.size == 2 * 2 * 4 * (12 + 10)
     assert [row.size for row in tried] == sorted(row.size for row in tried)

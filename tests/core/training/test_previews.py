@@ -10,9 +10,8 @@ import torch
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.previews import Previews
 from aclora_core.training.progress import Progress, Result
-from aclora_core.training.train import train
-from aclora_core.training.trainer import TrainingPass
-from tests.support.toy import Toy, toy
+from aclora_core.training.trainer import Trainer
+from tests.support.toy import Toy, toy, train
 
 CONFIG = TrainConfig(steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0)
 
@@ -78,9 +77,9 @@ def test_after_a_failure_training_goes_on_without_previews(caplog: pytest.LogCap
 @pytest.mark.parametrize("moves", [True, False])
 def test_graphs_are_recorded_anew_only_where_weights_were_moved(monkeypatch, moves: bool) -> None:
     model, cleared = toy(8), list[int]()
-    work = TrainingPass(model, CONFIG, range(8), 1.0, Progress(12), 12)
-    monkeypatch.setattr(work.graphs, "clear", lambda: cleared.append(1))
-    with work.lent():
+    trainer = Trainer(model, model, CONFIG, range(8), Progress(12), 12)
+    monkeypatch.setattr(trainer.adapted.graphs, "clear", lambda: cleared.append(1))
+    with trainer.lent():
         move(model, moves)
     assert len(cleared) == moves
 

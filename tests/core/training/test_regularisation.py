@@ -13,9 +13,8 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.batches import BatchStream
 from aclora_core.training.sampler import style_indices
 from aclora_core.training.summary import training_summary
-from aclora_core.training.train import train
 from aclora_core.training.validation import hold_out
-from tests.support.toy import FLOW, WIDTH, Toy, toy
+from tests.support.toy import FLOW, WIDTH, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,16 +34,16 @@ def silent_style(weight: float, style: int = 4, others: int = 4) -> Toy:
 def test_they_count_by_their_weight_in_what_is_learned_and_not_in_the_loss_that_is_told() -> None:
     model = toy(12, objective=FLOW, regularisation={number: 0.25 for number in range(3, 12)})
     drawing = BatchStream(
-        model, replace(QUICK, batch_size=2, accumulate=2), range(12), torch.Generator().manual_seed(0)
+        model, model, replace(QUICK, batch_size=2, accumulate=2), range(12), torch.Generator().manual_seed(0)
     )
     kinds = set()
     for _ in range(30):
         step = drawing.next_step()
         numbers = torch.cat([batch.conditioning["pictures"] for batch in step.batches]).tolist()
         told = torch.cat([batch.weight for batch in step.batches])
-        learned = torch.cat([batch.learned for batch in step.batches])
+        learned = torch.cat([batch.train_weight for batch in step.batches])
         style = style_indices(model, numbers)
-        assert step.tells == bool(style) and float(told.sum()) == pytest.approx(1)
+        assert step.reports_style == bool(style) and float(told.sum()) == pytest.approx(1)
         telling = style or numbers
         assert told.tolist() == pytest.approx([1 / len(telling) if n in telling else 0.0 for n in numbers])
         assert learned.tolist() == pytest.approx([(1.0 if n < 3 else 0.25) / 4 for n in numbers])
@@ -53,8 +52,8 @@ def test_they_count_by_their_weight_in_what_is_learned_and_not_in_the_loss_that_
 
 
 def test_without_them_a_batch_is_as_it_always_was() -> None:
-    step = BatchStream(toy(8), QUICK, range(8), torch.Generator().manual_seed(0)).next_step()
-    assert step.batches[0].learned is None and step.batches[0].weight.tolist() == [0.25] * 4 and step.tells
+    step = BatchStream(toy(8), toy(8), QUICK, range(8), torch.Generator().manual_seed(0)).next_step()
+    assert step.batches[0].train_weight is None and step.batches[0].weight.tolist() == [0.25] * 4 and step.reports_style
 
 
 def test_they_teach_and_their_loss_is_not_told() -> None:
@@ -105,7 +104,7 @@ def test_the_second_pass_learns_from_them_too() -> None:
 
 
 def test_a_training_with_them_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="no pictures to learn from"):
+    with pytest.raises(ValueError, match="no images to learn from"):
         train(toy(3, regularisation=dict.fromkeys(range(3), 1.0)), QUICK)
 
 

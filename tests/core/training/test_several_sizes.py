@@ -11,9 +11,8 @@ import torch
 
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.training.train import train
 from aclora_core.training.validation import hold_out
-from tests.support.toy import FLOW, Toy, toy
+from tests.support.toy import FLOW, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

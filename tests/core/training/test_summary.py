@@ -14,8 +14,7 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.method.restart import LayerRank
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
-from aclora_core.training.train import train
-from tests.support.toy import toy
+from tests.support.toy import toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(steps=12, learning_rate=0.01, batch_size=8, max_rank=4, mode="off")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,10 @@ from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.method.thresholds import dynamic_threshold
 from aclora_core.optim.lr_schedule import learning_rate_at
-from aclora_core.training import trainer as training_pass
+from aclora_core.training import warmup
 from aclora_core.training.progress import Progress
 from aclora_core.training.summary import training_summary
-from aclora_core.training.train import train
-from tests.support.toy import FLOW, WIDTH, planted, toy
+from tests.support.toy import FLOW, WIDTH, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -198,13 +198,13 @@ def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_gi
     assert sentence in caplog.text and sentence in result.report.facts.notes
     assert sentence in training_summary(result.report)
     assert "Steps left out, as their loss was not finite: 10." in training_summary(result.report)
-    assert caplog.text.count("step 4 was left out") == 1 and "step 5 was left out" not in caplog.text
+    assert caplog.text.count("step 4 was skipped") == 1 and "step 5 was skipped" not in caplog.text
 
 
 def test_the_log_says_what_is_learned_and_how(caplog) -> None:
     with caplog.at_level("INFO", logger="aclora"):
         train(toy(), replace(QUICK, steps=2, batch_size=3, accumulate=2, optimizer="SGD", learning_rate=0.003))
-    assert "up to 2 steps of 3 pictures × 2; SGD, learning rate 0.003 (constant)" in caplog.text
+    assert "up to 2 steps of 3 images × 2; SGD, learning rate 0.003 (constant)" in caplog.text
     assert "this model predicts" in caplog.text and "loss weights: none" in caplog.text
 
 
@@ -308,7 +308,7 @@ def test_settings_out_of_range_are_refused_when_made(changes: dict, message: str
 
 def test_what_cannot_be_trained_is_refused_before_it_starts() -> None:
     seen: list[Progress] = []
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         train(toy(0), QUICK, seen.append)
     empty = toy()
     empty.network = nn.ModuleDict({"norm": nn.LayerNorm(4)})
@@ -509,7 +509,7 @@ def test_what_does_not_fit_the_model_is_refused_before_it_starts() -> None:
         ({"include_layers": "mlp"}, r"'mlp' \(include_layers\)"),
         ({"layer_ranks": "mlp=3"}, r"'mlp' \(layer_ranks\)"),
         ({"exclude_layers": "attn"}, "no layer to train"),
-        ({"timesteps": "shifted"}, "flow models only"),
+        ({"timesteps": "shifted"}, "need a flow model"),
     ):
         with pytest.raises(ValueError, match=message):
             train(toy(), replace(QUICK, **changes), seen.append)
@@ -551,26 +551,26 @@ def test_a_stopped_training_goes_on_bit_for_bit_whatever_it_learns_with(changes,
 def test_a_first_pass_that_only_compiles_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, kernels are asked for in passes whose numbers mean nothing; here the passes alone are made."""
     alone = train(toy(objective=FLOW), QUICK)
-    told: list[str] = []
-    there_and_back = training_pass.TrainingPass._there_and_back
+    events: list[str] = []
+    trial_step = warmup.trial_step
 
     @contextmanager
     def compiling(*_: object) -> Iterator[None]:
-        told.append("begins")
+        events.append("begins")
         yield
-        told.append("ends")
+        events.append("ends")
 
-    def counting(self: training_pass.TrainingPass, batch: object) -> None:
-        told.append("pass")
-        there_and_back(self, batch)  # type: ignore[arg-type]
+    def counting(*given: Any) -> None:
+        events.append("pass")
+        trial_step(*given)
 
-    monkeypatch.setattr(training_pass, "find_kernels", lambda *_: object())
-    monkeypatch.setattr(training_pass, "compile_in_parallel", compiling)
-    monkeypatch.setattr(training_pass.TrainingPass, "_there_and_back", counting)
-    monkeypatch.setattr(training_pass, "_compiled_for", set())
+    monkeypatch.setattr(warmup, "find_kernels", lambda *_: object())
+    monkeypatch.setattr(warmup, "compile_in_parallel", compiling)
+    monkeypatch.setattr(warmup, "trial_step", counting)
+    monkeypatch.setattr(warmup, "_compiled_for", set())
     for expected in (["begins", "pass", "pass", "ends", "pass"], ["pass"]):  # the second time all is there
-        told.clear()
+        events.clear()
         after = train(toy(objective=FLOW), QUICK)
-        assert told == expected
+        assert events == expected
         for one, same in zip(tensors(alone), tensors(after), strict=True):
             assert torch.equal(one, same)

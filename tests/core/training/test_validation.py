@@ -15,9 +15,8 @@ from aclora_core.lora.parameters import make_parameters
 from aclora_core.lora.targets import preset_layers
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
-from aclora_core.training.train import train
-from aclora_core.training.validation import EarlyStopping, ValidationSet, denoising_loss, hold_out
-from tests.support.toy import FLOW, Toy, toy
+from aclora_core.training.validation import EarlyStopping, ValidationSet, hold_out, mean_denoising_loss
+from tests.support.toy import FLOW, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,13 +60,13 @@ def test_only_the_named_pictures_are_split() -> None:
 
 def test_a_measurement_is_the_same_again_and_in_other_batches() -> None:
     model = toy(12, objective=FLOW, batch_keys=["wide", "tall"] * 6)
-    found = [ValidationSet(model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
+    found = [ValidationSet(model, model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
     assert found[0].shape == (16,) and found[0].dtype == torch.float64
     for other in found[1:]:
         assert sorted(found[0].tolist()) == pytest.approx(sorted(other.tolist()), rel=1e-5)
-    assert torch.equal(found[0], ValidationSet(model, [1, 4, 7, 9], 5, 1).losses())
-    assert not torch.equal(found[0], ValidationSet(model, [1, 4, 7, 9], 6, 1).losses())
-    assert denoising_loss(model, [1, 4, 7, 9], 5) == pytest.approx(float(found[0].mean()), rel=1e-5)
+    assert torch.equal(found[0], ValidationSet(model, model, [1, 4, 7, 9], 5, 1).losses())
+    assert not torch.equal(found[0], ValidationSet(model, model, [1, 4, 7, 9], 6, 1).losses())
+    assert mean_denoising_loss(model, model, [1, 4, 7, 9], 5) == pytest.approx(float(found[0].mean()), rel=1e-5)
 
 
 def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
@@ -78,7 +77,7 @@ def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
     expected = torch.rand(1)
     torch.manual_seed(1)
     with injected(layers, weights.layers, model.is_unpatched):
-        ValidationSet(model, range(12), 0).losses()
+        ValidationSet(model, model, range(12), 0).losses()
     assert torch.equal(torch.rand(1), expected) and not weights.gradient.any()
 
 
@@ -88,27 +87,27 @@ def watched(losses: list[float], batch_size: int = 4) -> EarlyStopping:
     weights = make_parameters(
         preset_layers(model.network, "all"), 1, 1.0, torch.Generator().manual_seed(0), model.device
     )
-    held_out = ValidationSet(model, range(3), 0)
-    held_out.parts = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
+    held_out = ValidationSet(model, model, range(3), 0)
+    held_out.iterate_losses = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
     return EarlyStopping(held_out, weights, batch_size, 1.0)
 
 
 def test_measurements_come_so_rarely_that_they_cost_little() -> None:
     """Twelve rows forwards take as long as 1.2 steps of four rows, of which thirty lie between two measurements."""
     assert watched([]).interval == 30 and watched([], batch_size=1).interval == 120
-    assert [step for step in range(1, 76) if watched([]).due(step, 75)] == [30, 60, 75]
+    assert [step for step in range(1, 76) if watched([]).is_due(step, 75)] == [30, 60, 75]
 
 
 def test_the_best_step_is_kept_and_found_again() -> None:
     validation = watched([0.5, 0.9, 0.7, 0.8, 0.75])
     kept = None
     for step in (0, 30, 60, 90, 120):
-        validation.weights.master.fill_(step)
+        validation.parameters.master.fill_(step)
         validation.measure(step)
-        kept = validation.weights.master.clone() if step == 60 else kept
+        kept = validation.parameters.master.clone() if step == 60 else kept
     assert (validation.best_step, validation.best_loss) == (60, pytest.approx(0.7))  # step 0 is no adapter
     assert validation.restore_best(120) == 60
-    assert torch.equal(validation.weights.master, kept)
+    assert torch.equal(validation.parameters.master, kept)
 
 
 @pytest.mark.parametrize("losses", [[0.9, 0.8, 0.7], [math.nan, math.nan, math.nan]])
@@ -116,9 +115,9 @@ def test_the_last_step_stays_when_none_was_better(losses: list[float]) -> None:
     validation = watched(list(losses))
     for step in (0, 30, 60):
         validation.measure(step)
-    validation.weights.master.fill_(7)
+    validation.parameters.master.fill_(7)
     assert validation.restore_best(75) == 75
-    assert (validation.weights.master == 7).all()
+    assert (validation.parameters.master == 7).all()
 
 
 def test_a_measurement_that_is_stopped_counts_for_nothing() -> None:
@@ -133,11 +132,11 @@ def test_training_has_passed_the_best_after_three_measurements_or_half_its_steps
     passed = []
     for step in range(0, 300, 30):
         validation.measure(step)
-        passed.append(validation.passed())
+        passed.append(validation.should_stop())
     assert passed.index(True) == 4  # step 30 was best; 60, 90 and 120 were not
     late = watched([1.0] + [1 - step / 1000 for step in range(30, 330, 30)] + [0.9] * 20)
     steps = iter(range(0, 900, 30))
-    while not late.passed():
+    while not late.should_stop():
         late.measure(step := next(steps))
     assert late.best_step == 300 and step == 450
 
@@ -166,8 +165,8 @@ def test_the_given_adapter_is_that_of_the_best_step() -> None:
     weights = make_parameters(layers, 8, 8.0, torch.Generator().manual_seed(0), model.device)
     weights.load(result.adapter.layers)
     with injected(layers, weights.layers, model.is_unpatched):
-        again = denoising_loss(model, aside, config.seed)
-    base = denoising_loss(model, aside, config.seed)
+        again = mean_denoising_loss(model, model, aside, config.seed)
+    base = mean_denoising_loss(model, model, aside, config.seed)
     assert again / base == pytest.approx(best_loss / result.report.validation[0][1], rel=1e-4) and again < base
 
 
@@ -219,7 +218,7 @@ def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step
     result = stopped_at(step, toy(12), CONFIG)
     assert [at for at, _ in result.report.validation] == list(range(0, step + 1, 10))
     alone = replace(CONFIG, steps=step, held_out=0.0)
-    plain = train(toy(12), alone, pictures=hold_out(toy(12), range(12), 0.2, 0)[0])
+    plain = train(toy(12), alone, indices=hold_out(toy(12), range(12), 0.2, 0)[0])
     assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
     told = training_summary(result.report)
     steps = "1 step" if step == 1 else f"{step} steps"

@@ -132,19 +132,19 @@ def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, pa
     core = pack.aclora_core
     latents, captions = pictures
     config = core.config.train_config.TrainConfig(**{"max_rank": 2, "batch_size": 1} | LEARNING)
-    with pack.nodes.host.training(parts[0], latents, captions, parts[1]) as trainable:
-        work = core.training.trainer.TrainingPass(trainable, config, [0], 1.0, core.training.progress.Progress(1), 1)
-        with work.attached():
-            held = core.training.validation.ValidationSet(trainable, [1], 0)
-            kept = [tensor for _, batch in held._batches for tensor in core.storage.nested.tensors_in(batch)]
+    with pack.nodes.host.training_session(parts[0], latents, captions, parts[1]) as (model, images):
+        trainer = core.training.trainer.Trainer(model, images, config, [0], core.training.progress.Progress(1), 1)
+        with trainer.ready():
+            held = core.training.validation.ValidationSet(model, images, [1], 0)
+            kept = [tensor for batch in held._batches for tensor in core.storage.nested.tensors_in(batch)]
             assert kept and not any(tensor.requires_grad for tensor in kept)  # else its whole history stays with it
             before = held.losses()
             assert torch.equal(before, held.losses())
             with torch.no_grad():
-                for name, branch in work.weights.layers.items():
+                for name, branch in trainer.adapted.parameters.layers.items():
                     if name.startswith(TEXT):
                         branch.lora_up.fill_(0.1)
-            work.weights.refresh()
+            trainer.adapted.parameters.refresh()
             assert (held.losses() - before).abs().max() > 1e-4
 
 

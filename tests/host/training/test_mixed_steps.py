@@ -27,32 +27,34 @@ def opened(pack: Any, family: Any) -> Any:
 def test_a_mixed_step_learns_the_mean_of_its_pictures(pack: Any, name: str) -> None:
     core = pack.aclora_core
     config = core.config.train_config.TrainConfig(batch_size=4, max_rank=2, alpha=2.0, mode="off", layers="all")
-    with torch.inference_mode(), opened(pack, FAMILIES[name]) as model:
+    with torch.inference_mode(), opened(pack, FAMILIES[name]) as (model, images):
         progress = core.training.progress.Progress(1)
-        work = core.training.trainer.TrainingPass(model, config, range(len(TOKENS)), 1.0, progress, 1)
+        trainer = core.training.trainer.Trainer(model, images, config, range(len(TOKENS)), progress, 1)
+        parameters = trainer.adapted.parameters
         with torch.no_grad():  # lora_up starts as zero, where half of the gradients are zero too
-            work.weights.master.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-        work.weights.refresh()
-        with work.attached():
-            step = work._drawing.next_step()
+            parameters.master.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+        parameters.refresh()
+        with trainer.ready():
+            step = trainer.stream.next_step()
             assert len({batch.key[0] for batch in step.batches}) == 3
-            together = gradient(work, step.batches)
-            rows = [alone(core, model, batch, len(TOKENS)) for batch in step.batches]
-            single = gradient(work, itertools.chain(*rows))
+            together = gradient(trainer, step.batches)
+            rows = [alone(core, images, batch, len(TOKENS)) for batch in step.batches]
+            single = gradient(trainer, itertools.chain(*rows))
     assert together.abs().max() > 1e-4
     torch.testing.assert_close(together, single, rtol=1e-3, atol=1e-5 * float(single.abs().max()))
 
 
-def gradient(work: Any, batches: Any) -> torch.Tensor:
-    work.weights.gradient.zero_()
+def gradient(trainer: Any, batches: Any) -> torch.Tensor:
+    parameters = trainer.adapted.parameters
+    parameters.gradient.zero_()
     for batch in batches:
-        work._loss(batch)[0].backward()
-    return work.weights.gradient.clone()
+        trainer.adapted.loss(batch)[0].backward()
+    return parameters.gradient.clone()
 
 
-def alone(core: Any, model: Any, batch: Any, count: int) -> list[Any]:
+def alone(core: Any, images: Any, batch: Any, count: int) -> list[Any]:
     """The pictures of a batch one by one, with the noise that they have in it, each weighing 1 / count."""
-    known = list(enumerate(model.latents))
+    known = list(enumerate(images.latents))
     numbers = [next(n for n, own in known if torch.equal(own, row)) for row in batch.latents.split(1)]
     rows = zip(numbers, batch.noise.split(1), batch.sigma.split(1), strict=True)
-    return [core.training.batches.make_batch(model, [n], noise, sigma, 1 / count) for n, noise, sigma in rows]
+    return [core.training.batches.make_batch(images, [n], noise, sigma, 1 / count) for n, noise, sigma in rows]

@@ -1,0 +1,50 @@
+"""Weights that ComfyUI made under inference mode, as constants that autograd accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
+    """Replace the weights of a module by aliases of the same memory that autograd accepts, while this lasts.
+
+    Weights made under inference mode cannot be used in autograd.
+    """
+    swapped = []
+    try:
+        for part in module.modules():
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+                        swapped.append((store, name, tensor))
+                        store[name] = _alias(tensor)
+        yield
+    finally:
+        for store, name, tensor in swapped:
+            store[name] = tensor
+        _forget_graphs(module)
+
+
+def _forget_graphs(module: torch.nn.Module) -> None:
+    """Detach tensors that networks keep of their last run, and with them all that they were computed from."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(part, name, value.detach())
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """Return a tensor over the same memory that autograd accepts as a constant."""
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: a tensor made of others, with no memory of its own
+        names, facts = tensor.__tensor_flatten__()
+        inner = {name: _alias(getattr(tensor, name)) for name in names}
+        alias = type(tensor).__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
+    else:
+        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias
