@@ -80,7 +80,7 @@ def test_the_memory_of_a_training_is_free_when_it_ends(
 
         return make
 
-    monkeypatch.setattr(opening, "TrainableModel", watched(opening.TrainableModel))
+    monkeypatch.setattr(opening, "HostModel", watched(opening.HostModel))
     monkeypatch.setattr(passes, "Stepper", watched(passes.Stepper))
     with torch.inference_mode():
         model, clip, *_ = pack.nodes.tiny_base.ACLoRATinyBase.execute().result

@@ -115,22 +115,22 @@ def interrupt():
 
 
 def open_training(pack, model, latents, conditioning):
-    return pack.nodes.host.training(model, latents, conditioning)
+    return pack.nodes.host.training_session(model, latents, conditioning)
 
 
 def denoising_loss(pack, model, latents, captions):
     """At fixed noise and noise levels, of the model with the patches that it has."""
-    with torch.inference_mode(), open_training(pack, model, latents, captions) as trainable:
+    with torch.inference_mode(), open_training(pack, model, latents, captions) as (frozen, images):
         validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
-        return validation.denoising_loss(trainable, range(len(latents)), 5)
+        return validation.mean_denoising_loss(frozen, images, range(len(latents)), 5)
 
 
-def answer(trainable, noisy, sigma, numbers):
+def answer(frozen, images, noisy, sigma, numbers):
     """What the model takes for the pictures without noise, each with its own caption."""
-    return trainable.denoise(noisy, sigma, trainable.conditioning(numbers))
+    return frozen.denoise(noisy, sigma, images.conditioning(numbers))
 
 
-def noisy_pair(trainable):
-    noise = torch.randn(2, *trainable.latents[0].shape[1:], generator=torch.Generator().manual_seed(0))
+def noisy_pair(frozen, images):
+    noise = torch.randn(2, *images.latents[0].shape[1:], generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.4, 0.9])
-    return trainable.objective.add_noise(sigma, noise, torch.cat(trainable.latents[:2])), sigma
+    return frozen.objective.add_noise(sigma, noise, torch.cat(images.latents[:2])), sigma

@@ -21,26 +21,26 @@ def opened(pack, name, lengths):
     latents, _ = pictures(family)
     with torch.inference_mode():
         captions = [caption(family, generator, tokens) for tokens in lengths]
-    return pack.nodes.host.training(build(family), (latents * len(lengths))[: len(lengths)], captions)
+    return pack.nodes.host.training_session(build(family), (latents * len(lengths))[: len(lengths)], captions)
 
 
-def losses(pack, trainable, numbers):
+def losses(pack, frozen, images, numbers):
     core = pack.aclora_core
-    shapes = {number: trainable.latents[number].shape for number in numbers}
+    shapes = {number: images.latents[number].shape for number in numbers}
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n, shape in shapes.items()]
-    joined, sigma = torch.cat(noise), torch.full((len(numbers),), trainable.objective.sigma_at(0.5))
+    joined, sigma = torch.cat(noise), torch.full((len(numbers),), frozen.objective.sigma_at(0.5))
     return core.diffusion.loss.denoising_losses(
-        trainable, core.training.batches.make_batch(trainable, numbers, joined, sigma, 1.0)
+        frozen, core.training.batches.make_batch(images, numbers, joined, sigma, 1.0)
     )
 
 
 @pytest.mark.parametrize("name", JOINED)
 def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
-    with torch.inference_mode(), opened(pack, name, [8, 16, 8, 24]) as trainable:
-        assert len(set(trainable.batch_keys[:3])) == 1
-        layers = pack.aclora_core.lora.targets.preset_layers(trainable.network, "attention")
+    with torch.inference_mode(), opened(pack, name, [8, 16, 8, 24]) as (frozen, images):
+        assert len(set(images.batch_keys[:3])) == 1
+        layers = pack.aclora_core.lora.targets.preset_layers(frozen.network, "attention")
         weights = pack.aclora_core.lora.parameters.make_parameters(
-            layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device
+            layers, 2, 2.0, torch.Generator().manual_seed(0), frozen.device
         )
         for branch in weights.layers.values():
             branch.lora_up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
@@ -48,7 +48,7 @@ def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
 
             def gradient(numbers):
                 weights.gradient.zero_()
-                losses(pack, trainable, numbers).mean().backward()
+                losses(pack, frozen, images, numbers).mean().backward()
                 return weights.gradient.clone()
 
             together, single = gradient([0, 1, 2]), sum(gradient([number]) for number in range(3)) / 3
@@ -57,17 +57,17 @@ def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
 
 
 def test_a_repeated_caption_gives_the_same_picture(pack):
-    with torch.inference_mode(), opened(pack, "SDXL", [8, 16]) as trainable, torch.no_grad():
-        longer = losses(pack, trainable, [0])
-        before = trainable.conditions[0]["c_crossattn"]
-        trainable.conditions[0] = {**trainable.conditions[0], "c_crossattn": before._copy_with(before.cond[:, :8])}
-        torch.testing.assert_close(losses(pack, trainable, [0]), longer, rtol=1e-5, atol=1e-6)
+    with torch.inference_mode(), opened(pack, "SDXL", [8, 16]) as (frozen, images), torch.no_grad():
+        longer = losses(pack, frozen, images, [0])
+        before = images.conditions[0]["c_crossattn"]
+        images.conditions[0] = {**images.conditions[0], "c_crossattn": before._copy_with(before.cond[:, :8])}
+        torch.testing.assert_close(losses(pack, frozen, images, [0]), longer, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["SD3", "Flux.1", "Lumina 2", "Qwen-Image"])
 def test_networks_that_would_mix_them_keep_them_apart(pack, name):
-    with torch.inference_mode(), opened(pack, name, [8, 16]) as trainable:
-        assert trainable.batch_keys[0] != trainable.batch_keys[1]
+    with torch.inference_mode(), opened(pack, name, [8, 16]) as (frozen, images):
+        assert images.batch_keys[0] != images.batch_keys[1]
 
 
 @given(st.sets(st.integers(1, 12).map(lambda chunks: 77 * chunks), min_size=1))

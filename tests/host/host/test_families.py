@@ -101,9 +101,9 @@ def has_graph(value: Any) -> bool:
 
 def denoising_loss(pack, model, latents, captions) -> float:
     """At fixed noise and noise levels, of the model with the patches that it has."""
-    with torch.inference_mode(), pack.nodes.host.training(model, latents, captions) as trainable:
+    with torch.inference_mode(), pack.nodes.host.training_session(model, latents, captions) as (frozen, images):
         validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
-        return validation.denoising_loss(trainable, range(len(latents)), 5)
+        return validation.mean_denoising_loss(frozen, images, range(len(latents)), 5)
 
 
 def first_step(model, family: Family, conditioning) -> torch.Tensor:
@@ -151,14 +151,17 @@ def test_the_model_is_left_as_it_was(learned):
 
 
 def test_every_picture_keeps_its_own_caption_in_a_batch(pack, learned):
-    with pack.nodes.host.training(learned.model, learned.latents, learned.captions) as trainable, torch.no_grad():
-        assert trainable.batch_keys[0] == trainable.batch_keys[1]
-        sigma = torch.tensor([trainable.objective.sigma_at(0.4), trainable.objective.sigma_at(0.9)])
+    with (
+        pack.nodes.host.training_session(learned.model, learned.latents, learned.captions) as (frozen, images),
+        torch.no_grad(),
+    ):
+        assert images.batch_keys[0] == images.batch_keys[1]
+        sigma = torch.tensor([frozen.objective.sigma_at(0.4), frozen.objective.sigma_at(0.9)])
         noise = torch.randn(2, *learned.family.latent, generator=torch.Generator().manual_seed(0))
-        noisy = trainable.objective.add_noise(sigma, noise, torch.cat(trainable.latents))
+        noisy = frozen.objective.add_noise(sigma, noise, torch.cat(images.latents))
 
         def answer(rows, numbers):
-            return trainable.denoise(noisy[rows], sigma[rows], trainable.conditioning(numbers))
+            return frozen.denoise(noisy[rows], sigma[rows], images.conditioning(numbers))
 
         together, alone = answer([0, 1], [0, 1]), torch.cat([answer([0], [0]), answer([1], [1])])
         swapped = answer([0, 1], [1, 0])
@@ -190,11 +193,11 @@ def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, m
 
     family = replace(FAMILIES[name], dtype=torch.float16)
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: True)
-    with pack.nodes.host.training(build(family), *pictures(family)) as trainable:
-        layers = pack.aclora_core.lora.targets.preset_layers(trainable.network, "all").values()
-        assert trainable.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
+    with pack.nodes.host.training_session(build(family), *pictures(family)) as (frozen, images):
+        layers = pack.aclora_core.lora.targets.preset_layers(frozen.network, "all").values()
+        assert frozen.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
         # Only then are layers and branches computed together.
-        assert {trainable.is_unpatched(layer) for layer in layers} == {wanted == torch.float16}
+        assert {frozen.is_unpatched(layer) for layer in layers} == {wanted == torch.float16}
 
 
 def foreign(model, monkeypatch, dynamic):
@@ -211,9 +214,9 @@ def test_a_model_that_cannot_be_loaded_again_is_trained(pack, monkeypatch, name,
     family = FAMILIES[name]
     model, (latents, captions) = foreign(build(family), monkeypatch, dynamic), pictures(family)
     before = {key: bits(weight).clone() for key, weight in model.model.state_dict().items()}
-    with pack.nodes.host.training(model, latents, captions) as trainable:
-        assert (trainable.base is not model.model) == dynamic
-        assert trainable.base.model_type == model.model.model_type and trainable.dtype == torch.float32
+    with pack.nodes.host.training_session(model, latents, captions) as (frozen, images):
+        assert (frozen.base is not model.model) == dynamic
+        assert frozen.base.model_type == model.model.model_type and frozen.dtype == torch.float32
     _, lora_model, loss_map, *_ = trained(pack, model, latents, captions, steps=4)
     monkeypatch.undo()
     expected = trained(pack, build(family), latents, captions, steps=4)

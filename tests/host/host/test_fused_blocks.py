@@ -25,9 +25,9 @@ def both_ways(pack, monkeypatch, make, given):
     fast = importlib.import_module(f"{core}.acceleration.fused_modules")
     out_of_place = importlib.import_module(f"{core}.acceleration.inplace")
     with torch.inference_mode():
-        opened = pack.nodes.host.training(make(), *given)
-        with opened as trainable, torch.inference_mode(False), torch.enable_grad():
-            network, found, counted = trainable.network, [], Counter()
+        opened = pack.nodes.host.training_session(make(), *given)
+        with opened as (frozen, images), torch.inference_mode(False), torch.enable_grad():
+            network, found, counted = frozen.network, [], Counter()
             ours = stand_ins(kernels.Kernels, counted)
             monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda part: ours)
             layers = lora.targets.preset_layers(network, "all")
@@ -38,17 +38,17 @@ def both_ways(pack, monkeypatch, make, given):
                 weights = lora.make_parameters(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
                 weights.master.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
                 weights.refresh()
-                classes = trainable.fusable if quick else fast.FusableModules()
-                is_unpatched = trainable.is_unpatched if quick else (lambda module: False)
+                classes = frozen.fusable if quick else fast.FusableModules()
+                is_unpatched = frozen.is_unpatched if quick else (lambda module: False)
                 generator = torch.Generator().manual_seed(2)
-                noisy = torch.randn(trainable.latents[0].shape, generator=generator)
+                noisy = torch.randn(images.latents[0].shape, generator=generator)
                 with (
                     out_of_place.NoInplaceAdd(),  # for Flux
                     fast.fuse_modules(network, is_unpatched, classes),
-                    lora.injected(layers, weights.layers, trainable.is_unpatched),
+                    lora.injected(layers, weights.layers, frozen.is_unpatched),
                 ):
                     counted.clear()
-                    output = trainable.denoise(noisy, torch.tensor([3.0]), trainable.conditioning([0]))
+                    output = frozen.denoise(noisy, torch.tensor([3.0]), images.conditioning([0]))
                     output.square().sum().backward()
                 found.append((output.detach().clone(), weights.gradient.clone()))
             blocks = Counter(type(module).__name__ for module in network.modules())

@@ -127,8 +127,8 @@ def test_the_note_is_in_the_log_and_in_the_summary(pack, caplog):
 @pytest.mark.parametrize("name", ["SD1.5 inpainting", "Flux.1 Fill"])
 def test_a_model_that_fills_in_is_told_to_fill_all_of_an_empty_picture(pack, name):
     family = {**FAMILIES, **MORE}[name]
-    with pack.nodes.host.training(build(family), *pictures(family)) as trainable:
-        given = trainable.conditions[0]["c_concat"].cond
+    with pack.nodes.host.training_session(build(family), *pictures(family)) as (frozen, images):
+        given = images.conditions[0]["c_concat"].cond
     channels = family.latent[0]
     mask, picture = (given[:, :1], given[:, 1:]) if channels == 4 else (given[:, channels:], given[:, :channels])
     assert picture.shape[1] == channels and torch.equal(mask, torch.ones_like(mask))

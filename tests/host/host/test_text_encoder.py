@@ -74,15 +74,15 @@ def test_the_file_gives_the_same_clip_through_the_stock_loader(parts, model, lea
 
 def test_what_training_sees_is_what_the_host_encodes(pack, parts, pictures):
     latents, captions = pictures
-    with pack.nodes.host.training(parts[0], latents, captions, parts[1]) as trainable:
-        for conditioning, text in zip(captions, trainable.text.captions, strict=True):
-            now = trainable.text.encode(text)
+    with pack.nodes.host.training_session(parts[0], latents, captions, parts[1]) as (frozen, images):
+        for conditioning, text in zip(captions, frozen.text.captions, strict=True):
+            now = frozen.text.encode(text)
             torch.testing.assert_close(now[0][0], conditioning[0][0].clone(), rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(now[0][1]["pooled_output"], conditioning[0][1]["pooled_output"].clone())
         for number in range(2):
-            for name, cond in trainable.conditions[number].items():
+            for name, cond in images.conditions[number].items():
                 if isinstance(cond.cond, torch.Tensor):
-                    now = trainable.conditioning([number])[name].cpu()
+                    now = images.conditioning([number])[name].cpu()
                     torch.testing.assert_close(now, cond.cond, rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_previews_are_drawn_with_the_words_as_they_are_now(pack, parts, pictures
     given = []
     real = pack.nodes.training.display.host.draw
     monkeypatch.setattr(
-        pack.nodes.training.display.host, "draw", lambda *inputs: given.append(inputs[2]) or real(*inputs)
+        pack.nodes.training.display.host, "draw", lambda *inputs: given.append(inputs[3]) or real(*inputs)
     )
     trained(pack, parts[0], *pictures, clip=parts[1], previews=wishes(pack, parts, "a ball"), **LEARNING)
     assert len(given) == 2 and difference(given[0][0], given[1][0]) > 1e-3

@@ -103,9 +103,12 @@ def test_the_clip_that_came_in_is_untouched(learned):
 
 
 def test_training_sees_what_the_host_encodes(pack, learned):
-    with pack.nodes.host.training(learned.model, learned.latents, learned.captions, learned.clip) as trainable:
-        for conditioning, text in zip(learned.captions, trainable.text.captions, strict=True):
-            ((seen, more),) = trainable.text.encode(text)
+    with pack.nodes.host.training_session(learned.model, learned.latents, learned.captions, learned.clip) as (
+        frozen,
+        images,
+    ):
+        for conditioning, text in zip(learned.captions, frozen.text.captions, strict=True):
+            ((seen, more),) = frozen.text.encode(text)
             torch.testing.assert_close(seen, conditioning[0][0].clone(), rtol=1e-5, atol=1e-5)
             pooled = conditioning[0][1]["pooled_output"].clone()
             torch.testing.assert_close(more["pooled_output"], pooled, rtol=1e-5, atol=1e-5)

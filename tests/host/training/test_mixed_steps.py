@@ -20,7 +20,7 @@ def opened(pack: Any, family: Any) -> Any:
     with torch.inference_mode():
         latents = [{"samples": torch.randn(1, *family.latent, generator=generator)} for _ in TOKENS]
         captions = [caption(family, generator, tokens) for tokens in TOKENS]
-    return pack.nodes.host.training(build(family), latents, captions)
+    return pack.nodes.host.training_session(build(family), latents, captions)
 
 
 @pytest.mark.parametrize("name", NAMES)

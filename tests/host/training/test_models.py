@@ -90,11 +90,15 @@ def test_the_saved_adapter_is_what_was_trained(pack, unet):
     branches = core.lora.parameters.FlatParameters(layers, torch.device("cpu")).layers
     answers = []
     for chosen, beside in ((unet, branches), (changed, {}), (unet, {})):
-        with torch.inference_mode(), open_training(pack, chosen, latents, captions) as trainable, torch.no_grad():
-            noisy, sigma = noisy_pair(trainable)
-            modules = core.lora.targets.preset_layers(trainable.network, "all", trainable.prefix)
+        with (
+            torch.inference_mode(),
+            open_training(pack, chosen, latents, captions) as (frozen, images),
+            torch.no_grad(),
+        ):
+            noisy, sigma = noisy_pair(frozen, images)
+            modules = core.lora.targets.preset_layers(frozen.network, "all", frozen.prefix)
             with core.lora.injection.injected(modules, beside):
-                answers.append(answer(trainable, noisy, sigma, [0, 1]))
+                answers.append(answer(frozen, images, noisy, sigma, [0, 1]))
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
     assert (answers[0] - answers[2]).abs().max() > 0.01
 
@@ -102,12 +106,12 @@ def test_the_saved_adapter_is_what_was_trained(pack, unet):
 def test_a_unets_noise_is_its_own(pack, unet):
     """ε-prediction: the target variance is 1, and the noise levels are those of the host's schedule."""
     core = pack.aclora_core
-    with torch.inference_mode(), open_training(pack, unet, *unet_pictures()) as trainable:
-        assert trainable.objective.sampling == "uniform"
-        variance = core.diffusion.objective.target_variance(trainable.objective, trainable.latents * 8, 0)
+    with torch.inference_mode(), open_training(pack, unet, *unet_pictures()) as (frozen, images):
+        assert frozen.objective.sampling == "uniform"
+        variance = core.diffusion.objective.target_variance(frozen.objective, images.latents * 8, 0)
         assert variance == pytest.approx(1, abs=0.03)
-        sigmas = core.diffusion.objective.draw_sigmas(trainable.objective, 500, torch.Generator().manual_seed(0))
-        sampling = trainable.base.model_sampling
+        sigmas = core.diffusion.objective.draw_sigmas(frozen.objective, 500, torch.Generator().manual_seed(0))
+        sampling = frozen.base.model_sampling
         assert sampling.sigma_min <= sigmas.min() < 0.1 and 10 < sigmas.max() <= sampling.sigma_max
 
 

@@ -79,37 +79,35 @@ def test_the_same_seed_gives_the_same_adapter(pack, model, pictures):
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 1]])
 def test_every_picture_keeps_its_own_caption_in_a_batch(pack, model, pictures, order):
-    with torch.inference_mode(), open_training(pack, model, *pictures) as trainable, torch.no_grad():
-        noisy, sigma = noisy_pair(trainable)
-        together = answer(trainable, noisy, sigma, order)
-        alone = [answer(trainable, noisy[i : i + 1], sigma[i : i + 1], [order[i]]) for i in range(2)]
-        swapped = answer(trainable, noisy, sigma, [1 - number for number in order])
+    with torch.inference_mode(), open_training(pack, model, *pictures) as (frozen, images), torch.no_grad():
+        noisy, sigma = noisy_pair(frozen, images)
+        together = answer(frozen, images, noisy, sigma, order)
+        alone = [answer(frozen, images, noisy[i : i + 1], sigma[i : i + 1], [order[i]]) for i in range(2)]
+        swapped = answer(frozen, images, noisy, sigma, [1 - number for number in order])
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
     assert (together - swapped).abs().amax((1, 2, 3)).min() > 0.01
 
 
 def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictures):
     core = pack.aclora_core
-    with torch.inference_mode(), open_training(pack, model, *pictures) as trainable:
-        layers = core.lora.targets.preset_layers(trainable.network, "attention")
-        weights = core.lora.parameters.make_parameters(
-            layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device
-        )
+    with torch.inference_mode(), open_training(pack, model, *pictures) as (frozen, images):
+        layers = core.lora.targets.preset_layers(frozen.network, "attention")
+        weights = core.lora.parameters.make_parameters(layers, 2, 2.0, torch.Generator().manual_seed(0), frozen.device)
         ups = [branch.up.compute.grad for branch in weights.layers.values()]
-        noisy, sigma = noisy_pair(trainable)
-        clean = torch.cat(trainable.latents)
+        noisy, sigma = noisy_pair(frozen, images)
+        clean = torch.cat(images.latents)
 
         def gradient(numbers):
             rows = torch.tensor(numbers)
-            denoised = answer(trainable, noisy[rows], sigma[rows], numbers)
+            denoised = answer(frozen, images, noisy[rows], sigma[rows], numbers)
             loss = core.diffusion.loss.prediction_loss(
-                trainable.objective, sigma[rows], noisy[rows], clean[rows], denoised
+                frozen.objective, sigma[rows], noisy[rows], clean[rows], denoised
             )
             weights.gradient.zero_()
             loss.mean().backward()
             return [up.clone() for up in ups]
 
-        with core.lora.injection.injected(layers, weights.layers, trainable.is_unpatched):
+        with core.lora.injection.injected(layers, weights.layers, frozen.is_unpatched):
             both, first, second = gradient([0, 1]), gradient([0]), gradient([1])
     assert sum(bool(part.any()) for part in both) > len(both) // 2
     for whole, one, two in zip(both, first, second, strict=True):
@@ -122,16 +120,16 @@ def test_what_training_sees_is_what_the_sampler_sees(pack, model, pictures):
 
     latents, captions = pictures
     noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 16, 16), 3)
-    with torch.inference_mode(), open_training(pack, model, latents, captions) as trainable, torch.no_grad():
-        found = trainable.base.process_latent_out(answer(trainable, noise, torch.ones(1), [1]))
+    with torch.inference_mode(), open_training(pack, model, latents, captions) as (frozen, images), torch.no_grad():
+        found = frozen.base.process_latent_out(answer(frozen, images, noise, torch.ones(1), [1]))
     torch.testing.assert_close(found, first_step(model, captions[1]), rtol=1e-3, atol=1e-3)
 
 
 def test_captions_of_different_lengths_are_trained_but_not_joined(pack, parts, model, pictures):
     latents, captions = [*pictures[0], pictures[0][0]], [*pictures[1], caption(parts, LONG)]
     assert captions[2][0][0].shape[1] > captions[0][0][0].shape[1]
-    with torch.inference_mode(), open_training(pack, model, latents, captions) as trainable:
-        assert trainable.batch_keys[0] == trainable.batch_keys[1] != trainable.batch_keys[2]
+    with torch.inference_mode(), open_training(pack, model, latents, captions) as (frozen, images):
+        assert images.batch_keys[0] == images.batch_keys[1] != images.batch_keys[2]
     report = trained(pack, model, latents, captions, steps=4)[3]
     assert report.facts.epochs == 2 and report.facts.images == 3
 
@@ -162,12 +160,12 @@ def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_as_it_is(pack, mo
     shifted_too, _ = pack.nodes.host.with_adapter(styled, None, {})
     seen = first_step(styled, pictures[1][0])  # the host puts patches onto the shared weights here
     with untouched(shifted_too):
-        with torch.inference_mode(), open_training(pack, shifted_too, *pictures) as trainable, torch.no_grad():
-            assert trainable.objective.sigma_at(0.5) == pytest.approx(0.75)  # 3 t / (1 + 2 t)
+        with torch.inference_mode(), open_training(pack, shifted_too, *pictures) as (frozen, images), torch.no_grad():
+            assert frozen.objective.sigma_at(0.5) == pytest.approx(0.75)  # 3 t / (1 + 2 t)
             import comfy.sample
 
             noise = comfy.sample.prepare_noise(torch.zeros(1, 16, 16, 16), 3)
-            found = trainable.base.process_latent_out(answer(trainable, noise, torch.ones(1), [0]))
+            found = frozen.base.process_latent_out(answer(frozen, images, noise, torch.ones(1), [0]))
         torch.testing.assert_close(found, seen, rtol=1e-3, atol=1e-3)
         again = trained(pack, shifted_too, *pictures)
     assert len(again[0].patches) == len(styled.patches) and "model_sampling" in again[0].object_patches

@@ -21,8 +21,8 @@ def unloading(pack, monkeypatch):
     import comfy.model_management
 
     calls = []
-    trainable = pack.nodes.host.model.TrainableModel
-    real = trainable.denoise
+    frozen = pack.nodes.host.model.HostModel
+    real = frozen.denoise
 
     def unload():
         thread = threading.Thread(target=comfy.model_management.unload_all_models)
@@ -36,7 +36,7 @@ def unloading(pack, monkeypatch):
         unload()
         return answer
 
-    return calls, lambda: monkeypatch.setattr(trainable, "denoise", denoise)
+    return calls, lambda: monkeypatch.setattr(frozen, "denoise", denoise)
 
 
 def test_models_unloaded_while_a_step_computes_stay_until_the_training_has_ended(pack, parts, pictures, unloading):
