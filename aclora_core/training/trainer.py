@@ -23,7 +23,7 @@ from ..adapter import Adapter, Restart
 from ..config import TrainConfig, rank_overrides
 from ..diffusion import Batch, Model, denoising_losses
 from ..lora import alpha_scales, injected, make_parameters, target_layers
-from ..method import LayerRestart, Mode, dynamic_threshold, is_restart_epoch, restart_adapter
+from ..method import LayerRestart, Mode, SignalThreshold, dynamic_threshold, is_restart_epoch, restart_adapter
 from ..optim import Stepper, learning_rate_at
 from ..storage import component_tensors, map_tensors
 from .batches import BatchStream, StepBatches
@@ -282,15 +282,16 @@ class TrainingPass:
         touched = [name for name, result in results.items() if result.redrawn_down or result.redrawn_up]
         self.stepper.restart_average(factor for name in touched for factor in parts[name][:2])
         ranks = {name: result.rank for name, result in results.items()}
-        return Restart(len(self.progress.losses), epoch, loss, math.nan if threshold is None else threshold, ranks)
+        reported = math.nan if threshold == "noise floor" else threshold
+        return Restart(len(self.progress.losses), epoch, loss, reported, ranks)
 
-    def _threshold(self, epoch: int, loss: float) -> float | None:
-        """The share of a matrix that is signal; None for the noise floor."""
+    def _threshold(self, epoch: int, loss: float) -> SignalThreshold:
+        """The share of a spectrum that is signal, or "noise floor"."""
         config = self.config
         if config.threshold == "dynamic":
             limits = config.lowest_threshold, config.highest_threshold
             return dynamic_threshold(loss, min(epoch, self.total_epochs), self.total_epochs, *limits)
-        return config.fixed_threshold if config.threshold == "fixed" else None
+        return config.fixed_threshold if config.threshold == "fixed" else "noise floor"
 
 
 def _redrawn(parts: dict[str, Any], results: dict[str, LayerRestart]) -> Iterator[Tensor]:
