@@ -1,10 +1,14 @@
-"""AC-LoRA (arXiv 2504.02231), mathematics alone: singular values, thresholds, the restart, the noise floor."""
+"""The AC-LoRA method (arXiv 2504.02231), mathematics alone. Start with ac_lora.py, the paper on one screen.
 
+restart.py applies it to all layers at once, noise_floor.py is our rule for what is signal, and spectrum.py and
+rank_rules.py read ranks from trained adapters.
+"""
+
+from .ac_lora import dynamic_threshold, restart_layer, restart_matrix, signal_count
 from .rank_rules import Rule, RuleName, rank_by_energy, rank_rule
-from .resampling import restart_matrix
 from .restart import LayerRank, LayerRestart, Mode, restart_adapter
 from .spectrum import delta_singular_values, effective_rank, energy, energy_kept, stable_rank, sum_kept, truncate
-from .thresholds import Measure, dynamic_threshold, is_restart_epoch, signal_count
+from .thresholds import Measure, SignalThreshold, is_restart_epoch
 
 __all__ = [
     "LayerRank",
@@ -13,6 +17,7 @@ __all__ = [
     "Mode",
     "Rule",
     "RuleName",
+    "SignalThreshold",
     "delta_singular_values",
     "dynamic_threshold",
     "effective_rank",
@@ -22,6 +27,7 @@ __all__ = [
     "rank_by_energy",
     "rank_rule",
     "restart_adapter",
+    "restart_layer",
     "restart_matrix",
     "signal_count",
     "stable_rank",

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..adapter import Restart
 from ..config import TrainConfig
 from ..lora import FlatParameters
-from ..method import LayerRestart, Mode, dynamic_threshold, is_restart_epoch, restart_adapter
+from ..method import LayerRestart, Mode, SignalThreshold, dynamic_threshold, is_restart_epoch, restart_adapter
 from ..optim import Stepper
 from .batches import StepBatches
 
@@ -72,15 +72,15 @@ class Restarts:
         stepper.restart_average(factor for name in redrawn for factor in layers[name][:2])
         self._last_step, self._without_style = len(losses), []
         ranks = {name: result.rank for name, result in results.items()}
-        return Restart(len(losses), epoch, loss, threshold, ranks)
+        return Restart(len(losses), epoch, loss, None if threshold == "noise floor" else threshold, ranks)
 
-    def _threshold(self, epoch: int, loss: float) -> float | None:
-        """Return the share of a matrix that is signal; None for the noise floor."""
+    def _threshold(self, epoch: int, loss: float) -> SignalThreshold:
+        """Return the share of a spectrum that is signal, or "noise floor"."""
         config = self.config
         if config.threshold == "dynamic":
             limits = config.lowest_threshold, config.highest_threshold
             return dynamic_threshold(loss, min(epoch, self.total_epochs), self.total_epochs, *limits)
-        return config.fixed_threshold if config.threshold == "fixed" else None
+        return config.fixed_threshold if config.threshold == "fixed" else "noise floor"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it."""
