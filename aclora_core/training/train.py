@@ -223,7 +223,7 @@ class _Training:
                 self._save(work, validation, known)
         if not work.diverged:
             self._save(work, validation, known)
-        work.stepper.finish()
+        work.stepper.keep_evaluation_weights()
 
     def _step(self, work: TrainingPass, validation: EarlyStopping | None, steps: int) -> bool:
         """One step, and whether it was the last."""
@@ -298,7 +298,7 @@ class _Training:
 
     def _measure(self, work: TrainingPass, validation: EarlyStopping, step: int) -> None:
         began = time.monotonic()
-        with work.stepper.shown():
+        with work.stepper.evaluation_weights():
             validation.measure(step, self.should_stop)
         self._look_ahead(validation)
         self.measuring_seconds += time.monotonic() - began

@@ -123,7 +123,7 @@ class TrainingPass:
         """For others to compute with the model as it is. Graphs are recorded anew where its weights were moved."""
         before = self._addresses()
         try:
-            with self.stepper.shown():
+            with self.stepper.evaluation_weights():
                 yield
         finally:
             if before != self._addresses():
@@ -278,9 +278,9 @@ class TrainingPass:
         results = restart_adapter(parts, threshold, self.noises, mode, self.config.measure)
         self.weights.refresh()
         if self.config.clear_moments:
-            self.stepper.forget(_redrawn(parts, results))
+            self.stepper.reset_state(_redrawn(parts, results))
         touched = [name for name, result in results.items() if result.redrawn_down or result.redrawn_up]
-        self.stepper.restart_average(factor for name in touched for factor in parts[name][:2])
+        self.stepper.restart_ema(factor for name in touched for factor in parts[name][:2])
         ranks = {name: result.rank for name, result in results.items()}
         return Restart(len(self.progress.losses), epoch, loss, math.nan if threshold is None else threshold, ranks)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from aclora_core.adapter.adapter import Layer
 from aclora_core.lora.parameters import FlatParameters
 from aclora_core.optim import optimizers
-from aclora_core.optim.optimizers import FlatOptimizer, check_installed
+from aclora_core.optim.flat_optimizer import FlatOptimizer
+from aclora_core.optim.optimizers import check_installed
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ class Bench:
     def step(self) -> float:
         self.gradient.copy_(self.weights.master - self.goal)
         loss = float(self.gradient.square().sum() / 2)
-        self.updater.left_out.zero_()
+        self.updater.skip.zero_()
         with torch.no_grad():
             self.updater.step()
         return loss
@@ -112,13 +113,13 @@ def test_each_comes_closer_to_the_goal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_step_that_is_left_out_changes_nothing(name: str) -> None:
+def test_a_step_that_is_skip_changes_nothing(name: str) -> None:
     it = bench(name)
     for _ in range(3):
         it.step()
     before, state = it.weights.master.clone(), copied(it.updater.state_dict())
     it.gradient.fill_(1)
-    it.updater.left_out.fill_(1)
+    it.updater.skip.fill_(1)
     it.updater.step()
     assert torch.equal(it.weights.master, before)
     assert_same(it.updater.state_dict(), state)
@@ -130,7 +131,7 @@ def test_the_gradient_is_divided(name: str) -> None:
     for _ in range(5):
         one.step()
         other.gradient.copy_(8 * (other.weights.master - other.goal))
-        other.updater.left_out.zero_()
+        other.updater.skip.zero_()
         other.updater.divisor.fill_(8)
         with torch.no_grad():
             other.updater.step()
@@ -178,14 +179,14 @@ def test_what_was_forgotten_is_as_at_the_start_and_the_rest_is_kept(name: str) -
     branch = it.weights.layers["linear"]
     down, up = it.weights.span(branch.lora_down), it.weights.span(branch.lora_up)
     branch.lora_down.fill_(0.5)
-    it.updater.forget([down])
+    it.updater.reset_state([down])
     before = it.weights.master.clone()
     it.gradient.zero_()
-    it.updater.left_out.zero_()
+    it.updater.skip.zero_()
     with torch.no_grad():
         it.updater.step()
     moved = it.weights.master - before
-    decay = RATES[name] * DECAY * it.updater.rate / RATES[name] * 1.01 + 1e-7
+    decay = RATES[name] * DECAY * it.updater.learning_rate / RATES[name] * 1.01 + 1e-7
     assert (moved[down].abs() <= decay * 0.5 + 1e-7).all()
     assert name == "Adafactor" or (moved[up].abs() > 1.5 * decay * before[up].abs()).any()
 
@@ -193,7 +194,7 @@ def test_what_was_forgotten_is_as_at_the_start_and_the_rest_is_kept(name: str) -
 @pytest.mark.parametrize("name", ALL)
 def test_forgetting_before_the_first_step_is_no_error(name: str) -> None:
     it = bench(name)
-    it.updater.forget([it.weights.span(factor) for factor in it.factors()])
+    it.updater.reset_state([it.weights.span(factor) for factor in it.factors()])
     assert it.step() == bench(name).step()
 
 
@@ -201,21 +202,21 @@ def test_forgetting_before_the_first_step_is_no_error(name: str) -> None:
 def test_the_rate_can_be_changed_between_steps(name: str) -> None:
     it, still = bench(name), bench(name)
     it.step(), still.step()
-    assert it.updater.rate == RATES[name] and torch.equal(it.weights.master, still.weights.master)
+    assert it.updater.learning_rate == RATES[name] and torch.equal(it.weights.master, still.weights.master)
     before = it.weights.master.clone()
-    it.updater.rate = 1e-12
+    it.updater.learning_rate = 1e-12
     it.step()
-    assert it.updater.rate == 1e-12
+    assert it.updater.learning_rate == 1e-12
     torch.testing.assert_close(it.weights.master, before, rtol=0, atol=1e-6)
 
 
 @needs("prodigyopt")
 def test_prodigy_tells_the_rate_that_it_found() -> None:
     it = bench("Prodigy")
-    assert it.updater.rate == pytest.approx(1e-6)
+    assert it.updater.learning_rate == pytest.approx(1e-6)
     for _ in range(60):
         it.step()
-    assert 1e-3 < it.updater.rate < 10
+    assert 1e-3 < it.updater.learning_rate < 10
 
 
 @needs("schedulefree")
@@ -224,13 +225,13 @@ def test_schedule_free_shows_its_average_and_goes_on_from_where_it_was() -> None
     for _ in range(10):
         it.step(), plain.step()
     before = it.weights.master.clone()
-    it.updater.show()
+    it.updater.eval_mode()
     shown = it.weights.master.clone()
     # y = β x + (1 − β) z, so the shown x is y moved away from z
     z = it.updater.state_dict()["moments"]["0"]["z"]
     torch.testing.assert_close(0.9 * shown + 0.1 * z, before, rtol=1e-5, atol=1e-6)
     assert (shown - before).abs().max() > 1e-3
-    it.updater.hide()
+    it.updater.train_mode()
     it.weights.master.copy_(before)
     assert it.step() == plain.step() and torch.equal(it.weights.master, plain.weights.master)
 
@@ -269,7 +270,7 @@ def test_states_of_eight_bits_are_forgotten_too() -> None:
         before = weights.master.clone()
         branch = weights.layers["one"]
         down, up = weights.span(branch.lora_down), weights.span(branch.lora_up)
-        updater.forget([down])
+        updater.reset_state([down])
         gradient.zero_()
         updater.step()
     assert updater.state_dict()["moments"]["0"]["state1"].dtype == torch.uint8

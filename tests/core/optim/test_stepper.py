@@ -93,9 +93,9 @@ def test_batches_add_up_in_float32_whatever_the_models_type() -> None:
     it = bench(max_norm=1e9, dtype=torch.bfloat16)
     for _ in range(2000):
         it.losses[:] = [lambda down, up: down.sum()]
-        it.stepper._accumulate(None)
-        it.stepper._add_gradients()
-    assert torch.equal(it.stepper._gradient[:4], torch.full((4,), 2000.0))
+        it.stepper._gradients._forward_backward(None)
+        it.stepper._gradients.to_float32()
+    assert torch.equal(it.stepper._gradients.gradient[:4], torch.full((4,), 2000.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -127,7 +127,7 @@ def test_long_gradients_are_shortened_to_the_norm_and_short_ones_stay() -> None:
     it = bench(max_norm=0.5)
     it.step(lambda down, up: 1000 * down.sum())
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 0.1 * 0.25))  # 0.5 over four numbers
-    it.stepper.forget([it.branch.lora_down])
+    it.stepper.reset_state([it.branch.lora_down])
     it.step(lambda down, up: 0.001 * down.sum())
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 0.1 * 0.001))
 
@@ -145,7 +145,7 @@ def test_forget_clears_the_moments_of_the_named_factors_only() -> None:
     for _ in range(3):
         it.step(squares)
     before = it.moments()
-    it.stepper.forget([it.branch.lora_down])
+    it.stepper.reset_state([it.branch.lora_down])
     up = it.weights.span(it.branch.lora_up)
     for key in ("exp_avg", "exp_avg_sq"):
         now = it.moments()[key]
@@ -155,7 +155,7 @@ def test_forget_clears_the_moments_of_the_named_factors_only() -> None:
 
 def test_forgetting_before_the_first_step_is_no_error() -> None:
     it = bench()
-    it.stepper.forget([it.branch.lora_down])
+    it.stepper.reset_state([it.branch.lora_down])
     assert math.isfinite(it.step(squares))
 
 
@@ -243,7 +243,7 @@ def test_a_step_that_overflows_float16_is_done_again_at_a_smaller_scale() -> Non
     it = fixed(loss, torch.float16)
     assert it.stepper.step(some()) == pytest.approx(25)
     # 10 · 2^16 is too much for float16, and so is every half down to 10 · 2^12.
-    assert len(calls) == 5 and it.stepper._scale.value == 2**12 and it.stepper.skipped_in_a_row == 0
+    assert len(calls) == 5 and it.stepper._update._scaler.value == 2**12 and it.stepper.skipped_in_a_row == 0
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 1.0))
     told = 10 * float(it.branch.down.compute.detach().float().sum())
     assert it.stepper.step(some(3)) == pytest.approx(3 * told) and len(calls) == 8
@@ -254,12 +254,12 @@ def test_a_gradient_of_float16_that_no_scale_saves_is_a_bad_step() -> None:
     it = fixed(lambda down, up: (up - up.detach()).float().abs().sqrt().sum(), torch.float16)
     weights = it.weights.master.clone()
     assert math.isnan(it.stepper.step(some())) and it.stepper.skipped_in_a_row == 1
-    assert torch.equal(it.weights.master, weights) and it.stepper._scale.value == 1
+    assert torch.equal(it.weights.master, weights) and it.stepper._update._scaler.value == 1
 
 
 def test_a_bad_loss_of_float16_does_not_touch_the_scale() -> None:
     it = fixed(lambda down, up: down.float().sum() * math.nan, torch.float16)
-    assert math.isnan(it.stepper.step(some())) and it.stepper._scale.value == 2**16
+    assert math.isnan(it.stepper.step(some())) and it.stepper._update._scaler.value == 2**16
 
 
 def test_float16_learns_as_float32_does() -> None:
@@ -276,15 +276,15 @@ def test_the_average_is_shown_and_training_goes_on_from_the_raw_weights() -> Non
     for count in range(1, 13):
         it.stepper.step(some()), plain.stepper.step(some())
         expected += (1 - min(0.8, (1 + count) / (10 + count))) * (it.weights.master - expected)
-        with it.stepper.shown():
+        with it.stepper.evaluation_weights():
             torch.testing.assert_close(it.weights.master, expected)
             torch.testing.assert_close(it.branch.down.compute.detach(), it.branch.lora_down)
         assert torch.equal(it.weights.master, plain.weights.master)
-    it.stepper.finish()
+    it.stepper.keep_evaluation_weights()
     torch.testing.assert_close(it.weights.master, expected)
     it.weights.master.fill_(7)  # what others put there afterwards stays, as cutting does
-    it.stepper.finish()
-    with it.stepper.shown():
+    it.stepper.keep_evaluation_weights()
+    with it.stepper.evaluation_weights():
         assert (it.weights.master == 7).all()
 
 
@@ -293,7 +293,7 @@ def test_what_is_shown_is_taken_back_after_an_error() -> None:
     for _ in range(3):
         it.stepper.step(some())
     before = it.weights.master.clone()
-    with pytest.raises(RuntimeError, match="stop"), it.stepper.shown():
+    with pytest.raises(RuntimeError, match="stop"), it.stepper.evaluation_weights():
         assert not torch.equal(it.weights.master, before)
         raise RuntimeError("stop")
     assert torch.equal(it.weights.master, before) and torch.equal(it.weights.compute, before.bfloat16())
@@ -303,11 +303,11 @@ def test_the_last_good_average_is_that_before_the_last_good_step() -> None:
     it = fixed(squares, ema_decay=0.8)
     seen = []
     for _ in range(4):
-        with it.stepper.shown():
+        with it.stepper.evaluation_weights():
             seen.append(it.weights.master.clone())
         it.stepper.step(some())
     it.stepper.restore_last_good()
-    it.stepper.finish()
+    it.stepper.keep_evaluation_weights()
     assert torch.equal(it.weights.master, seen[-1])
 
 
@@ -316,9 +316,9 @@ def test_a_redrawn_layer_is_shown_as_it_was_redrawn() -> None:
     for _ in range(5):
         it.stepper.step(some())
     it.branch.lora_down.fill_(2)
-    it.stepper.restart_average([it.branch.lora_down, it.branch.lora_up])
+    it.stepper.restart_ema([it.branch.lora_down, it.branch.lora_up])
     before = it.weights.master.clone()
-    with it.stepper.shown():
+    with it.stepper.evaluation_weights():
         assert torch.equal(it.weights.master, before)
 
 
@@ -336,7 +336,7 @@ def test_another_stepper_goes_on_bit_for_bit(optimizer, dtype: torch.dtype) -> N
     gone_on.stepper.load_state_dict(begun.stepper.state_dict())
     for _ in range(5):
         assert whole.stepper.step(some(2)) == gone_on.stepper.step(some(2))
-    whole.stepper.finish(), gone_on.stepper.finish()
+    whole.stepper.keep_evaluation_weights(), gone_on.stepper.keep_evaluation_weights()
     assert torch.equal(whole.weights.master, gone_on.weights.master)
 
 
@@ -365,7 +365,7 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
             told = stepper.step([batch, batch], lambda begun=following: [begun] * 2 if step % 3 else ())
             assert math.isnan(told) == (step == 4)
         assert graphs.active == (device.type == "cuda")
-        with stepper.shown():
+        with stepper.evaluation_weights():
             masters.append(weights.master.cpu().clone())
         masters.append(weights.master.cpu().clone())
     torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)
@@ -441,7 +441,7 @@ def test_going_back_forgets_what_was_begun() -> None:
     it = runner(Ahead)
     it.stepper.step([it.batch(1.0)], lambda: [it.batch(5.0)])
     it.stepper.restore_last_good()
-    assert not it.stepper._gradient.any() and it.stepper._begun is None
+    assert not it.stepper._gradients.gradient.any() and it.stepper._gradients._prefetched is None
 
 
 ON_CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
