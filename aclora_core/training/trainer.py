@@ -22,7 +22,7 @@ from ..acceleration import (
 from ..adapter import Adapter, Restart
 from ..config import TrainConfig, rank_overrides
 from ..diffusion import Batch, Model, denoising_losses
-from ..lora import alpha_scales, injected, make_parameters, target_layers
+from ..lora import LoraSpec, alpha_scales, injected, make_parameters, target_layers
 from ..method import LayerRestart, Mode, dynamic_threshold, is_restart_epoch, restart_adapter
 from ..optim import Stepper, learning_rate_at
 from ..storage import component_tensors, map_tensors
@@ -53,17 +53,16 @@ class TrainingPass:
         self._pictures, self._on_gpu = pictures, model.device.type == "cuda"
         self.generator = torch.Generator().manual_seed(config.seed)
         self.noises = torch.Generator(model.device).manual_seed(config.seed)  # drawn where it is used: there it is fast
-        self.layers = target_layers(model, config)
-        self.weights = make_parameters(
-            self.layers,
+        self.layers = target_layers(
+            model, config.layers, config.include_layers, config.exclude_layers, bool(config.text_learning)
+        )
+        spec = LoraSpec(
             config.max_rank,
             config.alpha,
-            self.generator,
-            model.device,
-            model.dtype,
             rank_overrides(self.layers, config.layer_ranks, model.prefix),
-            alpha_scales(self.layers, model, config),
+            alpha_scales(self.layers, model.text_encoders, config.text_learning),
         )
+        self.weights = make_parameters(self.layers, spec, self.generator, model.device, model.dtype)
         self.graphs = CudaGraphRunner(model.device, config.graph)
         self.memory = ActivationCheckpointing(model.network)
         self.stepper = Stepper(
@@ -101,7 +100,7 @@ class TrainingPass:
 
     def adapter(self) -> Adapter:
         """The adapter as it is, in main memory."""
-        return Adapter({name: branch.layer() for name, branch in self.weights.layers.items()})
+        return Adapter({name: branch.to_layer() for name, branch in self.weights.layers.items()})
 
     def step(self) -> None:
         """Takes the next batch, and restarts the adapter where an interval ends."""

@@ -93,7 +93,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictur
     with torch.inference_mode(), open_training(pack, model, *pictures) as trainable:
         layers = core.lora.targets.preset_layers(trainable.network, "attention")
         weights = core.lora.parameters.make_parameters(
-            layers, 2, 2.0, torch.Generator().manual_seed(0), trainable.device
+            layers, core.lora.LoraSpec(2, 2.0), torch.Generator().manual_seed(0), trainable.device
         )
         ups = [branch.up.compute.grad for branch in weights.layers.values()]
         noisy, sigma = noisy_pair(trainable)
