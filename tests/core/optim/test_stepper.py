@@ -15,6 +15,7 @@ from aclora_core.adapter.adapter import Layer
 from aclora_core.diffusion.batch import Batch
 from aclora_core.lora.linear import LinearBranch
 from aclora_core.lora.parameters import FlatParameters, LoraLayer
+from aclora_core.optim import weight_update
 from aclora_core.optim.stepper import Stepper
 
 RATE, DECAY = 0.1, 0.05
@@ -373,6 +374,60 @@ def test_captured_steps_match_the_cpu(optimizer, dtype: torch.dtype) -> None:
             masters.append(weights.master.cpu().clone())
         masters.append(weights.master.cpu().clone())
     torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)
+
+
+class FusedKernels:
+    """The fused AdamW kernel in plain PyTorch, with the arguments of acceleration.AdamW."""
+
+    calls = 0
+
+    @classmethod
+    def adamw(
+        cls, weights, gradient, exp_avg, exp_avg_sq, previous, compute, steps, lr, divisor, skip, betas, decay, eps
+    ) -> None:
+        cls.calls += 1
+        if not skip:
+            grad = gradient.float() / divisor
+            previous.copy_(weights)
+            exp_avg.lerp_(grad, 1 - betas[0])
+            exp_avg_sq.lerp_(grad.square(), 1 - betas[1])
+            weights.mul_(1 - lr * decay)
+            corrected = (exp_avg_sq / (1 - betas[1] ** steps)).sqrt()
+            weights.sub_(lr * exp_avg / (1 - betas[0] ** steps) / (corrected + eps))
+            compute.copy_(weights)
+        gradient.zero_()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fused_update_matches_the_separate_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one and with several micro-batches, non-finite steps, an EMA and a return to the last good weights."""
+
+    def run() -> list[Tensor]:
+        it, spoil = bench(dtype=dtype), []
+        leaves = it.branch.down.compute, it.branch.up.compute
+
+        def loss(batch: Batch) -> Tensor:
+            return squares(*(leaf.float() for leaf in leaves)) * (math.nan if spoil else 1)
+
+        it.stepper = Stepper(it.weights, loss, CudaGraphRunner(CPU), RATE, DECAY, 0.7, ema_decay=0.9)
+        for count in (1, 3, 1, 1, 2, 1):
+            assert math.isfinite(it.stepper.step(micro_batches(count)))
+            spoil.append(1)
+            assert math.isnan(it.stepper.step(micro_batches(count)))
+            spoil.clear()
+        results = [it.weights.master.clone(), it.weights.compute.float()]
+        assert not it.weights.gradient.any() and not it.stepper._gradients.gradient.any()
+        it.stepper.restore_last_good()
+        results.append(it.weights.master.clone())
+        it.stepper.keep_evaluation_weights()
+        return [*results, it.weights.master.clone()]
+
+    separate = run()
+    monkeypatch.setattr(weight_update, "find_kernels", lambda device, dtype, group: FusedKernels)
+    FusedKernels.calls = 0
+    fused = run()
+    assert FusedKernels.calls >= 12
+    torch.testing.assert_close(fused, separate, rtol=0.02, atol=0.01)
 
 
 class AlwaysCaptured(CudaGraphRunner):
