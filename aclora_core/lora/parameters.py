@@ -155,7 +155,7 @@ def make_parameters(
 ) -> FlatParameters:
     """Initialise a LoRA branch for each layer: lora_down uniform in ±1/√fan_in, lora_up zero.
 
-    A rank above what a layer's weight can have is lowered to that.
+    A rank above the full rank of a layer's weight is lowered to it.
 
     Args:
         layers: name -> linear or convolution layer.
@@ -165,7 +165,7 @@ def make_parameters(
         dtype: that the model computes in.
 
     Raises:
-        ValueError: the rank is above what any layer can have.
+        ValueError: the rank is above the full rank of every layer.
     """
     shapes = {name: _weight_shape(module) for name, module in layers.items()}
     largest = max(_full_rank(shape) for shape in shapes.values())

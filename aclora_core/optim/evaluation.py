@@ -1,4 +1,4 @@
-"""The weights to evaluate and to save, which may be an average of those that training continues from."""
+"""Weights to evaluate and to save, which may be an average of the weights that training continues from."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class FlatOptimizer:
         return state
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint: numbers of the parameter group, and state by the start of each parameter."""
+        """State for a checkpoint: the parameter group's numbers, and the state by the start of each parameter."""
         (group,) = self.optimizer.param_groups
         return {
             "group": {key: value for key, value in group.items() if isinstance(value, Tensor | int | float)},

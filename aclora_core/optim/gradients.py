@@ -17,7 +17,7 @@ Loss = Callable[[Batch], Tensor | tuple[Tensor, Tensor]]
 
 
 class GradientAccumulator:
-    """Runs forward and backward passes, as captured CUDA graphs where possible, and sums what they give.
+    """Sums the losses and gradients of micro-batches, whose passes run as CUDA graphs where possible.
 
     Args:
         weights: the parameters to differentiate by; the backward pass adds to weights.gradient.

@@ -25,7 +25,7 @@ _Make = Callable[[list[nn.Parameter], float | Tensor, float, bool], Optimizer]
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """How one optimizer is made, and what FlatOptimizer and Stepper have to know of it."""
+    """One optimizer: its constructor and the properties in which it differs from others."""
 
     make: _Make
     package: str | None = None  # the Python package that it needs beside torch

@@ -27,7 +27,7 @@ def _no_batches() -> Sequence[Batch]:
 
 
 class Stepper:
-    """Optimisation steps on an adapter, of which those with a loss or gradient that is not finite are skipped.
+    """Takes optimisation steps on an adapter, and skips those whose loss or gradient is not finite.
 
     The loss of float16 models is scaled. A step whose gradient overflows is repeated at half the scale, so no image is
     left out for it.
@@ -114,7 +114,7 @@ class Stepper:
         return loss
 
     def clear_gradients(self) -> None:
-        """Discard the gradients of an unfinished step, and what was started of the next."""
+        """Discard the gradients of an unfinished step, and a prefetched micro-batch of the next."""
         self._gradients.clear()
 
     def reset_state(self, factors: Iterable[Tensor]) -> None:

@@ -46,7 +46,7 @@ class WeightUpdate:
         self._max_norm = max_norm
         self._scaler = scaler
         self._ema = ema
-        # The weights before the last finite step. That step's result may be what makes all later losses not finite.
+        # The weights before the last finite step, as its result may be the cause if all later losses are not finite.
         self._last_good = weights.master.clone()
         self._fused_adamw = _find_fused_adamw(weights) if optimizer.spec.has_fused_kernel else None
 
@@ -99,7 +99,7 @@ class WeightUpdate:
         return torch.stack([loss, overflowed.to(loss.dtype)])
 
     def _set_divisor(self, norm: Tensor, good: Tensor, overflowed: Tensor) -> None:
-        """Set what the gradient is divided by: the clipping factor max(1, norm / max_norm) times the loss scale.
+        """Set the gradient's divisor: the clipping factor max(1, norm / max_norm) times the loss scale.
 
         Clears `overflowed` where a smaller loss scale would not help.
         """

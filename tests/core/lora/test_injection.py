@@ -1,4 +1,4 @@
-"""LoRA branches: their outputs and gradients, injection and removal, parameters, target layers."""
+"""LoRA branches: their outputs and gradients, injection and removal."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ LAYERS = {
     "linear on an image of tokens": (lambda: nn.Linear(6, 5), (2, 3, 4, 6)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(2, 1)), (2, 4, 10, 9)),
-    "conv2d padded to its size": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2, bias=False), (2, 4, 8, 8)),
+    "conv2d with same padding": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2, bias=False), (2, 4, 8, 8)),
     "conv2d 1x1": (lambda: nn.Conv2d(4, 6, 1), (2, 4, 5, 6)),
     "conv2d 1x1 without bias": (lambda: nn.Conv2d(4, 6, 1, bias=False), (2, 4, 5, 6)),
     "conv3d": (lambda: nn.Conv3d(4, 6, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), (2, 4, 2, 6, 6)),
@@ -29,8 +29,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def new_branches(layers: dict[str, nn.Module], rank: int, alpha: float, seed: int = 0) -> dict[str, LoraLayer]:
-    return make_parameters(layers, LoraSpec(rank, alpha), seeded(seed), CPU).layers
+def new_branches(layers: dict[str, nn.Module], rank: int, alpha: float) -> dict[str, LoraLayer]:
+    return make_parameters(layers, LoraSpec(rank, alpha), seeded(), CPU).layers
 
 
 def random_branches(layers: dict[str, nn.Module], rank: int, alpha: float) -> dict[str, LoraLayer]:
@@ -205,10 +205,10 @@ def test_a_quantised_layer_with_the_interface_of_linear_is_trained_too() -> None
         def __init__(self) -> None:
             super().__init__()
             self.in_features, self.out_features = 6, 5
-            self.register_buffer("numbers", torch.randint(-127, 128, (5, 6), generator=seeded(), dtype=torch.int8))
+            self.register_buffer("quantised", torch.randint(-127, 128, (5, 6), generator=seeded(), dtype=torch.int8))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x @ (self.numbers.float() / 127).T
+            return x @ (self.quantised.float() / 127).T
 
     model, x = nn.ModuleDict({"layer": Quantised()}), torch.randn(2, 3, 6, generator=seeded())
     layers = preset_layers(model, "all")

@@ -82,11 +82,11 @@ def test_many_steps_match_torch_adamw_on_separate_factors() -> None:
 
 
 def test_two_micro_batches_add_up_to_one_step() -> None:
-    apart, together = bench(), bench()
+    split, whole = bench(), bench()
     for _ in range(5):
-        value = apart.step(lambda down, up: down.square().sum(), lambda down, up: up.square().sum())
-        assert value == pytest.approx(together.step(squares))
-    torch.testing.assert_close(apart.weights.master, together.weights.master)
+        value = split.step(lambda down, up: down.square().sum(), lambda down, up: up.square().sum())
+        assert value == pytest.approx(whole.step(squares))
+    torch.testing.assert_close(split.weights.master, whole.weights.master)
 
 
 def test_gradients_accumulate_in_float32_whatever_the_model_dtype() -> None:
