@@ -1,11 +1,12 @@
-"""Trainable LoRA branches beside frozen layers: which layers, their parameters, injecting them and taking them out."""
+"""Trainable LoRA branches beside frozen layers: target layers, parameters, injection into a model."""
 
 from .injection import injected
-from .parameters import FlatParameters, make_parameters
+from .parameters import FlatParameters, LoraSpec, make_parameters
 from .targets import alpha_scales, target_layers
 
 __all__ = [
     "FlatParameters",
+    "LoraSpec",
     "alpha_scales",
     "injected",
     "make_parameters",

@@ -1,7 +1,7 @@
-"""LoRA branches beside the model's own layers: which layers, their start, attaching and taking off again.
+"""Injecting LoRA branches beside the layers of a model, and removing them.
 
-A branch works on what goes into and comes out of a layer, y + scale · up(down(x)). So every weight format that the
-model runs in can be trained, quantised ones included.
+A branch reads a layer's input and adds to its output, y + scale · up(down(x)). So a model can be trained in every
+weight format that it runs in, including quantised ones.
 """
 
 from __future__ import annotations
@@ -27,36 +27,45 @@ def injected(
     branches: Mapping[str, LoraLayer],
     is_unpatched: Callable[[nn.Module], bool] = lambda module: False,
 ) -> Iterator[Callable[[], None]]:
-    """Adds the branches to the layers' outputs; they are taken off when the block ends, however it ends.
+    """Add branches to the outputs of layers within a context.
 
-    is_unpatched: whether a layer computes with its own weight as it is, and nothing else. It is then computed together
-    with its branch, which is faster. Gives a function to call after a first pass: from then on layers that read the
-    same tensor in it are computed together.
+    Args:
+        layers: name -> layer; at least those that have a branch.
+        branches: name -> branch.
+        is_unpatched: whether a layer computes with its own weight as it is, and nothing else. Such a layer is computed
+            together with its branch, which is faster.
+
+    Yields:
+        A function to call after a first forward pass. From then on layers that had the same input in it are computed
+        together.
     """
-    siblings: defaultdict[str, SharedInputs] = defaultdict(SharedInputs)  # by the name of the module that they are in
+    shared_inputs: defaultdict[str, SharedInputs] = defaultdict(SharedInputs)  # by the name of the parent module
     with ExitStack() as undo:
         for name, branch in branches.items():
-            layer, kin = layers[name], siblings[name.rpartition(".")[0]]
-            together = _together(layer, branch, kin) if is_unpatched(layer) and "forward" not in vars(layer) else None
-            if together is not None:
-                if can_adapt(layer):
-                    undo.enter_context(channels_last(layer))  # type: ignore[arg-type]
-                layer.forward = together
-                undo.callback(delattr, layer, "forward")
-            else:
+            layer = layers[name]
+            siblings = shared_inputs[name.rpartition(".")[0]]
+            forward = None
+            if is_unpatched(layer) and "forward" not in vars(layer):
+                forward = _adapted_forward(layer, branch, siblings)
+            if forward is None:
                 hook = _linear_hook(branch) if is_linear(layer) else _convolution_hook(branch)
                 undo.callback(layer.register_forward_hook(hook).remove)
+                continue
+            if can_adapt(layer):
+                undo.enter_context(channels_last(layer))  # type: ignore[arg-type]
+            layer.forward = forward
+            undo.callback(delattr, layer, "forward")
 
-        def join() -> None:
-            for kin in siblings.values():
-                kin.join()
+        def fuse() -> None:
+            for group in shared_inputs.values():
+                group.fuse()
 
-        yield join
+        yield fuse
 
 
-def _together(layer: nn.Module, branch: LoraLayer, siblings: SharedInputs) -> Callable[[Tensor], Tensor] | None:
-    """The layer's forward with the branch in it; None for a layer that is only known from outside."""
-    if layer.weight.dtype != branch.down.compute.dtype:  # a layer that the host keeps in another type
+def _adapted_forward(layer: nn.Module, branch: LoraLayer, siblings: SharedInputs) -> Callable[[Tensor], Tensor] | None:
+    """Return a forward that computes layer and branch; None for layers that must compute their product themselves."""
+    if layer.weight.dtype != branch.down.compute.dtype:  # the host keeps some layers in another dtype
         return None
     if isinstance(layer, nn.Linear):
         return siblings.add(AdaptedLayer(layer.weight, layer.bias, branch))
@@ -65,7 +74,8 @@ def _together(layer: nn.Module, branch: LoraLayer, siblings: SharedInputs) -> Ca
 
 def _linear_hook(branch: LoraLayer) -> Any:
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return LinearBranch.apply(output, inputs[0], branch.down.compute, branch.up.compute, branch)
+        result: Tensor = LinearBranch.apply(output, inputs[0], branch.down.compute, branch.up.compute, branch)
+        return result
 
     return add
 
@@ -73,8 +83,9 @@ def _linear_hook(branch: LoraLayer) -> Any:
 def _convolution_hook(branch: LoraLayer) -> Any:
     def add(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         convolve = next(function for kind, function in CONVOLUTIONS.items() if isinstance(module, kind))
-        down, up = branch.down.compute.to(output.dtype), branch.up.compute.to(output.dtype)
-        inner = convolve(inputs[0].to(output.dtype), down, None, module.stride, module.padding, module.dilation)
-        return torch.add(output, convolve(inner, up), alpha=branch.scale)
+        down = branch.down.compute.to(output.dtype)
+        up = branch.up.compute.to(output.dtype)
+        x_down = convolve(inputs[0].to(output.dtype), down, None, module.stride, module.padding, module.dilation)
+        return torch.add(output, convolve(x_down, up), alpha=branch.scale)
 
     return add

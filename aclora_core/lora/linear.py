@@ -1,8 +1,10 @@
-"""Linear layers and their LoRA branches as one operation, forwards and backwards.
+"""Linear layer and LoRA branch as one operation, forward and backward.
 
-Written as y + s · up(down(x)), a branch costs two passes over the activations that are only additions, one forwards
-and one backwards. Here the products add into what the layer itself computes. The gradients of the factors are
-added to their .grad at once, where the adapter keeps them all in one tensor.
+Written as y + s · up(down(x)), a branch costs two passes over the activations that only add, one forward and one
+backward. Here its matrix products accumulate into the layer's own output and input gradient. The gradients of the
+factors are added to their .grad directly, which is part of the flat gradient.
+
+Names: x_down = x · downᵀ (n, rank) and grad_up = grad_out · up (n, rank), the narrow intermediates.
 """
 
 from __future__ import annotations
@@ -14,162 +16,186 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..acceleration import Kernels, find_kernels
+from ..acceleration import find_kernels
 from .parameters import Factor, LoraLayer
 
 
 class AdaptedLayer(NamedTuple):
-    """A linear layer that is not trained, with its branch of the same type."""
+    """A frozen linear layer and its branch, whose compute dtype is that of the weight."""
 
     weight: Tensor  # (out, in)
     bias: Tensor | None  # (out,)
-    branch: LoraLayer  # of a linear layer, or of a convolution of single pixels
+    branch: LoraLayer  # of a linear layer, or of a 1x1 convolution
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
-        """down (rank, in) and up (out, rank)."""
-        down, up = self.branch.down.compute, self.branch.up.compute
-        return down.detach().flatten(1), up.detach().flatten(1)
+        """down (rank, in) and up (out, rank), detached."""
+        down = self.branch.down.compute.detach().flatten(1)
+        up = self.branch.up.compute.detach().flatten(1)
+        return down, up
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What layers must have in common to be computed together."""
-        weight, (down, _) = self.weight, self.factors
+        """Properties in which layers must agree to be computed together."""
+        down, _ = self.factors
+        weight = self.weight
         return weight.shape, weight.dtype, weight.device, self.bias is None, down.shape, self.branch.scale
 
 
 def adapted_linears(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Tensor, ...]:
-    """x (..., in) -> x Wᵀ + b + s · (x downᵀ) upᵀ (..., out) of each layer; the layers are of one kind."""
-    # The factors are given so that autograd sees that there is something to learn.
-    leaves = (factor.compute for layer in layers for factor in (layer.branch.down, layer.branch.up))
-    outputs: tuple[Tensor, ...] = _AdaptedLinears.apply(x, layers, *leaves)
+    """Compute x Wᵀ + b + s · (x downᵀ) upᵀ for several layers with the same input.
+
+    Args:
+        x: (..., in).
+        layers: one to MAX_LAYERS layers of equal `kind`.
+
+    Returns:
+        (..., out) of each layer.
+    """
+    # Autograd only calls backward if an input requires a gradient, so the factors are inputs.
+    factors = [factor.compute for layer in layers for factor in (layer.branch.down, layer.branch.up)]
+    outputs: tuple[Tensor, ...] = _AdaptedLinears.apply(x, layers, *factors)
     return outputs
 
 
 class _AdaptedLinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: Sequence[AdaptedLayer], *leaves: Tensor) -> tuple[Tensor, ...]:
-        flat = x.reshape(-1, x.shape[-1])
-        outputs, inner = _forward(flat, layers)
-        ctx.save_for_backward(flat, inner)
+    def forward(ctx: Any, x: Tensor, layers: Sequence[AdaptedLayer], *factors: Tensor) -> tuple[Tensor, ...]:
+        rows = x.reshape(-1, x.shape[-1])
+        outputs, x_down = _forward(rows, layers)
+        ctx.save_for_backward(rows, x_down)
         ctx.layers, ctx.shape = layers, x.shape
         ctx.set_materialize_grads(False)
-        # No views, since the model may add to them in place; F.linear gives one where x is not contiguous.
-        return tuple(torch.ops.aten._unsafe_view(each, [*x.shape[:-1], each.shape[-1]]) for each in outputs)
+        # No views, since the model may add to the outputs in place; F.linear returns one where x is not contiguous.
+        return tuple(torch.ops.aten._unsafe_view(output, [*x.shape[:-1], output.shape[-1]]) for output in outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        flat, inner = ctx.saved_tensors
-        used = [number for number, gradient in enumerate(gradients) if gradient is not None]
-        of_input = None
-        if used:
-            rows = [_rows(gradients[number]) for number in used]  # type: ignore[arg-type]
-            inner = inner if len(used) == len(gradients) else inner[used]
-            of_input = _backward(flat, inner, rows, [ctx.layers[number] for number in used], ctx.needs_input_grad[0])
-        return None if of_input is None else of_input.view(ctx.shape), None, *(None for _ in range(2 * len(gradients)))
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        no_factor_grads = (None,) * (2 * len(grad_outputs))  # they are added to .grad
+        used = [index for index, gradient in enumerate(grad_outputs) if gradient is not None]
+        if not used:
+            return None, None, *no_factor_grads
+        x, x_down = ctx.saved_tensors
+        if len(used) < len(grad_outputs):
+            x_down = x_down[used]
+        grad_rows = [_rows(grad_outputs[index]) for index in used]  # type: ignore[arg-type]
+        layers = [ctx.layers[index] for index in used]
+        grad_input = _backward(x, x_down, grad_rows, layers, ctx.needs_input_grad[0])
+        return None if grad_input is None else grad_input.view(ctx.shape), None, *no_factor_grads
 
 
 def _rows(gradient: Tensor) -> Tensor:
-    """(..., out) -> (n, out), without gaps."""
+    """(..., out) -> (n, out), contiguous."""
     return gradient.reshape(-1, gradient.shape[-1]).contiguous()
 
 
 def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor], Tensor]:
-    """The outputs, each (n, out), and x · downᵀ (layers, n, rank)."""
+    """Return the output (n, out) of each layer, and x_down (layers, n, rank)."""
     weights, biases, downs, ups = _tensors(layers)
-    kernels, scale = find_kernels(x.device, x.dtype, "layers"), layers[0].branch.scale
+    scale = layers[0].branch.scale
+    kernels = find_kernels(x.device, x.dtype, "layers")
     if kernels is not None and kernels.take_forward(x, weights[0], len(downs[0])):
-        outputs, inner = kernels.linear.forward(x, weights, biases, downs, ups, scale)
-        return outputs.unbind(), inner
-    inner = torch.stack([x @ down.t() for down in downs]) if len(layers) > 1 else (x @ downs[0].t())[None]
-    return [
-        F.linear(x, layer.weight, layer.bias).addmm_(narrow, up.t(), alpha=scale)
-        for layer, narrow, up in zip(layers, inner, ups, strict=True)
-    ], inner
+        stacked, x_down = kernels.linear.forward(x, weights, biases, downs, ups, scale)
+        return stacked.unbind(), x_down
+    x_down = torch.stack([x @ down.t() for down in downs]) if len(layers) > 1 else (x @ downs[0].t())[None]
+    outputs = []
+    for layer, h, up in zip(layers, x_down, ups, strict=True):
+        output = F.linear(x, layer.weight, layer.bias)
+        outputs.append(output.addmm_(h, up.t(), alpha=scale))
+    return outputs, x_down
 
 
 def _backward(
-    x: Tensor, inner: Tensor, gradients: list[Tensor], layers: Sequence[AdaptedLayer], wanted: bool
+    x: Tensor, x_down: Tensor, grad_outputs: list[Tensor], layers: Sequence[AdaptedLayer], needs_grad_input: bool
 ) -> Tensor | None:
-    """The gradient of x (n, in), if it is wanted; adds those of the factors to their .grad."""
+    """Return the gradient of x (n, in), if needed, and add those of the factors to their .grad."""
     weights, _, downs, ups = _tensors(layers)
-    kernels, scale = find_kernels(x.device, x.dtype, "layers"), layers[0].branch.scale
     branches = [layer.branch for layer in layers]
-    if wanted and kernels is not None and kernels.take_backward(gradients[0], weights[0], len(downs[0])):
-        of_input, through = kernels.linear.backward(gradients, weights, downs, ups, scale)
-        _add_gradients(kernels, branches, x, gradients, inner, through)
-        return of_input
+    kernels = find_kernels(x.device, x.dtype, "layers")
+    if needs_grad_input and kernels is not None and kernels.take_backward(grad_outputs[0], weights[0], len(downs[0])):
+        grad_input, grad_up = kernels.linear.backward(grad_outputs, weights, downs, ups, branches[0].scale)
+        _add_gradients(branches, x, grad_outputs, x_down, grad_up)
+        return grad_input
     result: Tensor | None = None
-    for number, (gradient, up) in enumerate(zip(gradients, ups, strict=True)):
-        if wanted:
-            result = gradient @ weights[number] if result is None else result.addmm_(gradient, weights[number])
-        through = (gradient @ up)[None]
-        _add_gradients(kernels, [branches[number]], x, [gradient], inner[number, None], through, result)
+    for index, (gradient, up) in enumerate(zip(grad_outputs, ups, strict=True)):
+        if needs_grad_input:
+            result = gradient @ weights[index] if result is None else result.addmm_(gradient, weights[index])
+        grad_up = (gradient @ up)[None]
+        _add_gradients([branches[index]], x, [gradient], x_down[index, None], grad_up, result)
     return result
 
 
 def _tensors(layers: Sequence[AdaptedLayer]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Weights, biases (none where there are none), downs and ups."""
+    """Weights, biases (empty if the layers have none), downs and ups."""
     downs, ups = zip(*(layer.factors for layer in layers), strict=True)
     biases = [layer.bias for layer in layers if layer.bias is not None]
     return [layer.weight for layer in layers], biases, list(downs), list(ups)
 
 
 def _add_gradients(
-    kernels: Kernels | None,
     branches: Sequence[LoraLayer],
     x: Tensor,
-    gradients: Sequence[Tensor],
-    inner: Tensor,
-    through: Tensor,
-    of_input: Tensor | None = None,
+    grad_outputs: Sequence[Tensor],
+    x_down: Tensor,
+    grad_up: Tensor,
+    grad_input: Tensor | None = None,
 ) -> None:
-    """Adds the gradients of branches' factors to their .grad, and that of x to of_input, if it is given.
+    """Add the gradients of the branches' factors to their .grad, and the branch's share to grad_input.
 
-    x: (n, in); gradients: (n, out) each; inner = x · downᵀ and through = gradient · up: (branches, n, rank). of_input:
-    (n, in), for a single branch.
+    Args:
+        branches: of layers with the same input.
+        x: (n, in).
+        grad_outputs: (n, out) of each branch.
+        x_down: (branches, n, rank).
+        grad_up: (branches, n, rank).
+        grad_input: (n, in) gradient of x to add to, for a single branch; or None.
     """
-    downs = [branch.down.compute.detach().flatten(1) for branch in branches]
-    of_downs, of_ups = [_gradient(branch.down) for branch in branches], [_gradient(branch.up) for branch in branches]
     scale = branches[0].scale
-    if kernels is not None and kernels.take_sums(x, gradients[0], len(downs[0])):
-        kernels.linear.add_gradients(x, gradients, inner, through, of_downs, of_ups, scale, of_input, downs[0])
+    downs = [branch.down.compute.detach().flatten(1) for branch in branches]
+    grad_downs = [_gradient(branch.down) for branch in branches]
+    grad_ups = [_gradient(branch.up) for branch in branches]
+    kernels = find_kernels(x.device, x.dtype, "layers")
+    if kernels is not None and kernels.take_sums(x, grad_outputs[0], len(downs[0])):
+        kernels.linear.add_gradients(
+            x, grad_outputs, x_down, grad_up, grad_downs, grad_ups, scale, grad_input, downs[0]
+        )
         return
-    for number, gradient in enumerate(gradients):
-        of_ups[number].addmm_(gradient.t(), inner[number], alpha=scale)
-        of_downs[number].addmm_(through[number].t(), x, alpha=scale)
-    if of_input is not None:
-        of_input.addmm_(through[0], downs[0], alpha=scale)
+    for index, gradient in enumerate(grad_outputs):
+        grad_ups[index].addmm_(gradient.t(), x_down[index], alpha=scale)
+        grad_downs[index].addmm_(grad_up[index].t(), x, alpha=scale)
+    if grad_input is not None:
+        grad_input.addmm_(grad_up[0], downs[0], alpha=scale)
 
 
 def _gradient(factor: Factor) -> Tensor:
-    """What is added up for a factor, with one row for each of its own."""
+    """The factor's accumulated gradient as a matrix."""
     assert factor.compute.grad is not None
     return factor.compute.grad.flatten(1)
 
 
 class LinearBranch(torch.autograd.Function):
-    """output (..., out) -> output + s · (x downᵀ) upᵀ, for layers whose own product is not ours to compute."""
+    """output (..., out) -> output + s · (x downᵀ) upᵀ, for layers that compute their own product, such as quantised."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, branch: LoraLayer):  # type: ignore[no-untyped-def]
-        flat = x.reshape(-1, x.shape[-1]).to(down.dtype)
-        inner = flat @ down.t()
-        ctx.save_for_backward(flat, inner)
+        rows = x.reshape(-1, x.shape[-1]).to(down.dtype)
+        x_down = rows @ down.t()
+        ctx.save_for_backward(rows, x_down)
         ctx.branch, ctx.shape, ctx.dtype = branch, x.shape, x.dtype
-        inner, up = inner.to(output.dtype), up.to(output.dtype)
-        added = output.clone(memory_format=torch.contiguous_format)
-        added.view(-1, added.shape[-1]).addmm_(inner, up.t(), alpha=branch.scale)
-        return added  # no view, since the model may add to it in place
+        result = output.clone(memory_format=torch.contiguous_format)  # no view, since the model may add to it in place
+        result.view(-1, result.shape[-1]).addmm_(x_down.to(output.dtype), up.to(output.dtype).t(), alpha=branch.scale)
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor):  # type: ignore[no-untyped-def]
-        flat, inner = ctx.saved_tensors
-        leaf, up = ctx.branch.down.compute, ctx.branch.up.compute.detach()
-        rows = _rows(gradient).to(leaf.dtype)
-        of_input = torch.zeros_like(flat) if ctx.needs_input_grad[1] else None
-        kernels, through = find_kernels(rows.device, rows.dtype, "layers"), (rows @ up)[None]
-        _add_gradients(kernels, [ctx.branch], flat, [rows], inner[None], through, of_input)
-        return gradient, None if of_input is None else of_input.to(ctx.dtype).view(ctx.shape), None, None, None
+    def backward(ctx: Any, grad_output: Tensor):  # type: ignore[no-untyped-def]
+        x, x_down = ctx.saved_tensors
+        branch = ctx.branch
+        grad_rows = _rows(grad_output).to(branch.down.compute.dtype)
+        grad_up = grad_rows @ branch.up.compute.detach()
+        grad_input = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        _add_gradients([branch], x, [grad_rows], x_down[None], grad_up[None], grad_input)
+        if grad_input is not None:
+            grad_input = grad_input.to(ctx.dtype).view(ctx.shape)
+        return grad_output, grad_input, None, None, None

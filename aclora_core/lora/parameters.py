@@ -1,8 +1,8 @@
-"""All factors of an adapter in one tensor, so that a step works on the whole of it at once.
+"""The trainable parameters of an adapter, all in one flat tensor.
 
-A model may have 800 adapted layers, and a kernel for each of their factors costs more than the arithmetic. So the
-factors are views of one flat tensor: the optimizer, the norm of the gradient and the cast to the model's type are one
-kernel each. The weights that the optimizer changes are float32; the model works on a copy in its own type.
+A model may have 800 adapted layers, and a kernel for each of their factors would cost more than its arithmetic. So the
+factors are views of one flat tensor: the optimizer, the norm of the gradient and the cast to the model's dtype are one
+kernel each. The optimizer updates float32 weights; the model computes with a copy of them in its own dtype.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,31 +21,33 @@ from ..adapter import Layer
 
 log = logging.getLogger("aclora")
 
-_ALIGNMENT = 64  # numbers; matrix products want their operands to begin at a multiple of 16 bytes
+_ALIGNMENT = 64  # elements; matrix products want their operands to start at a multiple of 16 bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """lora_down or lora_up of one layer."""
+    """lora_down or lora_up of one layer. Both tensors share the memory of FlatParameters."""
 
-    master: Tensor  # float32, what the optimizer changes
-    compute: Tensor  # the same in the model's type; its .grad is a view of the adapter's flat gradient
+    master: Tensor  # float32, updated by the optimizer
+    compute: Tensor  # copy in the model's dtype, a leaf; its .grad is a view of the flat gradient
 
 
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
-    """One layer's adapter while it trains."""
+    """The LoRA branch of one layer while it trains."""
 
-    down: Factor  # (rank, in) or (rank, in, kernel...), of which two-dimensional ones stand channels last in memory
-    up: Factor  # (out, rank) or (out, rank, 1...)
+    down: Factor  # (rank, in) or (rank, in, *kernel); 4-d factors are channels-last in memory
+    up: Factor  # (out, rank) or (out, rank, 1, ...)
     alpha: float
 
     @property
     def lora_down(self) -> Tensor:
+        """float32 weights of the down factor."""
         return self.down.master
 
     @property
     def lora_up(self) -> Tensor:
+        """float32 weights of the up factor."""
         return self.up.master
 
     @property
@@ -53,42 +55,52 @@ class LoraLayer:
         """alpha / rank, as in every LoRA file."""
         return self.alpha / self.lora_down.shape[0]
 
-    def layer(self) -> Layer:
-        """A copy in main memory."""
-        down, up = (factor.to("cpu", copy=True).contiguous() for factor in (self.lora_down, self.lora_up))
+    def to_layer(self) -> Layer:
+        """Copy the float32 factors to main memory."""
+        down = self.lora_down.to("cpu", copy=True).contiguous()
+        up = self.lora_up.to("cpu", copy=True).contiguous()
         return Layer(down, up, self.alpha)
 
 
 class FlatParameters:
-    """The factors of all layers and their gradients, each kind in one flat tensor.
+    """The factors of all layers and their gradients, as views of three flat tensors.
 
-    start: name -> the factors that a layer begins with and its alpha. dtype: the type that the model computes in.
+    Args:
+        initial: layer name -> initial factors and alpha.
+        device: of all tensors.
+        dtype: that the model computes in.
+
+    Attributes:
+        master: (n,) float32 weights, updated by the optimizer.
+        compute: (n,) copy of them in `dtype`; master itself if that is float32.
+        gradient: (n,) in `dtype`; backward passes add to it.
+        layers: layer name -> views of the flat tensors.
     """
 
-    def __init__(self, start: Mapping[str, Layer], device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        shapes = [shape for layer in start.values() for shape in (layer.lora_down.shape, layer.lora_up.shape)]
-        places, size = _places(shapes)
+    def __init__(self, initial: Mapping[str, Layer], device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        shapes = [shape for layer in initial.values() for shape in (layer.lora_down.shape, layer.lora_up.shape)]
+        starts, size = _starts(shapes)
         self.master = torch.zeros(size, device=device)
         self.compute = self.master if dtype == torch.float32 else torch.zeros(size, device=device, dtype=dtype)
-        self.gradient = torch.zeros_like(self.compute)  # of the leaves; steps add to it
-        factors = iter(self._factor(place, shape) for place, shape in zip(places, shapes, strict=True))
-        self.layers = {name: LoraLayer(next(factors), next(factors), layer.alpha) for name, layer in start.items()}
-        self.load(start)
+        self.gradient = torch.zeros_like(self.compute)
+        factors = iter([self._factor(start, shape) for start, shape in zip(starts, shapes, strict=True)])
+        self.layers = {name: LoraLayer(next(factors), next(factors), layer.alpha) for name, layer in initial.items()}
+        self.load(initial)
 
-    def _factor(self, place: int, shape: torch.Size) -> Factor:
-        span = slice(place, place + math.prod(shape))
-        leaf = _shaped(self.compute[span], shape).detach().requires_grad_()
-        leaf.grad = _shaped(self.gradient[span], shape)
-        return Factor(_shaped(self.master[span], shape), leaf)
+    def _factor(self, start: int, shape: torch.Size) -> Factor:
+        span = slice(start, start + math.prod(shape))
+        compute = _view(self.compute[span], shape).detach().requires_grad_()
+        compute.grad = _view(self.gradient[span], shape)
+        return Factor(_view(self.master[span], shape), compute)
 
     def refresh(self) -> None:
-        """Brings the model's copy up to date after the float32 weights have changed."""
+        """Copy the float32 weights into the model's dtype, after they have changed."""
         if self.compute is not self.master:
             with torch.no_grad():
                 self.compute.copy_(self.master)
 
     def load(self, layers: Mapping[str, Layer]) -> None:
-        """Takes over the deltas of all layers; ranks below the adapter's own are filled up with zeros.
+        """Load the deltas of all layers; a rank below the adapter's own is padded with zeros.
 
         Raises:
             KeyError: a layer of the adapter is missing.
@@ -101,72 +113,100 @@ class FlatParameters:
         self.refresh()
 
     def span(self, factor: Tensor) -> slice:
-        """Where the numbers of a factor's master stand in the flat tensors."""
-        begin = factor.storage_offset() - self.master.storage_offset()
-        return slice(begin, begin + factor.numel())
+        """The elements of the flat tensors that a factor's master is a view of."""
+        start = factor.storage_offset() - self.master.storage_offset()
+        return slice(start, start + factor.numel())
 
 
-def _places(shapes: Sequence[torch.Size]) -> tuple[list[int], int]:
-    """Where each factor begins, and the length of all."""
-    places, end = [], 0
+def _starts(shapes: Sequence[torch.Size]) -> tuple[list[int], int]:
+    """Aligned start of each factor in the flat tensor, and its total length."""
+    starts = []
+    end = 0
     for shape in shapes:
-        places.append(end)
+        starts.append(end)
         end += -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
-    return places, end
+    return starts, end
 
 
-def _shaped(numbers: Tensor, shape: torch.Size) -> Tensor:
-    """A factor in a part of a flat tensor; of a convolution on pictures with channels last, as kernels read them."""
+def _view(elements: Tensor, shape: torch.Size) -> Tensor:
+    """View a part of a flat tensor as a factor; 4-d factors channels-last, as convolution kernels read them."""
     if len(shape) != 4:
-        return numbers.view(shape)
+        return elements.view(shape)
     features, channels, height, width = shape
-    return numbers.view(features, height, width, channels).permute(0, 3, 1, 2)
+    return elements.view(features, height, width, channels).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Rank and alpha of an adapter's layers."""
+
+    rank: int  # of every layer that is large enough and not in rank_pattern
+    alpha: float  # at that rank; other ranks get alpha in proportion, so that scale = alpha / rank stays
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)  # layer name -> another rank
+    alpha_scales: Mapping[str, float] = field(default_factory=dict)  # layer name -> factor of its alpha
 
 
 def make_parameters(
     layers: Mapping[str, nn.Module],
-    rank: int,
-    alpha: float,
+    spec: LoraSpec,
     generator: torch.Generator,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    ranks: Mapping[str, int] | None = None,
-    strengths: Mapping[str, float] | None = None,
 ) -> FlatParameters:
-    """A branch for each layer: lora_down uniform in ±1/√in from the generator (on the CPU), lora_up zero.
+    """Initialise a LoRA branch for each layer: lora_down uniform in ±1/√fan_in, lora_up zero.
 
-    A rank above a layer's size is cut to it there, and alpha with it, so that the scale stays. dtype: the type that
-    the model computes in. ranks: of layers that get another, with the same scale. strengths: what alpha is multiplied
-    by in some layers, which then learn so much slower or faster.
+    A rank above the full rank of a layer's weight is lowered to it.
+
+    Args:
+        layers: name -> linear or convolution layer.
+        spec: ranks and alphas.
+        generator: on the CPU, for lora_down.
+        device: of the parameters.
+        dtype: that the model computes in.
 
     Raises:
-        ValueError: no layer is as large as the rank.
+        ValueError: the rank is above the full rank of every layer.
     """
-    sizes = {name: _sizes(module) for name, module in layers.items()}
-    largest = max(min(outputs, math.prod(inputs)) for outputs, inputs in sizes.values())
-    if rank > largest:
+    shapes = {name: _weight_shape(module) for name, module in layers.items()}
+    largest = max(_full_rank(shape) for shape in shapes.values())
+    if spec.rank > largest:
         raise ValueError(
-            f"The maximum rank is {rank}, but the model's largest layer can only have rank {largest}. "
+            f"The maximum rank is {spec.rank}, but the model's largest layer can only have rank {largest}. "
             f"Set the maximum rank to {largest} or less."
         )
-    start, cut = {}, 0
-    for name, (outputs, inputs) in sizes.items():
-        wanted = (ranks or {}).get(name, rank)
-        kept = min(wanted, outputs, math.prod(inputs))
-        cut += kept < wanted
-        bound = 1 / math.sqrt(math.prod(inputs))
-        down = (torch.rand(kept, *inputs, generator=generator) * 2 - 1) * bound
-        up = torch.zeros(outputs, kept, *(1 for _ in inputs[1:]))
-        start[name] = Layer(down, up, alpha * kept / rank * (strengths or {}).get(name, 1.0))
-    if cut:
-        log.info("AC-LoRA: %d of %d layers are smaller than rank %d and get their own size.", cut, len(layers), rank)
-    return FlatParameters(start, device, dtype)
+    initial: dict[str, Layer] = {}
+    lowered = 0
+    for name, shape in shapes.items():
+        wanted = spec.rank_pattern.get(name, spec.rank)
+        rank = min(wanted, _full_rank(shape))
+        lowered += rank < wanted
+        alpha = spec.alpha * rank / spec.rank * spec.alpha_scales.get(name, 1.0)
+        initial[name] = _initial_layer(shape, rank, alpha, generator)
+    if lowered:
+        log.info(
+            "AC-LoRA: %d of %d layers are too small for their rank and get the largest that fits.", lowered, len(layers)
+        )
+    return FlatParameters(initial, device, dtype)
 
 
-def _sizes(module: nn.Module) -> tuple[int, tuple[int, ...]]:
-    """Output features, and input features with the kernel's sides behind them."""
+def _initial_layer(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> Layer:
+    outputs, *inputs = shape
+    bound = 1 / math.sqrt(math.prod(inputs))
+    down = (torch.rand(rank, *inputs, generator=generator) * 2 - 1) * bound
+    up = torch.zeros(outputs, rank, *(1 for _ in inputs[1:]))
+    return Layer(down, up, alpha)
+
+
+def _full_rank(shape: tuple[int, ...]) -> int:
+    """The largest rank of a weight, seen as a matrix (out, in · kernel)."""
+    outputs, *inputs = shape
+    return min(outputs, math.prod(inputs))
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """(out, in) or (out, in, *kernel). Taken from the layer's sizes, as a quantised weight has another shape."""
     if is_linear(module):
         linear: Any = module
-        return linear.out_features, (linear.in_features,)
+        return linear.out_features, linear.in_features
     convolution: Any = module
-    return convolution.out_channels, (convolution.in_channels, *convolution.kernel_size)
+    return convolution.out_channels, convolution.in_channels, *convolution.kernel_size

@@ -1,4 +1,4 @@
-"""The running average of an adapter over its last steps (EMA): steadier than the weights of any one of them."""
+"""Exponential moving average (EMA) of an adapter's weights, which is steadier than the weights of any single step."""
 
 from __future__ import annotations
 
@@ -11,34 +11,46 @@ from ..lora import FlatParameters
 
 
 class Ema:
-    """average ← d · average + (1 − d) · weights after each step, with d = min(decay, (1 + n) / (10 + n)) at its n-th.
+    """average ← d · average + (1 − d) · weights after each step, with d = min(decay, (1 + n) / (10 + n)) at step n.
 
     The warm-up of d lets the average leave its start, an adapter that does nothing, as fast as the weights do.
+
+    Args:
+        weights: the parameters to average; their current values are the first average.
+        decay: limit of d, in 0..1. Larger averages over more steps.
     """
 
     def __init__(self, weights: FlatParameters, decay: float) -> None:
-        self._weights, self.decay = weights, decay
+        self._weights = weights
+        self.decay = decay
         self.value = weights.master.clone()
-        self._last_good = weights.master.clone()  # before the last step that counted; see Stepper
+        self._last_good = weights.master.clone()  # the average before the last finite step
         self._steps = torch.zeros((), device=weights.master.device)
 
     @torch.no_grad()
     def update(self, good: Tensor) -> None:
-        """Takes a step's weights into the average, on the device; a step that was not good counts as none."""
+        """Average in the current weights, on the device.
+
+        Args:
+            good: scalar bool; where false, the step was skipped and the average stays as it is.
+        """
         torch.where(good, self.value, self._last_good, out=self._last_good)
         self._steps += good
         decay = ((1 + self._steps) / (10 + self._steps)).clamp_max(self.decay)
-        followed = torch.lerp(self.value, self._weights.master, 1 - decay)
-        torch.where(good, followed, self.value, out=self.value)
+        averaged = torch.lerp(self.value, self._weights.master, 1 - decay)
+        torch.where(good, averaged, self.value, out=self.value)
 
     @torch.no_grad()
     def restart(self, spans: Iterable[slice]) -> None:
-        """Begins anew where a restart has drawn factors anew.
+        """Restart the average of replaced weights at their new values.
 
-        What was averaged there are weights that are gone, and the mean of old and new noise is neither; so these
-        factors begin at their new weights. lora_down and lora_up only mean something together: give the spans of both.
-        The warm-up begins again for all, as with a high decay the new start would otherwise rule the average for a
-        thousand steps; untouched layers merely follow a little faster for a while.
+        An average of replaced weights is meaningless, and so is the mean of old and new noise. The warm-up starts over
+        for all weights: with a high decay the new values would otherwise dominate the average for a thousand steps.
+        Layers that were not replaced then follow their weights a little faster for a while, which does no harm.
+
+        Args:
+            spans: of the replaced factors in the flat tensor. Give lora_down and lora_up of a layer together, as one
+                means nothing without the other.
         """
         spans = list(spans)
         for span in spans:
@@ -47,19 +59,19 @@ class Ema:
             self._steps.zero_()
 
     def restore_last_good(self) -> None:
-        """Goes back to before the last step that counted."""
+        """Restore the average from before the last finite step."""
         self.value.copy_(self._last_good)
 
     def tensors(self) -> list[Tensor]:
-        """What update changes."""
+        """Tensors that update changes in place."""
         return [self.value, self._last_good, self._steps]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of it."""
+        """State for a checkpoint; the tensors are not copied."""
         return {"value": self.value, "last_good": self._last_good, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from where another one stood."""
+        """Restore a state_dict in place."""
         self.value.copy_(state["value"])
         self._last_good.copy_(state["last_good"])
         self._steps.copy_(state["steps"])

@@ -12,7 +12,7 @@ from ..acceleration import ActivationCheckpointing, CudaGraphRunner, NoInplaceAd
 from ..adapter import Adapter
 from ..config import TrainConfig, rank_overrides
 from ..diffusion import Batch, DiffusionModel, batch_loss
-from ..lora import alpha_scales, injected, make_parameters, target_layers
+from ..lora import LoraSpec, alpha_scales, injected, make_parameters, target_layers
 from ..storage import component_tensors
 
 
@@ -27,17 +27,16 @@ class AdaptedModel:
 
     def __init__(self, model: DiffusionModel, config: TrainConfig, generator: torch.Generator) -> None:
         self.model = model
-        self.layers = target_layers(model, config)
-        self.parameters = make_parameters(
-            self.layers,
+        self.layers = target_layers(
+            model, config.layers, config.include_layers, config.exclude_layers, bool(config.text_learning)
+        )
+        spec = LoraSpec(
             config.max_rank,
             config.alpha,
-            generator,
-            model.device,
-            model.dtype,
             rank_overrides(self.layers, config.layer_ranks, model.prefix),
-            alpha_scales(self.layers, model, config),
+            alpha_scales(self.layers, model.text_encoders, config.text_learning),
         )
+        self.parameters = make_parameters(self.layers, spec, generator, model.device, model.dtype)
         self.graphs = CudaGraphRunner(model.device, config.graph)
         self.checkpointing = ActivationCheckpointing(model.network)
 
@@ -63,7 +62,7 @@ class AdaptedModel:
 
     def adapter(self) -> Adapter:
         """Return a copy of the adapter in main memory."""
-        return Adapter({name: layer.layer() for name, layer in self.parameters.layers.items()})
+        return Adapter({name: layer.to_layer() for name, layer in self.parameters.layers.items()})
 
     def weight_addresses(self) -> list[int]:
         """Return where the network's weights lie; captured graphs are void once one has moved."""

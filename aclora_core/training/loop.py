@@ -70,7 +70,7 @@ def run_pass(
             run.save(trainer, early_stopping, first)
     if not trainer.diverged:
         run.save(trainer, early_stopping, first)
-    stepper.finish()
+    stepper.keep_evaluation_weights()
 
 
 def _prefetch(stream: BatchStream, begin: bool) -> Sequence[Batch]:

@@ -67,9 +67,9 @@ class Restarts:
         results = restart_adapter(layers, threshold, self.generator, mode, self.config.measure)
         parameters.refresh()
         if self.config.clear_moments:
-            stepper.forget(_redrawn_factors(layers, results))
+            stepper.reset_state(_redrawn_factors(layers, results))
         redrawn = [name for name, result in results.items() if result.redrawn_down or result.redrawn_up]
-        stepper.restart_average(factor for name in redrawn for factor in layers[name][:2])
+        stepper.restart_ema(factor for name in redrawn for factor in layers[name][:2])
         self._last_step, self._without_style = len(losses), []
         ranks = {name: result.rank for name, result in results.items()}
         return Restart(len(losses), epoch, loss, None if threshold == "noise floor" else threshold, ranks)

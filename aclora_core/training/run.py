@@ -88,7 +88,7 @@ class TrainingRun:
     def measure(self, trainer: Trainer, early_stopping: EarlyStopping) -> None:
         """Measure the held-out images with the adapter as it would be given now."""
         began = time.monotonic()
-        with trainer.stepper.shown():
+        with trainer.stepper.evaluation_weights():
             early_stopping.measure(self.progress.step, self.callbacks.should_stop)
         self.expect_refit(early_stopping)
         seconds = (self.facts.validation_seconds or 0.0) + time.monotonic() - began

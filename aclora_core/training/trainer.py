@@ -82,7 +82,7 @@ class Trainer:
         """
         before = self.adapted.weight_addresses()
         try:
-            with self.stepper.shown():
+            with self.stepper.evaluation_weights():
                 yield
         finally:
             if before != self.adapted.weight_addresses():

@@ -66,14 +66,14 @@ def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[No
     plain, norms = trainable.is_unpatched, torch.nn.GroupNorm
     finders = [importlib.import_module(f"{pack.__name__}.{name}") for name in _FINDERS]
     siblings = importlib.import_module(f"{pack.__name__}.aclora_core.lora.shared_inputs").SharedInputs
-    find_kernels, join = finders[0].find_kernels, siblings.join
+    find_kernels, fuse = finders[0].find_kernels, siblings.fuse
     if lever == "kernels":
         trainable.fusable = type(trainable.fusable)()
         trainable.is_unpatched = lambda layer: not isinstance(layer, norms) and plain(layer)
         for module in finders:
             module.find_kernels = lambda device, dtype, part: None
     elif lever == "siblings":
-        siblings.join = lambda self: None
+        siblings.fuse = lambda self: None
     elif lever == "joint layers":
         trainable.is_unpatched = lambda layer: isinstance(layer, norms) and plain(layer)
     elif lever == "attention":
@@ -84,7 +84,7 @@ def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[No
     try:
         yield
     finally:
-        siblings.join = join
+        siblings.fuse = fuse
         for module in finders:
             module.find_kernels = find_kernels
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing, ActivationSizes, find_blocks
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
-from aclora_core.lora.parameters import make_parameters
+from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
 from tests.support.toy import FLOW, Toy, toy, train
 
@@ -48,7 +48,7 @@ def network() -> Network:
 
 def gradients(network: Network, memory: ActivationCheckpointing) -> Tensor:
     layers = preset_layers(network, "all")
-    weights = make_parameters(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+    weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), torch.device("cpu"))
     weights.master.normal_(generator=torch.Generator().manual_seed(2))
     with injected(layers, weights.layers, lambda module: True), memory.attached():
         network(torch.randn(5, 4, generator=torch.Generator().manual_seed(3))).square().sum().backward()

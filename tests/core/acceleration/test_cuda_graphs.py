@@ -76,7 +76,7 @@ def test_a_first_run_counts_for_nothing_also_where_memory_is_too_short(recording
     assert torch.equal(state, torch.full((3,), 2.0))
 
 
-@pytest.mark.parametrize("what", ["_update", "_accumulate"])
+@pytest.mark.parametrize("what", ["_update", "_forward_backward"])
 def test_a_step_that_is_done_again_for_want_of_memory_counts_once(recordings, what: str) -> None:
     """Memory is too short once, while a step or the update of the weights is recorded."""
     config = TrainConfig(steps=4, batch_size=4, max_rank=2, mode="off", held_out=0.0, layers="attention")

@@ -14,7 +14,7 @@ from aclora_core.acceleration.activation_checkpointing import ActivationCheckpoi
 from aclora_core.acceleration.fused_modules import FusableModules, fuse_modules
 from aclora_core.acceleration.kernels import Kernels
 from aclora_core.lora.injection import injected
-from aclora_core.lora.parameters import make_parameters
+from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
 from tests.support.kernel_stand_ins import stand_ins
 
@@ -224,7 +224,7 @@ def test_adapters_learn_the_same_with_and_without(again: bool, network: Network,
 
     def gradient(context: Callable[..., object]) -> Tensor:
         layers = preset_layers(network, "all")
-        weights = make_parameters(layers, 2, 2.0, torch.Generator().manual_seed(1), torch.device("cpu"))
+        weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), torch.device("cpu"))
         weights.master.normal_(generator=torch.Generator().manual_seed(2))
         weights.refresh()
         memory = ActivationCheckpointing(network)

@@ -1,30 +1,26 @@
-"""Branches beside a model's layers: what they add, what they leave alone, and which layers a preset means."""
+"""LoRA branches: their outputs and gradients, injection and removal."""
 
 import copy
-import logging
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aclora_core.config.layer_patterns import select_layers
 from aclora_core.lora.injection import injected
-from aclora_core.lora.parameters import LoraLayer, make_parameters
+from aclora_core.lora.parameters import LoraLayer, LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
 
 CPU = torch.device("cpu")
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), (4, 6)),
     "linear on tokens": (lambda: nn.Linear(6, 5, bias=False), (2, 7, 6)),
-    "linear on a picture of tokens": (lambda: nn.Linear(6, 5), (2, 3, 4, 6)),
+    "linear on an image of tokens": (lambda: nn.Linear(6, 5), (2, 3, 4, 6)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(2, 1)), (2, 4, 10, 9)),
-    "conv2d padded to its size": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2, bias=False), (2, 4, 8, 8)),
-    "conv2d of single pixels": (lambda: nn.Conv2d(4, 6, 1), (2, 4, 5, 6)),
-    "conv2d of single pixels without bias": (lambda: nn.Conv2d(4, 6, 1, bias=False), (2, 4, 5, 6)),
+    "conv2d with same padding": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2, bias=False), (2, 4, 8, 8)),
+    "conv2d 1x1": (lambda: nn.Conv2d(4, 6, 1), (2, 4, 5, 6)),
+    "conv2d 1x1 without bias": (lambda: nn.Conv2d(4, 6, 1, bias=False), (2, 4, 5, 6)),
     "conv3d": (lambda: nn.Conv3d(4, 6, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), (2, 4, 2, 6, 6)),
 }
 
@@ -33,14 +29,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make_branches(*arguments: Any) -> dict[str, LoraLayer]:
-    """The branches of a new adapter."""
-    return make_parameters(*arguments).layers
+def new_branches(layers: dict[str, nn.Module], rank: int, alpha: float) -> dict[str, LoraLayer]:
+    return make_parameters(layers, LoraSpec(rank, alpha), seeded(), CPU).layers
 
 
-def filled(*arguments: Any) -> dict[str, LoraLayer]:
-    """The branches of a new adapter with lora_up away from zero, so that they add something."""
-    weights = make_parameters(*arguments)
+def random_branches(layers: dict[str, nn.Module], rank: int, alpha: float) -> dict[str, LoraLayer]:
+    """Branches whose lora_up is not zero, so that they add something."""
+    weights = make_parameters(layers, LoraSpec(rank, alpha), seeded(), CPU)
     for branch in weights.layers.values():
         branch.lora_up.normal_(generator=seeded(9))
     weights.refresh()
@@ -48,7 +43,7 @@ def filled(*arguments: Any) -> dict[str, LoraLayer]:
 
 
 def with_delta(layer: nn.Module, branch: LoraLayer) -> nn.Module:
-    """A copy of the layer with the branch's delta built and added to its weight."""
+    """A copy of the layer with the branch's delta added to its weight."""
     changed = copy.deepcopy(layer)
     weight = changed.get_parameter("weight")
     delta = branch.scale * branch.lora_up.flatten(1).double() @ branch.lora_down.flatten(1).double()
@@ -57,26 +52,12 @@ def with_delta(layer: nn.Module, branch: LoraLayer) -> nn.Module:
     return changed
 
 
-def tree(names: Sequence[str]) -> nn.Module:
-    """Modules under these dotted names, each with a Linear at its end."""
-    root = nn.Module()
-    for name in names:
-        *parents, last = name.split(".")
-        place = root
-        for parent in parents:
-            if not hasattr(place, parent):
-                place.add_module(parent, nn.Module())
-            place = place.get_submodule(parent)
-        place.add_module(last, nn.Linear(2, 2))
-    return root
-
-
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_branch_adds_what_its_built_delta_would(kind: str) -> None:
+def test_a_branch_adds_the_output_of_its_delta_weight(kind: str) -> None:
     torch.manual_seed(1)
     make, shape = LAYERS[kind]
     layer, x = make(), torch.randn(shape)
-    branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
+    branches = random_branches({"layer": layer}, 3, 1.5)
     with torch.no_grad():
         without, expected = layer(x), with_delta(layer, branches["layer"])(x)
         with injected({"layer": layer}, branches):
@@ -87,10 +68,10 @@ def test_a_branch_adds_what_its_built_delta_would(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_saved_layer_has_the_weights_shape_and_the_branchs_delta(kind: str) -> None:
+def test_to_layer_has_the_shape_of_the_weight_and_the_scale_of_the_branch(kind: str) -> None:
     layer = LAYERS[kind][0]()
-    branch = filled({"layer": layer}, 3, 1.5, seeded(), CPU)["layer"]
-    saved = branch.layer()
+    branch = random_branches({"layer": layer}, 3, 1.5)["layer"]
+    saved = branch.to_layer()
     assert saved.lora_down.shape[1:] == layer.get_parameter("weight").shape[1:]
     assert saved.rank == 3 and saved.scale == branch.scale == 0.5
     before = saved.lora_up.clone()
@@ -102,9 +83,9 @@ def test_a_saved_layer_has_the_weights_shape_and_the_branchs_delta(kind: str) ->
 
 @pytest.mark.parametrize("is_unpatched", [True, False])
 @pytest.mark.parametrize("x", [torch.ones(2, 7, 6), torch.ones(6, 7, 2).mT.transpose(0, 1), torch.ones(0, 6)])
-def test_models_may_add_in_place_to_what_a_layer_gives(is_unpatched: bool, x: Tensor) -> None:
+def test_models_may_add_in_place_to_an_output(is_unpatched: bool, x: Tensor) -> None:
     layer = nn.Linear(x.shape[-1], 5).requires_grad_(False)
-    branches = filled({"layer": layer}, 2, 1.0, seeded(), CPU)
+    branches = random_branches({"layer": layer}, 2, 1.0)
     with injected({"layer": layer}, branches, lambda module: is_unpatched):
         found = layer(x)
     found += 1
@@ -113,10 +94,10 @@ def test_models_may_add_in_place_to_what_a_layer_gives(is_unpatched: bool, x: Te
 
 
 @pytest.mark.parametrize("kind", ["linear on tokens", "conv2d"])
-def test_the_output_keeps_the_models_type(kind: str) -> None:
+def test_the_output_keeps_the_model_dtype(kind: str) -> None:
     make, shape = LAYERS[kind]
     layer, x = make().bfloat16(), torch.randn(shape, generator=seeded()).bfloat16()
-    branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
+    branches = random_branches({"layer": layer}, 3, 1.5)
     expected = with_delta(copy.deepcopy(layer).float(), branches["layer"])(x.float())
     with injected({"layer": layer}, branches):
         found = layer(x)
@@ -126,11 +107,11 @@ def test_the_output_keeps_the_models_type(kind: str) -> None:
     assert branches["layer"].lora_down.dtype == torch.float32 and branches["layer"].down.compute.grad.any()
 
 
-def test_a_new_branch_changes_nothing_yet() -> None:
+def test_a_new_branch_changes_no_output() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     x = torch.randn(3, 6, generator=seeded())
     layers = preset_layers(model, "all")
-    branches = make_branches(layers, 4, 2.0, seeded(), CPU)
+    branches = new_branches(layers, 4, 2.0)
     before = model(x)
     with injected(layers, branches):
         torch.testing.assert_close(model(x), before, rtol=0, atol=0)
@@ -140,10 +121,10 @@ def test_a_new_branch_changes_nothing_yet() -> None:
         assert 0.5 * bound < branch.lora_down.abs().max() <= bound
 
 
-def test_hooks_are_gone_after_the_block_also_after_an_error() -> None:
+def test_hooks_are_removed_on_exit_even_after_an_error() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
     layers = preset_layers(model, "all")
-    branches = make_branches(layers, 2, 1.0, seeded(), CPU)
+    branches = new_branches(layers, 2, 1.0)
 
     def hooks() -> int:
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
@@ -155,14 +136,14 @@ def test_hooks_are_gone_after_the_block_also_after_an_error() -> None:
         raise RuntimeError("stop")
     assert hooks() == 0
     with pytest.raises(KeyError), injected({"0": model[0]}, branches):
-        pass  # the second layer is unknown: what was attached before it is taken off too
+        pass  # the second layer is missing: the hook of the first is removed too
     assert hooks() == 0
 
 
 def test_gradients_reach_only_the_branches() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 4)).requires_grad_(False)
     layers = preset_layers(model, "all")
-    branches = filled(layers, 2, 1.0, seeded(), CPU)
+    branches = random_branches(layers, 2, 1.0)
     x = torch.randn(2, 3, 4, 4, generator=seeded())
     with injected(layers, branches):
         model(x).square().sum().backward()
@@ -173,22 +154,24 @@ def test_gradients_reach_only_the_branches() -> None:
         assert factor.is_leaf and factor.grad is not None and factor.grad.abs().sum() > 0
 
 
-PLAIN = {"beside": lambda module: False, "together": lambda module: True}
+IS_UNPATCHED = {"hook": lambda module: False, "fused": lambda module: True}
 
 
-@pytest.mark.parametrize("way", PLAIN)
+@pytest.mark.parametrize("way", IS_UNPATCHED)
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize(("input_learns", "turned"), [(True, False), (False, False), (True, True)])
-def test_the_gradients_are_those_of_the_built_delta(kind: str, way: str, input_learns: bool, turned: bool) -> None:
-    """Against float64 autograd through weight + delta, with the layer's product ours or its own."""
+@pytest.mark.parametrize(("input_learns", "channels_last"), [(True, False), (False, False), (True, True)])
+def test_the_gradients_match_autograd_through_the_delta_weight(
+    kind: str, way: str, input_learns: bool, channels_last: bool
+) -> None:
+    """Against float64 autograd through weight + delta, for fused layers and for hooks."""
     make, shape = LAYERS[kind]
     layer = make().requires_grad_(False)
     x = torch.randn(shape, generator=seeded())
-    x = x.contiguous(memory_format=torch.channels_last) if turned and x.ndim == 4 else x
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last and x.ndim == 4 else x
     x.requires_grad_(input_learns)
-    branch = filled({"layer": layer}, 3, 1.5, seeded(), CPU)["layer"]
-    with injected({"layer": layer}, {"layer": branch}, PLAIN[way]):
-        for _ in range(2):  # a second pass adds to the first
+    branch = random_branches({"layer": layer}, 3, 1.5)["layer"]
+    with injected({"layer": layer}, {"layer": branch}, IS_UNPATCHED[way]):
+        for _ in range(2):  # gradients of the second pass are added to those of the first
             output = layer(x)
             (output**2).sum().backward()
     exact, given = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
@@ -204,177 +187,34 @@ def test_the_gradients_are_those_of_the_built_delta(kind: str, way: str, input_l
     assert layer.weight.grad is None and "forward" not in vars(layer)
 
 
-def test_a_convolutions_weights_are_turned_in_their_own_memory_and_back() -> None:
-    layer = nn.Conv2d(70, 130, 3, padding=1).requires_grad_(False)  # more outputs than are turned at a time
+def test_convolution_weights_are_reordered_in_their_own_memory_and_restored() -> None:
+    layer = nn.Conv2d(70, 130, 3, padding=1).requires_grad_(False)  # more output channels than are reordered at a time
     own, before = layer.weight, layer.weight.clone()
-    branches = filled({"layer": layer}, 3, 1.5, seeded(), CPU)
-    with pytest.raises(RuntimeError, match="stop"), injected({"layer": layer}, branches, PLAIN["together"]):
+    branches = random_branches({"layer": layer}, 3, 1.5)
+    with pytest.raises(RuntimeError, match="stop"), injected({"layer": layer}, branches, IS_UNPATCHED["fused"]):
         assert layer.weight.data_ptr() == own.data_ptr() and torch.equal(layer.weight, before)
         assert layer.weight.is_contiguous(memory_format=torch.channels_last)
         raise RuntimeError("stop")
     assert layer.weight is own and torch.equal(own, before)
 
 
-def test_the_rank_is_cut_to_a_small_layer_and_keeps_the_scale(caplog: pytest.LogCaptureFixture) -> None:
-    layers = {"wide": nn.Linear(20, 30), "low": nn.Linear(20, 3), "thin": nn.Conv2d(1, 30, 2)}
-    with caplog.at_level(logging.INFO, logger="aclora"):
-        branches = make_branches(layers, 8, 4.0, seeded(), CPU)
-    assert {name: len(branch.lora_down) for name, branch in branches.items()} == {"wide": 8, "low": 3, "thin": 4}
-    assert {name: branch.scale for name, branch in branches.items()} == dict.fromkeys(layers, 0.5)
-    assert "2 of 3 layers" in caplog.text
-
-
-def test_a_rank_above_every_layer_is_refused_with_the_largest_that_fits() -> None:
-    layers = {"a": nn.Linear(20, 6), "b": nn.Linear(7, 30)}
-    with pytest.raises(ValueError, match=r"maximum rank is 8.*largest layer can only have rank 7.*7 or less"):
-        make_branches(layers, 8, 4.0, seeded(), CPU)
-    assert len(make_branches(layers, 7, 4.0, seeded(), CPU)["a"].lora_down) == 6
-
-
-def test_the_start_comes_from_the_generator_alone() -> None:
-    layers = {"a": nn.Linear(20, 6), "b": nn.Linear(7, 30)}
-    first, again, other = (make_branches(layers, 4, 4.0, seeded(seed), CPU) for seed in (3, 3, 4))
-    for name in layers:
-        assert torch.equal(first[name].lora_down, again[name].lora_down)
-        assert not torch.equal(first[name].lora_down, other[name].lora_down)
-
-
-UNET, JOINT, BLOCK = "input_blocks.1.1.transformer_blocks.0", "joint_blocks.0.x_block", "transformer_blocks.0"
-# For each family of models as ComfyUI names its layers: attention, feed-forward, neither.
-FAMILIES: dict[str, tuple[list[str], list[str], list[str]]] = {
-    "SD1.5 and SDXL": (
-        [f"{UNET}.{part}" for part in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k")]
-        + ["middle_block.1.transformer_blocks.0.attn2.to_out.0", "output_blocks.5.1.transformer_blocks.1.attn1.to_v"],
-        [f"{UNET}.ff.net.0.proj", f"{UNET}.ff.net.2", "output_blocks.5.1.transformer_blocks.1.ff.net.2"],
-        ["time_embed.0", "label_emb.0.0", "input_blocks.1.0.emb_layers.1", "input_blocks.1.1.proj_in"],
-    ),
-    "SD3": (
-        [f"{JOINT}.attn.qkv", f"{JOINT}.attn.proj", "joint_blocks.0.context_block.attn.qkv", f"{JOINT}.attn2.qkv"],
-        [f"{JOINT}.mlp.fc1", f"{JOINT}.mlp.fc2", "joint_blocks.0.context_block.mlp.fc1"],
-        [f"{JOINT}.adaLN_modulation.1", "context_embedder", "final_layer.linear"],
-    ),
-    "Flux": (
-        [f"double_blocks.0.{part}" for part in ("img_attn.qkv", "img_attn.proj", "txt_attn.qkv", "txt_attn.proj")]
-        + ["single_blocks.0.linear1", "single_blocks.0.linear2"],
-        [f"double_blocks.0.{part}" for part in ("img_mlp.0", "img_mlp.2", "txt_mlp.0", "txt_mlp.2")],
-        ["img_in", "time_in.in_layer", "vector_in.out_layer", "double_blocks.0.img_mod.lin", "final_layer.linear"],
-    ),
-    "Wan": (
-        [f"blocks.0.{part}" for part in ("self_attn.q", "self_attn.o", "cross_attn.v", "cross_attn.k_img")],
-        ["blocks.0.ffn.0", "blocks.0.ffn.2"],
-        ["text_embedding.0", "time_projection.1", "head.head"],
-    ),
-    "Lumina and Z-Image": (
-        ["layers.0.attention.qkv", "layers.0.attention.out", "context_refiner.1.attention.qkv"],
-        ["layers.0.feed_forward.w1", "layers.0.feed_forward.w2", "noise_refiner.0.feed_forward.w3"],
-        ["layers.0.adaLN_modulation.1", "cap_embedder.1", "x_embedder", "final_layer.linear"],
-    ),
-    "Cosmos": (
-        ["blocks.0.self_attn.q_proj", "blocks.0.cross_attn.output_proj"],
-        ["blocks.0.mlp.layer1", "blocks.0.mlp.layer2"],
-        ["blocks.0.adaln_modulation_self_attn.1", "blocks.0.adaln_modulation_mlp.2", "t_embedder.1.linear_1"],
-    ),
-    "HunyuanDiT": (
-        ["blocks.0.attn1.Wqkv", "blocks.0.attn2.kv_proj"],
-        ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"],
-        ["mlp_t5.0", "t_embedder.mlp.0", "blocks.0.default_modulation.1", "blocks.0.skip_linear"],
-    ),
-    "AuraFlow": (
-        ["double_layers.0.attn.w1q", "single_layers.0.attn.w1o"],
-        ["double_layers.0.mlpC.c_fc1", "double_layers.0.mlpX.c_proj", "single_layers.0.mlp.c_fc2"],
-        ["double_layers.0.modC.1", "t_embedder.mlp.0", "cond_seq_linear"],
-    ),
-    "Stable Cascade": (
-        ["down_blocks.0.2.attention.attn.to_q", "up_blocks.1.5.attention.attn.to_out.0"],
-        ["down_blocks.0.0.channelwise.0", "down_blocks.0.0.channelwise.4"],
-        ["clip_txt_mapper", "down_blocks.0.1.mapper"],
-    ),
-    "Qwen": (
-        [f"{BLOCK}.attn.{part}" for part in ("to_q", "to_k", "to_v", "add_q_proj", "to_out.0", "to_add_out")],
-        [f"{BLOCK}.img_mlp.net.0.proj", f"{BLOCK}.img_mlp.net.2", f"{BLOCK}.txt_mlp.net.0.proj"],
-        [f"{BLOCK}.img_mod.1", "img_in", "txt_in", "norm_out.linear", "proj_out"],
-    ),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_presets_know_the_families_of_models(family: str) -> None:
-    attention, feed_forward, others = FAMILIES[family]
-    model = tree([*attention, *feed_forward, *others])
-    assert set(preset_layers(model, "attention")) == set(attention)
-    assert set(preset_layers(model, "attention and feed-forward")) == {*attention, *feed_forward}
-    assert set(preset_layers(model, "all")) == {*attention, *feed_forward, *others}
-
-
-def test_names_get_the_prefix_and_belong_to_their_modules() -> None:
-    model = tree(["blocks.0.self_attn.q", "head"])
-    found = preset_layers(model, "attention", "diffusion_model.")
-    assert list(found) == ["diffusion_model.blocks.0.self_attn.q"]
-    assert found["diffusion_model.blocks.0.self_attn.q"] is model.get_submodule("blocks.0.self_attn.q")
-
-
-def test_a_model_without_such_names_is_trained_whole_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
-    with caplog.at_level(logging.INFO, logger="aclora"):
-        assert list(preset_layers(model, "attention")) == ["0", "2"]
-    assert "'attention'" in caplog.text
-
-
-def test_all_takes_plain_convolutions_only() -> None:
-    kinds: dict[str, nn.Module] = {
-        "plain": nn.Conv2d(4, 4, 3, padding=1),
-        "video": nn.Conv3d(4, 4, 3),
-        "grouped": nn.Conv2d(4, 4, 3, groups=2),
-        "circular": nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-        "transposed": nn.ConvTranspose2d(4, 4, 3),
-        "norm": nn.LayerNorm(4),
-    }
-    assert set(preset_layers(nn.ModuleDict(kinds), "all")) == {"plain", "video"}
-
-
-def test_a_layer_that_only_looks_linear_is_trained_too() -> None:
+def test_a_quantised_layer_with_the_interface_of_linear_is_trained_too() -> None:
     class Quantised(nn.Module):
-        """Like the quantised layers of hosts and packs: whole numbers and a scale, and no nn.Linear."""
+        """Like the quantised layers of ComfyUI and other packs: integers and a scale, and no nn.Linear."""
 
         def __init__(self) -> None:
             super().__init__()
             self.in_features, self.out_features = 6, 5
-            self.register_buffer("numbers", torch.randint(-127, 128, (5, 6), generator=seeded(), dtype=torch.int8))
+            self.register_buffer("quantised", torch.randint(-127, 128, (5, 6), generator=seeded(), dtype=torch.int8))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x @ (self.numbers.float() / 127).T
+            return x @ (self.quantised.float() / 127).T
 
     model, x = nn.ModuleDict({"layer": Quantised()}), torch.randn(2, 3, 6, generator=seeded())
     layers = preset_layers(model, "all")
-    branches = filled(layers, 2, 2.0, seeded(), CPU)
+    branches = random_branches(layers, 2, 2.0)
     before = model["layer"](x)
     with injected(layers, branches):
         added = model["layer"](x) - before
     expected = x @ (branches["layer"].lora_up @ branches["layer"].lora_down).T
     torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_patterns_choose_among_the_presets_layers() -> None:
-    attention, feed_forward, others = FAMILIES["Flux"]
-    model = tree([*attention, *feed_forward, *others])
-    found = select_layers(
-        preset_layers(model, "attention", "diffusion_model."), "img_attn\ntxt_attn.proj", "img_attn.proj"
-    )
-    assert list(found) == [f"diffusion_model.double_blocks.0.{part}" for part in ("img_attn.qkv", "txt_attn.proj")]
-    with pytest.raises(ValueError, match="'img_mlp'"):
-        select_layers(preset_layers(model, "attention", "diffusion_model."), "img_mlp", "")
-    assert len(select_layers(preset_layers(model, "attention and feed-forward"), "img_mlp", "")) == 2
-
-
-def test_layers_may_have_a_rank_of_their_own_with_the_same_scale() -> None:
-    layers = {name: nn.Linear(20, 30) for name in ("usual", "more", "less", "too much")}
-    ranks = {"more": 12, "less": 1, "too much": 99}
-    branches = make_parameters(layers, 4, 2.0, seeded(), CPU, torch.float32, ranks).layers
-    assert {name: len(branch.lora_down) for name, branch in branches.items()} == {
-        "usual": 4,
-        "more": 12,
-        "less": 1,
-        "too much": 20,
-    }
-    assert {branch.scale for branch in branches.values()} == {0.5}
-    assert branches["more"].lora_up.shape == (30, 12) and branches["more"].alpha == 6

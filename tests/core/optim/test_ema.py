@@ -1,4 +1,4 @@
-"""The running average against a plain loop, and what it forgets at a restart."""
+"""The EMA against a plain loop, after skipped steps, and at a restart."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def walk(steps: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
-def test_it_is_the_loop_in_float64(decay: float) -> None:
+def test_ema_matches_a_float64_loop(decay: float) -> None:
     it = weights()
     average, expected = Ema(it, decay), it.master.double()
     for count, values in enumerate(walk(60), start=1):
@@ -32,7 +32,7 @@ def test_it_is_the_loop_in_float64(decay: float) -> None:
         torch.testing.assert_close(average.value.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_steps_that_do_not_count_leave_it_also_when_the_weights_are_no_numbers() -> None:
+def test_skipped_steps_leave_the_ema_even_if_the_weights_are_nan() -> None:
     it = weights()
     average = Ema(it, 0.9)
     average.update(YES)
@@ -43,7 +43,7 @@ def test_steps_that_do_not_count_leave_it_also_when_the_weights_are_no_numbers()
         assert torch.equal(tensor, value)
 
 
-def test_the_last_good_one_is_that_before_the_last_step_that_counted() -> None:
+def test_restore_last_good_gives_the_average_before_the_last_finite_step() -> None:
     it = weights()
     average = Ema(it, 0.9)
     seen = [average.value.clone()]
@@ -56,7 +56,7 @@ def test_the_last_good_one_is_that_before_the_last_step_that_counted() -> None:
     assert torch.equal(average.value, seen[-2])
 
 
-def test_a_restart_begins_at_the_new_weights_of_these_layers_and_warms_up_again() -> None:
+def test_a_restart_copies_the_new_weights_of_the_given_layers_and_warms_up_again() -> None:
     it = weights()
     average = Ema(it, 0.999)
     for values in walk(50):
@@ -74,7 +74,7 @@ def test_a_restart_begins_at_the_new_weights_of_these_layers_and_warms_up_again(
     torch.testing.assert_close(average.value, before + (it.master - before) * (1 - 2 / 11))
 
 
-def test_a_restart_that_redraws_nothing_changes_nothing() -> None:
+def test_a_restart_of_no_weights_changes_nothing() -> None:
     it = weights()
     average = Ema(it, 0.999)
     for values in walk(5):

@@ -1,4 +1,4 @@
-"""The factor of a float16 model's loss: halved when a gradient overflows, doubled after a while without that."""
+"""The loss scale of float16 models: halved when a gradient overflows, doubled after a while without overflow."""
 
 import torch
 
@@ -7,15 +7,15 @@ from aclora_core.optim.grad_scaler import GradScaler
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-def scale(value: float | None = None) -> GradScaler:
+def scaler(value: float | None = None) -> GradScaler:
     found = GradScaler(torch.device("cpu"))
     if value is not None:
         found.value.fill_(value)
     return found
 
 
-def test_an_overflow_halves_it_down_to_one() -> None:
-    it = scale(4.0)
+def test_an_overflow_halves_the_scale_down_to_one() -> None:
+    it = scaler(4.0)
     found = []
     for _ in range(4):
         found.append((float(it.value), bool(it.can_shrink())))
@@ -23,8 +23,8 @@ def test_an_overflow_halves_it_down_to_one() -> None:
     assert found == [(4, True), (2, True), (1, False), (1, False)]
 
 
-def test_it_doubles_after_two_hundred_good_steps_in_a_row() -> None:
-    it = scale(8.0)
+def test_the_scale_doubles_after_200_good_steps_in_a_row() -> None:
+    it = scaler(8.0)
     for _ in range(199):
         it.update(YES, NO)
     assert it.value == 8
@@ -39,22 +39,22 @@ def test_it_doubles_after_two_hundred_good_steps_in_a_row() -> None:
     assert it.value == 16
 
 
-def test_a_loss_that_is_no_number_says_nothing_about_it() -> None:
-    it = scale()
+def test_a_non_finite_loss_leaves_the_scale() -> None:
+    it = scaler()
     for _ in range(500):
         it.update(NO, NO)
     assert it.value == 2**16
 
 
-def test_it_never_grows_out_of_what_float32_holds() -> None:
-    it = scale(2.0**24)
+def test_the_scale_never_exceeds_its_maximum() -> None:
+    it = scaler(2.0**24)
     for _ in range(200):
         it.update(YES, NO)
     assert it.value == 2**24
 
 
-def test_another_one_goes_on_from_its_state() -> None:
-    it, other = scale(32.0), scale()
+def test_a_scaler_resumes_from_a_state_dict() -> None:
+    it, other = scaler(32.0), scaler()
     for _ in range(150):
         it.update(YES, NO)
     other.load_state_dict({name: tensor.clone() for name, tensor in it.state_dict().items()})

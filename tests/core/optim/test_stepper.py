@@ -1,4 +1,4 @@
-"""One optimisation step: it follows AdamW, leaves out what is not finite, and forgets moments when told to."""
+"""Optimisation steps: the update, skipped steps, loss scaling, prefetching, checkpoints, evaluation weights."""
 
 import copy
 import itertools
@@ -15,6 +15,7 @@ from aclora_core.adapter.adapter import Layer
 from aclora_core.diffusion.batch import Batch
 from aclora_core.lora.linear import LinearBranch
 from aclora_core.lora.parameters import FlatParameters, LoraLayer
+from aclora_core.optim import weight_update
 from aclora_core.optim.stepper import Stepper
 
 RATE, DECAY = 0.1, 0.05
@@ -24,7 +25,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Bench:
-    """A stepper over one layer; its loss is given anew for each step."""
+    """A stepper over one layer, with a new loss for each step."""
 
     weights: FlatParameters
     stepper: Stepper
@@ -57,16 +58,16 @@ def squares(down: Tensor, up: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_first_step_is_adamws(dtype: torch.dtype) -> None:
+def test_first_step_follows_adamw(dtype: torch.dtype) -> None:
     it = bench(dtype=dtype)
     before = it.branch.lora_down.clone()
     assert it.step(lambda down, up: (down.square().sum() + up.sum()) / 2) == pytest.approx((1 + 4 + 0.25 + 9 + 3) / 2)
-    # AdamW's first step: decay, then the rate along the sign of the gradient.
+    # AdamW's first step: weight decay, then the learning rate times the sign of the gradient.
     torch.testing.assert_close(it.branch.lora_down, before * (1 - RATE * DECAY) - RATE * before.sign())
     torch.testing.assert_close(it.branch.down.compute.detach(), it.branch.lora_down.to(dtype))
 
 
-def test_many_steps_are_those_of_torch_on_the_factors_themselves() -> None:
+def test_many_steps_match_torch_adamw_on_separate_factors() -> None:
     it = bench(max_norm=0.7)
     factors = [it.branch.lora_down.clone().requires_grad_(), it.branch.lora_up.clone().requires_grad_()]
     plain = torch.optim.AdamW(factors, lr=RATE, weight_decay=DECAY)
@@ -80,27 +81,27 @@ def test_many_steps_are_those_of_torch_on_the_factors_themselves() -> None:
     torch.testing.assert_close(it.branch.lora_up, factors[1].detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_two_batches_of_a_step_add_up_to_one() -> None:
-    apart, together = bench(), bench()
+def test_two_micro_batches_add_up_to_one_step() -> None:
+    split, whole = bench(), bench()
     for _ in range(5):
-        value = apart.step(lambda down, up: down.square().sum(), lambda down, up: up.square().sum())
-        assert value == pytest.approx(together.step(squares))
-    torch.testing.assert_close(apart.weights.master, together.weights.master)
+        value = split.step(lambda down, up: down.square().sum(), lambda down, up: up.square().sum())
+        assert value == pytest.approx(whole.step(squares))
+    torch.testing.assert_close(split.weights.master, whole.weights.master)
 
 
-def test_batches_add_up_in_float32_whatever_the_models_type() -> None:
-    """Two thousand gradients of 1 are 2000; in bfloat16 their sum would stick at 256."""
+def test_gradients_accumulate_in_float32_whatever_the_model_dtype() -> None:
+    """2000 gradients of 1 sum to 2000; in bfloat16 the sum would stop at 256."""
     it = bench(max_norm=1e9, dtype=torch.bfloat16)
     for _ in range(2000):
         it.losses[:] = [lambda down, up: down.sum()]
-        it.stepper._accumulate(None)
-        it.stepper._add_gradients()
-    assert torch.equal(it.stepper._gradient[:4], torch.full((4,), 2000.0))
+        it.stepper._gradients._forward_backward(None)
+        it.stepper._gradients.to_float32()
+    assert torch.equal(it.stepper._gradients.gradient[:4], torch.full((4,), 2000.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_leaves_weights_and_moments(bad: float, dtype: torch.dtype) -> None:
+def test_non_finite_loss_leaves_weights_and_optimizer_state(bad: float, dtype: torch.dtype) -> None:
     it = bench(dtype=dtype)
     it.step(squares)
     weights, moments = it.weights.master.clone(), it.moments()
@@ -114,25 +115,25 @@ def test_a_loss_that_is_not_finite_leaves_weights_and_moments(bad: float, dtype:
     assert it.stepper.skipped_in_a_row == 0 and not torch.equal(it.weights.master, weights)
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_weights_though_the_loss_is() -> None:
+def test_non_finite_gradient_leaves_the_weights_though_the_loss_is_finite() -> None:
     it = bench()
     it.branch.lora_up.zero_()
     weights = it.weights.master.clone()
-    # √|x| has the slope infinity · 0 at 0.
+    # The derivative of √|x| at 0 is infinity · 0.
     assert math.isnan(it.step(lambda down, up: down.sum() + up.abs().sqrt().sum()))
     assert torch.equal(it.weights.master, weights) and not any(value.any() for value in it.moments().values())
 
 
-def test_long_gradients_are_shortened_to_the_norm_and_short_ones_stay() -> None:
+def test_large_gradients_are_clipped_to_the_norm_and_small_ones_stay() -> None:
     it = bench(max_norm=0.5)
     it.step(lambda down, up: 1000 * down.sum())
-    torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 0.1 * 0.25))  # 0.5 over four numbers
-    it.stepper.forget([it.branch.lora_down])
+    torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 0.1 * 0.25))  # 0.5 over four elements
+    it.stepper.reset_state([it.branch.lora_down])
     it.step(lambda down, up: 0.001 * down.sum())
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 0.1 * 0.001))
 
 
-def test_gradients_do_not_pile_up_from_step_to_step() -> None:
+def test_gradients_are_cleared_after_each_step() -> None:
     it = bench()
     for count in range(1, 4):
         it.step(lambda down, up: down.sum())
@@ -140,12 +141,12 @@ def test_gradients_do_not_pile_up_from_step_to_step() -> None:
         assert not it.weights.gradient.any()
 
 
-def test_forget_clears_the_moments_of_the_named_factors_only() -> None:
+def test_reset_state_clears_the_moments_of_the_given_factors_only() -> None:
     it = bench()
     for _ in range(3):
         it.step(squares)
     before = it.moments()
-    it.stepper.forget([it.branch.lora_down])
+    it.stepper.reset_state([it.branch.lora_down])
     up = it.weights.span(it.branch.lora_up)
     for key in ("exp_avg", "exp_avg_sq"):
         now = it.moments()[key]
@@ -153,14 +154,14 @@ def test_forget_clears_the_moments_of_the_named_factors_only() -> None:
         assert torch.equal(now[up], before[key][up]) and now[up].any()
 
 
-def test_forgetting_before_the_first_step_is_no_error() -> None:
+def test_reset_state_before_the_first_step_is_no_error() -> None:
     it = bench()
-    it.stepper.forget([it.branch.lora_down])
+    it.stepper.reset_state([it.branch.lora_down])
     assert math.isfinite(it.step(squares))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stepper_goes_on_where_another_stood(dtype: torch.dtype) -> None:
+def test_a_stepper_resumes_from_a_state_dict(dtype: torch.dtype) -> None:
     it, other = bench(dtype=dtype), bench(dtype=dtype)
     for _ in range(3):
         it.step(squares)
@@ -176,8 +177,8 @@ def test_a_stepper_goes_on_where_another_stood(dtype: torch.dtype) -> None:
     assert torch.equal(it.weights.master, other.weights.master)
 
 
-def test_the_last_good_weights_are_those_whose_loss_was_finite() -> None:
-    """Not those that came of it: they may be what spoils every later loss."""
+def test_last_good_weights_are_those_before_the_last_finite_step() -> None:
+    """Not those after it: they may be what makes every later loss non-finite."""
     it = bench()
     it.step(squares)
     good = it.weights.master.clone()
@@ -190,28 +191,28 @@ def test_the_last_good_weights_are_those_whose_loss_was_finite() -> None:
 
 
 def fixed(loss, dtype: torch.dtype = torch.float32, max_norm: float = 100.0, **more) -> Bench:
-    """A bench whose every batch has this loss."""
+    """A bench in which every micro-batch has this loss."""
     it = bench(dtype=dtype)
     leaves = it.branch.down.compute, it.branch.up.compute
     it.stepper = Stepper(it.weights, lambda batch: loss(*leaves), CudaGraphRunner(CPU), RATE, DECAY, max_norm, **more)
     return it
 
 
-def some(count: int = 1) -> list[Batch]:
+def micro_batches(count: int = 1) -> list[Batch]:
     nothing = torch.zeros(1)
     return [Batch(nothing, nothing, nothing, nothing, {}, "one")] * count
 
 
-def test_what_is_told_need_not_be_what_is_descended() -> None:
+def test_reported_loss_may_differ_from_training_loss() -> None:
     plain, weighted = bench(), fixed(lambda down, up: (3 * squares(down, up), squares(down, up)), max_norm=1e9)
     tripled = fixed(lambda down, up: 3 * squares(down, up), max_norm=1e9)
-    assert weighted.stepper.step(some()) == plain.step(squares)
-    tripled.stepper.step(some())
+    assert weighted.stepper.step(micro_batches()) == plain.step(squares)
+    tripled.stepper.step(micro_batches())
     assert torch.equal(weighted.weights.master, tripled.weights.master)
     assert torch.equal(weighted.moments()["exp_avg"], tripled.moments()["exp_avg"])
 
 
-def test_each_step_has_its_learning_rate() -> None:
+def test_each_step_uses_its_learning_rate() -> None:
     factors = [bench().branch.lora_down.clone().requires_grad_(), bench().branch.lora_up.clone().requires_grad_()]
     plain = torch.optim.AdamW(factors, lr=RATE, weight_decay=DECAY)
     it = fixed(squares)
@@ -221,19 +222,19 @@ def test_each_step_has_its_learning_rate() -> None:
         squares(*factors).backward()
         plain.step()
         it.stepper.learning_rate = rate
-        it.stepper.step(some())
+        it.stepper.step(micro_batches())
         assert it.stepper.learning_rate == rate
     torch.testing.assert_close(it.branch.lora_down, factors[0].detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_tiny_gradients_of_float16_are_kept() -> None:
+def test_tiny_float16_gradients_do_not_underflow() -> None:
     """1e-9 is 0 in float16."""
     it = fixed(lambda down, up: down.float().sum() * 1e-9, torch.float16)
-    it.stepper.step(some())
+    it.stepper.step(micro_batches())
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 1e-10), rtol=1e-3, atol=0)
 
 
-def test_a_step_that_overflows_float16_is_done_again_at_a_smaller_scale() -> None:
+def test_a_step_that_overflows_float16_is_repeated_at_a_smaller_scale() -> None:
     calls: list[int] = []
 
     def loss(down: Tensor, up: Tensor) -> Tensor:
@@ -241,110 +242,114 @@ def test_a_step_that_overflows_float16_is_done_again_at_a_smaller_scale() -> Non
         return down.float().sum() * 10
 
     it = fixed(loss, torch.float16)
-    assert it.stepper.step(some()) == pytest.approx(25)
-    # 10 · 2^16 is too much for float16, and so is every half down to 10 · 2^12.
-    assert len(calls) == 5 and it.stepper._scale.value == 2**12 and it.stepper.skipped_in_a_row == 0
+    assert it.stepper.step(micro_batches()) == pytest.approx(25)
+    # 10 · 2^16 overflows float16, and so does every half of it down to 10 · 2^13.
+    assert len(calls) == 5 and it.stepper._update._scaler.value == 2**12 and it.stepper.skipped_in_a_row == 0
     torch.testing.assert_close(it.moments()["exp_avg"][:4], torch.full((4,), 1.0))
-    told = 10 * float(it.branch.down.compute.detach().float().sum())
-    assert it.stepper.step(some(3)) == pytest.approx(3 * told) and len(calls) == 8
+    expected = 10 * float(it.branch.down.compute.detach().float().sum())
+    assert it.stepper.step(micro_batches(3)) == pytest.approx(3 * expected) and len(calls) == 8
 
 
-def test_a_gradient_of_float16_that_no_scale_saves_is_a_bad_step() -> None:
-    # √|x| has the slope infinity · 0 at 0.
+def test_a_float16_gradient_that_overflows_at_every_scale_is_skipped() -> None:
+    # The derivative of √|x| at 0 is infinity · 0.
     it = fixed(lambda down, up: (up - up.detach()).float().abs().sqrt().sum(), torch.float16)
     weights = it.weights.master.clone()
-    assert math.isnan(it.stepper.step(some())) and it.stepper.skipped_in_a_row == 1
-    assert torch.equal(it.weights.master, weights) and it.stepper._scale.value == 1
+    assert math.isnan(it.stepper.step(micro_batches())) and it.stepper.skipped_in_a_row == 1
+    assert torch.equal(it.weights.master, weights) and it.stepper._update._scaler.value == 1
 
 
-def test_a_bad_loss_of_float16_does_not_touch_the_scale() -> None:
+def test_a_non_finite_float16_loss_leaves_the_scale() -> None:
     it = fixed(lambda down, up: down.float().sum() * math.nan, torch.float16)
-    assert math.isnan(it.stepper.step(some())) and it.stepper._scale.value == 2**16
+    assert math.isnan(it.stepper.step(micro_batches())) and it.stepper._update._scaler.value == 2**16
 
 
-def test_float16_learns_as_float32_does() -> None:
+def test_float16_trains_like_float32() -> None:
     it, exact = fixed(lambda down, up: squares(down.float(), up.float()), torch.float16, 0.7), bench(0.7)
     for _ in range(30):
-        it.stepper.step(some())
+        it.stepper.step(micro_batches())
         exact.step(squares)
     torch.testing.assert_close(it.weights.master, exact.weights.master, rtol=0.02, atol=0.02)
 
 
-def test_the_average_is_shown_and_training_goes_on_from_the_raw_weights() -> None:
+def test_evaluation_uses_the_ema_and_training_continues_from_the_raw_weights() -> None:
     it, plain = fixed(squares, ema_decay=0.8), fixed(squares)
     expected = it.weights.master.clone()
     for count in range(1, 13):
-        it.stepper.step(some()), plain.stepper.step(some())
+        it.stepper.step(micro_batches()), plain.stepper.step(micro_batches())
         expected += (1 - min(0.8, (1 + count) / (10 + count))) * (it.weights.master - expected)
-        with it.stepper.shown():
+        with it.stepper.evaluation_weights():
             torch.testing.assert_close(it.weights.master, expected)
             torch.testing.assert_close(it.branch.down.compute.detach(), it.branch.lora_down)
         assert torch.equal(it.weights.master, plain.weights.master)
-    it.stepper.finish()
+    it.stepper.keep_evaluation_weights()
     torch.testing.assert_close(it.weights.master, expected)
-    it.weights.master.fill_(7)  # what others put there afterwards stays, as cutting does
-    it.stepper.finish()
-    with it.stepper.shown():
+    it.weights.master.fill_(7)  # weights that are set afterwards stay, as truncation does
+    it.stepper.keep_evaluation_weights()
+    with it.stepper.evaluation_weights():
         assert (it.weights.master == 7).all()
 
 
-def test_what_is_shown_is_taken_back_after_an_error() -> None:
+def test_training_weights_are_restored_after_an_error() -> None:
     it = fixed(squares, torch.bfloat16, ema_decay=0.9)
     for _ in range(3):
-        it.stepper.step(some())
+        it.stepper.step(micro_batches())
     before = it.weights.master.clone()
-    with pytest.raises(RuntimeError, match="stop"), it.stepper.shown():
+    with pytest.raises(RuntimeError, match="stop"), it.stepper.evaluation_weights():
         assert not torch.equal(it.weights.master, before)
         raise RuntimeError("stop")
     assert torch.equal(it.weights.master, before) and torch.equal(it.weights.compute, before.bfloat16())
 
 
-def test_the_last_good_average_is_that_before_the_last_good_step() -> None:
+def test_last_good_ema_is_that_before_the_last_finite_step() -> None:
     it = fixed(squares, ema_decay=0.8)
     seen = []
     for _ in range(4):
-        with it.stepper.shown():
+        with it.stepper.evaluation_weights():
             seen.append(it.weights.master.clone())
-        it.stepper.step(some())
+        it.stepper.step(micro_batches())
     it.stepper.restore_last_good()
-    it.stepper.finish()
+    it.stepper.keep_evaluation_weights()
     assert torch.equal(it.weights.master, seen[-1])
 
 
-def test_a_redrawn_layer_is_shown_as_it_was_redrawn() -> None:
+def test_a_replaced_layer_is_evaluated_with_its_new_weights() -> None:
     it = fixed(squares, ema_decay=0.99)
     for _ in range(5):
-        it.stepper.step(some())
+        it.stepper.step(micro_batches())
     it.branch.lora_down.fill_(2)
-    it.stepper.restart_average([it.branch.lora_down, it.branch.lora_up])
+    it.stepper.restart_ema([it.branch.lora_down, it.branch.lora_up])
     before = it.weights.master.clone()
-    with it.stepper.shown():
+    with it.stepper.evaluation_weights():
         assert torch.equal(it.weights.master, before)
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adafactor"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_another_stepper_goes_on_bit_for_bit(optimizer, dtype: torch.dtype) -> None:
+def test_resumed_steps_are_bit_identical(optimizer, dtype: torch.dtype) -> None:
     def loss(down: Tensor, up: Tensor) -> Tensor:
         return squares(down.float(), up.float()) * 9
 
-    whole, begun, gone_on = (fixed(loss, dtype, 0.7, optimizer=optimizer, ema_decay=0.9) for _ in range(3))
+    uninterrupted, interrupted, resumed = (
+        fixed(loss, dtype, 0.7, optimizer=optimizer, ema_decay=0.9) for _ in range(3)
+    )
     for _ in range(6):
-        whole.stepper.step(some(2)), begun.stepper.step(some(2))
-    gone_on.weights.master.copy_(begun.weights.master)
-    gone_on.weights.refresh()
-    gone_on.stepper.load_state_dict(begun.stepper.state_dict())
+        uninterrupted.stepper.step(micro_batches(2))
+        interrupted.stepper.step(micro_batches(2))
+    resumed.weights.master.copy_(interrupted.weights.master)
+    resumed.weights.refresh()
+    resumed.stepper.load_state_dict(interrupted.stepper.state_dict())
     for _ in range(5):
-        assert whole.stepper.step(some(2)) == gone_on.stepper.step(some(2))
-    whole.stepper.finish(), gone_on.stepper.finish()
-    assert torch.equal(whole.weights.master, gone_on.weights.master)
+        assert uninterrupted.stepper.step(micro_batches(2)) == resumed.stepper.step(micro_batches(2))
+    uninterrupted.stepper.keep_evaluation_weights()
+    resumed.stepper.keep_evaluation_weights()
+    assert torch.equal(uninterrupted.weights.master, resumed.weights.master)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Adafactor"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype) -> None:
-    """With a learning rate that changes, an average, two batches a step, and a bad step among them."""
+def test_captured_steps_match_the_cpu(optimizer, dtype: torch.dtype) -> None:
+    """With a changing learning rate, an EMA, two micro-batches a step, and one non-finite step."""
     masters = []
     for device in (CPU, torch.device("cuda")):
         start = {"layer": Layer(torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[4.0, -1.0]]), 2.0)}
@@ -362,17 +367,71 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
         batches = [Batch(nothing, nothing, nothing, weight, {}, "one") for weight in weights_of]
         for step, (batch, following) in enumerate(itertools.pairwise(batches)):
             stepper.learning_rate = 0.1 / (1 + step)
-            told = stepper.step([batch, batch], lambda begun=following: [begun] * 2 if step % 3 else ())
-            assert math.isnan(told) == (step == 4)
+            loss_value = stepper.step([batch, batch], lambda upcoming=following: [upcoming] * 2 if step % 3 else ())
+            assert math.isnan(loss_value) == (step == 4)
         assert graphs.active == (device.type == "cuda")
-        with stepper.shown():
+        with stepper.evaluation_weights():
             masters.append(weights.master.cpu().clone())
         masters.append(weights.master.cpu().clone())
     torch.testing.assert_close(masters[:2], masters[2:], rtol=1e-3, atol=1e-4)
 
 
-class Ahead(CudaGraphRunner):
-    """As if all were recorded, so that steps are begun as on a GPU."""
+class FusedKernels:
+    """The fused AdamW kernel in plain PyTorch, with the arguments of acceleration.AdamW."""
+
+    calls = 0
+
+    @classmethod
+    def adamw(
+        cls, weights, gradient, exp_avg, exp_avg_sq, previous, compute, steps, lr, divisor, skip, betas, decay, eps
+    ) -> None:
+        cls.calls += 1
+        if not skip:
+            grad = gradient.float() / divisor
+            previous.copy_(weights)
+            exp_avg.lerp_(grad, 1 - betas[0])
+            exp_avg_sq.lerp_(grad.square(), 1 - betas[1])
+            weights.mul_(1 - lr * decay)
+            corrected = (exp_avg_sq / (1 - betas[1] ** steps)).sqrt()
+            weights.sub_(lr * exp_avg / (1 - betas[0] ** steps) / (corrected + eps))
+            compute.copy_(weights)
+        gradient.zero_()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fused_update_matches_the_separate_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one and with several micro-batches, non-finite steps, an EMA and a return to the last good weights."""
+
+    def run() -> list[Tensor]:
+        it, spoil = bench(dtype=dtype), []
+        leaves = it.branch.down.compute, it.branch.up.compute
+
+        def loss(batch: Batch) -> Tensor:
+            return squares(*(leaf.float() for leaf in leaves)) * (math.nan if spoil else 1)
+
+        it.stepper = Stepper(it.weights, loss, CudaGraphRunner(CPU), RATE, DECAY, 0.7, ema_decay=0.9)
+        for count in (1, 3, 1, 1, 2, 1):
+            assert math.isfinite(it.stepper.step(micro_batches(count)))
+            spoil.append(1)
+            assert math.isnan(it.stepper.step(micro_batches(count)))
+            spoil.clear()
+        results = [it.weights.master.clone(), it.weights.compute.float()]
+        assert not it.weights.gradient.any() and not it.stepper._gradients.gradient.any()
+        it.stepper.restore_last_good()
+        results.append(it.weights.master.clone())
+        it.stepper.keep_evaluation_weights()
+        return [*results, it.weights.master.clone()]
+
+    separate = run()
+    monkeypatch.setattr(weight_update, "find_kernels", lambda device, dtype, group: FusedKernels)
+    FusedKernels.calls = 0
+    fused = run()
+    assert FusedKernels.calls >= 12
+    torch.testing.assert_close(fused, separate, rtol=0.02, atol=0.01)
+
+
+class AlwaysCaptured(CudaGraphRunner):
+    """Claims that every graph is captured, so that micro-batches are prefetched as on a GPU."""
 
     def recorded(self, function: object, key: object = ()) -> bool:
         return True
@@ -380,11 +439,11 @@ class Ahead(CudaGraphRunner):
 
 @dataclass
 class Runner:
-    """Steps over a list of batches, of which each is one more thing that its loss depends on."""
+    """A stepper whose loss is multiplied by the weight of its micro-batch."""
 
     stepper: Stepper
     weights: FlatParameters
-    seen: list[float]  # what the loss was asked for, in order
+    seen: list[float]  # weights of the micro-batches that were computed, in order
 
     def batch(self, factor: float) -> Batch:
         nothing = torch.zeros(1)
@@ -403,45 +462,45 @@ def runner(graphs: type[CudaGraphRunner], dtype: torch.dtype = torch.float32) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_steps_that_are_begun_early_are_the_same(dtype: torch.dtype) -> None:
-    """One batch or two, a bad one, and in float16 some that overflow, after which the begun one is begun again."""
+def test_prefetched_steps_are_bit_identical(dtype: torch.dtype) -> None:
+    """One to three micro-batches, a non-finite one, and in float16 overflows, which discard the prefetched one."""
     factors = [[1.0], [2.0, 0.5], [math.nan], [3e3], [0.1, 3e3, 1.0], [1.0]]
     results = []
-    for graphs in (CudaGraphRunner, Ahead):
+    for graphs in (CudaGraphRunner, AlwaysCaptured):
         it = runner(graphs, dtype)
         steps = [[it.batch(factor) for factor in step] for step in factors]
-        told = [
+        losses = [
             it.stepper.step(step, lambda following=following: following)
             for step, following in itertools.zip_longest(steps, steps[1:], fillvalue=[])
         ]
-        results.append((told, it.weights.master.clone(), it.seen))
+        results.append((losses, it.weights.master.clone(), it.seen))
     torch.testing.assert_close(results[0][:2], results[1][:2], rtol=0, atol=0, equal_nan=True)
-    plain, ahead = results[0][2], results[1][2]
-    assert len(ahead) == len(plain) if dtype != torch.float16 else len(ahead) > len(plain)
+    plain, prefetched = results[0][2], results[1][2]
+    assert len(prefetched) == len(plain) if dtype != torch.float16 else len(prefetched) > len(plain)
 
 
-def test_what_was_begun_is_forgotten_where_weights_were_changed_or_another_step_comes() -> None:
+def test_a_prefetched_batch_is_discarded_after_a_weight_change_or_for_another_step() -> None:
     for change in (True, False):
-        it, plain = runner(Ahead), runner(CudaGraphRunner)
-        first, begun, other = (it.batch(factor) for factor in (1.0, 5.0, 2.0))
-        it.stepper.step([first], lambda begun=begun: [begun])
+        it, plain = runner(AlwaysCaptured), runner(CudaGraphRunner)
+        first, prefetched, other = (it.batch(factor) for factor in (1.0, 5.0, 2.0))
+        it.stepper.step([first], lambda prefetched=prefetched: [prefetched])
         plain.stepper.step([first])
         if change:
             for each in (it, plain):
                 each.weights.master.mul_(0.5)
                 each.weights.refresh()
             it.stepper.clear_gradients()
-        following = begun if change else other
+        following = prefetched if change else other
         assert it.stepper.step([following]) == plain.stepper.step([following])
         assert torch.equal(it.weights.master, plain.weights.master)
         assert it.seen == [1.0, 5.0, 5.0 if change else 2.0]
 
 
-def test_going_back_forgets_what_was_begun() -> None:
-    it = runner(Ahead)
+def test_restore_last_good_discards_the_prefetched_batch() -> None:
+    it = runner(AlwaysCaptured)
     it.stepper.step([it.batch(1.0)], lambda: [it.batch(5.0)])
     it.stepper.restore_last_good()
-    assert not it.stepper._gradient.any() and it.stepper._begun is None
+    assert not it.stepper._gradients.gradient.any() and it.stepper._gradients._prefetched is None
 
 
 ON_CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
@@ -449,8 +508,8 @@ ON_CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_availa
 
 @pytest.mark.parametrize("device", ["cpu", ON_CUDA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_came_from_layers_that_learn_too_hands_its_gradient_back(dtype: torch.dtype, device: str) -> None:
-    """On CUDA through a recorded graph, which ends where the captions come in."""
+def test_gradients_reach_text_encoders_that_learn(dtype: torch.dtype, device: str) -> None:
+    """On CUDA through a captured graph, whose input is the encoded caption."""
     place = torch.device(device)
     generator = torch.Generator().manual_seed(3)
 

@@ -11,7 +11,7 @@ import torch
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
-from aclora_core.lora.parameters import make_parameters
+from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
@@ -72,7 +72,7 @@ def test_a_measurement_is_the_same_again_and_in_other_batches() -> None:
 def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
     model = toy(12, objective=FLOW)
     layers = preset_layers(model.network, "all", model.prefix)
-    weights = make_parameters(layers, 4, 4.0, torch.Generator().manual_seed(0), model.device)
+    weights = make_parameters(layers, LoraSpec(4, 4.0), torch.Generator().manual_seed(0), model.device)
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -85,7 +85,7 @@ def watched(losses: list[float], batch_size: int = 4) -> EarlyStopping:
     """A validation of three pictures that measures these losses, a measurement every 30 steps."""
     model = toy(3)
     weights = make_parameters(
-        preset_layers(model.network, "all"), 1, 1.0, torch.Generator().manual_seed(0), model.device
+        preset_layers(model.network, "all"), LoraSpec(1, 1.0), torch.Generator().manual_seed(0), model.device
     )
     held_out = ValidationSet(model, model, range(3), 0)
     held_out.iterate_losses = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
@@ -162,7 +162,7 @@ def test_the_given_adapter_is_that_of_the_best_step() -> None:
     best_loss = min(loss for step, loss in result.report.validation if step)
     _, aside = hold_out(model, range(16), 0.2, config.seed)
     layers = preset_layers(model.network, "all", model.prefix)
-    weights = make_parameters(layers, 8, 8.0, torch.Generator().manual_seed(0), model.device)
+    weights = make_parameters(layers, LoraSpec(8, 8.0), torch.Generator().manual_seed(0), model.device)
     weights.load(result.adapter.layers)
     with injected(layers, weights.layers, model.is_unpatched):
         again = mean_denoising_loss(model, model, aside, config.seed)

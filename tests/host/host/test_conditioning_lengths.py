@@ -40,7 +40,7 @@ def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
         assert len(set(images.batch_keys[:3])) == 1
         layers = pack.aclora_core.lora.targets.preset_layers(frozen.network, "attention")
         weights = pack.aclora_core.lora.parameters.make_parameters(
-            layers, 2, 2.0, torch.Generator().manual_seed(0), frozen.device
+            layers, pack.aclora_core.lora.LoraSpec(2, 2.0), torch.Generator().manual_seed(0), frozen.device
         )
         for branch in weights.layers.values():
             branch.lora_up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))

@@ -35,7 +35,9 @@ def both_ways(pack, monkeypatch, make, given):
                 monkeypatch.setattr(
                     pack.nodes.host.differentiable_ops, "find_kernels", lambda *_: ours if quick else None
                 )  # noqa: B023
-                weights = lora.make_parameters(layers, 4, 4.0, torch.Generator().manual_seed(0), torch.device("cpu"))
+                weights = lora.make_parameters(
+                    layers, lora.LoraSpec(4, 4.0), torch.Generator().manual_seed(0), torch.device("cpu")
+                )
                 weights.master.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
                 weights.refresh()
                 classes = frozen.fusable if quick else fast.FusableModules()

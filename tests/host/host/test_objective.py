@@ -91,7 +91,9 @@ def test_the_target_and_the_loss_are_those_of_the_closed_form(pack, core, name):
     latent, noise, output = torch.randn(3, 5, 4, 6, 6, generator=generator, dtype=torch.float64)
     noisy = objective.add_noise(LEVELS, noise, latent)
     expected = wanted(spread(LEVELS), noise, latent)
-    torch.testing.assert_close(core.objective.prediction_target(objective, LEVELS, noisy, latent), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        core.objective.prediction_target(objective, LEVELS, noisy, latent), expected, rtol=1e-9, atol=1e-9
+    )
     x0 = objective.denoised(LEVELS, output, noisy)
     loss = core.loss.prediction_loss(objective, LEVELS, noisy, latent, x0)
     # The answer of a model is compared in float32.
@@ -155,7 +157,9 @@ def test_x0_as_the_hosts_node_patches_it_is_its_own_target(pack, core):
     objective = objective_of(pack, Patched(Config({})))
     latent, noise = torch.randn(2, 5, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noisy = objective.add_noise(LEVELS, noise, latent)
-    assert objective.prediction == "x0" and torch.equal(core.objective.prediction_target(objective, LEVELS, noisy, latent), latent)
+    assert objective.prediction == "x0" and torch.equal(
+        core.objective.prediction_target(objective, LEVELS, noisy, latent), latent
+    )
 
 
 @pytest.mark.parametrize("name", ["IMG_TO_IMG", "IMG_TO_IMG_FLOW"])

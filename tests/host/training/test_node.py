@@ -92,7 +92,9 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictur
     core = pack.aclora_core
     with torch.inference_mode(), open_training(pack, model, *pictures) as (frozen, images):
         layers = core.lora.targets.preset_layers(frozen.network, "attention")
-        weights = core.lora.parameters.make_parameters(layers, 2, 2.0, torch.Generator().manual_seed(0), frozen.device)
+        weights = core.lora.parameters.make_parameters(
+            layers, core.lora.LoraSpec(2, 2.0), torch.Generator().manual_seed(0), frozen.device
+        )
         ups = [branch.up.compute.grad for branch in weights.layers.values()]
         noisy, sigma = noisy_pair(frozen, images)
         clean = torch.cat(images.latents)
