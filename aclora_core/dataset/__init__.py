@@ -1,8 +1,8 @@
 """A folder of images becomes captioned images in buckets."""
 
 from .augmentation import Variant, variants
-from .buckets import parse_resolutions, sizes_of
-from .decoding import cropped_share, enlargement, load_image
+from .buckets import parse_resolutions, bucket_sizes
+from .decoding import cropped_fraction, upscale_factor, load_image
 from .encoding_cache import EncodingCache
 from .folder import folder_fingerprint, natural_key, scan_folder
 from .image import CaptionedImage, Scan
@@ -14,8 +14,8 @@ __all__ = [
     "Scan",
     "Variant",
     "at_latent_size",
-    "cropped_share",
-    "enlargement",
+    "bucket_sizes",
+    "cropped_fraction",
     "folder_fingerprint",
     "is_black",
     "load_image",
@@ -23,6 +23,6 @@ __all__ = [
     "natural_key",
     "parse_resolutions",
     "scan_folder",
-    "sizes_of",
+    "upscale_factor",
     "variants",
 ]

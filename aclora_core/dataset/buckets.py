@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .decoding import enlargement
+from .decoding import upscale_factor
 from .image import CaptionedImage
 
 
@@ -72,7 +72,7 @@ def parse_resolutions(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def sizes_of(
+def bucket_sizes(
     picture: CaptionedImage, resolution: int, more: Sequence[int], multiple: int
 ) -> tuple[list[Size], list[int]]:
     """The (width, height) in which a picture is shown, first that of the resolution; and what it is too small for.
@@ -86,7 +86,7 @@ def sizes_of(
         size = bucket_for(picture.width, picture.height, each, bucket_step(each, multiple))
         if size in sizes:
             continue
-        if enlargement(picture, size) > 1:
+        if upscale_factor(picture, size) > 1:
             too_large.append(each)
         else:
             sizes.append(size)

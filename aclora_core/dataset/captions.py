@@ -13,7 +13,7 @@ CAPTION_SUFFIXES = (".txt", ".caption")  # the first that exists is read
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageFiles:
     path: Path
     name: str
     caption: Path | None
@@ -32,7 +32,7 @@ def captions_by_stem(files: set[str]) -> dict[str, str]:
     return found
 
 
-def read_caption(entry: Entry) -> str:
+def read_caption(entry: ImageFiles) -> str:
     if entry.caption is None:
         return ""
     try:
@@ -46,7 +46,7 @@ def read_caption(entry: Entry) -> str:
     return " ".join(text.split())
 
 
-def _not_utf8(entry: Entry) -> str:
+def _not_utf8(entry: ImageFiles) -> str:
     name = entry.caption.name if entry.caption else ""
     return f"The caption {name} of {entry.name} is not UTF-8 text: open it in an editor and save it again as UTF-8."
 

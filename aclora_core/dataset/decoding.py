@@ -146,14 +146,14 @@ def _deep_to_grey(image: Image.Image, white_point: float) -> Image.Image:
     return Image.fromarray(scaled.round().astype(np.uint8))
 
 
-def enlargement(picture: CaptionedImage, bucket: tuple[int, int]) -> float:
+def upscale_factor(picture: CaptionedImage, bucket: tuple[int, int]) -> float:
     """The factor by which `load` scales a picture to cover the bucket; above 1 it is drawn larger than it is."""
     return max(bucket[0] / picture.width, bucket[1] / picture.height)
 
 
-def cropped_share(picture: CaptionedImage, bucket: tuple[int, int]) -> float:
+def cropped_fraction(picture: CaptionedImage, bucket: tuple[int, int]) -> float:
     """The share of the picture's area, 0 to 1, that `load` cuts off to fit the bucket."""
-    scale = enlargement(picture, bucket)
+    scale = upscale_factor(picture, bucket)
     return 1.0 - (bucket[0] * bucket[1]) / (picture.width * picture.height * scale * scale)
 
 

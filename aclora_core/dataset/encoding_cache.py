@@ -51,7 +51,7 @@ _DTYPES = frozenset(
 )
 
 
-class CannotStore(TypeError):
+class UnstorableError(TypeError):
     """A value that a file could not give back exactly."""
 
 
@@ -90,7 +90,7 @@ class EncodingCache:
             return False
         try:
             blob = _packed(value)
-        except CannotStore:
+        except UnstorableError:
             return False
         path = self._path(key)
         if not self._make_room(path, len(blob)):
@@ -154,7 +154,7 @@ def _packed(value: Any) -> bytes:
     try:
         checksum = content_hash(value)
     except UnhashableError as error:
-        raise CannotStore(str(error)) from error
+        raise UnstorableError(str(error)) from error
     tensors: dict[str, Tensor] = {}
     structure = _structure(value, tensors)
     return safetensors.torch.save(tensors, {"structure": json.dumps(structure), "checksum": checksum})
@@ -183,7 +183,7 @@ def _structure(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": [name, str(value.device)]}
-    raise CannotStore(f"a {type(value).__qualname__} cannot be stored exactly")
+    raise UnstorableError(f"a {type(value).__qualname__} cannot be stored exactly")
 
 
 def _value(structure: Any, tensors: dict[str, Tensor]) -> Any:

@@ -7,12 +7,12 @@ import os
 import re
 from pathlib import Path
 
-from .captions import Entry, captions_by_stem, read_caption, with_trigger
+from .captions import ImageFiles, captions_by_stem, read_caption, with_trigger
 from .decoding import upright_size
 from .image import CaptionedImage, Scan
 from .masks import find_masks, is_mask, is_mask_folder
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 
 
 MIN_SIDE = 32  # pixels; below this there is nothing to learn from
@@ -33,7 +33,7 @@ def scan_folder(folder: Path, trigger: str = "", without: Path | None = None) ->
     """
     entries, spare = _entries(folder, without)
     if not entries:
-        kinds = ", ".join(sorted(PICTURE_SUFFIXES))
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f'The folder "{folder.name}" has no pictures: put some in ({kinds}) or choose another folder.')
     pictures: list[CaptionedImage] = []
     problems: list[str] = []
@@ -45,7 +45,7 @@ def scan_folder(folder: Path, trigger: str = "", without: Path | None = None) ->
             problems.append(str(error))
             continue
         try:
-            pictures.append(_picture(entry, width, height, trigger))
+            pictures.append(_captioned_image(entry, width, height, trigger))
         except ValueError as error:
             faults.append(str(error))
     if faults:
@@ -72,12 +72,12 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _entries(folder: Path, without: Path | None = None) -> tuple[list[Entry], list[str]]:
+def _entries(folder: Path, without: Path | None = None) -> tuple[list[ImageFiles], list[str]]:
     """All pictures of a folder, then of its direct subfolders, in natural order, each with its caption file and mask.
 
     Also the names of masks that belong to none of them.
     """
-    entries: list[Entry] = []
+    entries: list[ImageFiles] = []
     spare: list[str] = []
     try:
         subfolders = sorted((item.name for item in _visible(folder) if item.is_dir()), key=natural_key)
@@ -88,15 +88,15 @@ def _entries(folder: Path, without: Path | None = None) -> tuple[list[Entry], li
             items = _visible(folder / prefix)
             files = {item.name for item in items if item.is_file()}
             inner = [item.name for item in items if item.is_dir()]
-            masks, left = find_masks(folder / prefix, files, inner, PICTURE_SUFFIXES)
+            masks, left = find_masks(folder / prefix, files, inner, IMAGE_SUFFIXES)
             spare += [path.relative_to(folder).as_posix() for path in left]
             captions = captions_by_stem(files)
             for name in sorted(files, key=natural_key):
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in PICTURE_SUFFIXES and not is_mask(name):
+                if suffix.lower() in IMAGE_SUFFIXES and not is_mask(name):
                     caption = folder / prefix / captions[stem] if stem in captions else None
                     inside = f"{prefix}/{name}" if prefix else name
-                    entries.append(Entry(folder / prefix / name, inside, caption, repeats, masks.get(name)))
+                    entries.append(ImageFiles(folder / prefix / name, inside, caption, repeats, masks.get(name)))
     except OSError as error:
         raise ValueError(f'The folder "{folder.name}" cannot be read: {error.strerror}.') from error
     return entries, spare
@@ -118,7 +118,7 @@ def _repeats(subfolder: str) -> int:
     return repeats
 
 
-def _picture(entry: Entry, width: int, height: int, trigger: str) -> CaptionedImage:
+def _captioned_image(entry: ImageFiles, width: int, height: int, trigger: str) -> CaptionedImage:
     if min(width, height) < MIN_SIDE:
         raise ValueError(
             f"{entry.name} is {width} × {height} pixels, too small to learn from: each side must have at least "

@@ -19,20 +19,20 @@ from torch import Tensor
 from .decoding import read_mask, upright_size
 from .image import CaptionedImage
 
-ENDING = "-masklabel"
+MASK_ENDING = "-masklabel"
 
 
-FOLDERS = frozenset({"masks", "mask"})
+MASK_FOLDERS = frozenset({"masks", "mask"})
 
 
 def is_mask_folder(name: str) -> bool:
     """Whether a subfolder holds masks."""
-    return name.casefold() in FOLDERS
+    return name.casefold() in MASK_FOLDERS
 
 
 def is_mask(name: str) -> bool:
     """Whether a file beside pictures is a mask."""
-    return os.path.splitext(name)[0].casefold().endswith(ENDING)
+    return os.path.splitext(name)[0].casefold().endswith(MASK_ENDING)
 
 
 def find_masks(
@@ -69,7 +69,7 @@ def _is_picture(name: str, suffixes: Collection[str]) -> bool:
 def _stem(name: str) -> str:
     """Of a picture or its mask, without the mask's ending."""
     stem = os.path.splitext(name)[0]
-    return stem[: -len(ENDING)] if is_mask(name) else stem
+    return stem[: -len(MASK_ENDING)] if is_mask(name) else stem
 
 
 _SAME_SHAPE = 0.03  # of a picture and its mask: how far their ratios of sides may be apart

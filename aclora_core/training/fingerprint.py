@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..diffusion import Model
 from ..storage import component_tensors, tensors_in
-from ..text import some
+from ..text import name_list
 
 _WITHOUT_EFFECT = {"checkpointing", "graph"}  # on speed and memory only
 
@@ -97,7 +97,7 @@ def _picture_differences(before: list[list[list[float]]], now: list[list[list[fl
         return
     changed = [place for place, pair in enumerate(zip(before, now, strict=True), start=1) if not _alike(*pair)]
     if changed:
-        first = some(changed, 5)
+        first = name_list(changed, 5)
         which = (
             f"picture {first} of {len(now)} or its caption is"
             if len(changed) == 1

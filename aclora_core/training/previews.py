@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..text import reason
+from ..text import error_reason
 
 if TYPE_CHECKING:
     from .trainer import TrainingPass
@@ -46,7 +46,7 @@ class Previews:
                 self.draw(done)
         except Exception as error:  # whatever a host's sampler raises
             self.failed = True
-            sentence = f"Step {done}: no preview could be drawn ({reason(error)}). Training goes on without previews."
+            sentence = f"Step {done}: no preview could be drawn ({error_reason(error)}). Training goes on without previews."
             log.warning("AC-LoRA: %s", sentence)
             return sentence
         finally:

@@ -15,7 +15,7 @@ from ..adapter import Adapter, Setting, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import Model, Objective, target_variance, with_timesteps
 from ..optim import check_installed
-from ..text import reason
+from ..text import error_reason
 from .checkpoint import CheckpointStore
 from .compression import WHOLE, TruncationRule, smallest_truncation
 from .fingerprint import training_fingerprint
@@ -178,7 +178,7 @@ class _Training:
             yield
         except Exception as error:  # whatever a model, a driver or a callback raises
             log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
-            self.progress.note(f"{what} ({reason(error)}); {kept}.")
+            self.progress.note(f"{what} ({error_reason(error)}); {kept}.")
 
     def _second_pass(self, found: FirstPass, state: Mapping[str, Any] | None) -> Adapter | None:
         """Trains on all pictures up to the step that was best without the held-out ones, and cuts in the same way.

@@ -21,7 +21,7 @@ SHOWN = 12  # pictures on the contact sheet
 _PALE = 0.2  # of what a mask leaves out there
 Size = tuple[int, int]
 View = tuple[CaptionedImage, bool, Size]  # a picture, whether it is mirrored, and the size that it is brought to
-Masks = Literal["files", "files or alpha", "off"]
+MaskSource = Literal["files", "files or alpha", "off"]
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Encoded:
     problems: list[str] = field(default_factory=list)
 
 
-def encode_pictures(
+def encode_images(
     vae: VAE,
     sizes: dict[CaptionedImage, list[Size]],
     sides: tuple[bool, ...],
-    masks: Masks,
+    masks: MaskSource,
     known: KnownEncodings,
     advance: Callable[[int], None],
 ) -> Encoded:
@@ -88,7 +88,7 @@ def encode_pictures(
 
 
 def _read_masks(
-    sizes: dict[CaptionedImage, list[Size]], masks: Masks, step: int, encoded: Encoded
+    sizes: dict[CaptionedImage, list[Size]], masks: MaskSource, step: int, encoded: Encoded
 ) -> dict[CaptionedImage, list[torch.Tensor]]:
     """The mask of each picture that has one, in each of its sizes; before the slow work, since they may be wrong.
 

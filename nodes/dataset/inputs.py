@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from .encode import Masks
+from .encode import MaskSource
 from .plan import NONE
 
 
@@ -62,7 +62,7 @@ def advanced_inputs(folders: list[str]) -> list[Any]:
         ),
         io.Combo.Input(
             "masks",
-            options=list(get_args(Masks)),
+            options=list(get_args(MaskSource)),
             default="files",
             optional=True,
             advanced=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...aclora_core.dataset import cropped_share, enlargement
-from ...aclora_core.text import counted, some
+from ...aclora_core.dataset import cropped_fraction, upscale_factor
+from ...aclora_core.text import count_noun, name_list
 from .encode import Encoded, Size
 from .plan import Plan
 
@@ -21,7 +21,7 @@ def summaries(encoded: list[Encoded], weight: float) -> list[str]:
         lines.append(f"{_pictures(encoded[1], 'regularisation picture')}, which count {weight:g} each: {sizes}.")
     masked = sum(len(each.masks) for each in encoded)
     if masked:
-        lines.append(f"{counted(masked, 'picture')} with a mask; what it leaves out is pale below.")
+        lines.append(f"{count_noun(masked, 'picture')} with a mask; what it leaves out is pale below.")
     return lines
 
 
@@ -34,11 +34,11 @@ def remarks(plans: list[Plan], encoded: list[Encoded]) -> list[str]:
         for resolution, pictures in plan.too_small.items():
             names = [picture.name for picture in pictures if picture in each.latents]
             if names:
-                count = counted(len(names), "picture")
-                lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {some(names)}.")
+                count = count_noun(len(names), "picture")
+                lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {name_list(names)}.")
         if plan.scan.spare_masks:
-            count = counted(len(plan.scan.spare_masks), "mask")
-            lines.append(f"{count} without a picture of the same name: {some(list(plan.scan.spare_masks))}.")
+            count = count_noun(len(plan.scan.spare_masks), "mask")
+            lines.append(f"{count} without a picture of the same name: {name_list(list(plan.scan.spare_masks))}.")
     if len(encoded) > 1 and _total(encoded[1]) > _total(encoded[0]):
         lines.append(
             f"An epoch has {_total(encoded[1])} regularisation pictures and {_total(encoded[0])} of the style, so "
@@ -50,20 +50,20 @@ def remarks(plans: list[Plan], encoded: list[Encoded]) -> list[str]:
 
 def _remarks(encoded: Encoded, noun: str, advice: str) -> list[str]:
     main = {picture: own[0] for picture, own in encoded.sizes.items()}
-    enlarged = [p.name for p, size in main.items() if enlargement(p, size) > 1]
-    cropped = [p.name for p, size in main.items() if cropped_share(p, size) > 1 / 3]
+    enlarged = [p.name for p, size in main.items() if upscale_factor(p, size) > 1]
+    cropped = [p.name for p, size in main.items() if cropped_fraction(p, size) > 1 / 3]
     silent = [p.name for p in main if not p.caption]
     found = [
         (enlarged, "smaller than the resolution and drawn larger, which may look soft"),
         (cropped, "so long that more than a third was cut off"),
         (silent, f"without a caption; {advice}"),
     ]
-    return [f"{counted(len(names), noun)} {text}: {some(names)}." for names, text in found if names]
+    return [f"{count_noun(len(names), noun)} {text}: {name_list(names)}." for names, text in found if names]
 
 
 def _pictures(encoded: Encoded, noun: str) -> str:
     total, different = _total(encoded), len(encoded.latents)
-    return counted(different, noun) + (f", {total} with repeats" if total != different else "")
+    return count_noun(different, noun) + (f", {total} with repeats" if total != different else "")
 
 
 def _total(encoded: Encoded) -> int:

@@ -12,7 +12,7 @@ from ...aclora_core.dataset import parse_resolutions
 from ...aclora_core.inspection import contact_sheet
 from .. import host
 from ..host.encoding_keys import KnownEncodings
-from .encode import Masks, encode_captions, encode_pictures
+from .encode import MaskSource, encode_captions, encode_images
 from .folders import dataset_folders, first_example
 from .inputs import advanced_inputs
 from .messages import remarks, summaries
@@ -126,7 +126,7 @@ class ACLoRADataset(io.ComfyNode):
         shuffles: int = 0,
         kept_tags: int = 1,
         caption_dropout: float = 0.0,
-        masks: Masks = "files",
+        masks: MaskSource = "files",
         regularisation: str = NONE,
         regularisation_weight: float = 1.0,
         more_resolutions: str = "",
@@ -141,7 +141,7 @@ class ACLoRADataset(io.ComfyNode):
         bar = host.Bar(views + len(captions))
         with torch.no_grad():
             known = KnownEncodings(vae, clip, cache)
-            encoded = [encode_pictures(vae, each.sizes, sides, masks, known, bar.advance) for each in plans]
+            encoded = [encode_images(vae, each.sizes, sides, masks, known, bar.advance) for each in plans]
             conditionings = encode_captions(clip, captions, known, bar.advance)
         known.log()
         latents, conditioning = entries(plans, encoded, conditionings, regularisation_weight)

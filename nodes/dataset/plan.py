@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...aclora_core.dataset import CaptionedImage, Scan, Variant, folder_fingerprint, scan_folder, sizes_of, variants
+from ...aclora_core.dataset import CaptionedImage, Scan, Variant, folder_fingerprint, scan_folder, bucket_sizes, variants
 from .encode import Encoded, Size
 from .folders import resolve_folder
 
@@ -52,7 +52,7 @@ def plan(scan: Scan, resolution: int, more: Sequence[int], multiple: int, looks:
     sizes: dict[CaptionedImage, list[Size]] = {}
     too_small: dict[int, list[CaptionedImage]] = {}
     for picture in scan.pictures:
-        sizes[picture], missed = sizes_of(picture, resolution, more, multiple)
+        sizes[picture], missed = bucket_sizes(picture, resolution, more, multiple)
         for each in missed:
             too_small.setdefault(each, []).append(picture)
     shown = {picture: variants(picture.caption, **looks, sizes=len(own)) for picture, own in sizes.items()}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aclora_core.dataset.buckets import bucket_for, parse_resolutions, sizes_of
-from aclora_core.dataset.decoding import enlargement
+from aclora_core.dataset.buckets import bucket_for, parse_resolutions, bucket_sizes
+from aclora_core.dataset.decoding import upscale_factor
 from aclora_core.dataset.image import CaptionedImage
 
 
@@ -31,15 +31,15 @@ def test_what_is_no_resolution_is_named(text: str) -> None:
 
 
 def test_a_picture_is_shown_in_every_size_that_it_has() -> None:
-    assert sizes_of(picture(1024, 1024), 512, [768, 1024, 1280], 8) == ([(512, 512), (768, 768), (1024, 1024)], [1280])
-    assert sizes_of(picture(600, 600), 1024, [512], 8) == ([(1024, 1024), (512, 512)], [])  # as without others
-    assert sizes_of(picture(900, 900), 512, [512, 512], 8) == ([(512, 512)], [])
+    assert bucket_sizes(picture(1024, 1024), 512, [768, 1024, 1280], 8) == ([(512, 512), (768, 768), (1024, 1024)], [1280])
+    assert bucket_sizes(picture(600, 600), 1024, [512], 8) == ([(1024, 1024), (512, 512)], [])  # as without others
+    assert bucket_sizes(picture(900, 900), 512, [512, 512], 8) == ([(512, 512)], [])
 
 
 @given(st.integers(32, 3000), st.integers(32, 3000), st.lists(st.integers(4, 64), max_size=4))
 def test_further_sizes_never_enlarge_and_none_comes_twice(width: int, height: int, more: list[int]) -> None:
     shown = picture(width, height)
-    sizes, too_large = sizes_of(shown, 256, [16 * each for each in more], 16)
+    sizes, too_large = bucket_sizes(shown, 256, [16 * each for each in more], 16)
     assert sizes[0] == bucket_for(width, height, 256) and len(set(sizes)) == len(sizes)
-    assert all(enlargement(shown, size) <= 1 for size in sizes[1:])
-    assert all(enlargement(shown, bucket_for(width, height, each)) > 1 for each in too_large)
+    assert all(upscale_factor(shown, size) <= 1 for size in sizes[1:])
+    assert all(upscale_factor(shown, bucket_for(width, height, each)) > 1 for each in too_large)

@@ -41,4 +41,4 @@ def test_every_bucket_is_near_its_area_on_the_grid_and_mirrored(width: int, heig
     assert bucket_for(height, width, resolution) == bucket[::-1]
     if max(width, height) <= 3 * min(width, height):
         found = CaptionedImage(Path("a"), "a", "", width, height)
-        assert images.cropped_share(found, bucket) < 0.2
+        assert images.cropped_fraction(found, bucket) < 0.2

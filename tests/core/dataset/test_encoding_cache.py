@@ -17,7 +17,7 @@ import torch
 
 from aclora_core.dataset import encoding_cache
 from aclora_core.dataset.encoding_cache import EncodingCache
-from aclora_core.storage.hashing import RUN, SIDE, UnhashableError, content_hash, weights_hash
+from aclora_core.storage.hashing import CHUNK, COLUMNS, UnhashableError, content_hash, weights_hash
 
 CONDITIONING = [
     [
@@ -253,7 +253,7 @@ def test_weights_that_the_host_has_widened_are_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
-@pytest.mark.parametrize("count", [1, 7, 8 * SIDE - 1, 8 * SIDE, RUN, 2 * RUN + 8 * SIDE + 3])
+@pytest.mark.parametrize("count", [1, 7, 8 * COLUMNS - 1, 8 * COLUMNS, CHUNK, 2 * CHUNK + 8 * COLUMNS + 3])
 def test_any_one_number_that_changes_is_noticed(dtype: torch.dtype, count: int) -> None:
     zeros = torch.zeros(count)
     first = hash_of(zeros.to(dtype))
@@ -268,9 +268,9 @@ def hash_of(tensor: torch.Tensor) -> str:
 
 
 def test_numbers_that_change_places_are_noticed() -> None:
-    plain = torch.randn(RUN + 5 * SIDE, generator=torch.Generator().manual_seed(0))
+    plain = torch.randn(CHUNK + 5 * COLUMNS, generator=torch.Generator().manual_seed(0))
     found = {hash_of(plain)}
-    for one, other in ((0, 1), (0, 2), (0, 2 * SIDE), (3, 2 * SIDE + 8), (5, RUN), (RUN - 1, RUN + 5 * SIDE - 1)):
+    for one, other in ((0, 1), (0, 2), (0, 2 * COLUMNS), (3, 2 * COLUMNS + 8), (5, CHUNK), (CHUNK - 1, CHUNK + 5 * COLUMNS - 1)):
         turned = plain.clone()
         turned[[one, other]] = plain[[other, one]]
         found.add(hash_of(turned))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aclora_core.dataset.decoding import cropped_share, enlargement, load_image, upright_size
+from aclora_core.dataset.decoding import cropped_fraction, upscale_factor, load_image, upright_size
 from aclora_core.dataset.folder import MIN_SIDE, folder_fingerprint, scan_folder
 from aclora_core.dataset.image import CaptionedImage
 from aclora_core.dataset.masks import load_mask
@@ -251,9 +251,9 @@ def test_a_picture_is_scaled_to_cover_and_cropped_evenly(tmp_path: Path) -> None
     found = picture(tmp_path / "wide.png")
     loaded = load_image(found, (64, 64))
     assert loaded[:, 2:-2].max() < 0.02  # only the middle is left
-    assert math.isclose(cropped_share(found, (64, 64)), 2 / 3)
-    assert math.isclose(enlargement(found, (64, 64)), 0.64)
-    assert math.isclose(enlargement(found, (64, 200)), 2.0)
+    assert math.isclose(cropped_fraction(found, (64, 64)), 2 / 3)
+    assert math.isclose(upscale_factor(found, (64, 64)), 0.64)
+    assert math.isclose(upscale_factor(found, (64, 200)), 2.0)
 
 
 def test_a_picture_of_the_buckets_size_is_unchanged(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aclora_core.dataset.folder import PICTURE_SUFFIXES
+from aclora_core.dataset.folder import IMAGE_SUFFIXES
 from aclora_core.dataset.masks import find_masks, is_mask, is_mask_folder
 
 
@@ -15,7 +15,7 @@ def found(folder: Path, *names: str) -> tuple[dict[str, str], list[str]]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     files = [path.name for path in folder.iterdir() if path.is_file()]
-    masks, spare = find_masks(folder, files, [p.name for p in folder.iterdir() if p.is_dir()], PICTURE_SUFFIXES)
+    masks, spare = find_masks(folder, files, [p.name for p in folder.iterdir() if p.is_dir()], IMAGE_SUFFIXES)
     of_picture = {name: path.relative_to(folder).as_posix() for name, path in masks.items()}
     return of_picture, [path.relative_to(folder).as_posix() for path in spare]
 

@@ -92,11 +92,11 @@ def test_a_file_can_be_replaced_while_its_tensors_are_in_use(tmp_path):
     ("content", "sentence"),
     [
         (b"", r"x\.safetensors is an empty file \(0 bytes\)"),
-        (b"{}", r"x\.safetensors is no safetensors file"),
+        (b"{}", r"x\.safetensors is not a safetensors file"),
         (b"\x00\x00\x00\x80\x00\x00\x00\x00{}", r"header should take 2,147,483,648 bytes and the whole file has 10"),
         (b"\xff" * 8 + b"{" * 100, r"header should take 18,446,744,073,709,551,615 bytes"),
-        (b"PK\x03\x04" + b"a zip, as torch.save writes it" * 40, r"x\.safetensors is no safetensors file"),
-        (b"\x08" + b"\x00" * 7 + b"[1,2,3] ", r"x\.safetensors is no safetensors file"),
+        (b"PK\x03\x04" + b"a zip, as torch.save writes it" * 40, r"x\.safetensors is not a safetensors file"),
+        (b"\x08" + b"\x00" * 7 + b"[1,2,3] ", r"x\.safetensors is not a safetensors file"),
         (b"\x08" + b"\x00" * 7 + b"{broken ", r"x\.safetensors is damaged"),
     ],
 )
