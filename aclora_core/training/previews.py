@@ -46,7 +46,8 @@ class Previews:
                 self.draw(done)
         except Exception as error:  # whatever a host's sampler raises
             self.failed = True
-            sentence = f"Step {done}: no preview could be drawn ({error_reason(error)}). Training goes on without previews."
+            reason = error_reason(error)
+            sentence = f"Step {done}: no preview could be drawn ({reason}). Training goes on without previews."
             log.warning("AC-LoRA: %s", sentence)
             return sentence
         finally:

@@ -72,6 +72,6 @@ def test_a_broken_and_a_cut_off_picture_and_a_bomb_are_named_and_left_out(probed
     told = says(history, DATASET)
     assert told.startswith("3 pictures: 3 at 64 × 64.")
     for name in ("text.png", "cut.png"):
-        assert f"{name} was left out: it cannot be read as a picture" in told
-    assert "bomb.png was left out: it has more than 178 megapixels" in told
+        assert f"{name} was skipped: it cannot be read as an image" in told
+    assert "bomb.png was skipped: it has more than 178 megapixels" in told
     assert str(folder) not in told and adapter(probed, "broken")
