@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...aclora_core.dataset import at_latent_size, is_black
 from .conditioning_lengths import Lengths, common_lengths, repeated
+from .private_keys import VARIANT_KEY
 
 
 def prepared(
@@ -100,16 +101,16 @@ def masks_of(latents: Sequence[dict], scaled: Sequence[Tensor]) -> dict[int, Ten
 
 def regularisation_of(latents: Sequence[dict]) -> dict[int, float]:
     """What each regularisation picture counts, by number."""
-    marks = {number: latent.get("aclora", {}) for number, latent in enumerate(latents)}
+    marks = {number: latent.get(VARIANT_KEY, {}) for number, latent in enumerate(latents)}
     return {number: float(mark["regularisation"]) for number, mark in marks.items() if "regularisation" in mark}
 
 
 def variants_of(latents: Sequence[dict]) -> dict[int, list[int]]:
     """For the first variant of each picture the numbers of all its variants; empty where the dataset made none."""
-    if not any("aclora" in latent for latent in latents):
+    if not any(VARIANT_KEY in latent for latent in latents):
         return {}
     pictures: dict[Any, list[int]] = {}
     for number, latent in enumerate(latents):
-        known = latent.get("aclora")
+        known = latent.get(VARIANT_KEY)
         pictures.setdefault(number if known is None else ("picture", known["picture"]), []).append(number)
     return {numbers[0]: numbers for numbers in pictures.values()}
