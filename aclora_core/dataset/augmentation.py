@@ -1,4 +1,4 @@
-"""Other looks at one captioned picture: mirrored, in other sizes, with its tags in another order, without caption."""
+"""Augmentation: mirrored, resized, tag-shuffled and caption-free variants of an image."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from .captions import shuffle_tags
 
 @dataclass(frozen=True)
 class Variant:
+    """One way of showing a captioned image."""
+
     caption: str
     mirrored: bool = False
-    size: int = 0  # the place of its size among those that the picture has
+    size_index: int = 0  # into the sizes of the image
 
 
 def variants(
@@ -23,25 +25,37 @@ def variants(
     dropout: float = 0.0,
     sizes: int = 1,
 ) -> list[Variant]:
-    """The variants of a picture, of which training picks one in each epoch, each as likely as the others.
+    """List the variants of an image; in each epoch training draws one of them, all with equal probability.
 
-    The first is the picture as it is. flip: each caption comes with the mirrored picture too. shuffles: so many other
-    orders of the tags, which commas part, with the first `kept_tags` in place; fewer where there are not so many.
-    dropout: about this share of all variants has an empty caption; there are as many variants as that takes. sizes:
-    each of these comes in so many sizes.
+    Args:
+        caption: the image's caption. The same caption always gets the same tag orders.
+        flip: whether each caption also comes with the mirrored image.
+        shuffles: the number of further tag orders; fewer if there are not as many. Tags are separated by commas.
+        kept_tags: the number of tags that stay at the front.
+        dropout: approximate fraction of variants whose caption is empty; the list is as long as that takes.
+        sizes: the number of sizes in which each variant comes.
 
-    The same caption always gets the same orders.
+    Returns:
+        The variants, first the image as it is.
 
     Raises:
         ValueError: dropout is not in 0 … 0.5.
     """
     if not 0.0 <= dropout <= 0.5:
-        raise ValueError(f"The caption dropout is {dropout}. Set a share from 0 to 0.5.")
-    views = [(side, size) for size in range(sizes) for side in ((False, True) if flip else (False,))]
-    shown = [Variant(text, *view) for text in shuffle_tags(caption, shuffles, kept_tags) for view in views]
+        raise ValueError(f"The caption dropout is {dropout}. Set a fraction from 0 to 0.5.")
+    views = []
+    for size_index in range(sizes):
+        views.append((False, size_index))
+        if flip:
+            views.append((True, size_index))
+    captioned = []
+    for text in shuffle_tags(caption, shuffles, kept_tags):
+        captioned += [Variant(text, mirrored, size_index) for mirrored, size_index in views]
     if dropout == 0.0 or not caption:
-        return shown
+        return captioned
     odds = dropout / (1.0 - dropout)  # of a variant without a caption to one with it
-    copies = math.ceil(round(len(views) / (len(shown) * odds), 9))
-    empty = round(copies * len(shown) * odds / len(views))
-    return shown * copies + [Variant("", *view) for view in views] * empty
+    # Every view has to lose its caption at least once, so the captioned variants may have to come several times.
+    copies = math.ceil(round(len(views) / (len(captioned) * odds), 9))
+    empty = round(copies * len(captioned) * odds / len(views))
+    uncaptioned = [Variant("", mirrored, size_index) for mirrored, size_index in views]
+    return captioned * copies + uncaptioned * empty

@@ -1,4 +1,4 @@
-"""Captions: reading them, the trigger word, shuffling tags."""
+"""Captions: finding and reading them, adding the trigger word, shuffling tags."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ CAPTION_SUFFIXES = (".txt", ".caption")  # the first that exists is read
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageFiles:
+    """The files of one image, found by name; none of them has been opened."""
+
     path: Path
-    name: str
+    name: str  # path inside the scanned folder, with "/"
     caption: Path | None
     repeats: int
     mask: Path | None = None
 
 
 def captions_by_stem(files: set[str]) -> dict[str, str]:
-    """Stem -> name of the caption file, .txt before .caption."""
+    """Map each stem to the name of its caption file; .txt takes precedence over .caption."""
     found: dict[str, str] = {}
     for wanted in CAPTION_SUFFIXES:
         for name in sorted(files):
@@ -32,26 +34,35 @@ def captions_by_stem(files: set[str]) -> dict[str, str]:
     return found
 
 
-def read_caption(entry: Entry) -> str:
-    if entry.caption is None:
+def read_caption(files: ImageFiles) -> str:
+    """Read an image's caption with runs of whitespace collapsed; empty if it has none.
+
+    Raises:
+        ValueError: the file cannot be read or is not UTF-8.
+    """
+    if files.caption is None:
         return ""
     try:
-        text = entry.caption.read_bytes().decode("utf-8-sig")
+        text = files.caption.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"The caption of {entry.name} cannot be read: {error.strerror}.") from error
+        raise ValueError(
+            f"The caption of {files.name} cannot be read ({error.strerror}). Check the file {files.caption.name}."
+        ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(entry)) from error
-    if "\0" in text:  # UTF-16 without a mark at its start decodes, but with a zero after each letter
-        raise ValueError(_not_utf8(entry))
+        raise _not_utf8(files.name, files.caption.name) from error
+    if "\0" in text:  # UTF-16 without a byte order mark decodes as UTF-8, with a zero after each letter
+        raise _not_utf8(files.name, files.caption.name)
     return " ".join(text.split())
 
 
-def _not_utf8(entry: Entry) -> str:
-    name = entry.caption.name if entry.caption else ""
-    return f"The caption {name} of {entry.name} is not UTF-8 text: open it in an editor and save it again as UTF-8."
+def _not_utf8(image: str, caption: str) -> ValueError:
+    return ValueError(
+        f"The caption {caption} of {image} is not UTF-8 text: open it in an editor and save it again as UTF-8."
+    )
 
 
 def with_trigger(caption: str, trigger: str) -> str:
+    """Put the trigger word in front of a caption that does not contain it as a whole word, in any case."""
     if not caption or not trigger:
         return caption or trigger
     if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
@@ -60,13 +71,16 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 
 def shuffle_tags(caption: str, shuffles: int, kept_tags: int = 1) -> list[str]:
-    """The caption itself, and up to so many different orders of its tags."""
+    """Return the caption and up to `shuffles` other orders of its comma-separated tags, without duplicates.
+
+    The first `kept_tags` tags stay in place. The orders depend on the caption alone.
+    """
     tags = [tag.strip() for tag in caption.split(",")]
     kept, moving = tags[:kept_tags], tags[kept_tags:]
     generator = random.Random(caption)
     orders = {tuple(moving): caption}
     wanted = 1 + min(shuffles, math.factorial(min(len(moving), 8)) - 1)
-    # Equal tags have fewer orders than that, so the attempts are counted.
+    # Repeated tags have fewer distinct orders than that, so the number of attempts is limited.
     for _ in range(20 * shuffles):
         if len(orders) >= wanted:
             break

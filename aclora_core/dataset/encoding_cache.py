@@ -1,7 +1,7 @@
-"""Encoded pictures and captions in files, by the hash of all that they depend on.
+"""A cache of encoded images and captions on disk, keyed by a hash of everything they depend on.
 
-A value is made of tensors, numbers, texts, lists, tuples and dicts, as a host's conditioning is. Its tensors become
-those of a safetensors file, its structure JSON in the file's metadata; nothing in a file is ever run.
+A value consists of tensors, scalars, strings, lists, tuples and dicts, as a host's conditioning does. Its tensors are
+stored in a safetensors file and its structure as JSON in the file's metadata; no file can run code.
 """
 
 from __future__ import annotations
@@ -24,17 +24,9 @@ from ..storage import UnhashableError, content_hash, write_atomically
 log = logging.getLogger("aclora")
 
 LIMIT = 2 << 30  # bytes
-
-
 SUFFIX = ".safetensors"
-
-
-_LEFTOVER_AGE = 3600.0  # seconds; a half-written file that old belongs to a program that has died
-
-
+_LEFTOVER_AGE = 3600.0  # seconds; a partial file that old belongs to a process that has died
 _SCALARS = (bool, int, float, str, type(None))
-
-
 _DTYPES = frozenset(
     (
         torch.float64,
@@ -51,52 +43,61 @@ _DTYPES = frozenset(
 )
 
 
-class CannotStore(TypeError):
-    """A value that a file could not give back exactly."""
+class UnstorableError(TypeError):
+    """A value that cannot be restored exactly from a file."""
 
 
 class EncodingCache:
-    """A folder of encoded values; open one for each run.
+    """A folder of encoded values; open a new one for each run.
 
-    What was used longest ago is removed first. What this run has used stays: a data set larger than the limit would
-    otherwise push out its own beginning, and find nothing the next time.
+    The least recently used files are removed first, but never those that this run has used: a dataset larger than the
+    limit would otherwise evict its own beginning, and find nothing the next time.
+
+    Args:
+        folder: created with the first value.
+        limit: size of all files together, in bytes.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
-        self.folder, self.limit = folder, limit
-        self.problem = ""  # why no more is stored, as a sentence
+        self.folder = folder
+        self.limit = limit
+        self.problem = ""  # why nothing more is stored, as a sentence
         self._used: set[Path] = set()
-        self._sizes: dict[Path, int] | None = None  # of all files, those used longest ago first; None: not yet looked
+        self._sizes: dict[Path, int] | None = None  # of all files, least recently used first; None: not yet read
 
     def get(self, key: str) -> Any | None:
-        """The value stored under this key, or None; a damaged file counts as none, so that it is written again."""
+        """Return the value stored under a key, or None; a damaged file counts as missing, so it is written again."""
         path = self._path(key)
         try:
             blob = path.read_bytes()
-            value = _unpacked(blob)
+            value = _unpack(blob)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
-            log.info("AC-LoRA: a damaged file of encoded pictures and captions is ignored and made anew.")
+            log.info("AC-LoRA: a damaged file of encoded images and captions is ignored and written again.")
             return None
         self._used.add(path)
-        with suppress(OSError):  # only the order of removal suffers
+        with suppress(OSError):  # affects only the order of removal
             os.utime(path)
         return value
 
     def put(self, key: str, value: Any) -> bool:
-        """Stores a value, removing old ones for it; whether it did. A full disk is told once, in `problem`."""
+        """Store a value, removing old ones to make room.
+
+        Returns:
+            Whether it was stored. Once the disk or the cache is full nothing more is stored, and `problem` says why.
+        """
         if self.problem:
             return False
         try:
-            blob = _packed(value)
-        except CannotStore:
+            blob = _pack(value)
+        except UnstorableError:
             return False
         path = self._path(key)
         if not self._make_room(path, len(blob)):
             self.problem = (
-                f"The encoded pictures and captions take more than the {self.limit / 2**30:.3g} GB kept for them, so "
-                "some are encoded anew each time."
+                f"The encoded images and captions take more than the {self.limit / 2**30:.3g} GB reserved for them, so "
+                "some are encoded again each time. Use fewer variants or resolutions to avoid that."
             )
             return False
         try:
@@ -104,8 +105,8 @@ class EncodingCache:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else "the folder cannot be written to"
             self.problem = (
-                f"The encoded pictures and captions cannot be kept for the next time ({reason}), which changes nothing "
-                "else. Free some space, or turn cache off."
+                f"The encoded images and captions cannot be kept for the next time ({reason}); training is not "
+                "affected. Free some space, or turn cache off."
             )
             return False
         self._used.add(path)
@@ -116,7 +117,7 @@ class EncodingCache:
         return self.folder / f"{key}{SUFFIX}"
 
     def _make_room(self, path: Path, wanted: int) -> bool:
-        """Removes files used longest ago until so many bytes more fit."""
+        """Remove the least recently used files until `wanted` more bytes fit; False if they cannot."""
         files = self._files()
         total = sum(files.values()) - files.get(path, 0) + wanted
         removable = [old for old in files if old not in self._used and old != path]
@@ -125,12 +126,13 @@ class EncodingCache:
         for old in removable:
             if total <= self.limit:
                 break
-            with suppress(OSError):  # in use by another program, or gone: it is looked at again in the next run
+            with suppress(OSError):  # in use by another program, or gone: the next run looks again
                 old.unlink()
             total -= files.pop(old)
         return True
 
     def _files(self) -> dict[Path, int]:
+        """Sizes of all files, least recently used first."""
         if self._sizes is None:
             found = []
             with suppress(OSError), os.scandir(self.folder) as items:
@@ -143,50 +145,54 @@ class EncodingCache:
 
 
 def _remove_leftovers(found: list[tuple[int, int, Path]]) -> None:
-    for changed, _, path in found:
-        if path.suffix == ".partial" and changed / 1e9 < time.time() - _LEFTOVER_AGE:
+    for modified, _, path in found:
+        if path.suffix == ".partial" and modified / 1e9 < time.time() - _LEFTOVER_AGE:
             with suppress(OSError):
                 path.unlink()
 
 
-def _packed(value: Any) -> bytes:
-    """A safetensors file with a checksum. Raises CannotStore."""
+def _pack(value: Any) -> bytes:
+    """Encode a value as a safetensors file with a checksum. Raises UnstorableError."""
     try:
         checksum = content_hash(value)
     except UnhashableError as error:
-        raise CannotStore(str(error)) from error
+        raise UnstorableError(str(error)) from error
     tensors: dict[str, Tensor] = {}
-    structure = _structure(value, tensors)
+    structure = _encode_structure(value, tensors)
     return safetensors.torch.save(tensors, {"structure": json.dumps(structure), "checksum": checksum})
 
 
-def _unpacked(blob: bytes) -> Any:
-    """The value of a file. Raises ValueError, KeyError, TypeError, RuntimeError or SafetensorError: it is damaged."""
+def _unpack(blob: bytes) -> Any:
+    """Decode a file. A damaged one raises ValueError, KeyError, TypeError, RuntimeError or SafetensorError."""
     tensors = safetensors.torch.load(blob)
     length = int.from_bytes(blob[:8], "little")
     metadata = json.loads(blob[8 : 8 + length])["__metadata__"]
-    value = _value(json.loads(metadata["structure"]), tensors)
+    value = _decode_structure(json.loads(metadata["structure"]), tensors)
     if content_hash(value) != metadata["checksum"]:
         raise ValueError("the checksum differs")
     return value
 
 
-def _structure(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON: scalars as they are, everything else as {kind: content}; tensors are put into `tensors`."""
+def _encode_structure(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Encode a value as JSON: scalars as they are, anything else as {type: content}; tensors go into `tensors`.
+
+    Unlike storage.take_tensors it keeps lists and tuples apart, and refuses every type that it cannot restore exactly.
+    """
     if type(value) in _SCALARS:
         return value
     if type(value) is list or type(value) is tuple:
-        return {type(value).__name__: [_structure(item, tensors) for item in value]}
+        return {type(value).__name__: [_encode_structure(item, tensors) for item in value]}
     if type(value) is dict and all(type(key) is str for key in value):
-        return {"dict": {key: _structure(item, tensors) for key, item in value.items()}}
+        return {"dict": {key: _encode_structure(item, tensors) for key, item in value.items()}}
     if type(value) is Tensor and value.dtype in _DTYPES:
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": [name, str(value.device)]}
-    raise CannotStore(f"a {type(value).__qualname__} cannot be stored exactly")
+    raise UnstorableError(f"a {type(value).__qualname__} cannot be stored exactly")
 
 
-def _value(structure: Any, tensors: dict[str, Tensor]) -> Any:
+def _decode_structure(structure: Any, tensors: dict[str, Tensor]) -> Any:
+    """Decode what `_encode_structure` encoded."""
     if not isinstance(structure, dict):
         return structure
     ((kind, content),) = structure.items()
@@ -194,6 +200,6 @@ def _value(structure: Any, tensors: dict[str, Tensor]) -> Any:
         name, device = content
         return tensors[name].to(device)
     if kind == "dict":
-        return {key: _value(item, tensors) for key, item in content.items()}
-    items = [_value(item, tensors) for item in content]
+        return {key: _decode_structure(item, tensors) for key, item in content.items()}
+    items = [_decode_structure(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items

@@ -1,4 +1,4 @@
-"""A captioned image, and what a scan of a folder finds."""
+"""A captioned image, and the result of scanning a folder."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    path: Path  # the file
-    name: str  # its path inside the scanned folder, with "/"
-    caption: str  # may be empty when there is no trigger word either
-    width: int  # in pixels, after EXIF rotation
+    """An image file with its caption; only its header has been read."""
+
+    path: Path
+    name: str  # path inside the scanned folder, with "/"
+    caption: str  # empty only if there is no trigger word either
+    width: int  # pixels, after EXIF rotation
     height: int
     repeats: int = 1  # how often it counts in an epoch, from a subfolder named N_name
-    mask: Path | None = None  # the file that says what of it is learned
+    mask: Path | None = None  # file that says which parts of the image are learned
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return self.width, self.height
 
 
 @dataclass(frozen=True)
 class Scan:
-    pictures: tuple[CaptionedImage, ...]  # in natural order: the folder itself, then its subfolders
-    problems: tuple[str, ...]  # a sentence for each picture that was left out
-    spare_masks: tuple[str, ...] = ()  # names of masks without a picture
+    """What `scan_folder` found."""
+
+    images: tuple[CaptionedImage, ...]  # in natural order: the folder itself, then its subfolders
+    problems: tuple[str, ...]  # a sentence for each image that was skipped
+    unmatched_masks: tuple[str, ...] = ()  # names of masks without an image

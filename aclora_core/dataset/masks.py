@@ -1,7 +1,8 @@
-"""Where the mask of a picture lies, after the customs of other trainers, and which files are masks and no pictures.
+"""Masks: which files are masks, which image each belongs to, and what they hold.
 
-OneTrainer puts rocket-masklabel.png beside rocket.png. kohya's scripts, ai-toolkit and diffusion-pipe take a folder of
-masks with the pictures' own names; here it is the subfolder "masks" (or "mask") of the folder that the pictures are in.
+Follows the conventions of other trainers. OneTrainer puts rocket-masklabel.png beside rocket.png. kohya's scripts,
+ai-toolkit and diffusion-pipe take a folder of masks with the images' own names; here it is the subfolder "masks" (or
+"mask") of the folder that the images are in.
 """
 
 from __future__ import annotations
@@ -19,99 +20,128 @@ from torch import Tensor
 from .decoding import read_mask, upright_size
 from .image import CaptionedImage
 
-ENDING = "-masklabel"
-
-
-FOLDERS = frozenset({"masks", "mask"})
+MASK_ENDING = "-masklabel"
+MASK_FOLDERS = frozenset({"masks", "mask"})
+_ASPECT_TOLERANCE = 0.03  # how far the aspect ratios of an image and its mask may differ, as a logarithm
+_BLACK = 0.02  # a mask that is nowhere brighter is black; lossy formats leave such noise
 
 
 def is_mask_folder(name: str) -> bool:
-    """Whether a subfolder holds masks."""
-    return name.casefold() in FOLDERS
+    """Return whether a subfolder holds masks."""
+    return name.casefold() in MASK_FOLDERS
 
 
 def is_mask(name: str) -> bool:
-    """Whether a file beside pictures is a mask."""
-    return os.path.splitext(name)[0].casefold().endswith(ENDING)
+    """Return whether a file beside images is a mask."""
+    return os.path.splitext(name)[0].casefold().endswith(MASK_ENDING)
 
 
 def find_masks(
     folder: Path, files: Iterable[str], subfolders: Iterable[str], suffixes: Collection[str]
 ) -> tuple[dict[str, Path], list[Path]]:
-    """The mask of each picture of a folder that has one, by the picture's file name, and masks without a picture.
+    """Match the images of a folder with their masks.
 
-    A file beside the picture goes before one in a subfolder, and there the very same name before another ending.
-    suffixes: of files that are pictures, in small letters. Raises OSError when a folder cannot be read.
+    A mask beside the image takes precedence over one in a subfolder; there, the image's exact name over the same stem
+    with another suffix.
+
+    Args:
+        folder: the folder of the images.
+        files: the names of its files.
+        subfolders: the names of its subfolders.
+        suffixes: of image files, in lower case.
+
+    Returns:
+        The mask of each image that has one, by the image's file name, and the masks that belong to no image.
+
+    Raises:
+        OSError: a folder of masks cannot be read.
     """
-    named = [name for name in files if _is_picture(name, suffixes)]
-    beside = [folder / name for name in sorted(named) if is_mask(name)]
-    inside = [
-        folder / subfolder / name
-        for subfolder in sorted(filter(is_mask_folder, subfolders))
-        for name in sorted(os.listdir(folder / subfolder))
-        if _is_picture(name, suffixes)
-    ]
-    of_stem = {_stem(path.name): path for path in reversed(beside)}
-    of_name = {path.name: path for path in reversed(inside)}
-    of_stem_inside = {_stem(path.name): path for path in reversed(inside)}
+    names = [name for name in files if _is_image(name, suffixes)]
+    beside = [folder / name for name in sorted(names) if is_mask(name)]
+    inside = _masks_in_subfolders(folder, subfolders, suffixes)
+    # Of several candidates the first in the order of names counts, so it is put in last.
+    beside_by_stem = {_stem(path.name): path for path in reversed(beside)}
+    inside_by_name = {path.name: path for path in reversed(inside)}
+    inside_by_stem = {_stem(path.name): path for path in reversed(inside)}
     masks = {}
-    for name in named:
-        found = of_stem.get(_stem(name)) or of_name.get(name) or of_stem_inside.get(_stem(name))
-        if found and not is_mask(name):
-            masks[name] = found
-    return masks, [path for path in [*beside, *inside] if path not in masks.values()]
+    for name in names:
+        if is_mask(name):
+            continue
+        stem = _stem(name)
+        mask = beside_by_stem.get(stem) or inside_by_name.get(name) or inside_by_stem.get(stem)
+        if mask is not None:
+            masks[name] = mask
+    used = set(masks.values())
+    return masks, [path for path in [*beside, *inside] if path not in used]
 
 
-def _is_picture(name: str, suffixes: Collection[str]) -> bool:
+def _masks_in_subfolders(folder: Path, subfolders: Iterable[str], suffixes: Collection[str]) -> list[Path]:
+    paths = []
+    for subfolder in sorted(filter(is_mask_folder, subfolders)):
+        for name in sorted(os.listdir(folder / subfolder)):
+            if _is_image(name, suffixes):
+                paths.append(folder / subfolder / name)
+    return paths
+
+
+def _is_image(name: str, suffixes: Collection[str]) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
 
 
 def _stem(name: str) -> str:
-    """Of a picture or its mask, without the mask's ending."""
+    """The stem that an image and its mask share."""
     stem = os.path.splitext(name)[0]
-    return stem[: -len(ENDING)] if is_mask(name) else stem
+    return stem[: -len(MASK_ENDING)] if is_mask(name) else stem
 
 
-_SAME_SHAPE = 0.03  # of a picture and its mask: how far their ratios of sides may be apart
+def load_mask(image: CaptionedImage, bucket: tuple[int, int], alpha: bool = False) -> Tensor | None:
+    """Load the mask of an image, scaled and cropped as `load_image` does with the image.
 
+    Args:
+        image: the image.
+        bucket: (width, height) of the result in pixels.
+        alpha: whether the alpha channel of an image without a mask file serves as its mask.
 
-def load_mask(picture: CaptionedImage, bucket: tuple[int, int], alpha: bool = False) -> Tensor | None:
-    """What of a picture is learned, float32 (height, width) in 0..1, cropped and scaled as `load` does; None: all.
+    Returns:
+        float32 (height, width), 1 where the image is learned and 0 where it is not; None if all of it is learned.
 
-    alpha: a picture without a mask of its own has what is not transparent in it.
-
-    Raises ValueError naming the picture when its mask is broken or has another shape.
+    Raises:
+        ValueError: the mask cannot be decoded or has another aspect ratio; the message names the image.
     """
-    if picture.mask is None:
-        found = read_mask(picture.path, picture.name, bucket, alpha=True) if alpha else None
+    if image.mask is not None:
+        found = _read_mask_file(image, image.mask, bucket)
+    elif alpha:
+        found = read_mask(image.path, image.name, bucket, alpha=True)
     else:
-        found = _mask_from_file(picture, picture.mask, bucket)
+        found = None
     return None if found is None else torch.from_numpy(np.asarray(found, dtype=np.float32) / 255.0)
 
 
-def _mask_from_file(picture: CaptionedImage, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
+def _read_mask_file(image: CaptionedImage, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
     try:
         width, height = upright_size(mask, mask.name)
         found = read_mask(mask, mask.name, bucket)
     except ValueError as error:
         raise ValueError(
-            f"The mask {mask.name} of {picture.name} cannot be read as a picture. Save it anew as PNG, or take it away."
+            f"The mask {mask.name} of {image.name} cannot be read as an image. Save it again as PNG, or remove it."
         ) from error
-    if abs(math.log(width / height * picture.height / picture.width)) > _SAME_SHAPE:
+    if abs(math.log(width / height * image.height / image.width)) > _ASPECT_TOLERANCE:
         raise ValueError(
-            f"The mask of {picture.name} is {width} × {height} pixels, but the picture {picture.width} × "
-            f"{picture.height}. Give it the same shape, so that it lies on the picture."
+            f"The mask of {image.name} is {width} × {height} pixels, but the image is {image.width} × {image.height}. "
+            "Give the mask the same aspect ratio, so that it covers the image."
         )
     return found
 
 
-_BLACK = 0.02  # a mask that is nowhere brighter has nothing to learn from; files with losses have such dust in black
-
-
 def at_latent_size(mask: Tensor, latent: Tensor) -> Tensor:
-    """A mask (height, width) in 0..1 as float32 (1, 1, ..., h, w) with the sides of a latent (1, channels, ..., h, w).
+    """Average a mask down to the size of a latent.
 
-    Every place of the latent gets the mean of the area that it stands for.
+    Args:
+        mask: (height, width) in 0..1.
+        latent: (1, channels, ..., h, w).
+
+    Returns:
+        float32 (1, 1, ..., h, w): the mean of the mask over the area that each latent position stands for.
     """
     height, width = latent.shape[-2:]
     small = torch.nn.functional.adaptive_avg_pool2d(mask.float()[None, None], (height, width))
@@ -119,6 +149,11 @@ def at_latent_size(mask: Tensor, latent: Tensor) -> Tensor:
 
 
 def is_black(mask: Tensor, step: int = 1) -> bool:
-    """Whether nothing would be learned of a picture with this mask, (..., height, width), in means of step × step."""
+    """Return whether a mask leaves nothing to learn.
+
+    Args:
+        mask: (..., height, width) in 0..1, with a single mask in it.
+        step: pixels per side of a latent position, over which the mask is averaged first.
+    """
     flat = mask.float().reshape(1, 1, *mask.shape[-2:])
     return float(torch.nn.functional.avg_pool2d(flat, step).max()) < _BLACK

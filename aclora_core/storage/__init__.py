@@ -1,11 +1,11 @@
-"""Safetensors files written safely, hashes of tensors, and tensors in nested values."""
+"""Safetensors files written atomically, content hashes, and tensors in nested values."""
 
 from .hashing import UnhashableError, content_hash, weights_hash
 from .nested import component_tensors, map_tensors, put_tensors, take_tensors, tensors_in, to_device
-from .safetensors_file import SUFFIXES, read_safetensors, write_atomically, write_safetensors
+from .safetensors_file import SAFETENSORS_SUFFIXES, read_safetensors, write_atomically, write_safetensors
 
 __all__ = [
-    "SUFFIXES",
+    "SAFETENSORS_SUFFIXES",
     "UnhashableError",
     "component_tensors",
     "content_hash",

@@ -1,4 +1,4 @@
-"""Hashes of nested values and of a network's weights: equal content gives equal text in every process."""
+"""Content hashes of nested values and of a network's weights, equal in every process."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from torch import Tensor
 
 from .nested import component_tensors
 
-RUN = 1 << 20  # numbers of a weight that are looked at together
-
-
-SIDE = 1024  # of the rows in which they are summed up, in words of eight bytes
-
+CHUNK = 1 << 20  # elements of a weight that are hashed together
+COLUMNS = 1024  # 8-byte words in a row of the rectangle whose row and column sums are hashed
 
 _SCALARS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
 
 
 class UnhashableError(TypeError):
-    """The content of a value cannot be told, such as a function's."""
+    """A value without hashable content, such as a function or a tensor on the meta device."""
 
 
 def content_hash(*values: Any) -> str:
-    """32 hexadecimal digits of numbers, texts, tensors, and lists, tuples, sets and dicts of them.
+    """Hash nested values by content.
 
-    Kinds count too: 1, 1.0 and True differ, as do a list and a tuple. The order of a dict or a set does not.
+    Types count: 1, 1.0 and True differ, as do a list and a tuple. The order of a dict or a set does not.
+
+    Args:
+        values: scalars, strings, bytes, dtypes, devices, tensors, and lists, tuples, sets and dicts of them.
+
+    Returns:
+        32 hexadecimal digits.
 
     Raises:
-        CannotHash: anything else is among them.
+        UnhashableError: a value of any other type is among them.
     """
     digest = hashlib.blake2b(digest_size=16)
     _feed(digest, values)
@@ -38,23 +41,29 @@ def content_hash(*values: Any) -> str:
 
 
 def weights_hash(weights: Iterable[tuple[str, Tensor, torch.dtype | None]]) -> str:
-    """A hash of a network's weights: names, shapes, kinds of number, and every value.
+    """Hash a network's weights: names, shapes, dtypes and all values, whatever their order.
 
-    weights: name, tensor, and the kind of number it is used as, which a host may convert it to at any time; None leaves
-    it as stored. Of large tensors sums are hashed, made where the tensor lies; a gigabyte takes a fraction of a second.
-    No tensor is moved or changed.
+    Large tensors are reduced to sums on their own device, so a gigabyte takes a fraction of a second. No tensor is
+    moved or changed.
+
+    Args:
+        weights: (name, tensor, dtype) of each weight. The dtype is the one it is used in, to which the host may convert
+            it at any time; None stands for the dtype in which it is stored.
+
+    Returns:
+        32 hexadecimal digits.
 
     Raises:
-        CannotHash: a tensor has no values, as on the meta device.
+        UnhashableError: a tensor has no plain values, for example on the meta device.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor, dtype in sorted(weights, key=lambda weight: weight[0]):
-        for part in _with_numbers(tensor):
-            # Widening is exact, so a weight hashes alike before and after the host has widened it.
+        for part in _plain_components(tensor):
+            # Widening is exact, so a weight has the same hash before and after the host widens it.
             used = dtype if dtype is not None and part is tensor else part.dtype
             _write(digest, f"{name} {used} {tuple(part.shape)}")
-            numbers = part.detach().reshape(-1)
-            _feed_bytes(digest, torch.cat([_sums(run.to(used)) for run in numbers.split(RUN)]))
+            elements = part.detach().reshape(-1)
+            _feed_bytes(digest, torch.cat([_checksums(chunk.to(used)) for chunk in elements.split(CHUNK)]))
     return digest.hexdigest()
 
 
@@ -63,7 +72,7 @@ def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, _SCALARS):
         _write(digest, repr(value))
     elif isinstance(value, Tensor):
-        for part in _with_numbers(value):
+        for part in _plain_components(value):
             _write(digest, f"{part.dtype} {tuple(part.shape)}")
             _feed_bytes(digest, part)
     elif isinstance(value, list | tuple):
@@ -75,11 +84,11 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         _feed(digest, sorted((content_hash(key), content_hash(item)) for key, item in value.items()))
     else:
-        raise UnhashableError(f"the content of a {type(value).__qualname__} cannot be told")
+        raise UnhashableError(f"a {type(value).__qualname__} cannot be hashed by content")
 
 
 def _write(digest: Any, text: str) -> None:
-    """With its length in front, so that no two rows of texts look alike."""
+    """Hash a string after its length, so that ("ab", "c") and ("a", "bc") differ."""
     data = text.encode("utf-8", "surrogatepass")
     digest.update(len(data).to_bytes(8, "little") + data)
 
@@ -88,28 +97,29 @@ def _feed_bytes(digest: Any, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _with_numbers(tensor: Tensor) -> Iterator[Tensor]:
+def _plain_components(tensor: Tensor) -> Iterator[Tensor]:
+    """The strided, real tensors that a tensor is made of."""
     for part in component_tensors(tensor):
         if part.is_meta or part.layout != torch.strided or part.is_quantized or part.is_complex():
-            raise UnhashableError(f"a tensor of {part.dtype} on {part.device} has no plain numbers")
+            raise UnhashableError(f"a tensor of {part.dtype} on {part.device} has no plain values")
         yield part
 
 
-def _sums(numbers: Tensor) -> Tensor:
-    """The bits of a row of numbers as words of eight bytes, summed up along the rows and the columns of a rectangle.
+def _checksums(elements: Tensor) -> Tensor:
+    """Row and column sums of the elements' bits, arranged as a rectangle of 8-byte words.
 
-    A number that changes changes two sums, two that change places at least two. What does not fill a row of the
-    rectangle is given as it is. Sums of whole numbers are the same on every device.
+    A changed element changes two sums; two elements that swap places change at least two. Words that do not fill a row
+    are returned as they are. Integer sums are the same on every device.
     """
-    words = _words(numbers)
-    filled = len(words) // SIDE * SIDE
-    rectangle = words[:filled].view(-1, SIDE)
+    words = _words(elements)
+    filled = len(words) // COLUMNS * COLUMNS
+    rectangle = words[:filled].view(-1, COLUMNS)
     return torch.cat([rectangle.sum(0), rectangle.sum(1), words[filled:]]) if filled else words
 
 
-def _words(numbers: Tensor) -> Tensor:
-    """The bits of a row of numbers as whole numbers of eight bytes, with zeros after the last."""
-    data = numbers.view(torch.uint8)
+def _words(elements: Tensor) -> Tensor:
+    """The bits of a 1-D tensor as int64, padded with zeros."""
+    data = elements.view(torch.uint8)
     missing = -len(data) % 8
     if missing or data.storage_offset() % 8 or data.data_ptr() % 8:
         data = torch.cat([data, data.new_zeros(missing)])

@@ -1,4 +1,4 @@
-"""Tensors in nested dictionaries, lists, tuples and dataclasses."""
+"""Tensors inside nested dictionaries, lists, tuples and dataclasses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# In the JSON of a checkpoint a dictionary with this single key stands for a tensor; the text is part of the format.
+_TENSOR_KEY = "tensor of the file"
+
 
 def component_tensors(tensor: Any) -> Iterator[Tensor]:
-    """The tensor itself, or those that a quantised one is made of."""
+    """Yield the tensor itself, or the plain tensors that a quantised one is made of."""
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from component_tensors(getattr(tensor, name))
@@ -20,56 +23,84 @@ def component_tensors(tensor: Any) -> Iterator[Tensor]:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested dictionaries, lists, tuples and dataclasses, in a fixed order."""
+    """Yield the tensors of a nested value in a fixed order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
+        return
+    for child in (_children(value) or {}).values():
+        yield from tensors_in(child)
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nesting with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map_tensors(item, change) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
-    return value
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Return the nested value with every tensor replaced by `change(tensor)`; everything else is kept."""
+    return _map_with_path(value, lambda _, tensor: change(tensor), "")
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """The same nesting with every tensor on the device."""
+    """Return the nested value with every tensor on the device."""
     return map_tensors(value, lambda tensor: tensor.to(device))
 
 
-_TENSOR = "tensor of the file"  # the key that stands for a tensor in the JSON
-
-
 def take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The same nesting with the name of each tensor in its place; the tensors go into the dictionary."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()  # a copy, since none may share memory
-        return {_TENSOR: name}
-    if isinstance(value, Mapping):
-        return {key: take_tensors(item, f"{name}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [take_tensors(item, f"{name}/{place}", tensors) for place, item in enumerate(value)]
-    return value
+    """Split a nested value into JSON and named tensors; `put_tensors` joins them again.
+
+    Args:
+        value: dictionaries with text keys, lists, tuples, tensors, and what JSON can hold.
+        name: where the value lies, as a prefix of its tensors' names.
+        tensors: receives a contiguous copy of each tensor in main memory, under its path: "name/key/0".
+
+    Returns:
+        The nested value with a placeholder for each tensor. As everywhere in JSON, tuples come back as lists.
+    """
+
+    def take(path: str, tensor: Tensor) -> dict[str, str]:
+        # A copy, since tensors in a safetensors file must not share memory.
+        tensors[path] = tensor.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR_KEY: path}
+
+    return _map_with_path(value, take, name)
 
 
 def put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the nested value that `take_tensors` split, after its JSON was read back.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    if isinstance(value, dict) and value.keys() == {_TENSOR_KEY}:
+        return tensors[value[_TENSOR_KEY]]
+    children = _children(value)
+    if children is None:
+        return value
+    return _rebuild(value, {key: put_tensors(child, tensors) for key, child in children.items()})
+
+
+def _map_with_path(value: Any, change: Callable[[str, Tensor], Any], path: str) -> Any:
+    if isinstance(value, Tensor):
+        return change(path, value)
+    children = _children(value)
+    if children is None:
+        return value
+    return _rebuild(value, {key: _map_with_path(child, change, f"{path}/{key}") for key, child in children.items()})
+
+
+def _children(value: Any) -> dict[Any, Any] | None:
+    """The direct children of a container, by key, index or field; None for anything else."""
     if isinstance(value, dict):
-        if value.keys() == {_TENSOR}:
-            return tensors[value[_TENSOR]]
-        return {key: put_tensors(item, tensors) for key, item in value.items()}
-    return [put_tensors(item, tensors) for item in value] if isinstance(value, list) else value
+        return value
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return None
+
+
+def _rebuild(container: Any, children: dict[Any, Any]) -> Any:
+    """A container of the same kind with other children."""
+    if isinstance(container, dict):
+        return children
+    if hasattr(container, "_make"):  # a named tuple
+        return container._make(children.values())
+    if isinstance(container, list | tuple):
+        return type(container)(children.values())
+    return replace(container, **children)

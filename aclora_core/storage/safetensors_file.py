@@ -1,4 +1,4 @@
-"""Safetensors files: read with checks that come before any allocation, written so that a crash leaves the old file."""
+"""Safetensors files: checked before anything is allocated, and written atomically."""
 
 from __future__ import annotations
 
@@ -16,23 +16,19 @@ from torch import Tensor
 log = logging.getLogger("aclora")
 
 HEADER_LIMIT = 1 << 20  # bytes; ComfyUI's model library shows no metadata of a file with a longer header
-
-
 READ_LIMIT = 100_000_000  # bytes; the safetensors format allows no longer header
-
-
-DISPENSABLE = ("modelspec.thumbnail", "aclora.trajectory")  # left out, in this order, where the header gets too long
-
-
-SUFFIXES = (".safetensors", ".sft")
+OPTIONAL_KEYS = ("modelspec.thumbnail", "aclora.trajectory")  # dropped in this order if the header gets too long
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, copied into memory so that the file can be replaced.
+    """Read the tensors and the metadata of a safetensors file.
+
+    The tensors are copied into memory, so the file may be replaced while they are in use.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, cut off, or no safetensors file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is empty, truncated, or not a safetensors file.
     """
     path = Path(path)
     _check_header(path)
@@ -42,7 +38,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or cut off ({error}). Copy or download the file again.") from error
+        raise ValueError(f"{path.name} is damaged or truncated ({error}). Copy or download the file again.") from error
     return tensors, metadata
 
 
@@ -57,21 +53,21 @@ def _check_header(path: Path) -> None:
         first = file.read(1)
     if size < 9 or length > min(size - 8, READ_LIMIT) or first != b"{":
         raise ValueError(
-            f"{path.name} is no safetensors file, or is cut off: its header should take {length:,} bytes and the whole"
-            f" file has {size:,}. Choose a LoRA saved as .safetensors, or download the file again."
+            f"{path.name} is not a safetensors file, or is truncated: its header should take {length:,} bytes and the"
+            f" whole file has {size:,}. Choose a LoRA saved as .safetensors, or download the file again."
         )
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file beside its target and renames it over it; folders are made where they are missing.
+    """Write a safetensors file atomically; missing folders are created.
 
-    The metadata gets `sshs_model_hash` and `modelspec.hash_sha256`: the SHA-256 of all bytes after the header, the
-    number by which other programs know a LoRA again. A header over 1 MiB loses its dispensable keys first.
+    Adds `sshs_model_hash` and `modelspec.hash_sha256` to the metadata: the SHA-256 of all bytes after the header, by
+    which other programs recognise a LoRA. If the header exceeds 1 MiB, OPTIONAL_KEYS are dropped first.
 
     Raises:
-        ValueError: a metadata value is so long that the header stays over 1 MiB.
+        ValueError: a metadata value is so long that the header still exceeds 1 MiB.
         TypeError: a metadata key or value is not a string.
-        OSError: the file cannot be written; the old file is unchanged.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     path = Path(path)
     for key, value in metadata.items():
@@ -79,7 +75,8 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
             raise TypeError(f"Metadata must be text, but {key!r} is {type(value).__name__}. Convert it with str().")
     blob = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     length = int.from_bytes(blob[:8], "little")
-    table, data = json.loads(blob[8 : 8 + length]), memoryview(blob)[8 + length :]
+    table = json.loads(blob[8 : 8 + length])
+    data = memoryview(blob)[8 + length :]
     digest = hashlib.sha256(data).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     header = _fitting_header(table, {"format": "pt", **metadata, **hashes})
@@ -88,31 +85,31 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 
 def _fitting_header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
     header = _header(table, metadata)
-    for key in DISPENSABLE:
+    for key in OPTIONAL_KEYS:
         if len(header) > HEADER_LIMIT and key in metadata:
-            log.warning("AC-LoRA: the file's header would be over 1 MiB, so '%s' is left out of it.", key)
+            log.warning("AC-LoRA: the file's header would exceed 1 MiB, so '%s' is left out.", key)
             metadata = {other: value for other, value in metadata.items() if other != key}
             header = _header(table, metadata)
-    # Thousands of layers fill a header with their names alone; then no metadata is to blame.
+    # The names of thousands of layers fill a header by themselves; then the metadata is not to blame.
     if len(header) > HEADER_LIMIT >= len(_header(table, {})):
         longest = max(metadata, key=lambda key: len(metadata[key]))
         raise ValueError(
-            f"The metadata makes the file's header {len(header):,} bytes long, and ComfyUI reads {HEADER_LIMIT:,} at"
-            f" most. Shorten '{longest}' ({len(metadata[longest]):,} characters)."
+            f"The metadata makes the file's header {len(header):,} bytes long, and ComfyUI reads at most"
+            f" {HEADER_LIMIT:,}. Shorten '{longest}' ({len(metadata[longest]):,} characters)."
         )
     return header
 
 
 def _header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
     text = json.dumps({"__metadata__": metadata, **table}, ensure_ascii=False, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)  # the format wants the tensors to start at a multiple of eight
+    return text + b" " * (-len(text) % 8)  # the tensors have to start at a multiple of 8 bytes
 
 
 def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
-    """Writes a file beside its target and renames it over it; folders are made where they are missing.
+    """Write a file beside its target, then rename it over the target; missing folders are created.
 
     Raises:
-        OSError: the file cannot be written; the old file is unchanged, and nothing half-written is left.
+        OSError: the file cannot be written; an existing file is unchanged, and no partial file is left.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -130,6 +127,6 @@ def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{path.name} could not be written: {error.strerror or error}. A file that was there before is unchanged."
+            f"{path.name} could not be written: {error.strerror or error}. An existing file is unchanged."
             " Free some space or choose another folder",
         ) from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..storage import component_tensors, tensors_in
-from ..text import some
+from ..text import name_list
 
 _WITHOUT_EFFECT = {"checkpointing", "graph"}  # they change speed and memory only
 _SUMS = 8  # numbers that summarise a tensor
@@ -91,7 +91,7 @@ def _image_differences(before: list[list[list[float]]], now: list[list[list[floa
     pairs = zip(before, now, strict=True)
     changed = [number for number, pair in enumerate(pairs, start=1) if not _alike(*pair)]
     if changed:
-        numbers = some(changed, 5)
+        numbers = name_list(changed, 5)
         if len(changed) == 1:
             yield f"image {numbers} of {len(now)} or its caption is another than before"
         else:

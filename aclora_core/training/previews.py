@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..text import reason
+from ..text import error_reason
 from .trainer import Trainer
 
 log = logging.getLogger("aclora")
@@ -43,7 +43,9 @@ class Previews:
                 self.draw(done)
         except Exception as error:  # whatever a host's sampler raises
             self.failed = True
-            sentence = f"Step {done}: no preview could be drawn ({reason(error)}). Training goes on without previews."
+            sentence = (
+                f"Step {done}: no preview could be drawn ({error_reason(error)}). Training goes on without previews."
+            )
             log.warning("AC-LoRA: %s", sentence)
             return sentence
         finally:

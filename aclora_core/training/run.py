@@ -13,7 +13,7 @@ from typing import Any
 from ..adapter import TrainingFacts
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
-from ..text import reason
+from ..text import error_reason
 from .checkpoint import CheckpointStore
 from .first_pass import FirstPass
 from .previews import Previews
@@ -114,7 +114,7 @@ class TrainingRun:
             yield
         except Exception as error:  # whatever a model, a driver or a callback raises
             log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
-            self.progress.note(f"{what} ({reason(error)}); {kept}.")
+            self.progress.note(f"{what} ({error_reason(error)}); {kept}.")
 
     def save(self, trainer: Trainer, early_stopping: EarlyStopping | None, first: FirstPass | None) -> None:
         """Write a checkpoint, where they are on; one that cannot be written is no reason to end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..adapter import RankReport, skipped_steps
-from ..text import counted, mean_and_range
+from ..text import count_noun, mean_and_range
 
 # By the stage at which a training was cancelled.
 _CANCELLED = {
@@ -22,8 +22,8 @@ def training_summary(report: RankReport) -> str:
     if chosen is not None and chosen.truncation.kind != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
     ranks = list(report.signal.values())
-    restarts = counted(len(report.restarts), "restart")
-    lines.append(f"{counted(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
+    restarts = count_noun(len(report.restarts), "restart")
+    lines.append(f"{count_noun(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
     if skipped := skipped_steps(report.losses):
         lines.append(f"Steps left out, as their loss was not finite: {skipped}.")
     lines += [*_previews(report), *filter(None, [facts.notes])]
@@ -38,7 +38,7 @@ def _steps(report: RankReport) -> str:
     more = f" and {others} regularisation pictures" if others else ""
     both = last < steps and facts.cancelled is None
     twice = f": {steps - last} to find the best, {last} with all" if both else ""
-    return f"{counted(steps, 'step')} over {counted(facts.images or 0, 'picture')}{more}{twice}."
+    return f"{count_noun(steps, 'step')} over {count_noun(facts.images or 0, 'picture')}{more}{twice}."
 
 
 def _best(report: RankReport) -> list[str]:

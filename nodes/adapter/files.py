@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...aclora_core.storage import SUFFIXES
+from ...aclora_core.storage import SAFETENSORS_SUFFIXES
 
 LORAS = "loras"  # ComfyUI's name of the folder
 QUICKSTART = "aclora/ink_"  # how the names of the quickstart's LoRAs begin
@@ -17,7 +17,7 @@ LONGEST = 200  # bytes of a part of a name; drives allow 255, and a number and a
 
 def names() -> list[str]:
     """The files that a loader offers."""
-    return [name for name in folder_paths.get_filename_list(LORAS) if name.lower().endswith(SUFFIXES)]
+    return [name for name in folder_paths.get_filename_list(LORAS) if name.lower().endswith(SAFETENSORS_SUFFIXES)]
 
 
 def exists(name: str) -> bool:

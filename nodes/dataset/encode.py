@@ -1,141 +1,106 @@
-"""Pictures through the VAE and captions through the CLIP, unless both are known from before."""
+"""Encoding: images through the VAE and captions through the CLIP, unless the cache knows them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
+from torch import Tensor, stack
 
 from ...aclora_core.dataset import CaptionedImage, at_latent_size, is_black, load_image, load_mask
+from ...aclora_core.text import name_list
 from .. import host
 from ..host.encoding_keys import KnownEncodings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
-BATCH = 4  # pictures encoded at once
-SHOWN = 12  # pictures on the contact sheet
-_PALE = 0.2  # of what a mask leaves out there
-Size = tuple[int, int]
-View = tuple[CaptionedImage, bool, Size]  # a picture, whether it is mirrored, and the size that it is brought to
-Masks = Literal["files", "files or alpha", "off"]
+BATCH_SIZE = 4  # images encoded at once
+PREVIEWS = 12  # images on the contact sheet
+_MASKED_OPACITY = 0.2  # of masked-out parts on the contact sheet
+_NAMES_IN_ERROR = 5
+
+Size = tuple[int, int]  # (width, height) in pixels
+MaskSource = Literal["files", "files or alpha", "off"]  # options of the node's masks input
+MasksBySize = dict[Size, Tensor]  # (height, width) in 0..1
+
+
+class View(NamedTuple):
+    """One form in which an image is encoded."""
+
+    mirrored: bool
+    size: Size
+
+
+ImageView = tuple[CaptionedImage, View]
 
 
 @dataclass
-class Encoded:
-    """What became of the pictures. Latents are in the order of the scan."""
+class EncodedImage:
+    """The latents of an image, and the masks that go with them."""
 
-    # For each picture its latents (1, channels, ...), by whether it is mirrored and the place of the size in `sizes`.
-    latents: dict[CaptionedImage, dict[tuple[bool, int], torch.Tensor]] = field(default_factory=dict)
-    masks: dict[CaptionedImage, dict[tuple[bool, int], torch.Tensor]] = field(default_factory=dict)  # (1, 1, h, w)
-    sizes: dict[CaptionedImage, list[Size]] = field(default_factory=dict)  # first that of the resolution
-    previews: dict[CaptionedImage, torch.Tensor] = field(default_factory=dict)  # (height, width, 3)
-    problems: list[str] = field(default_factory=list)
+    sizes: list[Size]  # first that of the main resolution
+    latents: dict[View, Tensor]  # (1, channels, ..., h, w)
+    masks: dict[View, Tensor]  # (1, 1, h, w); empty if the image has no mask
 
 
-def encode_pictures(
+@dataclass
+class EncodedFolder:
+    """The images of one folder, in the order of the scan, without those that cannot be read."""
+
+    images: dict[CaptionedImage, EncodedImage] = field(default_factory=dict)
+    previews: dict[CaptionedImage, Tensor] = field(default_factory=dict)  # (height, width, 3) of the first images
+    problems: list[str] = field(default_factory=list)  # a sentence for each image that was skipped
+
+
+def encode_images(
     vae: VAE,
     sizes: dict[CaptionedImage, list[Size]],
-    sides: tuple[bool, ...],
-    masks: Masks,
+    flip: bool,
+    mask_source: MaskSource,
     known: KnownEncodings,
     advance: Callable[[int], None],
-) -> Encoded:
-    """Those of one size in small batches; pictures that cannot be read become problems.
+) -> EncodedFolder:
+    """Encode the images of a folder, those of one size in small batches.
 
-    sides: for each latent that a picture gets in one size whether it is mirrored. The latent of a mirrored picture is
-    not the mirrored latent, so it goes through the VAE too.
+    Args:
+        vae: the host's VAE.
+        sizes: the sizes of each image, first that of the main resolution.
+        flip: whether each image is also encoded mirrored. The latent of a mirrored image is not the mirrored latent, so
+            it goes through the VAE too.
+        mask_source: where masks come from.
+        known: the cache.
+        advance: called with the number of views that were finished.
+
+    Raises:
+        ValueError: a mask cannot be used, or no image can be read.
     """
-    # A video VAE would take a batch for the frames of one clip.
-    batch = BATCH if getattr(vae, "latent_dim", 2) == 2 else 1
-    encoded = Encoded()
-    wholes = _read_masks(sizes, masks, vae.spacial_compression_encode(), encoded)
-    keys: dict[View, str | None] = {}
-    latents: dict[View, torch.Tensor] = {}
-    views = {picture: [(picture, side, size) for size in own for side in sides] for picture, own in sizes.items()}
-    for view in (view for own in views.values() for view in own):
-        host.raise_if_cancelled()
-        keys[view] = known.picture_key(*view)
-        latent = known.get(keys[view])
-        if latent is not None:
-            latents[view] = latent
-            advance(1)
-    for chunk in _chunks([view for view in keys if view not in latents], batch):
-        host.raise_if_cancelled()
-        for view, latent in _encoded_chunk(vae, chunk, encoded).items():
-            latents[view] = latent
-            # Asked again, so that a file replaced in the meantime is not stored under the key of the old one.
-            if known.picture_key(*view) == keys[view]:
-                known.put(keys[view], latent)
-        advance(len(chunk))
-    encoded.problems = list(dict.fromkeys(encoded.problems))  # of all views of a picture
-    whole = [picture for picture, own in views.items() if all(view in latents for view in own)]
-    if not whole:
-        raise ValueError(f"No picture of this folder can be read. {encoded.problems[0]}")
-    encoded.latents = {
-        picture: {
-            (side, place): latents[picture, side, size] for place, size in enumerate(sizes[picture]) for side in sides
-        }
-        for picture in whole
-    }
-    encoded.sizes = {picture: sizes[picture] for picture in whole}
-    _reduce_masks(wholes, encoded)
-    encoded.previews = _previews(wholes, encoded)
+    problems: list[str] = []
+    masks = _load_masks(sizes, mask_source, vae.spacial_compression_encode(), problems)
+    views = _views_of(sizes, flip)
+    latents = _encode_views(vae, views, known, advance, problems)
+    encoded = EncodedFolder(problems=list(dict.fromkeys(problems)))  # each view of an image has reported the same
+    for image, own_views in views.items():
+        if all((image, view) in latents for view in own_views):
+            own = {view: latents[image, view] for view in own_views}
+            encoded.images[image] = EncodedImage(sizes[image], own, _latent_masks(masks.get(image, {}), own))
+    if not encoded.images:
+        raise ValueError(f"No image of this folder can be read. {encoded.problems[0]}")
+    encoded.previews = _previews(encoded.images, masks)
     return encoded
 
 
-def _read_masks(
-    sizes: dict[CaptionedImage, list[Size]], masks: Masks, step: int, encoded: Encoded
-) -> dict[CaptionedImage, list[torch.Tensor]]:
-    """The mask of each picture that has one, in each of its sizes; before the slow work, since they may be wrong.
-
-    step: pixels to a side of a place of the latents.
-    """
-    found: dict[CaptionedImage, list[torch.Tensor]] = {}
-    for picture, own in sizes.items() if masks != "off" else ():
-        if picture.mask is None and masks == "files":
-            continue
-        host.raise_if_cancelled()
-        try:
-            whole = [load_mask(picture, size, masks == "files or alpha") for size in own]
-        except ValueError as error:
-            if picture.mask is not None:
-                raise
-            encoded.problems.append(str(error))  # the picture itself is broken
-            continue
-        if whole[0] is not None:
-            found[picture] = [mask for mask in whole if mask is not None]
-    black = [picture.name for picture, own in found.items() if any(is_black(mask, step) for mask in own)]
-    if black:
-        more = f" (and {len(black) - 5} more)" if len(black) > 5 else ""
-        raise ValueError(
-            f"The mask is all black, so that nothing would be learned, of {', '.join(black[:5])}{more}. Paint white "
-            "what is to be learned, or take the mask or the picture away."
-        )
-    return found
-
-
-def _reduce_masks(wholes: dict[CaptionedImage, list[torch.Tensor]], encoded: Encoded) -> None:
-    for picture, own in wholes.items():
-        views = encoded.latents.get(picture, {})
-        encoded.masks[picture] = {
-            (mirrored, place): _as_host(at_latent_size(own[place].flip(1) if mirrored else own[place], latent))
-            for (mirrored, place), latent in views.items()
-        }
-
-
 def encode_captions(
-    clip: CLIP, captions: list[str], known: KnownEncodings, advance: Callable[[int], None]
-) -> dict[str, list]:
-    """The conditioning of each caption."""
+    clip: CLIP, captions: Iterable[str], known: KnownEncodings, advance: Callable[[int], None]
+) -> dict[str, list[Any]]:
+    """Return the conditioning of each caption, from the cache or the CLIP."""
     conditionings = {}
     for caption in captions:
         host.raise_if_cancelled()
         tokens = clip.tokenize(caption)
-        key = known.caption_key(tokens)  # first: encoding may take the tokens apart
+        key = known.caption_key(tokens)  # before encoding, which may modify the tokens
         conditioning = known.get(key)
         if conditioning is None:
             conditioning = clip.encode_from_tokens_scheduled(tokens)
@@ -145,43 +110,148 @@ def encode_captions(
     return conditionings
 
 
-def _as_host(mask: torch.Tensor) -> torch.Tensor:
-    """As Set Latent Noise Mask gives it, (1, 1, h, w), also for latents of a video VAE."""
-    return mask.reshape(1, 1, *mask.shape[-2:])
+def _load_masks(
+    sizes: dict[CaptionedImage, list[Size]], source: MaskSource, step: int, problems: list[str]
+) -> dict[CaptionedImage, MasksBySize]:
+    """Load the masks of all images that have one; before encoding, which is slow, since they may be wrong.
 
-
-def _encoded_chunk(vae: VAE, chunk: list[View], encoded: Encoded) -> dict[View, torch.Tensor]:
-    """The latents of pictures of one size; those that cannot be read are added to the problems."""
-    loaded: dict[View, torch.Tensor] = {}
-    for picture, mirrored, size in chunk:
+    Args:
+        sizes: the sizes of each image.
+        source: where masks come from.
+        step: pixels per side of a latent position.
+        problems: receives a sentence for each image that cannot be read.
+    """
+    masks: dict[CaptionedImage, MasksBySize] = {}
+    if source == "off":
+        return masks
+    for image, own_sizes in sizes.items():
+        if image.mask is None and source == "files":
+            continue
+        host.raise_if_cancelled()
         try:
-            pixels = load_image(picture, size)
+            loaded = {size: load_mask(image, size, source == "files or alpha") for size in own_sizes}
         except ValueError as error:
-            encoded.problems.append(str(error))
+            if image.mask is not None:
+                raise
+            problems.append(str(error))  # the image itself is damaged
+            continue
+        own_masks = {size: mask for size, mask in loaded.items() if mask is not None}
+        if own_masks:
+            masks[image] = own_masks
+    _reject_black(masks, step)
+    return masks
+
+
+def _reject_black(masks: dict[CaptionedImage, MasksBySize], step: int) -> None:
+    black = [image.name for image, own in masks.items() if any(is_black(mask, step) for mask in own.values())]
+    if black:
+        raise ValueError(
+            f"A mask is all black, so nothing would be learned: {name_list(black, _NAMES_IN_ERROR)}. Paint the parts "
+            "to learn white, or remove the mask or the image."
+        )
+
+
+def _views_of(sizes: dict[CaptionedImage, list[Size]], flip: bool) -> dict[CaptionedImage, list[View]]:
+    views: dict[CaptionedImage, list[View]] = {}
+    for image, own_sizes in sizes.items():
+        views[image] = []
+        for size in own_sizes:
+            views[image].append(View(False, size))
+            if flip:
+                views[image].append(View(True, size))
+    return views
+
+
+def _encode_views(
+    vae: VAE,
+    views: dict[CaptionedImage, list[View]],
+    known: KnownEncodings,
+    advance: Callable[[int], None],
+    problems: list[str],
+) -> dict[ImageView, Tensor]:
+    """The latents of all views, from the cache or the VAE; those of damaged images are missing."""
+    latents: dict[ImageView, Tensor] = {}
+    missing: dict[ImageView, str | None] = {}  # with their keys in the cache
+    for image, own_views in views.items():
+        for view in own_views:
+            host.raise_if_cancelled()
+            key = _key(known, (image, view))
+            latent = known.get(key)
+            if latent is None:
+                missing[image, view] = key
+            else:
+                latents[image, view] = latent
+                advance(1)
+    # A video VAE would take a batch for the frames of one clip.
+    batch_size = BATCH_SIZE if getattr(vae, "latent_dim", 2) == 2 else 1
+    for batch in _batches(list(missing), batch_size):
+        host.raise_if_cancelled()
+        for image_view, latent in _encode_batch(vae, batch, problems).items():
+            latents[image_view] = latent
+            # Compared again, so that a file replaced in the meantime is not stored under the key of the old one.
+            if _key(known, image_view) == missing[image_view]:
+                known.put(missing[image_view], latent)
+        advance(len(batch))
+    return latents
+
+
+def _key(known: KnownEncodings, image_view: ImageView) -> str | None:
+    image, view = image_view
+    return known.picture_key(image, view.mirrored, view.size)
+
+
+def _batches(views: list[ImageView], batch_size: int) -> list[list[ImageView]]:
+    """Group views of one size, at most `batch_size` in each group."""
+    by_size: dict[Size, list[ImageView]] = {}
+    for image, view in views:
+        by_size.setdefault(view.size, []).append((image, view))
+    batches = []
+    for group in by_size.values():
+        for start in range(0, len(group), batch_size):
+            batches.append(group[start : start + batch_size])
+    return batches
+
+
+def _encode_batch(vae: VAE, batch: list[ImageView], problems: list[str]) -> dict[ImageView, Tensor]:
+    """The latents of views of one size; images that cannot be read are added to the problems."""
+    loaded: dict[ImageView, Tensor] = {}
+    for image, view in batch:
+        try:
+            pixels = load_image(image, view.size)
+        except ValueError as error:
+            problems.append(str(error))
         else:
-            loaded[picture, mirrored, size] = pixels.flip(1) if mirrored else pixels
+            loaded[image, view] = pixels.flip(1) if view.mirrored else pixels
     if not loaded:
         return {}
-    samples = vae.encode(torch.stack(list(loaded.values())))
-    # A clone, since a view would keep and save the whole batch.
-    return {view: sample.clone() for view, sample in zip(loaded, samples.split(1), strict=True)}
+    samples = vae.encode(stack(list(loaded.values())))
+    # A clone, since a slice would keep the whole batch in memory and in the cache.
+    return {image_view: sample.clone() for image_view, sample in zip(loaded, samples.split(1), strict=True)}
 
 
-def _previews(masks: dict[CaptionedImage, list[torch.Tensor]], encoded: Encoded) -> dict[CaptionedImage, torch.Tensor]:
-    """The first pictures as they were cut; what their masks leave out is pale."""
+def _latent_masks(masks: MasksBySize, latents: dict[View, Tensor]) -> dict[View, Tensor]:
+    """The masks at latent size, (1, 1, h, w) as Set Latent Noise Mask gives them, also for a video VAE."""
+    reduced = {}
+    for view, latent in latents.items():
+        mask = masks.get(view.size)
+        if mask is not None:
+            small = at_latent_size(mask.flip(1) if view.mirrored else mask, latent)
+            reduced[view] = small.reshape(1, 1, *small.shape[-2:])
+    return reduced
+
+
+def _previews(
+    images: dict[CaptionedImage, EncodedImage], masks: dict[CaptionedImage, MasksBySize]
+) -> dict[CaptionedImage, Tensor]:
+    """The first images as they were cropped, with masked-out parts pale."""
     previews = {}
-    for picture in list(encoded.latents)[:SHOWN]:
-        with suppress(ValueError):  # deleted since it was encoded: there is one picture less to show
-            pixels = load_image(picture, encoded.sizes[picture][0])
-            if picture in masks:
-                pixels = 1 - (1 - pixels) * (_PALE + (1 - _PALE) * masks[picture][0][..., None])
-            previews[picture] = pixels
+    for image in list(images)[:PREVIEWS]:
+        size = images[image].sizes[0]
+        with suppress(ValueError):  # deleted since it was encoded: one preview less
+            pixels = load_image(image, size)
+            mask = masks.get(image, {}).get(size)
+            if mask is not None:
+                opacity = _MASKED_OPACITY + (1 - _MASKED_OPACITY) * mask[..., None]
+                pixels = 1 - (1 - pixels) * opacity
+            previews[image] = pixels
     return previews
-
-
-def _chunks(views: list[View], count: int) -> list[list[View]]:
-    """Pictures of one size, at most `count` at a time."""
-    groups: dict[Size, list[View]] = {}
-    for view in views:
-        groups.setdefault(view[2], []).append(view)
-    return [group[start : start + count] for group in groups.values() for start in range(0, len(group), count)]

@@ -1,77 +1,115 @@
-"""What the dataset node says about its pictures, in sentences."""
+"""What the dataset node reports about its images, in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ...aclora_core.dataset import cropped_share, enlargement
-from ...aclora_core.text import counted, some
-from .encode import Encoded, Size
-from .plan import Plan
+from ...aclora_core.dataset import cropped_fraction, upscale_factor
+from ...aclora_core.text import count_noun, name_list
+from .encode import EncodedFolder, Size
+from .plan import FolderPlan
+
+IMAGE, REGULARISATION_IMAGE = "image", "regularisation image"
 
 
-def summaries(encoded: list[Encoded], weight: float) -> list[str]:
-    """What there is: the style's pictures, and where there are any those for regularisation, with their weight."""
-    lines = [f"{_pictures(encoded[0], 'picture')}: {_counts(own[0] for own in encoded[0].sizes.values())}."]
-    further = [size for own in encoded[0].sizes.values() for size in own[1:]]
+def summaries(folders: Sequence[EncodedFolder], weight: float) -> list[str]:
+    """Sum up what was loaded: images, sizes, regularisation images and masks.
+
+    Args:
+        folders: that of the style and, if there is one, that of the regularisation images.
+        weight: of each regularisation image.
+    """
+    style = folders[0]
+    lines = [f"{_image_count(style, IMAGE)}: {_size_counts(_main_sizes(style))}."]
+    further = [size for image in style.images.values() for size in image.sizes[1:]]
     if further:
-        lines.append(f"Some of the time in other sizes: {_counts(further)}.")
-    if len(encoded) > 1:
-        sizes = _counts(own[0] for own in encoded[1].sizes.values())
-        lines.append(f"{_pictures(encoded[1], 'regularisation picture')}, which count {weight:g} each: {sizes}.")
-    masked = sum(len(each.masks) for each in encoded)
+        lines.append(f"Some of the time in other sizes: {_size_counts(further)}.")
+    for regularisation in folders[1:]:
+        count = _image_count(regularisation, REGULARISATION_IMAGE)
+        lines.append(f"{count}, with a weight of {weight:g} each: {_size_counts(_main_sizes(regularisation))}.")
+    masked = sum(bool(image.masks) for folder in folders for image in folder.images.values())
     if masked:
-        lines.append(f"{counted(masked, 'picture')} with a mask; what it leaves out is pale below.")
+        lines.append(f"{count_noun(masked, IMAGE)} with a mask; masked-out parts are pale below.")
     return lines
 
 
-def remarks(plans: list[Plan], encoded: list[Encoded]) -> list[str]:
-    """What the user may want to mend, though training can go on."""
-    found = [_remarks(encoded[0], "picture", "write one or set a trigger word")]
-    found += [_remarks(each, "regularisation picture", "write what it shows") for each in encoded[1:]]
-    lines = [line for lines in found for line in lines]
-    for plan, each in zip(plans, encoded, strict=True):
-        for resolution, pictures in plan.too_small.items():
-            names = [picture.name for picture in pictures if picture in each.latents]
-            if names:
-                count = counted(len(names), "picture")
-                lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {some(names)}.")
-        if plan.scan.spare_masks:
-            count = counted(len(plan.scan.spare_masks), "mask")
-            lines.append(f"{count} without a picture of the same name: {some(list(plan.scan.spare_masks))}.")
-    if len(encoded) > 1 and _total(encoded[1]) > _total(encoded[0]):
-        lines.append(
-            f"An epoch has {_total(encoded[1])} regularisation pictures and {_total(encoded[0])} of the style, so "
-            "most of the training goes by without it. Take fewer, or repeat the style's: put them into a subfolder "
-            "named 3_style."
-        )
+def skipped_images(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder]) -> list[str]:
+    """Return a sentence for each image that was skipped, first those whose header cannot be read."""
+    lines: list[str] = []
+    for plan in plans:
+        lines += plan.scan.problems
+    for folder in folders:
+        lines += folder.problems
     return lines
 
 
-def _remarks(encoded: Encoded, noun: str, advice: str) -> list[str]:
-    main = {picture: own[0] for picture, own in encoded.sizes.items()}
-    enlarged = [p.name for p, size in main.items() if enlargement(p, size) > 1]
-    cropped = [p.name for p, size in main.items() if cropped_share(p, size) > 1 / 3]
-    silent = [p.name for p in main if not p.caption]
+def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder]) -> list[str]:
+    """Return what the user may want to improve; training works without it."""
+    lines = _quality_remarks(folders[0], IMAGE, "write one or set a trigger word")
+    for folder in folders[1:]:
+        lines += _quality_remarks(folder, REGULARISATION_IMAGE, "describe what it shows")
+    for plan, folder in zip(plans, folders, strict=True):
+        lines += _plan_remarks(plan, folder)
+    if len(folders) > 1:
+        lines += _balance_remarks(_epoch_images(folders[0]), _epoch_images(folders[1]))
+    return lines
+
+
+def _quality_remarks(folder: EncodedFolder, noun: str, caption_advice: str) -> list[str]:
+    upscaled, cropped, uncaptioned = [], [], []
+    for image, encoded in folder.images.items():
+        if upscale_factor(image, encoded.sizes[0]) > 1:
+            upscaled.append(image.name)
+        if cropped_fraction(image, encoded.sizes[0]) > 1 / 3:
+            cropped.append(image.name)
+        if not image.caption:
+            uncaptioned.append(image.name)
     found = [
-        (enlarged, "smaller than the resolution and drawn larger, which may look soft"),
-        (cropped, "so long that more than a third was cut off"),
-        (silent, f"without a caption; {advice}"),
+        (upscaled, "smaller than the resolution and scaled up, which may look soft"),
+        (cropped, "so elongated that more than a third was cropped"),
+        (uncaptioned, f"without a caption; {caption_advice}"),
     ]
-    return [f"{counted(len(names), noun)} {text}: {some(names)}." for names, text in found if names]
+    return [f"{count_noun(len(names), noun)} {text}: {name_list(names)}." for names, text in found if names]
 
 
-def _pictures(encoded: Encoded, noun: str) -> str:
-    total, different = _total(encoded), len(encoded.latents)
-    return counted(different, noun) + (f", {total} with repeats" if total != different else "")
+def _plan_remarks(plan: FolderPlan, folder: EncodedFolder) -> list[str]:
+    lines = []
+    for resolution, images in plan.too_small.items():
+        names = [image.name for image in images if image in folder.images]
+        if names:
+            count = count_noun(len(names), IMAGE)
+            lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {name_list(names)}.")
+    masks = plan.scan.unmatched_masks
+    if masks:
+        lines.append(f"{count_noun(len(masks), 'mask')} without an image of the same name: {name_list(masks)}.")
+    return lines
 
 
-def _total(encoded: Encoded) -> int:
-    return sum(picture.repeats for picture in encoded.latents)
+def _balance_remarks(style: int, regularisation: int) -> list[str]:
+    if regularisation <= style:
+        return []
+    return [
+        f"An epoch has {count_noun(regularisation, REGULARISATION_IMAGE)} and {style} of the style, so most of the "
+        "training does not show the style. Use fewer, or repeat the style's: put them into a subfolder named 3_style."
+    ]
 
 
-def _counts(sizes: Iterable[Size]) -> str:
+def _image_count(folder: EncodedFolder, noun: str) -> str:
+    with_repeats = _epoch_images(folder)
+    count = count_noun(len(folder.images), noun)
+    return count if with_repeats == len(folder.images) else f"{count}, {with_repeats} with repeats"
+
+
+def _epoch_images(folder: EncodedFolder) -> int:
+    return sum(image.repeats for image in folder.images)
+
+
+def _main_sizes(folder: EncodedFolder) -> list[Size]:
+    return [image.sizes[0] for image in folder.images.values()]
+
+
+def _size_counts(sizes: Iterable[Size]) -> str:
     counts: dict[Size, int] = {}
     for size in sizes:
         counts[size] = counts.get(size, 0) + 1
-    return ", ".join(f"{number} at {width} × {height}" for (width, height), number in sorted(counts.items()))
+    return ", ".join(f"{count} at {width} × {height}" for (width, height), count in sorted(counts.items()))

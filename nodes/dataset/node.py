@@ -1,4 +1,4 @@
-"""The dataset node: a folder of pictures and captions becomes latents and conditionings."""
+"""The dataset node: a folder of images and captions becomes latents and conditionings."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from ...aclora_core.dataset import parse_resolutions
+from ...aclora_core.dataset import MAX_RESOLUTION, MIN_RESOLUTION, CaptionedImage, parse_resolutions
 from ...aclora_core.inspection import contact_sheet
 from .. import host
 from ..host.encoding_keys import KnownEncodings
-from .encode import Masks, encode_captions, encode_pictures
+from .encode import MaskSource, encode_captions, encode_images
 from .folders import dataset_folders, first_example
 from .inputs import advanced_inputs
-from .messages import remarks, summaries
-from .plan import NONE, entries, fingerprint, plan, scan_folders
+from .messages import remarks, skipped_images, summaries
+from .plan import (
+    NONE,
+    FolderPlan,
+    VariantOptions,
+    captions_of,
+    fingerprint,
+    output_lists,
+    plan_folder,
+    scan_folders,
+)
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
-logger = logging.getLogger("aclora")
+log = logging.getLogger("aclora")
 
 
 class ACLoRADataset(io.ComfyNode):
-    """Folder, VAE and CLIP -> one latent and one conditioning for each picture."""
+    """Folder, VAE and CLIP -> a latent and a conditioning for each image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -34,33 +43,33 @@ class ACLoRADataset(io.ComfyNode):
             node_id="ACLoRADataset",
             display_name="Load AC-LoRA Dataset",
             category="AC-LoRA",
-            description="Reads a folder of pictures and their captions and prepares both for training.",
+            description="Reads a folder of images with captions and prepares both for training.",
             search_aliases=["training images", "image folder", "captions", "load dataset", "make training dataset"],
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=folders,
                     default=first_example(folders),
-                    tooltip="The folder with the pictures: a subfolder of ComfyUI's input folder, of a folder "
-                    "registered as datasets in extra_model_paths.yaml, or an example that came with AC-LoRA. 10 to 30 "
-                    "pictures suit a style. Press R to see a folder that you just made.",
+                    tooltip="The folder with the images: a subfolder of ComfyUI's input folder, a folder registered as "
+                    "datasets in extra_model_paths.yaml or a subfolder of it, or an example that came with AC-LoRA. 10 "
+                    "to 30 images suit a style. Press R to see a folder that you just created.",
                 ),
-                io.Vae.Input("vae", tooltip="The VAE of the model you train; it turns pictures into latents."),
+                io.Vae.Input("vae", tooltip="The VAE of the model you train; it turns images into latents."),
                 io.Clip.Input("clip", tooltip="The CLIP of the model you train; it turns captions into conditionings."),
                 io.Int.Input(
                     "resolution",
                     default=512,
-                    min=64,
-                    max=4096,
+                    min=MIN_RESOLUTION,
+                    max=MAX_RESOLUTION,
                     step=16,
-                    tooltip="Side in pixels of a square picture; other shapes get the same area. Use the size the "
-                    "model was made for: 512 suits SD1.5, 1024 SDXL and Flux, 128 the tiny base. Larger values show "
+                    tooltip="Side of a square image in pixels; other aspect ratios get the same area. Use the size the "
+                    "model was trained at: 512 suits SD1.5, 1024 SDXL and Flux, 128 the tiny base. Larger values show "
                     "more detail and make training slower.",
                 ),
                 io.String.Input(
                     "trigger_word",
                     default="",
-                    tooltip="A word that will call the style. It is put in front of every caption that lacks it and "
+                    tooltip="A word that will invoke the style. It is put in front of every caption that lacks it, and "
                     "stands for a missing caption. Empty: captions stay as they are.",
                 ),
                 *advanced_inputs(folders),
@@ -69,13 +78,13 @@ class ACLoRADataset(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latents",
                     is_output_list=True,
-                    tooltip="One latent for each picture, as the VAE gives it, with its mask if it has one. A picture "
+                    tooltip="One latent for each image, as the VAE encodes it, with its mask if it has one. An image "
                     "in a subfolder named 10_name comes 10 times.",
                 ),
                 io.Conditioning.Output(
                     display_name="conditioning",
                     is_output_list=True,
-                    tooltip="The encoded caption of each picture, in the order of the latents.",
+                    tooltip="The encoded caption of each image, in the order of the latents.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -85,8 +94,8 @@ class ACLoRADataset(io.ComfyNode):
     def validate_inputs(
         cls, folder: str | None, regularisation: str | None = NONE, more_resolutions: str | None = ""
     ) -> bool | str:
-        # Naming these alone keeps the host's checks of the other inputs. A linked one is not known yet. The host shows
-        # the same sentence at each of them, so it begins with the one that it is about.
+        # Naming only these keeps the host's checks of the other inputs. A linked input is None, since it is not known
+        # yet. The host shows the same sentence at each of them, so it begins with the input it is about.
         at = "more_resolutions"
         try:
             parse_resolutions(more_resolutions or "")
@@ -126,47 +135,52 @@ class ACLoRADataset(io.ComfyNode):
         shuffles: int = 0,
         kept_tags: int = 1,
         caption_dropout: float = 0.0,
-        masks: Masks = "files",
+        masks: MaskSource = "files",
         regularisation: str = NONE,
         regularisation_weight: float = 1.0,
         more_resolutions: str = "",
     ) -> io.NodeOutput:
-        _require(vae, clip)
-        looks = {"flip": flip, "shuffles": shuffles, "kept_tags": kept_tags, "dropout": caption_dropout}
-        sizes = resolution, parse_resolutions(more_resolutions), vae.spacial_compression_encode()
-        plans = [plan(scan, *sizes, looks) for scan in scan_folders(folder, regularisation, trigger_word)]
-        captions = list(dict.fromkeys(look.caption for each in plans for own in each.looks.values() for look in own))
-        sides = (False, True) if flip else (False,)
-        views = sum(len(own) for each in plans for own in each.sizes.values()) * len(sides)
-        bar = host.Bar(views + len(captions))
+        _check_connected(vae, clip)
+        scans = scan_folders(folder, regularisation, trigger_word)
+        further = parse_resolutions(more_resolutions)
+        options = VariantOptions(flip, shuffles, kept_tags, caption_dropout)
+        multiple = vae.spacial_compression_encode()
+        plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
+        captions = captions_of(plans)
+        bar = host.Bar(_view_count(plans, flip) + len(captions))
         with torch.no_grad():
             known = KnownEncodings(vae, clip, cache)
-            encoded = [encode_pictures(vae, each.sizes, sides, masks, known, bar.advance) for each in plans]
+            folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
             conditionings = encode_captions(clip, captions, known, bar.advance)
         known.log()
-        latents, conditioning = entries(plans, encoded, conditionings, regularisation_weight)
-        problems = [*(line for each in plans for line in each.scan.problems), *(p for e in encoded for p in e.problems)]
-        if problems:
-            logger.warning("AC-LoRA: %d of the dataset's pictures left out. %s", len(problems), " ".join(problems))
-        notes = [*summaries(encoded, regularisation_weight), *problems, *remarks(plans, encoded), *known.problems]
-        shown = encoded[0].previews
-        shown_now = _shown(contact_sheet(list(shown.values()), [picture.caption for picture in shown]), notes)
-        host.send_text(shown_now["text"][0], host.hidden_node_id(cls))
-        return io.NodeOutput(latents, conditioning, ui=shown_now)
+        latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)
+        skipped = skipped_images(plans, folders)
+        if skipped:
+            log.warning("AC-LoRA: %d images of the dataset skipped. %s", len(skipped), " ".join(skipped))
+        notes = [*summaries(folders, regularisation_weight), *skipped, *remarks(plans, folders), *known.problems]
+        shown = _shown(folders[0].previews, notes)
+        host.send_text(shown["text"][0], host.hidden_node_id(cls))
+        return io.NodeOutput(latents, conditioning, ui=shown)
 
 
-def _shown(sheet: torch.Tensor, notes: list[str]) -> dict[str, Any]:
-    """What the node shows. The picture is a file: where it cannot be written, what was encoded is worth more."""
+def _view_count(plans: list[FolderPlan], flip: bool) -> int:
+    sizes = sum(len(own) for plan in plans for own in plan.sizes.values())
+    return 2 * sizes if flip else sizes
+
+
+def _shown(previews: dict[CaptionedImage, torch.Tensor], notes: list[str]) -> dict[str, Any]:
+    """What the node shows: a contact sheet and notes. If the sheet cannot be written, the result is still returned."""
+    sheet = contact_sheet(list(previews.values()), [image.caption for image in previews])
+    images: dict[str, Any] = {}
     try:
-        pictures = ui.PreviewImage(sheet[None]).as_dict()
+        images = ui.PreviewImage(sheet[None]).as_dict()
     except OSError as error:
-        notes = [*notes, f"The pictures cannot be shown here ({error.strerror or error}). Free some space."]
-        pictures = {}
-    return {**pictures, "text": ("\n".join(notes),)}
+        notes = [*notes, f"The images cannot be shown here ({error.strerror or error}). Free some space."]
+    return {**images, "text": ("\n".join(notes),)}
 
 
-def _require(vae: VAE | None, clip: CLIP | None) -> None:
-    # A checkpoint without a VAE gives a VAE object that holds nothing.
+def _check_connected(vae: VAE | None, clip: CLIP | None) -> None:
+    # For a checkpoint without a VAE the host hands over an empty VAE object.
     if vae is None or getattr(vae, "first_stage_model", True) is None:
         raise ValueError(
             "There is no VAE in the vae input: the loaded checkpoint has none. Connect a Load VAE node with the VAE "
@@ -175,5 +189,5 @@ def _require(vae: VAE | None, clip: CLIP | None) -> None:
     if clip is None:
         raise ValueError(
             "There is no CLIP in the clip input: the loaded checkpoint has no text encoder. Connect a Load CLIP node "
-            "with the one that belongs to the model."
+            "with the text encoder that belongs to the model."
         )

@@ -1,33 +1,54 @@
-"""What becomes of a folder: the sizes and the variants of its pictures, and in the end an entry for each of them."""
+"""The plan of a dataset: sizes and variants of its images; and the lists of latents and conditionings it becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ...aclora_core.dataset import CaptionedImage, Scan, Variant, folder_fingerprint, scan_folder, sizes_of, variants
-from .encode import Encoded, Size
+from ...aclora_core.dataset import (
+    CaptionedImage,
+    Scan,
+    Variant,
+    bucket_sizes,
+    folder_fingerprint,
+    scan_folder,
+    variants,
+)
+from ..host.private_keys import VARIANT_KEY
+from .encode import EncodedFolder, EncodedImage, Size, View
 from .folders import resolve_folder
 
-NONE = "none"  # of the folders
+NONE = "none"  # the option of the regularisation input that stands for no folder
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Of one folder."""
+class VariantOptions:
+    """Which variants of each image are made; see `variants`."""
+
+    flip: bool
+    shuffles: int
+    kept_tags: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What is made of the images of one folder."""
 
     scan: Scan
-    sizes: dict[CaptionedImage, list[Size]]  # first that of the resolution
-    too_small: dict[int, list[CaptionedImage]]  # for which of the further resolutions
-    looks: dict[CaptionedImage, list[Variant]]
+    sizes: dict[CaptionedImage, list[Size]]  # first that of the main resolution
+    too_small: dict[int, list[CaptionedImage]]  # images by the further resolution that they are too small for
+    variants: dict[CaptionedImage, list[Variant]]
 
 
 def scan_folders(folder: str, regularisation: str = NONE, trigger: str = "") -> list[Scan]:
-    """The style's folder, and where there is one that of the regularisation pictures, which get no trigger word.
+    """Scan the folder of the style and, if there is one, that of the regularisation images.
 
-    One may lie in the other. Raises ValueError with what is wrong.
+    Regularisation images get no trigger word. Either folder may lie inside the other.
+
+    Raises:
+        ValueError: a folder cannot be used, or both are the same.
     """
     style = resolve_folder(folder)
     if regularisation == NONE:
@@ -35,56 +56,87 @@ def scan_folders(folder: str, regularisation: str = NONE, trigger: str = "") -> 
     other = resolve_folder(regularisation)
     if style == other:
         raise ValueError(
-            f'The folder "{folder}" is chosen for the style and for regularisation. Regularisation pictures are those '
-            "that do not show the style: choose another folder for them, or none."
+            f'The folder "{folder}" is chosen for the style and for regularisation. Regularisation images must not '
+            "show the style: choose another folder for them, or none."
         )
     return [scan_folder(style, trigger, without=other), scan_folder(other, without=style)]
 
 
 def fingerprint(folder: str, regularisation: str) -> str:
-    """Changes with every edit of a file that scan_folders would read."""
-    folders: list[Path] = [resolve_folder(name) for name in (folder, regularisation) if name != NONE]
-    return " ".join(map(folder_fingerprint, folders))
+    """Return a hash that changes with every edit of a file that `scan_folders` would read."""
+    names = [folder] if regularisation == NONE else [folder, regularisation]
+    return " ".join(folder_fingerprint(resolve_folder(name)) for name in names)
 
 
-def plan(scan: Scan, resolution: int, more: Sequence[int], multiple: int, looks: dict[str, Any]) -> Plan:
-    """more: further resolutions. multiple: of which all sides must be. looks: what variants are made, by name."""
+def plan_folder(
+    scan: Scan, resolution: int, further: Sequence[int], multiple: int, options: VariantOptions
+) -> FolderPlan:
+    """Choose the sizes and the variants of each image.
+
+    Args:
+        scan: the images.
+        resolution: the main resolution.
+        further: more resolutions, which images that are too small for them do without.
+        multiple: what all sides must be multiples of.
+        options: which variants are made.
+    """
     sizes: dict[CaptionedImage, list[Size]] = {}
     too_small: dict[int, list[CaptionedImage]] = {}
-    for picture in scan.pictures:
-        sizes[picture], missed = sizes_of(picture, resolution, more, multiple)
-        for each in missed:
-            too_small.setdefault(each, []).append(picture)
-    shown = {picture: variants(picture.caption, **looks, sizes=len(own)) for picture, own in sizes.items()}
-    return Plan(scan, sizes, too_small, shown)
+    variants_of: dict[CaptionedImage, list[Variant]] = {}
+    for image in scan.images:
+        sizes[image], too_large = bucket_sizes(image, resolution, further, multiple)
+        for each in too_large:
+            too_small.setdefault(each, []).append(image)
+        variants_of[image] = variants(
+            image.caption, options.flip, options.shuffles, options.kept_tags, options.dropout, len(sizes[image])
+        )
+    return FolderPlan(scan, sizes, too_small, variants_of)
 
 
-def entries(
-    plans: Sequence[Plan], encoded: Sequence[Encoded], conditionings: dict[str, list], weight: float
-) -> tuple[list[dict], list[list]]:
-    """A latent and a conditioning for each variant of each picture, repeats included; training picks among variants.
+def captions_of(plans: Sequence[FolderPlan]) -> list[str]:
+    """Return all captions that have to be encoded, each once."""
+    captions: dict[str, None] = {}
+    for plan in plans:
+        for own in plan.variants.values():
+            captions.update((variant.caption, None) for variant in own)
+    return list(captions)
 
-    Those of the second plan are for regularisation, with this weight.
+
+def output_lists(
+    plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder], conditionings: dict[str, list[Any]], weight: float
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Return a latent and a conditioning for each variant of each image, repeats included.
+
+    Args:
+        plans: for the style and, if there is one, for the regularisation folder.
+        folders: the encoded images of each plan.
+        conditionings: by caption.
+        weight: of each regularisation image.
     """
-    latents, conditioning, number = [], [], 0
-    for part, (own, found) in enumerate(zip(plans, encoded, strict=True)):
-        mark = {"regularisation": weight} if part else {}
-        for picture in found.latents:
-            plain = _views(found, picture)
-            looks = own.looks[picture]
-            for _ in range(picture.repeats):
-                for place, look in enumerate(looks):
-                    view = plain[look.mirrored, look.size]
-                    known = {"aclora": {"picture": number, "variant": place, **mark}}
-                    latents.append({**view, **known} if len(looks) > 1 or mark else view)
-                    conditioning.append(conditionings[look.caption])
-                number += 1
+    latents: list[dict[str, Any]] = []
+    conditioning: list[list[Any]] = []
+    index = 0
+    for plan, encoded in zip(plans, folders, strict=True):
+        regularisation = {"regularisation": weight} if plan is not plans[0] else {}
+        for image, own in encoded.images.items():
+            variants_of = plan.variants[image]
+            plain = _latent_dicts(own)
+            for _ in range(image.repeats):
+                for number, variant in enumerate(variants_of):
+                    latent = plain[View(variant.mirrored, own.sizes[variant.size_index])]
+                    if len(variants_of) > 1 or regularisation:
+                        latent = {**latent, VARIANT_KEY: {"picture": index, "variant": number, **regularisation}}
+                    latents.append(latent)
+                    conditioning.append(conditionings[variant.caption])
+                index += 1
     return latents, conditioning
 
 
-def _views(encoded: Encoded, picture: CaptionedImage) -> dict[tuple[bool, int], dict]:
-    masks = encoded.masks.get(picture, {})
-    return {
-        view: {"samples": latent} | ({"noise_mask": masks[view]} if masks else {})
-        for view, latent in encoded.latents[picture].items()
-    }
+def _latent_dicts(image: EncodedImage) -> dict[View, dict[str, Any]]:
+    """The image's latents as ComfyUI hands them from node to node."""
+    found: dict[View, dict[str, Any]] = {}
+    for view, latent in image.latents.items():
+        found[view] = {"samples": latent}
+        if image.masks:
+            found[view]["noise_mask"] = image.masks[view]
+    return found

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ...aclora_core.dataset import at_latent_size, is_black
+from ...aclora_core.storage import map_tensors, to_device
 from .conditioning_lengths import Lengths, common_lengths, repeated
+from .private_keys import VARIANT_KEY
 
 
 def prepared(
@@ -37,29 +39,15 @@ def prepared(
 
 def condition_of(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
     """What the host's model wants for one picture, by name, kept in main memory."""
-    single = comfy.sampler_helpers.convert_cond(cloned(conditioning))
+    # Tensors of earlier nodes were made under inference mode; their clones were not.
+    single = comfy.sampler_helpers.convert_cond(map_tensors(conditioning, torch.Tensor.clone))
     noise = torch.zeros_like(samples, device=device)
     # Models that fill in a part of a picture get an empty one, as when they draw all of it.
     encoded = comfy.samplers.encode_model_conds(
         base.extra_conds, single, noise, device, "positive", latent_image=noise, denoise_mask=None
     )
     conds = {n: c.process_cond(batch_size=1, area=None) for n, c in encoded[0]["model_conds"].items()}
-    return {name: cond._copy_with(_to(cond.cond, torch.device("cpu"))) for name, cond in conds.items()}
-
-
-def cloned(value: Any) -> Any:
-    """Tensors from nodes before this one were made under inference mode; their clones were not."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: cloned(item) for key, item in value.items()}
-    return [cloned(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return [_to(item, device) for item in value] if isinstance(value, list) else value
+    return {name: cond._copy_with(to_device(cond.cond, torch.device("cpu"))) for name, cond in conds.items()}
 
 
 def _signature(condition: dict[str, Any]) -> Hashable:
@@ -100,16 +88,16 @@ def masks_of(latents: Sequence[dict], scaled: Sequence[Tensor]) -> dict[int, Ten
 
 def regularisation_of(latents: Sequence[dict]) -> dict[int, float]:
     """What each regularisation picture counts, by number."""
-    marks = {number: latent.get("aclora", {}) for number, latent in enumerate(latents)}
+    marks = {number: latent.get(VARIANT_KEY, {}) for number, latent in enumerate(latents)}
     return {number: float(mark["regularisation"]) for number, mark in marks.items() if "regularisation" in mark}
 
 
 def variants_of(latents: Sequence[dict]) -> dict[int, list[int]]:
     """For the first variant of each picture the numbers of all its variants; empty where the dataset made none."""
-    if not any("aclora" in latent for latent in latents):
+    if not any(VARIANT_KEY in latent for latent in latents):
         return {}
     pictures: dict[Any, list[int]] = {}
     for number, latent in enumerate(latents):
-        known = latent.get("aclora")
+        known = latent.get(VARIANT_KEY)
         pictures.setdefault(number if known is None else ("picture", known["picture"]), []).append(number)
     return {numbers[0]: numbers for numbers in pictures.values()}

@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .conditioning import cloned
+from ...aclora_core.storage import map_tensors
 from .model import HostModel
 from .progress import cancel_kept, cancelled, raise_if_cancelled
 from .training_set import HostTrainingSet
@@ -57,7 +57,7 @@ def _shape(commonest: tuple[int, ...]) -> tuple[int, ...]:
 def _sample(model: HostModel, noise: Tensor, positive: Any, negative: Any, seed: int, guidance: float) -> Tensor:
     patcher, base = model.patcher, model.base
     guider = comfy.samplers.CFGGuider(patcher)
-    guider.set_conds(cloned(positive), cloned(negative))
+    guider.set_conds(map_tensors(positive, Tensor.clone), map_tensors(negative, Tensor.clone))  # not of inference mode
     guider.set_cfg(1.0 if _knows_guidance(model.network) else guidance)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING

@@ -10,13 +10,14 @@ import comfy.clip_model
 import comfy.sd1_clip
 import torch
 
+from .private_keys import CAPTION_KEY
+
 PREFIX = "text_encoders."  # before every layer's name in the host's LoRA files
-CAPTION = "aclora_caption"  # under which the dataset node leaves a caption in its conditioning
 
 
 def with_caption(conditioning: Any, caption: str) -> Any:
     """A conditioning that says of which caption it is; the host ignores that."""
-    return [[encoded, {**more, CAPTION: caption}] for encoded, more in conditioning]
+    return [[encoded, {**more, CAPTION_KEY: caption}] for encoded, more in conditioning]
 
 
 class TextEncoder:
@@ -71,7 +72,7 @@ def _encoded(clip: Any, tokens: Any) -> Any:
 
 def captions_of(conditioning: Sequence[Any]) -> list[str]:
     """Each picture's caption, as the dataset node left it."""
-    found = [entries[0][1].get(CAPTION) for entries in conditioning]
+    found = [entries[0][1].get(CAPTION_KEY) for entries in conditioning]
     if None in found:
         raise ValueError(
             f"The caption of picture {found.index(None) + 1} is not known, so the text encoder cannot learn from it. "

@@ -31,7 +31,7 @@ def test_a_header_of_two_gigabytes_is_refused_before_anything_is_read(tmp_path: 
     with open(long, "r+b") as file:
         file.truncate(min(length, 2**31) + 64)
     for path in (short, long):
-        with pytest.raises(ValueError, match=rf"{path.name} is no safetensors file.* should take {length:,} bytes"):
+        with pytest.raises(ValueError, match=rf"{path.name} is not a safetensors file.* should take {length:,} bytes"):
             adapter_file.load(path)
 
 

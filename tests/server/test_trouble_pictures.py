@@ -58,7 +58,7 @@ def test_a_picture_of_100_megapixels_takes_little_memory(probed: HostServer) -> 
         highest = max(highest, process.memory_info().rss)
         time.sleep(0.02)
     history = probed.wait(running)
-    assert history["status"]["status_str"] == "success" and says(history, DATASET).startswith("2 pictures")
+    assert history["status"]["status_str"] == "success" and says(history, DATASET).startswith("2 images")
     assert highest - before < 700e6  # the picture itself takes 400 MB, as Pillow keeps four bytes for a pixel
 
 
@@ -70,8 +70,8 @@ def test_a_broken_and_a_cut_off_picture_and_a_bomb_are_named_and_left_out(probed
     Image.new("1", (14_000, 14_000)).save(folder / "bomb.png")
     history = probed.run(prompt(probed, "broken", "broken", 64, steps=2))
     told = says(history, DATASET)
-    assert told.startswith("3 pictures: 3 at 64 × 64.")
+    assert told.startswith("3 images: 3 at 64 × 64.")
     for name in ("text.png", "cut.png"):
-        assert f"{name} was left out: it cannot be read as a picture" in told
-    assert "bomb.png was left out: it has more than 178 megapixels" in told
+        assert f"{name} was skipped: it cannot be read as an image" in told
+    assert "bomb.png was skipped: it has more than 178 megapixels" in told
     assert str(folder) not in told and adapter(probed, "broken")

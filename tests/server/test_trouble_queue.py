@@ -183,4 +183,4 @@ def test_a_folder_deleted_while_training_is_missed_only_by_the_next_run(probed: 
     assert adapter(probed, "deleted")
     with pytest.raises(HTTPError) as refusal:
         probed.post_json("/prompt", {"prompt": queued})
-    assert 'The folder \\"deleted\\" is not there.' in refusal.value.read().decode()
+    assert 'The folder \\"deleted\\" does not exist.' in refusal.value.read().decode()

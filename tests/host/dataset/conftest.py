@@ -14,7 +14,7 @@ from tests.support.dataset_calls import draw
 
 @pytest.fixture
 def folder(pack: ModuleType) -> Iterator[Path]:
-    """Three pictures with two captions, and an empty cache."""
+    """Three images with two captions, and an empty cache."""
     import folder_paths
 
     shutil.rmtree(pack.nodes.host.encoding_keys.cache_folder(), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The dataset node's cache in the real ComfyUI: what is encoded again is counted, never timed."""
+"""The dataset node's cache in the real ComfyUI: encoded images and captions are counted, never timed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.support.dataset_calls import Calls, assert_same, draw
 from tests.support.host_server import running
 
 
-def test_a_new_start_encodes_nothing_and_gives_the_same(
+def test_a_restart_encodes_nothing_and_gives_the_same(
     pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Calls(pack, monkeypatch)
     before = first.run()
-    assert (first.pictures, first.captions) == (3, 2)
+    assert (first.images, first.captions) == (3, 2)
     again = Calls(pack, monkeypatch)
     after = again.run()
-    assert (again.pictures, again.captions) == (0, 0)
+    assert (again.images, again.captions) == (0, 0)
     assert_same(after.result, before.result)
     assert after.result[1][1] is after.result[1][2]  # one caption, as before
     assert after.ui["text"] == before.ui["text"]
@@ -98,13 +98,13 @@ def lora_on(clip: Any, seed: int, strength: float) -> Any:
     return patched
 
 
-def test_a_lora_on_the_clip_is_part_of_it(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lora_on_the_clip_counts(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Calls(pack, monkeypatch)
     without = plain.run().result[1]
     patched = Calls(pack, monkeypatch)
     patched.use(lora_on(plain.clip, seed=0, strength=1.0))
     with_lora = patched.run().result[1]
-    assert (patched.pictures, patched.captions) == (0, 2)
+    assert (patched.images, patched.captions) == (0, 2)
     assert not torch.equal(with_lora[0][0][0], without[0][0][0])
     # The LoRA is now in the weights that both share; the plain CLIP is known all the same, and so is the other.
     assert plain.encoded() == (0, 0)
@@ -128,7 +128,7 @@ def test_a_clip_with_unknown_functions_is_encoded_each_time(
     assert calls.encoded() == (0, 2)
 
 
-def test_looking_at_the_weights_changes_and_moves_nothing(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashing_the_weights_changes_and_moves_nothing(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(pack, monkeypatch)
     models = (calls.vae.patcher.model, calls.clip.patcher.model)
 
@@ -145,7 +145,7 @@ def test_looking_at_the_weights_changes_and_moves_nothing(pack: ModuleType, monk
     assert facts() == before and [sorted(vars(model)) for model in models] == settings
 
 
-def test_off_means_that_nothing_is_read_or_written(
+def test_without_cache_nothing_is_read_or_written(
     pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = pack.nodes.host.encoding_keys.cache_folder()
@@ -157,18 +157,18 @@ def test_off_means_that_nothing_is_read_or_written(
     assert len(list(kept.iterdir())) == 5
 
 
-def test_damaged_files_are_made_anew(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_are_written_again(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(pack, monkeypatch)
     before = calls.run().result
     for file in pack.nodes.host.encoding_keys.cache_folder().iterdir():
         file.write_bytes(file.read_bytes()[:-1])
     after = calls.run().result
-    assert (calls.pictures, calls.captions) == (3, 2)
+    assert (calls.images, calls.captions) == (3, 2)
     assert_same(after, before)
     assert calls.encoded() == (0, 0)
 
 
-def test_a_full_disk_is_a_sentence_on_the_node(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_on_the_node(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -182,24 +182,24 @@ def test_a_full_disk_is_a_sentence_on_the_node(pack: ModuleType, folder: Path, m
     assert calls.encoded() == (0, 0)
 
 
-def test_a_file_replaced_while_it_is_read_is_not_stored_as_the_old_one(
+def test_a_file_replaced_while_it_is_read_is_not_cached_as_the_old_one(
     pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Calls(pack, monkeypatch)
     encode = pack.nodes.dataset.encode
     load, old = encode.load_image, (folder / "0.png").read_bytes()
 
-    def replaced(picture: Any, bucket: Any) -> Any:
-        if picture.name == "0.png":
+    def replaced(image: Any, bucket: Any) -> Any:
+        if image.name == "0.png":
             draw(folder / "0.png", 9)
-        return load(picture, bucket)
+        return load(image, bucket)
 
     with monkeypatch.context() as patch:
         patch.setattr(encode, "load_image", replaced)
         other = calls.run().result[0][0]["samples"]
     (folder / "0.png").write_bytes(old)
     restored = calls.run().result[0][0]["samples"]
-    assert calls.pictures == 1
+    assert calls.images == 1
     assert not torch.equal(restored, other)
 
 

@@ -1,4 +1,4 @@
-"""Masks, regularisation pictures and several resolutions in the real ComfyUI, from the files to the adapter."""
+"""Masks, regularisation images and several resolutions in the real ComfyUI, from the files to the adapter."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ QUICK = {"steps": 3, "batch_size": 2, "max_rank": 4, "learning_rate": 1e-3, "mod
 
 @pytest.fixture
 def calls(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Pictures of 96 × 64, which are 80 × 48 at resolution 64, so 10 × 6 in latents."""
+    """Images of 96 × 64, which are 80 × 48 at resolution 64, so 10 × 6 in latents."""
     return Calls(pack, monkeypatch)
 
 
 @pytest.fixture
 def plain(folder: Path) -> Any:
-    """A second folder, with two pictures that are not in the style."""
+    """A second folder, with two images that are not in the style."""
     path = folder.with_name("plain")
     for number in range(2):
         draw(path / f"{number}.png", 50 + number)
@@ -55,25 +55,25 @@ def test_masks_travel_with_their_latents_and_are_mirrored_with_them(calls: Calls
     paint(folder / "masks" / "1.png", (0, 0, 96, 32))
     output = calls.run(flip=True)
     latents = output.result[0]
-    assert calls.pictures == 6 and ["noise_mask" in each for each in latents] == [True] * 4 + [False] * 2
+    assert calls.images == 6 and ["noise_mask" in each for each in latents] == [True] * 4 + [False] * 2
     masks = [each["noise_mask"] for each in latents[:4]]
     assert all(mask.shape == (1, 1, *latents[0]["samples"].shape[-2:]) for mask in masks)
     assert torch.equal(masks[0][..., :5], torch.ones(1, 1, 6, 5)) and not masks[0][..., 5:].any()
     assert torch.equal(masks[1], masks[0].flip(3)) and torch.equal(masks[2], masks[3])
     assert torch.equal(masks[2][:, :, :3], torch.ones(1, 1, 3, 10)) and not masks[2][:, :, 3:].any()
-    assert "2 pictures with a mask" in output.ui["text"][0]
+    assert "2 images with a mask" in output.ui["text"][0]
     assert not any("noise_mask" in each for each in calls.run(masks="off").result[0])
 
 
-def test_a_mask_changes_nothing_of_what_is_encoded(calls: Calls, folder: Path) -> None:
+def test_a_mask_does_not_change_the_latents(calls: Calls, folder: Path) -> None:
     before = calls.run().result[0]
     paint(folder / "masks" / "1.png")
     after = calls.run().result[0]
-    assert calls.pictures == 0 and len(after) == 3  # the mask is no fourth picture
+    assert calls.images == 0 and len(after) == 3  # the mask is not a fourth image
     assert torch.equal(after[1]["samples"], before[1]["samples"])
 
 
-def test_what_is_transparent_is_left_out_where_that_is_wished(calls: Calls, folder: Path) -> None:
+def test_transparent_parts_are_masked_out_on_request(calls: Calls, folder: Path) -> None:
     pixels = np.array(Image.open(folder / "0.png").convert("RGBA"))
     pixels[:, 48:, 3] = 0
     Image.fromarray(pixels).save(folder / "0.png")
@@ -84,17 +84,17 @@ def test_what_is_transparent_is_left_out_where_that_is_wished(calls: Calls, fold
 
 def test_a_black_mask_is_refused_by_name_before_any_work(calls: Calls, folder: Path) -> None:
     paint(folder / "masks" / "1.png", None)
-    with pytest.raises(ValueError, match=r"mask is all black.*of 1\.png\. Paint white"):
+    with pytest.raises(ValueError, match=r"mask is all black.*: 1\.png\. Paint the parts"):
         calls.run()
-    paint(folder / "masks" / "1.png", (0, 0, 1, 1))  # one pixel, lost in a place of the latent
-    with pytest.raises(ValueError, match=r"mask is all black.*of 1\.png\. Paint white"):
+    paint(folder / "masks" / "1.png", (0, 0, 1, 1))  # one pixel, lost in the mean of a latent position
+    with pytest.raises(ValueError, match=r"mask is all black.*: 1\.png\. Paint the parts"):
         calls.run()
-    assert calls.pictures == 0
+    assert calls.images == 0
     (folder / "masks" / "1.png").rename(folder / "masks" / "nobody.png")
-    assert "1 mask without a picture of the same name: masks/nobody.png." in calls.run().ui["text"][0]
+    assert "1 mask without an image of the same name: masks/nobody.png." in calls.run().ui["text"][0]
 
 
-def test_training_weighs_by_masks_also_those_of_the_hosts_own_node(calls: Calls, folder: Path) -> None:
+def test_training_uses_masks_also_those_of_the_hosts_own_node(calls: Calls, folder: Path) -> None:
     import nodes
 
     latents, conditioning = calls.run().result
@@ -114,7 +114,7 @@ def test_training_weighs_by_masks_also_those_of_the_hosts_own_node(calls: Calls,
     assert trained(calls, masked, conditioning, mask_floor=1.0)[2] == plain[2]
 
 
-def test_a_latents_bad_mask_is_a_sentence_before_the_training(calls: Calls) -> None:
+def test_a_latent_with_a_bad_mask_is_refused_before_training(calls: Calls) -> None:
     latents, conditioning = calls.run().result
     black = {**latents[1], "noise_mask": torch.zeros(1, 1, 48, 80)}
     with pytest.raises(ValueError, match="The mask of latent 2 is all black"):
@@ -124,54 +124,56 @@ def test_a_latents_bad_mask_is_a_sentence_before_the_training(calls: Calls) -> N
         trained(calls, [latents[0], double, latents[2]], conditioning)
 
 
-def test_regularisation_pictures_come_last_without_the_trigger_word(calls: Calls, plain: Path) -> None:
+def test_regularisation_images_come_last_without_the_trigger_word(calls: Calls, plain: Path) -> None:
     before = calls.run().result
     output = calls.run(regularisation="plain", regularisation_weight=0.5)
     latents, conditioning = output.result
-    assert (calls.pictures, calls.captions) == (2, 1) and calls.encoded(regularisation="plain") == (0, 0)
+    assert (calls.images, calls.captions) == (2, 1) and calls.encoded(regularisation="plain") == (0, 0)
     weights = [each.get("aclora", {}).get("regularisation") for each in latents]
     assert weights == [None] * 3 + [0.5] * 2
     for one, other in zip(latents, before[0], strict=False):
         assert torch.equal(one["samples"], other["samples"])
     assert [cond[0][1]["aclora_caption"] for cond in conditioning][2:] == ["ink, a cat", "a thing", "a thing"]
-    assert "2 regularisation pictures, which count 0.5 each: 2 at 80 × 48." in output.ui["text"][0]
+    assert "2 regularisation images, with a weight of 0.5 each: 2 at 80 × 48." in output.ui["text"][0]
     report = trained(calls, latents, conditioning, steps=5)[3]
     assert report.facts.images == 3 and report.facts.regularisation_images == 2
 
 
-def test_a_folder_for_regularisation_may_lie_in_the_other_but_not_be_it(calls: Calls, folder: Path) -> None:
+def test_the_regularisation_folder_may_lie_in_the_other_but_not_be_it(calls: Calls, folder: Path) -> None:
     draw(folder / "reg" / "r.png", 9)
     assert len(calls.run().result[0]) == 4
     output = calls.run(regularisation="kept/reg")
-    assert len(output.result[0]) == 4 and "3 pictures: " in output.ui["text"][0]
-    assert "1 regularisation picture without a caption; write what it shows: r.png." in output.ui["text"][0]
+    assert len(output.result[0]) == 4 and "3 images: " in output.ui["text"][0]
+    assert "1 regularisation image without a caption; describe what it shows: r.png." in output.ui["text"][0]
     check = calls.pack.nodes.dataset.node.ACLoRADataset.validate_inputs
     assert "is chosen for the style and for regularisation" in check("kept", regularisation="kept")
-    assert "is not there" in check("kept", regularisation="nowhere") and check("kept", regularisation="none") is True
+    assert "does not exist" in check("kept", regularisation="nowhere") and check("kept", regularisation="none") is True
     node = calls.pack.nodes.dataset.node.ACLoRADataset
     prints = [node.fingerprint_inputs("kept", None, None, 64, "", regularisation=r) for r in ("none", "kept/reg")]
     assert prints[0] != prints[1]
 
 
-def test_more_regularisation_than_style_is_said(calls: Calls, plain: Path) -> None:
+def test_more_regularisation_than_style_images_are_reported(calls: Calls, plain: Path) -> None:
     for number in range(2, 4):
         draw(plain / f"{number}.png", 50 + number)
     said = calls.run(regularisation="plain").ui["text"][0]
-    assert "An epoch has 4 regularisation pictures and 3 of the style" in said
+    assert "An epoch has 4 regularisation images and 3 of the style" in said
 
 
-def test_a_picture_comes_in_further_sizes_that_it_has(calls: Calls, folder: Path) -> None:
+def test_an_image_comes_in_the_further_sizes_that_it_is_large_enough_for(calls: Calls, folder: Path) -> None:
     draw(folder / "big.png", 7)
     with Image.open(folder / "big.png") as image:
         image.resize((192, 128)).save(folder / "big.png")
     paint(folder / "masks" / "big.png")
     output = calls.run(more_resolutions="96, 128", flip=True)
     shown = [(each["aclora"]["picture"], each["aclora"]["variant"]) for each in output.result[0]]
-    assert shown == [(number, look) for number in range(3) for look in range(2)] + [(3, look) for look in range(6)]
+    assert shown == [(index, variant) for index in range(3) for variant in range(2)] + [
+        (3, variant) for variant in range(6)
+    ]
     sizes = [tuple(each["samples"].shape[-2:]) for each in output.result[0]]
     assert set(sizes[:6]) == {(6, 10)} and sizes[6] == sizes[7] == (6, 10)  # the resolution's own comes first
     assert sizes[8] == sizes[9] < sizes[10] == sizes[11]
-    assert "3 pictures smaller than resolution 128, so not shown in it: 0.png, 1.png, 2.png." in output.ui["text"][0]
+    assert "3 images smaller than resolution 128, so not shown in it: 0.png, 1.png, 2.png." in output.ui["text"][0]
     for each in output.result[0][-6:]:
         assert each["noise_mask"].shape[-2:] == each["samples"].shape[-2:]
     assert calls.encoded(more_resolutions="96, 128", flip=True) == (0, 0)

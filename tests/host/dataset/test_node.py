@@ -59,7 +59,7 @@ def folder(pack: ModuleType) -> Iterator[Path]:
     """An empty folder in ComfyUI's input."""
     import folder_paths
 
-    path = Path(folder_paths.get_input_directory(), "pictures")
+    path = Path(folder_paths.get_input_directory(), "images")
     path.mkdir(parents=True)
     yield path
     for file in sorted(path.rglob("*"), reverse=True):
@@ -76,14 +76,14 @@ def draw(path: Path, size: tuple[int, int] = (64, 64), seed: int = 0, caption: s
     return path
 
 
-def run(pack: ModuleType, vae: Any, clip: Any, folder: str = "pictures", trigger: str = "inkstyle") -> Any:
+def run(pack: ModuleType, vae: Any, clip: Any, folder: str = "images", trigger: str = "inkstyle") -> Any:
     with torch.inference_mode():  # as the host runs nodes
         return pack.nodes.dataset.node.ACLoRADataset.execute(folder, vae, clip, 64, trigger)
 
 
 def test_each_latent_comes_with_its_own_caption(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
     for number in range(7):  # two shapes, mixed, more than one batch of a shape
-        draw(folder / f"p{number}.png", (64, 64) if number % 3 else (64, 32), number, f"picture {number}, inkstyle")
+        draw(folder / f"p{number}.png", (64, 64) if number % 3 else (64, 32), number, f"image {number}, inkstyle")
     latents, conditioning = run(pack, vae, clip).result
     assert len(latents) == len(conditioning) == 7
     for number, (latent, cond) in enumerate(zip(latents, conditioning, strict=True)):
@@ -92,16 +92,18 @@ def test_each_latent_comes_with_its_own_caption(pack: ModuleType, vae: Any, clip
             torch.testing.assert_close(latent["samples"], vae.encode(pixels[None]), atol=1e-5, rtol=1e-5)
         else:
             assert latent["samples"].shape == (1, 4, 6, 12)
-        expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"picture {number}, inkstyle"))
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"image {number}, inkstyle"))
         torch.testing.assert_close(cond[0][0], expected[0][0])
         torch.testing.assert_close(cond[0][1]["pooled_output"], expected[0][1]["pooled_output"])
 
 
-def test_it_gives_what_the_hosts_own_dataset_node_gives(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
+def test_the_result_equals_that_of_the_hosts_own_dataset_node(
+    pack: ModuleType, vae: Any, clip: Any, folder: Path
+) -> None:
     from comfy_extras.nodes_dataset import MakeTrainingDataset
 
-    picture = draw(folder / "a.png", caption="inkstyle a rocket")
-    pixels = torch.from_numpy(np.asarray(Image.open(picture), dtype=np.float32) / 255)[None]
+    image = draw(folder / "a.png", caption="inkstyle a rocket")
+    pixels = torch.from_numpy(np.asarray(Image.open(image), dtype=np.float32) / 255)[None]
     ours = run(pack, vae, clip).result
     theirs = MakeTrainingDataset.execute([pixels], [vae], [clip], ["inkstyle a rocket"]).result
     torch.testing.assert_close(ours[0], theirs[0])
@@ -110,7 +112,7 @@ def test_it_gives_what_the_hosts_own_dataset_node_gives(pack: ModuleType, vae: A
     assert ours[1][0][0][1]["aclora_caption"] == "inkstyle a rocket"
 
 
-def test_repeats_are_the_same_latent_again(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
+def test_repeats_are_the_same_latent(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
     draw(folder / "a.png", caption="a cat")
     draw(folder / "3_more" / "b.png", seed=1)
     output = run(pack, vae, clip)
@@ -118,7 +120,7 @@ def test_repeats_are_the_same_latent_again(pack: ModuleType, vae: Any, clip: Any
     assert len(latents) == len(conditioning) == 4
     assert latents[1] is latents[2] is latents[3] is not latents[0]
     assert conditioning[1] is conditioning[3] is not conditioning[0]
-    assert output.ui["text"][0].startswith("2 pictures, 4 with repeats: 2 at 64 × 64.")
+    assert output.ui["text"][0].startswith("2 images, 4 with repeats: 2 at 64 × 64.")
 
 
 def test_equal_captions_are_encoded_once(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
@@ -129,11 +131,11 @@ def test_equal_captions_are_encoded_once(pack: ModuleType, vae: Any, clip: Any, 
     assert not torch.equal(latents[0]["samples"], latents[1]["samples"])
 
 
-def test_broken_pictures_are_named_and_the_rest_is_used(
+def test_broken_images_are_named_and_the_others_are_used(
     pack: ModuleType, vae: Any, clip: Any, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "a.png").parent.mkdir(exist_ok=True)
-    (folder / "a.png").write_text("no picture")
+    (folder / "a.png").write_text("not an image")
     draw(folder / "b.png", caption="the good one")
     cut = draw(folder / "c.png", seed=1, caption="cut off")
     cut.write_bytes(cut.read_bytes()[:-3000])  # the header is whole: only the decoder sees it
@@ -145,10 +147,10 @@ def test_broken_pictures_are_named_and_the_rest_is_used(
     torch.testing.assert_close(conditioning[0][0][0], expected[0][0])
     (text,) = output.ui["text"]
     for said in (text, caplog.text):
-        assert "a.png was left out" in said and "c.png was left out" in said
+        assert "a.png was skipped" in said and "c.png was skipped" in said
         assert str(folder) not in said
     cut.rename(folder / "b.png")
-    with pytest.raises(ValueError, match=r"No picture of this folder can be read\. b\.png was left out"):
+    with pytest.raises(ValueError, match=r"No image of this folder can be read\. b\.png was skipped"):
         run(pack, vae, clip)
 
 
@@ -161,12 +163,12 @@ def test_the_node_shows_a_contact_sheet_and_remarks(pack: ModuleType, vae: Any, 
     with Image.open(Path(folder_paths.get_temp_directory(), preview["subfolder"], preview["filename"])) as sheet:
         assert sheet.width > 600
     assert output.ui["text"][0].split("\n")[1:] == [
-        "1 picture so long that more than a third was cut off: long.png.",
-        "1 picture without a caption; write one or set a trigger word: long.png.",
+        "1 image so elongated that more than a third was cropped: long.png.",
+        "1 image without a caption; write one or set a trigger word: long.png.",
     ]
 
 
-def test_a_missing_vae_or_clip_is_a_sentence(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
+def test_a_missing_vae_or_clip_is_an_error(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
     import comfy.sd
 
     draw(folder / "a.png")
@@ -182,20 +184,20 @@ def test_bad_folders_are_refused_before_any_work(pack: ModuleType, folder: Path,
     import folder_paths
 
     check = pack.nodes.dataset.node.ACLoRADataset.validate_inputs
-    assert '"pictures" has no pictures' in check("pictures")
+    assert '"images" has no images' in check("images")
     draw(folder / "a.png")
-    assert check("pictures") is True
+    assert check("images") is True
     assert check(None) is True  # a linked folder is not known yet
     draw(folder / "dot.png", (1, 1))
-    assert "dot.png is 1 × 1 pixels" in check("pictures")
+    assert "dot.png is 1 × 1 pixels" in check("images")
     (folder / "dot.png").unlink()
     (folder / "a.txt").write_bytes("café".encode("latin-1"))
-    assert "a.txt of a.png is not UTF-8" in check("pictures")
+    assert "a.txt of a.png is not UTF-8" in check("images")
     outside = draw(tmp_path / "secret" / "a.png").parent
-    names = ["../secret", "..", ".", "", str(outside), "pictures/../..", "datasets: ../input", "example: ..", "a\0b"]
+    names = ["../secret", "..", ".", "", str(outside), "images/../..", "datasets: ../input", "example: ..", "a\0b"]
     for name in names:
         assert "leads outside the allowed folders" in check(name), name
-    assert "is not there" in check("nowhere")
+    assert "does not exist" in check("nowhere")
     link = Path(folder_paths.get_input_directory(), "link")
     link.symlink_to(outside, target_is_directory=True)
     try:
@@ -219,29 +221,29 @@ def test_registered_folders_and_examples_can_be_chosen(
     monkeypatch.setattr(pack.nodes.dataset.folders, "EXAMPLES", tmp_path / "examples")
     schema = pack.nodes.dataset.node.ACLoRADataset.define_schema()
     options = schema.inputs[0].options
-    assert options[:2] == ["pictures", "pictures/10_cat"]
+    assert options[:2] == ["images", "images/10_cat"]
     assert {"datasets: styles", "datasets: styles/ink", "example: bold"} <= set(options)
     assert not any(".cache" in option for option in options)
     assert schema.inputs[0].default == "example: bold"
-    for option in ("pictures", "pictures/10_cat", "datasets: styles", "datasets: styles/ink", "example: bold"):
+    for option in ("images", "images/10_cat", "datasets: styles", "datasets: styles/ink", "example: bold"):
         assert pack.nodes.dataset.node.ACLoRADataset.validate_inputs(option) is True
 
 
-def test_editing_a_picture_or_a_caption_changes_the_fingerprint(pack: ModuleType, folder: Path) -> None:
-    def fingerprint(name: str | None = "pictures") -> Any:
+def test_editing_an_image_or_a_caption_changes_the_fingerprint(pack: ModuleType, folder: Path) -> None:
+    def fingerprint(name: str | None = "images") -> Any:
         return pack.nodes.dataset.node.ACLoRADataset.fingerprint_inputs(name, None, None, 64, "inkstyle")
 
-    picture = draw(folder / "a.png", caption="one")
+    image = draw(folder / "a.png", caption="one")
     first = fingerprint()
     assert fingerprint() == first
     (folder / "a.txt").write_text("three")
     second = fingerprint()
-    os.utime(picture, ns=(1, 1))
+    os.utime(image, ns=(1, 1))
     assert len({first, second, fingerprint()}) == 3
     assert math.isnan(fingerprint(None))
 
 
-def test_cancelling_stops_it(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
+def test_cancelling_stops_the_node(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
     import comfy.model_management as management
 
     draw(folder / "a.png")
@@ -251,9 +253,9 @@ def test_cancelling_stops_it(pack: ModuleType, vae: Any, clip: Any, folder: Path
     assert not management.processing_interrupted()
 
 
-def test_the_server_runs_it_again_only_after_an_edit(server: HostServer) -> None:
-    pictures = server.base / "input" / "served"
-    draw(pictures / "a.png", caption="one")
+def test_the_server_runs_the_node_again_only_after_an_edit(server: HostServer) -> None:
+    images = server.base / "input" / "served"
+    draw(images / "a.png", caption="one")
     prompt = {
         "base": {"class_type": "ACLoRATinyBase", "inputs": {}},
         "data": {
@@ -275,10 +277,10 @@ def test_the_server_runs_it_again_only_after_an_edit(server: HostServer) -> None
 
     assert ran()
     assert not ran()
-    (pictures / "a.txt").write_text("three")
+    (images / "a.txt").write_text("three")
     assert ran()
     assert not ran()
-    draw(pictures / "b.png", seed=1)
+    draw(images / "b.png", seed=1)
     assert ran()
     prompt["data"]["inputs"]["folder"] = "../.."
     with pytest.raises(AssertionError, match="leads outside the allowed folders"):

@@ -1,4 +1,4 @@
-"""Variants of the pictures in the real ComfyUI: mirrored, with shuffled tags, without captions."""
+"""Variants of the images in the real ComfyUI: mirrored, with shuffled tags, without captions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def calls(pack: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return Calls(pack, monkeypatch)
 
 
-def test_a_mirrored_picture_has_the_latent_of_its_mirrored_pixels(calls: Calls, folder: Path) -> None:
+def test_a_mirrored_image_has_the_latent_of_its_mirrored_pixels(calls: Calls, folder: Path) -> None:
     draw(folder / "2_more" / "3.png", 3)
     latents, conditioning = calls.run(flip=True).result
     assert len(latents) == len(conditioning) == 10
     assert [(each["aclora"]["picture"], each["aclora"]["variant"]) for each in latents] == [
-        (picture, variant) for picture in range(5) for variant in range(2)
+        (index, variant) for index in range(5) for variant in range(2)
     ]
     plain = calls.run().result
     assert [set(each) for each in plain[0]] == [{"samples"}] * 5
@@ -39,7 +39,7 @@ def test_a_mirrored_picture_has_the_latent_of_its_mirrored_pixels(calls: Calls, 
     assert not np.allclose(mirrored.numpy(), latents[0]["samples"].numpy(), atol=1e-2)
 
 
-def test_only_what_is_new_in_the_variants_is_encoded(calls: Calls, folder: Path) -> None:
+def test_only_new_variants_are_encoded(calls: Calls, folder: Path) -> None:
     assert calls.encoded() == (3, 2)
     assert calls.encoded(flip=True) == (3, 0)
     assert calls.encoded(flip=True, caption_dropout=0.1) == (0, 1)
@@ -48,7 +48,7 @@ def test_only_what_is_new_in_the_variants_is_encoded(calls: Calls, folder: Path)
     assert calls.encoded(flip=True, shuffles=2, caption_dropout=0.1) == (0, 0)
 
 
-def test_shuffled_and_dropped_captions_come_with_their_own_picture(calls: Calls, folder: Path) -> None:
+def test_shuffled_and_dropped_captions_come_with_their_own_image(calls: Calls, folder: Path) -> None:
     (folder / "0.txt").write_text("ink, a, b, c")
     latents, conditioning = calls.run(shuffles=3, caption_dropout=0.5).result
 
@@ -66,9 +66,9 @@ def test_shuffled_and_dropped_captions_come_with_their_own_picture(calls: Calls,
     assert [each["aclora"]["variant"] for each in latents[8:]] == [0, 1, 0, 1]
 
 
-def test_a_broken_picture_is_named_once(calls: Calls, folder: Path) -> None:
+def test_a_broken_image_is_named_once(calls: Calls, folder: Path) -> None:
     cut = (folder / "0.png").read_bytes()[:-3000]
     (folder / "0.png").write_bytes(cut)
     output = calls.run(flip=True)
     assert len(output.result[0]) == 4
-    assert output.ui["text"][0].count("0.png was left out") == 1
+    assert output.ui["text"][0].count("0.png was skipped") == 1
