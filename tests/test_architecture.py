@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = {"torch", "safetensors", "numpy", "PIL", "einops", "matplotlib"}
+LIBRARIES = {"torch", "safetensors", "numpy", "PIL", "matplotlib"}
 TORCH_BRINGS = {"triton"}  # with its builds for CUDA on Linux; the kernels do without it elsewhere
 # What a node needs to be a node. Everything else of ComfyUI is for nodes/host, and for the node of the tiny base, which
 # calls ComfyUI's own loaders.
