@@ -13,15 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {"torch", "safetensors", "numpy", "PIL", "einops", "matplotlib"}
 TORCH_BRINGS = {"triton"}  # with its builds for CUDA on Linux; the kernels do without it elsewhere
-# What a node needs to be a node. Everything else of ComfyUI is for nodes/host, and for two files that hand weights to
-# ComfyUI's own loaders.
+# What a node needs to be a node. Everything else of ComfyUI is for nodes/host.
 HOST_FACE = {"comfy_api", "folder_paths"}
 HOST_FOLDER = ROOT / "nodes" / "host"
-HOST_FILES = {"lora_apply.py", "tiny_base.py"}
 
 CORE = sorted((ROOT / "aclora_core").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-FACE = [path for path in NODES if path.name not in HOST_FILES and not path.is_relative_to(HOST_FOLDER)]
+FACE = [path for path in NODES if not path.is_relative_to(HOST_FOLDER)]
 
 
 def name(path: Path) -> str:

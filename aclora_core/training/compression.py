@@ -93,7 +93,7 @@ def _row(
 ) -> TruncationLoss:
     difference = losses - best
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    size = _BYTES * sum(rank * balanced[name].component_numbers for name, rank in ranks.items())
+    size = _BYTES * sum(rank * balanced[name].params_per_component for name, rank in ranks.items())
     return TruncationLoss(cut.truncation, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
 
 

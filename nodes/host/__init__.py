@@ -1,22 +1,28 @@
 """The one place that knows ComfyUI from the inside: its MODEL as something to train, its progress bar, its cancel."""
 
+from .apply_lora import applied
 from .families import note_on
 from .model import PREFIX, TrainableModel
 from .preview_sampling import draw, encoded
 from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
 from .session import training, with_adapter
 from .text_encoder import with_caption
+from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
 
 __all__ = [
     "PREFIX",
     "Bar",
     "TrainableModel",
     "accept_cancel",
+    "applied",
     "blocked",
     "cancelled",
     "draw",
     "encoded",
     "hidden_node_id",
+    "load_tiny_autoencoder",
+    "load_tiny_denoiser",
+    "load_tiny_text_encoder",
     "note_on",
     "raise_if_cancelled",
     "send_text",

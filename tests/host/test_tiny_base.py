@@ -30,7 +30,7 @@ def encoded(clip, text):
 
 
 def drawn(loaded, prompt, seed=1, steps=8, cfg=4.0):
-    """A picture (height, width, 3) through the host's own KSampler and VAEDecode."""
+    """An image (height, width, 3) through the host's own KSampler and VAEDecode."""
     import nodes
 
     model, clip, vae = loaded[0]
@@ -74,7 +74,7 @@ def test_it_is_what_the_stock_nodes_expect(loaded, pack):
     assert total <= 48_000_000
 
 
-def test_sampling_gives_pictures_that_follow_the_prompt_and_the_seed(loaded):
+def test_sampling_gives_images_that_follow_the_prompt_and_the_seed(loaded):
     rocket, again = drawn(loaded, "a rocket, noto style"), drawn(loaded, "a rocket, noto style")
     assert rocket.shape == (128, 128, 3) and torch.isfinite(rocket).all()
     assert rocket.min() >= 0 and rocket.max() <= 1 and rocket.std() > 0.1
@@ -112,13 +112,13 @@ def test_words_it_never_saw_are_read_in_parts(loaded):
 
 def test_the_autoencoder_gives_back_what_it_is_shown(loaded):
     vae = loaded[0][2]
-    picture = torch.ones(1, 128, 128, 3)
-    picture[:, 32:96, 32:96] = torch.tensor([0.9, 0.2, 0.1])
+    image = torch.ones(1, 128, 128, 3)
+    image[:, 32:96, 32:96] = torch.tensor([0.9, 0.2, 0.1])
     with torch.inference_mode():
-        latent = vae.encode(picture)
+        latent = vae.encode(image)
         back = vae.decode(latent)
     assert latent.shape == (1, 16, 16, 16)
-    assert (back - picture).square().mean() < 0.003  # 25 dB
+    assert (back - image).square().mean() < 0.003  # 25 dB
 
 
 def test_a_second_copy_is_made_as_the_first(loaded, pack):

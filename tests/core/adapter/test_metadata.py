@@ -11,7 +11,7 @@ from PIL import Image
 
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.lora_file import load, save
-from aclora_core.adapter.metadata import build_metadata, describe, resolution_text, thumbnail_url
+from aclora_core.adapter.metadata import build_metadata, describe_layers, resolution_text, thumbnail_url
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.storage.safetensors_file import HEADER_LIMIT
@@ -143,19 +143,19 @@ def test_a_resolution_is_written_as_width_and_height(given, text):
 
 
 @pytest.mark.parametrize("shape", [(600, 300, 3), (2, 600, 300, 3), (1, 600, 300, 4)])
-def test_a_thumbnail_is_a_small_jpeg_of_the_picture(shape):
+def test_a_thumbnail_is_a_small_jpeg_of_the_image(shape):
     image = torch.zeros(shape)
     image[..., 0] = 1.0
     url = thumbnail_url(image)
     head, data = url.split(",")
-    picture = Image.open(BytesIO(base64.b64decode(data)))
-    assert head == "data:image/jpeg;base64" and picture.format == "JPEG"
-    assert picture.size == (128, 256) and len(url) < HEADER_LIMIT // 20
-    red, green, blue = picture.getpixel((64, 128))
+    thumbnail = Image.open(BytesIO(base64.b64decode(data)))
+    assert head == "data:image/jpeg;base64" and thumbnail.format == "JPEG"
+    assert thumbnail.size == (128, 256) and len(url) < HEADER_LIMIT // 20
+    red, green, blue = thumbnail.getpixel((64, 128))
     assert red > 245 and green < 10 and blue < 10
 
 
 def test_layers_and_ranks_are_told_in_words():
-    assert describe(adapter_of(4)) == "1 LoRA layer, rank 4"
-    assert describe(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
-    assert describe(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"
+    assert describe_layers(adapter_of(4)) == "1 LoRA layer, rank 4"
+    assert describe_layers(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
+    assert describe_layers(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"

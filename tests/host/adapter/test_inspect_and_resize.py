@@ -251,7 +251,7 @@ RESIZE = {"lora_name": "whole.safetensors", "max_rank": 0, "precision": "fp16", 
         ("ACLoRAResize", {**RESIZE, "rule": "knee", "max_rank": -1}, "max_rank"),
         ("ACLoRAResize", {**RESIZE, "rule": "guess"}, "There is no such rule. Choose one of energy, signal"),
     ],
-    ids=["no LoRA", "no file", "nothing to cut", "share", "rank", "largest rank", "rule"],
+    ids=["no LoRA", "no file", "nothing to truncate", "share", "rank", "largest rank", "rule"],
 )
 def test_bad_settings_are_refused_before_anything_runs(server, kind, inputs, word):
     save_file(lora(), server.base / "models" / "loras" / "whole.safetensors")
