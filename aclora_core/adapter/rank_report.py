@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..method import LayerRank
@@ -24,6 +24,9 @@ COMPACT_LOSSES = 500
 
 
 COMPACT_RANKS = 18_000  # layers × restarts, at up to 27 bytes each
+
+
+_COMPACT_DIGITS = 4
 
 
 _MAX_STEPS = 10_000_000  # so that a damaged number cannot ask for all memory
@@ -69,7 +72,7 @@ class RankReport:
 
     def to_json(self) -> str:
         """Return the whole report as strict JSON; NaN and infinity become null."""
-        return _to_json(_as_dict(self))
+        return _to_json(_rounded(_as_dict(self), None))
 
     def compact_json(self) -> str:
         """Return the report for a file's metadata: some 450 kB for 800 layers, however long the training was.
@@ -82,7 +85,7 @@ class RankReport:
         chosen = [self.restarts[index] for index in _even_indices(len(self.restarts), most)]
         validation = [self.validation[index] for index in _even_indices(len(self.validation), COMPACT_LOSSES)]
         report = replace(self, losses=groups, validation=validation, restarts=chosen, spectrum={})
-        return _to_json({**_as_dict(report, digits=4), "steps": len(self.losses)})
+        return _to_json({**_rounded(_as_dict(report), _COMPACT_DIGITS), "steps": len(self.losses)})
 
     @classmethod
     def from_json(cls, text: str) -> RankReport:
@@ -120,42 +123,48 @@ def skipped_steps(losses: Sequence[float]) -> int:
     return sum(not math.isfinite(loss) for loss in losses)
 
 
-def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
-    """Return the layout of the JSON; a restart has one column per quantity, in the order of `layers`."""
+def _as_dict(report: RankReport) -> dict[str, Any]:
+    """Return the layout of the JSON, with floats as they are."""
     names = report.layer_names()
-
-    def number(value: float | None) -> float | None:
-        if value is None or not math.isfinite(value):
-            return None
-        return value if digits is None else float(f"{value:.{digits}g}")
-
-    def restart(source: Restart) -> dict[str, Any]:
-        ranks = [asdict(source.layers[name]) if name in source.layers else {} for name in names]
-        columns: dict[str, Any] = {key: [rank.get(key) for rank in ranks] for key in ("kept_down", "kept_up")}
-        columns["kept_delta"] = [rank.get("kept_delta") for rank in ranks]
-        for key in ("energy", "jump"):
-            columns[key] = [number(rank[key]) if rank else None for rank in ranks]
-        step = {"step": source.step, "epoch": source.epoch}
-        return {**step, "loss": number(source.loss), "threshold": number(source.threshold), **columns}
-
     return {
         "format": FORMAT,
-        "settings": {
-            key: number(value) if isinstance(value, float) else value
-            for key, value in report.settings_and_facts().items()
-        },
+        "settings": report.settings_and_facts(),
         "steps": len(report.losses),
-        "losses": [number(loss) for loss in report.losses],
-        "validation": [[step, number(loss)] for step, loss in report.validation],
+        "losses": report.losses,
+        "validation": [[step, loss] for step, loss in report.validation],
         "layers": names,
         "signal": [report.signal.get(name) for name in names],
-        "restarts": [restart(source) for source in report.restarts],
-        "spectrum": {name: [number(value) for value in values] for name, values in report.spectrum.items()},
-        "cuts": [
-            {key: number(value) if isinstance(value, float) else value for key, value in tried.to_dict().items()}
-            for tried in report.truncations
-        ],
+        "restarts": [_restart_as_dict(restart, names) for restart in report.restarts],
+        "spectrum": report.spectrum,
+        "cuts": [tried.to_dict() for tried in report.truncations],
     }
+
+
+def _restart_as_dict(restart: Restart, names: Sequence[str]) -> dict[str, Any]:
+    """Return a restart with one list per quantity, in the order of `names`; null for a layer that it did not see."""
+    ranks = [restart.layers.get(name) for name in names]
+    quantities = ("kept_down", "kept_up", "kept_delta", "energy", "jump")
+    columns = {key: [None if rank is None else getattr(rank, key) for rank in ranks] for key in quantities}
+    return {
+        "step": restart.step,
+        "epoch": restart.epoch,
+        "loss": restart.loss,
+        "threshold": restart.threshold,
+        **columns,
+    }
+
+
+def _rounded(value: Any, digits: int | None) -> Any:
+    """Return nested JSON data with floats rounded to significant digits, and null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 def _from_dict(data: Mapping[str, Any]) -> RankReport:
@@ -174,9 +183,7 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
         restarts=[_restart_from_dict(names, restart) for restart in data["restarts"]],
         spectrum={str(name): _floats(values) for name, values in data["spectrum"].items()},
         signal={name: int(count) for name, count in zip(names, data["signal"], strict=True) if count is not None},
-        truncations=[
-            TruncationLoss.from_dict(tried) for tried in data.get("cuts", [])
-        ],  # reports from before 0.2 have none
+        truncations=[TruncationLoss.from_dict(tried) for tried in data.get("cuts", [])],  # none before 0.2
         facts=TrainingFacts.from_dict(data["settings"]),
     )
 

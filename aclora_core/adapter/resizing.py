@@ -22,7 +22,7 @@ _TITLE_RESERVE = "t" * 200  # stands for the file's name in its metadata, which 
 
 @dataclass(frozen=True)
 class ResizeConfig:
-    """How to resize a LoRA. Raises ValueError for a value out of its range."""
+    """Rule and limits of a resize. Raises ValueError for a value out of its range."""
 
     rule: ResizeRule = "energy"  # a rule of method.rank_rule, the signal of the training, or a file size
     value: float = 0.98  # the rule's parameter; for "file size" megabytes; unused by signal, knee, noise_floor

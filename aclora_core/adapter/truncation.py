@@ -39,7 +39,7 @@ class SvdLayer:
 
 @dataclass(frozen=True)
 class TruncationStats:
-    """What a truncation did to one layer. Rank 0 means that the layer was dropped."""
+    """Ranks, energy and size of one layer before and after a truncation. Rank 0 means that the layer was dropped."""
 
     rank_before: int
     rank_after: int

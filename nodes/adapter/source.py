@@ -16,7 +16,7 @@ NO_FILE = "none"  # the choice of no file
 
 @dataclass(frozen=True)
 class SourceLora:
-    """A LoRA as it is given to a node."""
+    """Tensors and metadata of a LoRA that is given to a node."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
