@@ -6,6 +6,7 @@ through its objects, never pyplot, so nothing global changes; it is imported whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
@@ -41,13 +42,13 @@ class Theme:
     """Colours of a chart; first, second and third differ for every kind of colour vision (Okabe and Ito 2008)."""
 
     background: str
-    ink: str
-    faint: str
+    ink: str  # text
+    faint: str  # secondary text and lines
     grid: str
-    first: str
+    first: str  # data
     second: str
     third: str
-    mark: str
+    mark: str  # what is chosen or signal
 
 
 LIGHT = Theme("#ffffff", "#202020", "#6a6a6a", "#dddddd", "#0072b2", "#d55e00", "#00805c", "#e0115f")
@@ -106,7 +107,7 @@ class Canvas:
 
     def legend(self, axes: Axes, columns: int = 1, above: bool = True) -> None:
         """Add a legend of the labelled lines: to the right of the heading, or inside the axes."""
-        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)} if above else {"loc": "best"}
+        position: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)} if above else {"loc": "best"}
         box = axes.legend(
             ncols=columns,
             fontsize=FONT_SIZE,
@@ -120,7 +121,7 @@ class Canvas:
             borderpad=0.2,
             labelspacing=0.25,
             borderaxespad=0.3,
-            **place,
+            **position,
         )
         for text in box.get_texts():
             text.set_parse_math(False)
@@ -160,11 +161,8 @@ def new_canvas(size: tuple[int, int], dark: bool) -> Canvas:
 def notice(text: str, size: tuple[int, int], dark: bool = False) -> Image.Image:
     """Draw an image that says in words why there is no chart."""
     canvas = new_canvas(size, dark)
-    lines = [
-        line
-        for part in text.splitlines()
-        for line in wrap(part, int(canvas.width / (HEADING_SIZE * _CHARACTER_WIDTH)) - 4)
-    ]
+    columns = int(canvas.width / (HEADING_SIZE * _CHARACTER_WIDTH)) - 4  # characters
+    lines = [line for paragraph in text.splitlines() for line in wrap(paragraph, columns)]
     canvas.figure.text(
         0.5,
         0.5,
@@ -179,14 +177,14 @@ def notice(text: str, size: tuple[int, int], dark: bool = False) -> Image.Image:
     return canvas.draw()
 
 
-def text_width(text: str, letter: float = FONT_SIZE) -> float:
+def text_width(text: str, font_size: float = FONT_SIZE) -> float:
     """Estimate the width of a text in points."""
-    return len(text) * letter * _CHARACTER_WIDTH
+    return len(text) * font_size * _CHARACTER_WIDTH
 
 
-def shorten(text: str, width: float, letter: float = FONT_SIZE) -> str:
+def shorten(text: str, width: float, font_size: float = FONT_SIZE) -> str:
     """Shorten a text from its start to a width in points: layer names differ at the end."""
-    room = max(2, int(width / (letter * _CHARACTER_WIDTH)))
+    room = max(2, int(width / (font_size * _CHARACTER_WIDTH)))
     return text if len(text) <= room else f"…{text[len(text) - room + 1 :]}"
 
 
@@ -194,7 +192,8 @@ def tick_indices(count: int, room: float, each: float) -> list[int]:
     """Return evenly spaced indices below `count`, so that labels `each` wide fit into `room`; 0 is among them."""
     if count == 0:
         return []
-    return list(range(0, count, max(1, -(-int(count * each) // max(1, int(room))))))
+    step = max(1, math.ceil(int(count * each) / max(1, int(room))))
+    return list(range(0, count, step))
 
 
 def to_batch(images: Sequence[Image.Image]) -> Tensor:

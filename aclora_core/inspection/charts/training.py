@@ -73,10 +73,8 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
         raise ValueError("The rank report has no restart, so there is no trajectory. Train for more epochs.")
     canvas = new_canvas(size, dark)
     split = 0.45 * canvas.height
-    upper, lower = (
-        canvas.axes(_LEFT, split + 10, _RIGHT, 22),
-        canvas.axes(_LEFT, 32, _RIGHT, canvas.height - split + 14),
-    )
+    upper = canvas.axes(_LEFT, split + 10, _RIGHT, 22)
+    lower = canvas.axes(_LEFT, 32, _RIGHT, canvas.height - split + 14)
     steps = [restart.step for restart in report.restarts]
     top = _draw_kept(canvas, upper, report.restarts)
     for part, name, style in (("kept_down", "lora_down", "--"), ("kept_up", "lora_up", ":")):
@@ -123,7 +121,7 @@ def _draw_losses(canvas: Canvas, axes: Axes, losses: Sequence[float], validation
     seen = np.append(np.quantile(values[finite], (0.01, 0.99)), smooth[finite][-1]) if finite.any() else np.empty(0)
     if validation:
         held_steps, held = zip(*validation, strict=True)
-        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="set aside")
+        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="held out")
         canvas.legend(axes, 2)
         seen = np.concatenate([seen, [value for value in held if math.isfinite(value)]])
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Places of layers, in the spellings of all key formats."""
+"""Parsed layer names, in the spellings of all key formats."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_the_place_of_a_layer(name, prefix, block, module):
     assert parse_layer_name(name) == LayerName(prefix, block, module)
 
 
-def test_a_text_encoder_is_told_apart():
+def test_a_text_encoder_has_its_own_name():
     assert parse_layer_name("text_encoder_2.text_model.encoder.layers.5.mlp.fc1").text_encoder == "text_encoder_2"
     assert parse_layer_name("lora_te_text_model_encoder_layers_0_mlp_fc1").text_encoder == "te"
     assert parse_layer_name("diffusion_model.joint_blocks.0.x_block.attn.qkv").text_encoder == ""

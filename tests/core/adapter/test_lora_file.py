@@ -100,7 +100,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_is_no_plain_lora_is_named_and_kept(kind):
+def test_layers_of_other_kinds_are_named_and_kept(kind):
     adapter = from_state_dict(FOREIGN[kind])
     assert not adapter.layers and adapter.other == {"a": kind}
     written = to_state_dict(adapter)

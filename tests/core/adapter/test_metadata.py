@@ -1,4 +1,4 @@
-"""What a saved LoRA says about itself, to people and to other programs."""
+"""Metadata of a saved LoRA, for people and for other programs."""
 
 import base64
 import json
@@ -132,7 +132,7 @@ def test_an_adapter_that_lost_layers_to_a_cut_still_fits_its_report():
     assert build_metadata(adapter_of(2), "ink", report_for(adapter_of(2, 2)))["ss_network_dim"] == "2"
 
 
-def test_the_date_is_the_one_that_is_given():
+def test_the_date_can_be_given():
     when = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
     assert build_metadata(adapter_of(2), "ink", when=when)["modelspec.date"] == "2026-11-22T12:00:00+00:00"
 
@@ -155,7 +155,7 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_image(shape):
     assert red > 245 and green < 10 and blue < 10
 
 
-def test_layers_and_ranks_are_told_in_words():
+def test_layers_and_ranks_are_described_in_words():
     assert describe_layers(adapter_of(4)) == "1 LoRA layer, rank 4"
     assert describe_layers(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
     assert describe_layers(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"

@@ -1,4 +1,4 @@
-"""The rank report: what it says, and how it comes back from JSON."""
+"""The rank report: its tables, and its round trip through JSON."""
 
 import json
 import math
@@ -145,7 +145,7 @@ def test_layer_names_come_from_all_parts_of_the_report():
         ('{"format": "aclora rank report 1"}', "damaged: 'layers' is missing"),
     ],
 )
-def test_what_is_no_report_is_refused_in_one_sentence(text, sentence):
+def test_other_text_than_a_report_is_refused_in_one_sentence(text, sentence):
     with pytest.raises(ValueError, match="AC-LoRA rank report") as caught:
         RankReport.from_json(text)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
@@ -216,7 +216,7 @@ def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
     assert lines[0].endswith("jump of delta") and lines[1].endswith("30.0%")
 
 
-def test_the_trajectory_table_says_when_the_noise_floor_decided_and_when_nothing_restarted():
+def test_the_trajectory_table_names_the_noise_floor_and_a_training_without_restarts():
     assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold=None)]))
     assert trajectory_table(report(restarts=[])).startswith("No restart")
 

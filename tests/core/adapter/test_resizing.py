@@ -148,7 +148,7 @@ def test_a_config_that_makes_no_sense_is_refused():
         ResizeConfig(max_rank=-1)
 
 
-def test_the_table_tells_the_whole_and_each_layer():
+def test_the_table_describes_the_whole_and_each_layer():
     source = adapter()
     _, stats = resize(source, decompose(source), ResizeConfig("fixed", 1))
     text = truncation_table(stats)

@@ -67,7 +67,7 @@ def test_every_layer_becomes_its_best_approximation_at_scale_one(rank: int) -> N
     assert (result.metadata, result.other) == (adapter.metadata, adapter.other) and result.extra is adapter.extra
 
 
-def test_the_summary_says_what_was_lost() -> None:
+def test_the_statistics_match_the_energy_that_was_lost() -> None:
     adapter = make_adapter(dtype=torch.float16)
     result, stats = truncated(adapter, rank_rule("energy", 0.9))
     for name, summary in stats.items():
@@ -176,7 +176,7 @@ def test_budget_over_layers_of_one_shape_keeps_the_largest_values_of_all() -> No
         torch.testing.assert_close(kept.sort(descending=True).values, pooled[: len(kept)])
 
 
-def test_a_size_that_holds_everything_cuts_nothing_and_one_too_small_names_the_least() -> None:
+def test_a_large_size_truncates_nothing_and_a_too_small_one_is_refused_with_the_smallest() -> None:
     adapter = make_adapter()
     decomposed = decompose(adapter)
     whole = {name: len(layer.singular_values) for name, layer in decomposed.items()}
@@ -210,7 +210,7 @@ def test_a_zero_layer_keeps_rank_one_and_a_layer_of_rank_zero_is_dropped() -> No
     assert CONV not in result.layers and stats[CONV].rank_after == 0 and stats[CONV].energy_kept == 0.0
 
 
-def test_what_cannot_be_cut_is_named() -> None:
+def test_a_layer_that_cannot_be_decomposed_is_named() -> None:
     adapter = make_adapter()
     adapter.layers[CONV].lora_down[0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match=f"Layer '{CONV}': lora_down holds NaN"):

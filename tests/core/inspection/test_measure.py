@@ -1,4 +1,4 @@
-"""What an inspection finds in LoRAs whose content is known, and how it says so as text, JSON and CSV."""
+"""Inspection of LoRAs whose content is known, and its text, JSON and CSV."""
 
 import csv
 import io
@@ -96,7 +96,7 @@ def test_half_precision_is_measured_in_full(tmp_path):
     assert facts.norm == pytest.approx(float(built.norm()), rel=1e-6) and facts.dtype == "bfloat16"
 
 
-def test_layers_come_in_the_model_s_order_and_progress_is_told():
+def test_layers_are_in_the_model_s_order_and_progress_is_reported():
     seen = []
     found = inspect_lora(two_layers(), on_layer=lambda done, total: seen.append((done, total)))
     assert [layer.name for layer in found.layers] == [QKV, PROJ] and seen == [(1, 2), (2, 2)]
@@ -126,7 +126,7 @@ def test_all_spellings_of_keys_are_named_and_measure_the_same(form):
     assert found.layers[0].norm == pytest.approx(5.0, rel=1e-5)
 
 
-def test_what_is_no_plain_lora_is_named_as_what_it_is():
+def test_layers_of_other_kinds_are_named_by_their_kind():
     state = two_layers()
     state["diffusion_model.a.lokr_w1"], state["diffusion_model.a.lokr_w2"] = torch.ones(2, 2), torch.ones(2, 2)
     state[f"{PROJ}.dora_scale"] = torch.ones(6, 1)
@@ -137,7 +137,7 @@ def test_what_is_no_plain_lora_is_named_as_what_it_is():
     assert "no plain LoRA: LoKr  diffusion_model.a" in text and f"no plain LoRA: DoRA  {PROJ}" in text
 
 
-def test_a_file_without_any_plain_lora_is_told_and_drawn():
+def test_a_file_without_any_plain_lora_has_a_table_and_a_chart():
     state = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
     found = inspect_lora(state)
     assert found.layers == [] and "0 plain LoRA layers" in inspection_table(found)

@@ -1,4 +1,4 @@
-"""The table of a LoRA file's metadata: that it lines up, and says in words what the file has as JSON."""
+"""The table of a LoRA file's metadata: aligned, and in words in place of JSON."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_the_training_is_described_in_words():
     assert "aclora." not in table and "{" not in training
 
 
-def test_all_second_columns_begin_at_one_place():
+def test_the_second_columns_of_all_sections_line_up():
     table = metadata_table("ink.safetensors", trained(4, 4), [("size of layers", "1 kB -> 2 kB")])
     column = table.index("ink.safetensors")
     for line in table.splitlines():
@@ -122,7 +122,7 @@ def test_a_truncation_is_shown_as_ranks_energy_and_size():
     assert rows["energy kept"] == f"{1 - lost:.2%}, so the change differs by {lost**0.5:.1%} of its size"
 
 
-def test_a_cut_that_loses_nothing_says_so():
+def test_a_truncation_without_loss_keeps_100_percent():
     adapter = adapter_of(2, 2)
     result, stats = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
     kept = dict(truncation_rows("to rank 2", adapter, result, stats))["energy kept"]

@@ -112,7 +112,7 @@ def test_other_kinds_pass_through_with_a_sentence(loras, load):
     assert any(line.split() == ["not", "truncated", "LoKr,", "which", "stays", "whole"] for line in table.splitlines())
 
 
-def test_the_table_tells_file_cut_training_and_metadata_in_two_columns(pack, loras, load):
+def test_the_table_has_file_truncation_training_and_metadata_in_two_columns(pack, loras, load):
     _, table = load(saved(pack, dict.fromkeys(NAMES, 2), optimizer="AdamW"), cut="rank", rank=2)
     facts, training, metadata = table.split("\n\n")
     column = facts.index("ink_00001.safetensors")
@@ -135,7 +135,7 @@ def test_the_table_tells_file_cut_training_and_metadata_in_two_columns(pack, lor
     assert "seed" in training and "ss_seed" in metadata and "{" not in training and "aclora." not in table
 
 
-def test_the_report_of_the_file_comes_out_and_fits_what_was_cut(pack, loras):
+def test_the_report_of_the_file_comes_out_and_fits_the_truncated_lora(pack, loras):
     load, inspect = pack.nodes.adapter.load.ACLoRALoad.execute, pack.nodes.adapter.inspect.ACLoRAInspect.execute
     signal = dict.fromkeys(NAMES, 3)
     _, _, state, _, report = load(saved(pack, signal), cut={"cut": "rank", "rank": 2}).args
@@ -155,7 +155,7 @@ def test_without_a_report_the_nodes_behind_do_without(pack, loras):
     assert len(charts) == 3
 
 
-def test_without_a_cut_the_table_tells_of_none(pack, loras, load):
+def test_without_a_truncation_the_table_has_no_rows_on_it(pack, loras, load):
     _, table = load(saved(pack))
     assert "truncated" not in table and "->" not in table
 

@@ -218,7 +218,7 @@ def test_the_file_has_the_precision_that_was_chosen(pack, loras, model, precisio
     assert state[f"{QKV}.lora_up.weight"].dtype == torch.float32
 
 
-def test_what_is_saved_is_what_is_loaded(pack, loras, model):
+def test_a_saved_lora_loads_unchanged(pack, loras, model):
     state = lora_for(model)
     save, load = pack.nodes.adapter.save.ACLoRASave.execute, pack.nodes.adapter.load.ACLoRALoad.execute
     preview = torch.rand(1, 64, 64, 3)
@@ -247,7 +247,7 @@ def test_a_cut_while_loading_puts_the_best_of_that_rank_on_the_model(pack, loras
     assert {lora_model[key].shape[1] for key in lora_model if "lora_up" in key} == {2} and not model.patches
 
 
-def test_the_text_on_the_node_tells_place_and_size(pack, loras, model):
+def test_the_text_on_the_node_has_folder_and_size(pack, loras, model):
     output = pack.nodes.adapter.save.ACLoRASave.execute(lora_for(model), "styles/ink")
     text = output.ui.as_dict()["text"][0]
     assert str(Path("styles", "ink_00001.safetensors")) in text and " MB, " in text and "LoRA layers, rank 3" in text

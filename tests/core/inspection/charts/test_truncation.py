@@ -159,7 +159,7 @@ def test_the_table_has_a_line_for_each_truncation_in_its_order():
     assert len({len(line) for line in lines}) == 1
 
 
-def test_the_table_says_unknown_for_what_is_no_number_and_a_sentence_for_no_truncation():
+def test_the_table_shows_unknown_for_nan_and_a_sentence_without_truncations():
     rows = truncation_loss_table([replace(TRUNCATIONS[0], loss=math.nan, error=math.inf), TRUNCATIONS[1]]).splitlines()
     assert rows[1].count("unknown") == 3 and rows[2].split()[5:7] == ["0.4525", "0.0000"]
     assert "unknown" in truncation_loss_table([replace(TRUNCATIONS[0], loss=math.nan)])
