@@ -20,16 +20,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {"torch", "safetensors", "numpy", "PIL", "matplotlib"}
 TORCH_BRINGS = {"triton"}  # with its builds for CUDA on Linux; the kernels do without it elsewhere
-# What a node needs to be a node. Everything else of ComfyUI is for nodes/host, and for the node of the tiny base, which
-# calls ComfyUI's own loaders.
+# What a node needs to be a node. Everything else of ComfyUI is for nodes/host.
 HOST_FACE = {"comfy_api", "folder_paths"}
 HOST_FOLDER = ROOT / "nodes" / "host"
-HOST_FILES = {"tiny_base.py"}
 
 CORE_FOLDER = ROOT / "aclora_core"
 CORE = sorted(CORE_FOLDER.rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-FACE = [path for path in NODES if path.name not in HOST_FILES and not path.is_relative_to(HOST_FOLDER)]
+FACE = [path for path in NODES if not path.is_relative_to(HOST_FOLDER)]
 
 
 class Import(NamedTuple):

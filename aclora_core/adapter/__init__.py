@@ -1,15 +1,15 @@
 """A LoRA as data: file formats, metadata, ranks, truncation, the rank report."""
 
 from .adapter import Adapter, Layer, with_dtype
-from .key_formats import PAIRS, group_by_base, host_names
-from .layer_names import block_kind, natural_order, place_of
+from .key_formats import KEY_FORMATS, KeyFormat, find_key_format, suffixes_by_base, to_comfyui_keys
+from .layer_names import block_kind, layer_sort_key, parse_layer_name
 from .lora_file import from_state_dict, load, save, to_state_dict
-from .metadata import build_metadata, describe, thumbnail_url
+from .metadata import build_metadata, describe_layers, thumbnail_url
 from .rank_report import (
     RankReport,
     Restart,
     check_report,
-    own_report,
+    embedded_report,
     recent_loss,
     skipped_steps,
 )
@@ -20,8 +20,9 @@ from .truncation_loss import Truncation, TruncationKind, TruncationLoss
 
 __all__ = [
     "Adapter",
+    "KEY_FORMATS",
+    "KeyFormat",
     "Layer",
-    "PAIRS",
     "RankReport",
     "ResizeConfig",
     "Restart",
@@ -37,20 +38,21 @@ __all__ = [
     "build_metadata",
     "check_report",
     "decompose",
-    "describe",
+    "describe_layers",
+    "embedded_report",
+    "find_key_format",
     "from_state_dict",
-    "group_by_base",
-    "host_names",
+    "layer_sort_key",
     "load",
-    "natural_order",
-    "own_report",
-    "place_of",
+    "parse_layer_name",
     "ranks_by_rule",
     "recent_loss",
     "resize",
     "save",
     "skipped_steps",
+    "suffixes_by_base",
     "thumbnail_url",
+    "to_comfyui_keys",
     "to_state_dict",
     "total_energy_kept",
     "truncate_to_ranks",

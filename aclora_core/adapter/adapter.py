@@ -1,4 +1,4 @@
-"""The layers of a LoRA, in memory."""
+"""A LoRA in memory: its layers, its metadata, and tensors of other kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Layer:
     """The low-rank update of one weight: delta = scale * up @ down.
 
     Raises:
-        ValueError: the two matrices have different ranks, or are no matrices.
+        ValueError: the two factors have different ranks, or have no rank.
     """
 
     lora_down: Tensor  # (rank, in), or (rank, in, kh, kw) for a convolution
@@ -23,7 +23,8 @@ class Layer:
 
     def __post_init__(self) -> None:
         down, up = tuple(self.lora_down.shape), tuple(self.lora_up.shape)
-        if len(down) < 2 or len(up) < 2 or 0 in down + up or up[1] != down[0] or any(size != 1 for size in up[2:]):
+        has_matrices = len(down) >= 2 and len(up) >= 2 and 0 not in down + up
+        if not has_matrices or up[1] != down[0] or any(size != 1 for size in up[2:]):
             raise ValueError(
                 f"lora_up {up} and lora_down {down} do not fit together: they must be (out, rank) and (rank, in)"
             )
@@ -37,13 +38,13 @@ class Layer:
         return self.alpha / self.rank
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """lora_down as (rank, in * kh * kw) and lora_up as (out, rank), both float32."""
+        """Return lora_down as (rank, in * kh * kw) and lora_up as (out, rank), both float32."""
         return self.lora_down.flatten(1).float(), self.lora_up.flatten(1).float()
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A whole LoRA. What is no plain LoRA is named in `other` and its tensors are kept in `extra`."""
+    """A whole LoRA. Layers of other kinds are named in `other`, and `extra` keeps their tensors."""
 
     layers: dict[str, Layer]  # by base name as ComfyUI knows it, "diffusion_model.…" or "lora_unet_…"
     metadata: dict[str, str] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Adapter:
 
 
 def with_dtype(adapter: Adapter, dtype: torch.dtype) -> Adapter:
-    """A copy whose matrices have another floating-point type; alpha stays exact.
+    """Return a copy whose factors have another floating-point type; alpha stays exact.
 
     Raises:
         ValueError: a finite value is too large for the type, as 1e5 is for float16.
@@ -71,8 +72,9 @@ def with_dtype(adapter: Adapter, dtype: torch.dtype) -> Adapter:
 
 
 def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    # The extremes show NaN and infinity too, ten times as fast as isfinite; the eight-bit types have neither test.
+    # The extremes reveal NaN and infinity ten times as fast as isfinite; the 8-bit types support neither.
     low, high = torch.aminmax(tensor.detach().float() if tensor.element_size() == 1 else tensor.detach())
     return math.isfinite(low.item()) and math.isfinite(high.item())

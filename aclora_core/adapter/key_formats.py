@@ -1,28 +1,38 @@
-"""The key formats of LoRA files: which endings ComfyUI reads, and which belong together."""
+"""Key formats of LoRA files: the key endings that ComfyUI reads, and which of them form one layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Endings of the key of lora_up (out x rank) and of lora_down (rank x in), in the order in which ComfyUI tries them.
-PAIRS = (
-    (".lora_up.weight", ".lora_down.weight"),  # kohya, and what this package writes
-    ("_lora.up.weight", "_lora.down.weight"),  # diffusers, old
-    (".lora_B.weight", ".lora_A.weight"),  # PEFT
-    (".lora.up.weight", ".lora.down.weight"),  # diffusers
-    (".lora_B", ".lora_A"),  # Mochi
-    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),  # transformers
-    (".lora_B.default.weight", ".lora_A.default.weight"),  # PEFT with an adapter name
+
+class KeyFormat(NamedTuple):
+    """The key endings of a plain LoRA layer in one format."""
+
+    up: str  # ending of the key of lora_up, (out, rank)
+    down: str  # ending of the key of lora_down, (rank, in)
+    name: str  # for the user
+
+
+# In the order in which ComfyUI tries them. The first is ComfyUI's own, in which this package writes.
+KEY_FORMATS = (
+    KeyFormat(".lora_up.weight", ".lora_down.weight", "kohya"),
+    KeyFormat("_lora.up.weight", "_lora.down.weight", "diffusers, old"),
+    KeyFormat(".lora_B.weight", ".lora_A.weight", "PEFT"),
+    KeyFormat(".lora.up.weight", ".lora.down.weight", "diffusers"),
+    KeyFormat(".lora_B", ".lora_A", "Mochi"),
+    KeyFormat(".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", "transformers"),
+    KeyFormat(".lora_B.default.weight", ".lora_A.default.weight", "PEFT with an adapter's name"),
 )
 
 
 ALPHA = ".alpha"
 
 
-# Endings of the keys of everything that is no plain LoRA.
+# Key endings of layers of other kinds -> the kind.
 KINDS = {
     **dict.fromkeys((".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b"), "LoKr"),
     ".lokr_t2": "LoKr",
@@ -41,8 +51,8 @@ KINDS = {
 }
 
 
-# What a kind needs to be whole: one of the alternatives of every line.
-NEEDS: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
+# The endings that a complete layer of a kind needs: for every matrix, one of the alternatives.
+REQUIRED_SUFFIXES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
     "LoKr": (((".lokr_w1",), (".lokr_w1_a", ".lokr_w1_b")), ((".lokr_w2",), (".lokr_w2_a", ".lokr_w2_b"))),
     "LoHa": (((".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),),),
     "GLoRA": (((".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),),),
@@ -50,13 +60,17 @@ NEEDS: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
 }
 
 
-ADDITIONS = {"DoRA", "Tucker LoRA", "LoRA on a reshaped weight"}  # kinds that mean nothing by themselves
+# Kinds that only modify a plain LoRA beside them.
+ADDON_KINDS = {"DoRA", "Tucker LoRA", "LoRA on a reshaped weight"}
 
 
-SUFFIXES = sorted((ALPHA, *KINDS, *(suffix for pair in PAIRS for suffix in pair)), key=len, reverse=True)
+_PLAIN_SUFFIXES = [suffix for form in KEY_FORMATS for suffix in (form.up, form.down)]
 
 
-# The USO release for Flux: its spelling and ComfyUI's, replaced one after the other.
+SUFFIXES = sorted((ALPHA, *KINDS, *_PLAIN_SUFFIXES), key=len, reverse=True)  # longest first
+
+
+# Key parts of the USO release for Flux -> ComfyUI's, replaced in this order.
 USO_NAMES = {
     ".down.weight": ".lora_down.weight",
     ".up.weight": ".lora_up.weight",
@@ -76,33 +90,55 @@ USO_MARK = "single_blocks.37.processor.qkv_lora.up.weight"
 INCOMPLETE = "The LoRA is incomplete: save or download it again."
 
 
-def host_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Three releases with spellings of their own, in the names that ComfyUI gives them on loading."""
+def to_comfyui_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of three releases with spellings of their own, as ComfyUI does on loading.
+
+    Returns:
+        A new dict with the same tensors; other files keep their keys.
+    """
     if "img_in.lora_A.weight" in state_dict and "single_blocks.0.norm.key_norm.scale" in state_dict:
-        # Black Forest Labs' control LoRAs for Flux; their first layer takes more channels than the model's.
-        renamed = {}
-        for key, tensor in state_dict.items():
-            name = key.replace(".lora_B.bias", ".diff_b").replace("_norm.scale", "_norm.set_weight")
-            renamed[f"diffusion_model.{name}"] = tensor
-        shape = (state_dict["img_in.lora_B.weight"].shape[0], state_dict["img_in.lora_A.weight"].shape[1])
-        return {**renamed, "diffusion_model.img_in.reshape_weight": torch.tensor(shape)}
-    if "lora_unet__blocks_0_cross_attn_k.lora_down.weight" in state_dict:  # Wan Fun
-        return {
-            f"lora_unet_{key.removeprefix('lora_unet__')}" if key.startswith("lora_unet__") else key: tensor
-            for key, tensor in state_dict.items()
-        }
+        return _flux_control_keys(state_dict)
+    if "lora_unet__blocks_0_cross_attn_k.lora_down.weight" in state_dict:
+        return _wan_fun_keys(state_dict)
     if USO_MARK in state_dict:
-        renamed = {}
-        for key, tensor in state_dict.items():
-            for theirs, ours in USO_NAMES.items():
-                key = key.replace(theirs, ours)
-            renamed["diffusion_model." + key] = tensor
-        return renamed
+        return _uso_keys(state_dict)
     return dict(state_dict)
 
 
-def group_by_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, set[str]], list[str]]:
-    """The suffixes found for each base name, and the keys with no suffix that is known."""
+def _flux_control_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Black Forest Labs' control LoRAs for Flux; their first layer takes more channels than the model's."""
+    renamed = {}
+    for key, tensor in state_dict.items():
+        name = key.replace(".lora_B.bias", ".diff_b").replace("_norm.scale", "_norm.set_weight")
+        renamed[f"diffusion_model.{name}"] = tensor
+    shape = (state_dict["img_in.lora_B.weight"].shape[0], state_dict["img_in.lora_A.weight"].shape[1])
+    return {**renamed, "diffusion_model.img_in.reshape_weight": torch.tensor(shape)}
+
+
+def _wan_fun_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in state_dict.items():
+        if key.startswith("lora_unet__"):
+            key = "lora_unet_" + key.removeprefix("lora_unet__")
+        renamed[key] = tensor
+    return renamed
+
+
+def _uso_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in state_dict.items():
+        for theirs, comfyui in USO_NAMES.items():
+            key = key.replace(theirs, comfyui)
+        renamed["diffusion_model." + key] = tensor
+    return renamed
+
+
+def suffixes_by_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, set[str]], list[str]]:
+    """Split keys into base names and known endings.
+
+    Returns:
+        Base name -> its endings, and the keys without a known ending.
+    """
     found: dict[str, set[str]] = {}
     unknown = []
     for key in tensors:
@@ -114,24 +150,32 @@ def group_by_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, set[str]], l
     return found, unknown
 
 
-def find_pair(base: str, suffixes: set[str]) -> tuple[str, str] | None:
-    """The endings of the two matrices of a plain LoRA, or None where it has none; half a pair is a ValueError."""
-    pairs = [pair for pair in PAIRS if suffixes & set(pair)]
-    for up, down in pairs:
-        for missing, present in ((up, down), (down, up)):
+def find_key_format(base: str, suffixes: set[str]) -> KeyFormat | None:
+    """Return the format of a layer's factors, or None if it has none.
+
+    Raises:
+        ValueError: one of the two factors is missing, or the layer is there in two formats.
+    """
+    found = [form for form in KEY_FORMATS if suffixes & {form.up, form.down}]
+    for form in found:
+        for missing, present in ((form.up, form.down), (form.down, form.up)):
             if missing not in suffixes:
                 raise ValueError(f"'{base}{missing}' is missing beside '{base}{present}'. {INCOMPLETE}")
-    if len(pairs) > 1:
-        raise ValueError(f"'{base}{pairs[0][0]}' and '{base}{pairs[1][0]}' are both there. Keep one of the two.")
-    return pairs[0] if pairs else None
+    if len(found) > 1:
+        raise ValueError(f"'{base}{found[0].up}' and '{base}{found[1].up}' are both there. Keep one of the two.")
+    return found[0] if found else None
 
 
 def find_kinds(base: str, suffixes: set[str], tensors: Mapping[str, Tensor]) -> set[str]:
-    """What a base name holds besides a plain LoRA; a kind with a part missing is a ValueError that names the key."""
+    """Return the kinds of a layer besides a plain LoRA; empty for a plain LoRA.
+
+    Raises:
+        ValueError: a tensor that the kind needs is missing; the key is named.
+    """
     kinds = {KINDS[suffix] for suffix in suffixes if suffix in KINDS}
     for kind in sorted(kinds):
-        for alternatives in NEEDS.get(kind, ()):
-            # Of two ways to store a matrix, the one that was begun is the one that is incomplete.
+        for alternatives in REQUIRED_SUFFIXES.get(kind, ()):
+            # Of two ways to store a matrix, report the one of which more is there.
             begun = max(alternatives, key=lambda alternative: len(suffixes & set(alternative)) / len(alternative))
             for suffix in begun:
                 if suffix not in suffixes:

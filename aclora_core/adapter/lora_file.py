@@ -1,4 +1,4 @@
-"""LoRA adapters in memory and on disk: every key format that ComfyUI reads, written in ComfyUI's own."""
+"""Read LoRA files in every key format that ComfyUI reads, and write them in ComfyUI's own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from torch import Tensor
 
 from ..storage import read_safetensors, write_safetensors
 from .adapter import Adapter, Layer, is_finite
-from .key_formats import ADDITIONS, ALPHA, INCOMPLETE, KINDS, PAIRS, find_kinds, find_pair, group_by_base, host_names
+from .key_formats import (
+    ADDON_KINDS,
+    ALPHA,
+    INCOMPLETE,
+    KEY_FORMATS,
+    KINDS,
+    KeyFormat,
+    find_key_format,
+    find_kinds,
+    suffixes_by_base,
+    to_comfyui_keys,
+)
 
 
 def load(path: str | Path) -> Adapter:
-    """Reads a LoRA file in any of the key formats.
+    """Read a LoRA file in any key format.
 
     Raises:
-        FileNotFoundError, ValueError: the file or one of its layers is not usable; the sentence names file and key.
+        FileNotFoundError, ValueError: the file or one of its layers is not usable; the message names file and key.
     """
     state_dict, metadata = read_safetensors(path)
     try:
@@ -27,9 +38,10 @@ def load(path: str | Path) -> Adapter:
 
 
 def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Writes a LoRA file in ComfyUI's key format, atomically, each tensor in the type it has.
+    """Write a LoRA file in ComfyUI's key format, atomically, each tensor in the type it has.
 
-    `metadata` is all that the file gets (adapter.metadata is not looked at), besides the two hashes of its tensors.
+    Args:
+        metadata: of the file, in place of adapter.metadata; two hashes of the tensors are added.
 
     Raises:
         ValueError: the adapter is empty or holds NaN or infinity, or the metadata does not fit into 1 MiB.
@@ -43,26 +55,26 @@ def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> Non
 
 
 def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """ComfyUI's LORA_MODEL: a flat dict of `<base>.lora_up.weight`, `.lora_down.weight`, `.alpha`, and `extra`."""
-    up_suffix, down_suffix = PAIRS[0]
+    """Return ComfyUI's LORA_MODEL: `<base>.lora_up.weight`, `.lora_down.weight` and `.alpha` per layer, and `extra`."""
+    written = KEY_FORMATS[0]
     state_dict: dict[str, Tensor] = {}
     for base, layer in adapter.layers.items():
-        state_dict[base + up_suffix] = layer.lora_up.contiguous()
-        state_dict[base + down_suffix] = layer.lora_down.contiguous()
+        state_dict[base + written.up] = layer.lora_up.contiguous()
+        state_dict[base + written.down] = layer.lora_down.contiguous()
         state_dict[base + ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
     return {**state_dict, **{key: tensor.contiguous() for key, tensor in adapter.extra.items()}}
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Adapter:
-    """Sorts the keys of a LoRA into layers; the tensors are not copied.
+    """Build an adapter from the tensors of a LoRA in any key format; they are not copied.
 
-    Without an alpha the scale is 1, as in ComfyUI.
+    A layer without an alpha has the scale 1, as in ComfyUI.
 
     Raises:
-        ValueError: nothing in it is a LoRA, a key is missing or unpaired, or a layer holds NaN or infinity.
+        ValueError: there is no LoRA, a key is missing or unpaired, or a tensor holds NaN or infinity.
     """
-    tensors = host_names(state_dict)
-    found, unknown = group_by_base(tensors)
+    tensors = to_comfyui_keys(state_dict)
+    found, unknown = suffixes_by_base(tensors)
     if not found:
         example = f"; its first key is '{next(iter(tensors))}'" if tensors else ""
         raise ValueError(f"There is no LoRA in it: {len(tensors)} tensors{example}. Choose a LoRA file.")
@@ -71,21 +83,22 @@ def from_state_dict(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str
     other = dict.fromkeys(unknown, "unknown key")
     extra = {key: tensors[key] for key in unknown}
     for base, suffixes in found.items():
-        pair, kinds = find_pair(base, suffixes), find_kinds(base, suffixes, tensors)
-        if pair is None and kinds <= ADDITIONS:
+        form = find_key_format(base, suffixes)
+        kinds = find_kinds(base, suffixes, tensors)
+        if form is None and kinds <= ADDON_KINDS:
             raise ValueError(f"'{base}{min(suffixes)}' has no lora_up and lora_down beside it. {INCOMPLETE}")
         if kinds:
             other[base] = ", ".join(sorted(kinds))
-        if pair is not None and kinds <= {"bias difference"}:
-            layers[base] = _layer(base, pair, tensors)
+        if form is not None and kinds <= {"bias difference"}:
+            layers[base] = _layer(base, form, tensors)
             suffixes = suffixes & KINDS.keys()
         extra.update({base + suffix: tensors[base + suffix] for suffix in sorted(suffixes)})
     return Adapter(layers, dict(metadata or {}), other, extra)
 
 
-def _layer(base: str, pair: tuple[str, str], tensors: Mapping[str, Tensor]) -> Layer:
-    up, down, alpha = (tensors.get(base + suffix) for suffix in (*pair, ALPHA))
-    assert up is not None and down is not None  # find_pair has seen both
+def _layer(base: str, form: KeyFormat, tensors: Mapping[str, Tensor]) -> Layer:
+    up, down = tensors[base + form.up], tensors[base + form.down]
+    alpha = tensors.get(base + ALPHA)
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"'{base}{ALPHA}' must be one number, but has the shape {tuple(alpha.shape)}.")
     if not (up.is_floating_point() and down.is_floating_point()):
@@ -100,6 +113,6 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if not is_finite(tensor):
             raise ValueError(
-                f"'{key}' holds NaN or infinity, so the LoRA would spoil every picture."
+                f"'{key}' holds NaN or infinity, so the LoRA would spoil every image."
                 " Use another file, or train again with a lower learning rate."
             )

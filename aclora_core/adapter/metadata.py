@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself: kohya's ss_* keys, modelspec 1.0.1, and the rank trajectory of AC-LoRA."""
+"""Metadata of a LoRA file: kohya's ss_* keys, modelspec 1.0.1, and the settings and trajectory of AC-LoRA."""
 
 from __future__ import annotations
 
@@ -7,32 +7,16 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
-from .rank_report import check_report
+from .base_models import base_model_names
+from .rank_report import RankReport, check_report
 
-if TYPE_CHECKING:
-    from .rank_report import RankReport
-
-
-# ComfyUI's name of the base model -> kohya's, and modelspec's name of the architecture.
-BASE_MODELS = {
-    "SD15": ("sd_v1", "stable-diffusion-v1"),
-    "SD20": ("sd_v2", "stable-diffusion-v2-512"),
-    "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
-    "SD3": ("sd3", "stable-diffusion-3"),
-    "Flux": ("flux1", "flux-1-dev"),
-    "FluxSchnell": ("flux1", "flux-1-schnell"),
-    "Lumina2": ("lumina2", "lumina-2"),
-}
-
-
-# kohya's key -> the setting of the training that it repeats.
-FROM_SETTINGS = {
+# kohya's key -> the setting or fact of the training that it repeats.
+KOHYA_SETTINGS = {
     "ss_max_train_steps": "steps",
     "ss_learning_rate": "learning_rate",
     "ss_unet_lr": "learning_rate",
@@ -58,13 +42,15 @@ def build_metadata(
     thumbnail: str = "",
     when: datetime | None = None,
 ) -> dict[str, str]:
-    """The metadata of a file for `adapter`; all keys and values are text.
+    """Build the metadata of a LoRA file; all keys and values are text.
 
-    report: how the adapter was trained. Of its settings these are repeated where other programs look for them: the
-        values of FROM_SETTINGS, and "base_model" (ComfyUI's class of the model, such as "SDXL"). All of them are in
-        "aclora.settings", the trajectory is in "aclora.trajectory".
-    trigger: the word that calls the style; where it is empty, the setting "trigger".
-    thumbnail: a picture as a data URL. when: the date; now where it is None.
+    Args:
+        title: the file's name without its ending.
+        report: how the adapter was trained. Its settings and facts are stored in "aclora.settings" and, as far as
+            other programs know them, in their keys (KOHYA_SETTINGS); the trajectory in "aclora.trajectory".
+        trigger: word that calls the style; the report's if empty.
+        thumbnail: an image as a data URL.
+        when: date of the file; now if None.
 
     Raises:
         ValueError: the report does not belong to the adapter.
@@ -73,18 +59,17 @@ def build_metadata(
     if report is not None:
         check_report(adapter, report)
     trigger = trigger or str(settings.get("trigger", ""))
-    base = str(settings.get("base_model", "unknown"))
-    version, architecture = BASE_MODELS.get(base, (base.lower(), base.lower()))
+    base_model = base_model_names(str(settings.get("base_model", "unknown")))
     date = (when or datetime.now(timezone.utc)).isoformat(timespec="seconds")
     metadata = {
         **_kohya(adapter, title, settings, trigger),
-        "ss_base_model_version": version,
+        "ss_base_model_version": base_model.kohya,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{base_model.modelspec}/lora",
         "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
         "modelspec.title": title,
         "modelspec.date": date,
-        "modelspec.description": describe(adapter),
+        "modelspec.description": describe_layers(adapter),
         "aclora.ranks": json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)]),
     }
     if "resolution" in settings:
@@ -102,27 +87,29 @@ def build_metadata(
 
 
 def resolution_text(resolution: object) -> str:
-    """Modelspec's way to write a resolution: 512 and "512" become "512x512"; "512x768" stays as it is."""
+    """Return a resolution in modelspec's spelling: 512 and "512" become "512x512", "512x768" stays."""
     text = str(resolution)
     return f"{text}x{text}" if text.isdecimal() else text
 
 
 def thumbnail_url(image: Tensor, side: int = 256) -> str:
-    """A picture as a JPEG data URL of some 10 to 20 kB, for the model library.
+    """Encode an image as a JPEG data URL of some 10 to 20 kB, for the model library.
 
-    image: (height, width, 3) or (batch, height, width, 3), of which the first is taken; values from 0 to 1.
+    Args:
+        image: (height, width, 3) or (batch, height, width, 3), of which the first is taken; values from 0 to 1.
+        side: largest width and height in pixels.
     """
     pixels = image[0] if image.ndim == 4 else image
     array = (pixels[..., :3].detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
-    picture = Image.fromarray(array)
-    picture.thumbnail((side, side))
+    thumbnail = Image.fromarray(array)
+    thumbnail.thumbnail((side, side))
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    thumbnail.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def describe(adapter: Adapter) -> str:
-    """How many layers of which ranks, in words."""
+def describe_layers(adapter: Adapter) -> str:
+    """Return the number of plain LoRA layers and their ranks in words."""
     ranks = [layer.rank for layer in adapter.layers.values()]
     if not ranks:
         return "no plain LoRA layers"
@@ -131,7 +118,7 @@ def describe(adapter: Adapter) -> str:
 
 
 def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger: str) -> dict[str, str]:
-    """kohya's minimum, and of the rest what is known."""
+    """Return kohya's minimum of keys, and of the others those that are known."""
     ranks = {layer.rank for layer in adapter.layers.values()}
     alphas = {layer.alpha for layer in adapter.layers.values()}
     metadata = {
@@ -143,7 +130,7 @@ def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger
         "ss_network_args": "{}",
         "ss_training_comment": "AC-LoRA",
     }
-    metadata |= {key: str(settings[setting]) for key, setting in FROM_SETTINGS.items() if setting in settings}
+    metadata |= {key: str(settings[setting]) for key, setting in KOHYA_SETTINGS.items() if setting in settings}
     if "batch_size" in settings:
         batch, batches = int(str(settings["batch_size"])), int(str(settings.get("accumulate", 1)))
         metadata["ss_total_batch_size"] = str(batch * batches)

@@ -1,6 +1,6 @@
-"""The report of a training: what each restart kept in each layer, the losses, and the final spectra.
+"""Report of a training: losses, restarts, final spectra and truncations.
 
-It travels through the graph as RANK_REPORT, and in a compact form in the metadata of the saved file.
+Nodes hand it on as RANK_REPORT; a saved LoRA file has a compact form in its metadata.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..method import LayerRank
@@ -19,19 +19,22 @@ from .truncation_loss import TruncationLoss
 FORMAT = "aclora rank report 1"
 
 
-# A file's whole header must stay below 1 MiB, and the keys of 800 layers alone take a third of that.
+# The header of a LoRA file must stay below 1 MiB, and the keys of 800 layers alone take a third of that.
 COMPACT_LOSSES = 500
 
 
 COMPACT_RANKS = 18_000  # layers × restarts, at up to 27 bytes each
 
 
-_MOST_STEPS = 10_000_000  # so that a damaged number cannot ask for all memory
+_COMPACT_DIGITS = 4
+
+
+_MAX_STEPS = 10_000_000  # so that a damaged number cannot ask for all memory
 
 
 @dataclass(frozen=True)
 class Restart:
-    """One restart of all layers."""
+    """One restart of all layers, and what decided on it."""
 
     step: int
     epoch: int
@@ -40,14 +43,14 @@ class Restart:
     layers: dict[str, LayerRank]  # by base name, as in Adapter
 
     def mean_jump(self) -> float | None:
-        """The mean jump of the layers' deltas; None where none was measured."""
+        """Return the mean jump of the layers' deltas, or None if none was measured."""
         jumps = [rank.jump for rank in self.layers.values() if math.isfinite(rank.jump)]
         return math.fsum(jumps) / len(jumps) if jumps else None
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """Everything that a training tells about itself."""
+    """Settings, losses and results of one training."""
 
     settings: dict[str, Setting]  # the values of TrainConfig, by field name
     losses: list[float]  # of every step
@@ -55,11 +58,11 @@ class RankReport:
     restarts: list[Restart]
     spectrum: dict[str, list[float]]  # final singular values of the delta, by base name; empty in the compact form
     signal: dict[str, int]  # final signal rank, by base name
-    cuts: list[TruncationLoss] = field(default_factory=list)  # empty without held-out images
+    truncations: list[TruncationLoss] = field(default_factory=list)  # tried; empty without held-out images
     facts: TrainingFacts = TrainingFacts()
 
     def layer_names(self) -> list[str]:
-        """All layers that the report knows, in their order."""
+        """Return the base names of all layers in the report, in their order."""
         known = dict.fromkeys([*self.spectrum, *self.signal])
         return list(known | dict.fromkeys(name for restart in self.restarts for name in restart.layers))
 
@@ -68,25 +71,25 @@ class RankReport:
         return {**self.settings, **self.facts.to_dict()}
 
     def to_json(self) -> str:
-        """All of it, as JSON. NaN and infinity become null, which JSON can say."""
-        return _dumps(_as_dict(self))
+        """Return the whole report as strict JSON; NaN and infinity become null."""
+        return _to_json(_rounded(_as_dict(self), None))
 
     def compact_json(self) -> str:
-        """The report for a file's metadata: some 450 kB for 800 layers, however long the training was.
+        """Return the report for a file's metadata: some 450 kB for 800 layers, however long the training was.
 
-        Losses are averaged in up to 500 groups. Of many restarts an even choice is kept, with the first and the last.
-        The spectra are left out, since the file's own matrices have them.
+        Losses are averaged in up to 500 groups. Many restarts are thinned out evenly; the first and the last stay.
+        The spectra are left out, as they follow from the file's own factors. Numbers have four digits.
         """
         groups = _group_means(self.losses, COMPACT_LOSSES)
         most = max(2, COMPACT_RANKS // max(1, len(self.layer_names())))
-        chosen = [self.restarts[place] for place in _even_places(len(self.restarts), most)]
-        validation = [self.validation[place] for place in _even_places(len(self.validation), COMPACT_LOSSES)]
+        chosen = [self.restarts[index] for index in _even_indices(len(self.restarts), most)]
+        validation = [self.validation[index] for index in _even_indices(len(self.validation), COMPACT_LOSSES)]
         report = replace(self, losses=groups, validation=validation, restarts=chosen, spectrum={})
-        return _dumps({**_as_dict(report, digits=4), "steps": len(self.losses)})
+        return _to_json({**_rounded(_as_dict(report), _COMPACT_DIGITS), "steps": len(self.losses)})
 
     @classmethod
     def from_json(cls, text: str) -> RankReport:
-        """Reads what to_json or compact_json wrote; averaged losses stand for each of their steps again.
+        """Read the JSON of to_json or compact_json; an averaged loss stands for each of its steps.
 
         Raises:
             ValueError: the text is no rank report, or a damaged one.
@@ -94,75 +97,81 @@ class RankReport:
         try:
             data = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"This is no AC-LoRA rank report, nor any JSON ({error}). {_USE_ANOTHER}") from error
+            raise ValueError(f"This is no AC-LoRA rank report, nor any JSON ({error}). {_ADVICE}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format", "none") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"This is no AC-LoRA rank report: its format is '{found}', not '{FORMAT}'. {_USE_ANOTHER}")
+            raise ValueError(f"This is no AC-LoRA rank report: its format is '{found}', not '{FORMAT}'. {_ADVICE}")
         try:
             return _from_dict(data)
         except KeyError as error:
-            raise ValueError(f"The AC-LoRA rank report is damaged: {error} is missing. {_USE_ANOTHER}") from error
+            raise ValueError(f"The AC-LoRA rank report is damaged: {error} is missing. {_ADVICE}") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"The AC-LoRA rank report is damaged: {error}. {_USE_ANOTHER}") from error
+            raise ValueError(f"The AC-LoRA rank report is damaged: {error}. {_ADVICE}") from error
 
 
-_USE_ANOTHER = "Use the one that Train AC-LoRA gave."
+_ADVICE = "Use the one that Train AC-LoRA gave."
 
 
 def recent_loss(losses: Sequence[float]) -> float | None:
-    """The loss that is told: the mean of the last ten steps, of those that are finite; None where none is."""
+    """Return the loss to display: the mean of the last ten steps' finite losses, or None."""
     recent = [loss for loss in losses[-10:] if math.isfinite(loss)]
     return sum(recent) / len(recent) if recent else None
 
 
 def skipped_steps(losses: Sequence[float]) -> int:
-    """How many steps changed nothing, as their loss or gradient was not finite."""
+    """Return the number of steps that changed nothing, as their loss or gradient was not finite."""
     return sum(not math.isfinite(loss) for loss in losses)
 
 
-def _as_dict(report: RankReport, digits: int | None = None) -> dict[str, Any]:
-    """The report as JSON has it: what restarts kept stands in columns, in the order of `layers`."""
+def _as_dict(report: RankReport) -> dict[str, Any]:
+    """Return the layout of the JSON, with floats as they are."""
     names = report.layer_names()
-
-    def number(value: float | None) -> float | None:
-        if value is None or not math.isfinite(value):
-            return None
-        return value if digits is None else float(f"{value:.{digits}g}")
-
-    def restart(source: Restart) -> dict[str, Any]:
-        ranks = [asdict(source.layers[name]) if name in source.layers else {} for name in names]
-        columns: dict[str, Any] = {key: [rank.get(key) for rank in ranks] for key in ("kept_down", "kept_up")}
-        columns["kept_delta"] = [rank.get("kept_delta") for rank in ranks]
-        for key in ("energy", "jump"):
-            columns[key] = [number(rank[key]) if rank else None for rank in ranks]
-        step = {"step": source.step, "epoch": source.epoch}
-        return {**step, "loss": number(source.loss), "threshold": number(source.threshold), **columns}
-
     return {
         "format": FORMAT,
-        "settings": {
-            key: number(value) if isinstance(value, float) else value
-            for key, value in report.settings_and_facts().items()
-        },
+        "settings": report.settings_and_facts(),
         "steps": len(report.losses),
-        "losses": [number(loss) for loss in report.losses],
-        "validation": [[step, number(loss)] for step, loss in report.validation],
+        "losses": report.losses,
+        "validation": [[step, loss] for step, loss in report.validation],
         "layers": names,
         "signal": [report.signal.get(name) for name in names],
-        "restarts": [restart(source) for source in report.restarts],
-        "spectrum": {name: [number(value) for value in values] for name, values in report.spectrum.items()},
-        "cuts": [
-            {key: number(value) if isinstance(value, float) else value for key, value in cut.to_dict().items()}
-            for cut in report.cuts
-        ],
+        "restarts": [_restart_as_dict(restart, names) for restart in report.restarts],
+        "spectrum": report.spectrum,
+        "cuts": [tried.to_dict() for tried in report.truncations],
     }
+
+
+def _restart_as_dict(restart: Restart, names: Sequence[str]) -> dict[str, Any]:
+    """Return a restart with one list per quantity, in the order of `names`; null for a layer that it did not see."""
+    ranks = [restart.layers.get(name) for name in names]
+    quantities = ("kept_down", "kept_up", "kept_delta", "energy", "jump")
+    columns = {key: [None if rank is None else getattr(rank, key) for rank in ranks] for key in quantities}
+    return {
+        "step": restart.step,
+        "epoch": restart.epoch,
+        "loss": restart.loss,
+        "threshold": restart.threshold,
+        **columns,
+    }
+
+
+def _rounded(value: Any, digits: int | None) -> Any:
+    """Return nested JSON data with floats rounded to significant digits, and null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item, digits) for item in value]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 def _from_dict(data: Mapping[str, Any]) -> RankReport:
     names = [str(name) for name in data["layers"]]
     losses, steps = _floats(data["losses"]), int(data["steps"])
-    if not len(losses) <= steps <= _MOST_STEPS:
-        raise ValueError(f"it tells of {steps} steps and has {len(losses)} losses")
+    if not len(losses) <= steps <= _MAX_STEPS:
+        raise ValueError(f"it has {len(losses)} losses for {steps} steps")
     return RankReport(
         settings={
             str(key): math.nan if value is None else value
@@ -171,15 +180,15 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
         },
         losses=[losses[step * len(losses) // steps] for step in range(steps)] if losses else [],
         validation=[(int(step), _float(loss)) for step, loss in data["validation"]],
-        restarts=[_read_restart(names, restart) for restart in data["restarts"]],
+        restarts=[_restart_from_dict(names, restart) for restart in data["restarts"]],
         spectrum={str(name): _floats(values) for name, values in data["spectrum"].items()},
         signal={name: int(count) for name, count in zip(names, data["signal"], strict=True) if count is not None},
-        cuts=[TruncationLoss.from_dict(cut) for cut in data.get("cuts", [])],  # reports from before 0.2 have none
+        truncations=[TruncationLoss.from_dict(tried) for tried in data.get("cuts", [])],  # none before 0.2
         facts=TrainingFacts.from_dict(data["settings"]),
     )
 
 
-def _read_restart(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
+def _restart_from_dict(names: Sequence[str], data: Mapping[str, Any]) -> Restart:
     known = [data[key] for key in ("kept_down", "kept_up", "kept_delta", "energy")]
     jumps = data.get("jump", [None] * len(names))  # reports from before 0.2 have none
     layers = {
@@ -199,38 +208,42 @@ def _floats(values: Any) -> list[float]:
     return [_float(value) for value in values]
 
 
-_dumps: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_to_json: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def _group_means(values: Sequence[float], most: int) -> list[float]:
-    """Means of up to `most` groups of neighbours; value i is in group i · groups // count, as from_json reads it."""
+    """Return the means of up to `most` groups of neighbours; value i is in group i · groups // count."""
     count = len(values)
     groups: list[list[float]] = [[] for _ in range(min(most, count))]
-    for place, value in enumerate(values):
-        groups[place * len(groups) // count].append(value)
+    for index, value in enumerate(values):
+        groups[index * len(groups) // count].append(value)
     return [math.fsum(group) / len(group) for group in groups]
 
 
-def _even_places(count: int, most: int) -> list[int]:
-    """Up to `most` places of 0 … count - 1, evenly, the first and the last among them."""
+def _even_indices(count: int, most: int) -> list[int]:
+    """Return up to `most` evenly spaced indices of 0 … count - 1, the first and the last among them."""
     if count <= most:
         return list(range(count))
-    return [place * (count - 1) // (most - 1) for place in range(most)]
+    return [index * (count - 1) // (most - 1) for index in range(most)]
 
 
 def check_report(adapter: Adapter, report: RankReport) -> None:
-    """Refuses a report of another training: every layer of the adapter must be among the layers that it measured."""
+    """Check that a report belongs to an adapter: it must have measured each of its layers.
+
+    Raises:
+        ValueError: the report is from another training; a layer is named.
+    """
     known = report.spectrum.keys()
-    stranger = next((base for base in adapter.layers if base not in known), None)
-    if known and stranger is not None:
+    unknown = next((base for base in adapter.layers if base not in known), None)
+    if known and unknown is not None:
         raise ValueError(
-            f"The rank report is from another training: it does not know the layer '{stranger}'."
+            f"The rank report is from another training: it does not know the layer '{unknown}'."
             " Connect the report of the node that made this LoRA, or none."
         )
 
 
-def own_report(adapter: Adapter) -> RankReport | None:
-    """The report in a file of this pack's, unless the file was changed since: then it tells of other layers."""
+def embedded_report(adapter: Adapter) -> RankReport | None:
+    """Return the report in an adapter's metadata, or None if there is none or it does not know all the layers."""
     try:
         report = RankReport.from_json(adapter.metadata["aclora.trajectory"])
     except (KeyError, ValueError):

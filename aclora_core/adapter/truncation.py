@@ -1,7 +1,7 @@
-"""Cutting a whole adapter: each layer to its own rank, by a rule or to a file size, and what that loses.
+"""Truncation of an adapter: each layer to its own rank, by a rule or for a file size, and what that loses.
 
-An adapter is balanced once (the costly part: one decomposition for each layer); after that every cut is a slice, so
-that many ranks or sizes can be tried. What is no plain LoRA passes through as it is.
+An adapter is decomposed once, which is the costly part (one SVD per layer); after that every truncation is a slice, so
+that many ranks or sizes can be tried. Layers of other kinds stay as they are.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..method import Rule, energy, energy_kept, sum_kept, truncate
 from .adapter import Adapter, Layer
 from .lora_file import to_state_dict
 
-# Saving adds a format, two hashes and the rounding of the header's length to 8 bytes.
+# Bytes that saving adds: a format, two hashes, and the rounding of the header's length to 8 bytes.
 _SAVE_RESERVE = 320
 
 
 @dataclass(frozen=True, eq=False)
 class SvdLayer:
-    """A layer in its singular components, largest first: the first k of them are the best delta of rank k."""
+    """SVD of one layer's delta, as factors sorted by singular value: the first k are its best rank-k approximation."""
 
     layer: Layer
     lora_down: Tensor  # (k, in, …), float32, rows √σ_i V_iᵀ
@@ -32,14 +32,14 @@ class SvdLayer:
     singular_values: Tensor  # (k,), float32, of the delta with its scale; k = min(rank, in, out)
 
     @property
-    def component_numbers(self) -> int:
-        """How many numbers one component takes in the file: in + out."""
+    def params_per_component(self) -> int:
+        """Parameters of one component: in + out."""
         return self.lora_down[0].numel() + self.lora_up.shape[0]
 
 
 @dataclass(frozen=True)
 class TruncationStats:
-    """What a cut did to one layer. Rank 0 means that the layer was dropped."""
+    """Ranks, energy and size of one layer before and after a truncation. Rank 0 means that the layer was dropped."""
 
     rank_before: int
     rank_after: int
@@ -51,12 +51,15 @@ class TruncationStats:
 
 
 def decompose(adapter: Adapter) -> dict[str, SvdLayer]:
-    """Every layer in its singular components.
+    """Compute the SVD of every layer's delta, without building it.
+
+    Returns:
+        Base name -> factors sorted by singular value.
 
     Raises:
         ValueError: a layer holds NaN or infinity; it is named.
     """
-    balanced = {}
+    decomposed = {}
     for name, layer in adapter.layers.items():
         down, up = layer.factors()
         try:
@@ -65,15 +68,16 @@ def decompose(adapter: Adapter) -> dict[str, SvdLayer]:
             raise ValueError(f"Layer '{name}': {error}") from error
         # Row i of lora_down has the norm √σ_i, and column i of lora_up as well.
         values = down.norm(dim=1) * up.norm(dim=0)
-        shapes = (-1, *layer.lora_down.shape[1:]), (*up.shape, *layer.lora_up.shape[2:])
-        balanced[name] = SvdLayer(layer, down.reshape(shapes[0]), up.reshape(shapes[1]), values)
-    return balanced
+        lora_down = down.reshape(-1, *layer.lora_down.shape[1:])
+        lora_up = up.reshape(*up.shape, *layer.lora_up.shape[2:])
+        decomposed[name] = SvdLayer(layer, lora_down, lora_up, values)
+    return decomposed
 
 
 def ranks_by_rule(
-    balanced: Mapping[str, SvdLayer], rule: Rule, max_rank: int | None = None, min_rank: int = 1
+    decomposed: Mapping[str, SvdLayer], rule: Rule, max_rank: int | None = None, min_rank: int = 1
 ) -> dict[str, int]:
-    """The rank of each layer by a rule on its singular values, held between min_rank and max_rank.
+    """Return the rank of each layer by a rule on its singular values, clamped to min_rank and max_rank.
 
     Raises:
         ValueError: min_rank is below 1 or above max_rank, or the rule refuses its parameter or a layer's spectrum.
@@ -81,7 +85,7 @@ def ranks_by_rule(
     if min_rank < 1 or (max_rank is not None and max_rank < min_rank):
         raise ValueError(f"The ranks must satisfy 1 <= smallest <= largest, but are {min_rank} and {max_rank}.")
     ranks = {}
-    for name, layer in balanced.items():
+    for name, layer in decomposed.items():
         rank = max(rule(layer.singular_values), min_rank)
         ranks[name] = min(rank, len(layer.singular_values), rank if max_rank is None else max_rank)
     return ranks
@@ -89,38 +93,44 @@ def ranks_by_rule(
 
 def ranks_for_size(
     adapter: Adapter,
-    balanced: Mapping[str, SvdLayer],
+    decomposed: Mapping[str, SvdLayer],
     size: int,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
     min_rank: Literal[0, 1] = 1,
 ) -> dict[str, int]:
-    """Ranks with the most energy for a file of at most `size` bytes, header and metadata included.
+    """Return the ranks that keep the most energy in a file of at most `size` bytes.
 
-    Components of all layers are taken by falling σ² per byte. As the gains fall within each layer, no other choice of
-    the same size keeps more energy, up to the last component that no longer fits. With min_rank 0 a layer can be
-    dropped. dtype: what the matrices will be saved in; None for the type they have.
+    Greedy: components of all layers are taken by falling σ² per byte. As σ falls within each layer, no other choice of
+    the same size keeps more energy, up to the last component that no longer fits.
+
+    Args:
+        decomposed: the layers of the adapter (decompose).
+        size: bytes of the file, header and metadata included.
+        dtype: in which the factors will be saved; None for the type they have.
+        metadata: of the file; the adapter's if None.
+        min_rank: 0 if a layer may be dropped.
 
     Raises:
-        ValueError: not even min_rank of every layer fits; the least possible size is named.
+        ValueError: not even min_rank of every layer fits; the smallest possible size is named.
     """
-    ranks = dict.fromkeys(balanced, int(min_rank))
-    cost = {name: _component_bytes(layer, dtype) for name, layer in balanced.items()}
-    left = size - _overhead(adapter, metadata) - sum(cost[name] * rank for name, rank in ranks.items())
+    ranks = dict.fromkeys(decomposed, int(min_rank))
+    cost = {name: _component_bytes(layer, dtype) for name, layer in decomposed.items()}
+    left = size - _fixed_bytes(adapter, metadata) - sum(cost[name] * rank for name, rank in ranks.items())
     if left < 0:
         raise ValueError(
             f"A file of {size:,} bytes is too small: this LoRA takes at least {size - left:,} bytes"
             f" at rank {min_rank} in every layer. Choose a larger size, or a type with fewer bytes (fp16)."
         )
     offers = [
-        (value * value / cost[name], -place, name)
-        for name, layer in balanced.items()
-        for place, value in enumerate(layer.singular_values.tolist())
-        if place >= min_rank and value > 0.0
+        (value * value / cost[name], -index, name)
+        for name, layer in decomposed.items()
+        for index, value in enumerate(layer.singular_values.tolist())
+        if index >= min_rank and value > 0.0
     ]
-    # Places count upwards among equals, so that a layer's components are always taken in their order.
-    for _, place, name in sorted(offers, reverse=True):
-        if cost[name] <= left and ranks[name] == -place:
+    # Negative indices: among equal gains a layer's components are taken in their order.
+    for _, negative_index, name in sorted(offers, reverse=True):
+        if cost[name] <= left and ranks[name] == -negative_index:
             ranks[name] += 1
             left -= cost[name]
     return ranks
@@ -128,29 +138,39 @@ def ranks_for_size(
 
 def truncate_to_ranks(
     adapter: Adapter,
-    balanced: Mapping[str, SvdLayer],
+    decomposed: Mapping[str, SvdLayer],
     ranks: Mapping[str, int],
     dtype: torch.dtype | None = None,
 ) -> tuple[Adapter, dict[str, TruncationStats]]:
-    """A new adapter with each layer at its own rank, and for each layer what was lost.
+    """Truncate each layer to its own rank.
 
-    The scale is in the factors, so alpha = rank and the new scale is 1. Rank 0 drops a layer.
+    Args:
+        decomposed: the layers of the adapter (decompose).
+        ranks: base name -> rank; 0 drops the layer.
+        dtype: of the new factors; None for the type they have.
+
+    Returns:
+        The new adapter, and for each layer what it lost. The scale is in the factors: alpha = rank, so scale = 1.
 
     Raises:
         ValueError: a value is too large for dtype; the layer is named.
     """
     layers: dict[str, Layer] = {}
-    cuts: dict[str, TruncationStats] = {}
-    for name, source in balanced.items():
+    stats: dict[str, TruncationStats] = {}
+    for name, source in decomposed.items():
         rank = min(ranks[name], len(source.singular_values))
-        kind = dtype or source.layer.lora_down.dtype
+        new_dtype = dtype or source.layer.lora_down.dtype
         if rank > 0:
-            down, up = (t.to(kind).clone(memory_format=torch.contiguous_format) for t in _first(source, rank))
+            down, up = (
+                t.to(new_dtype).clone(memory_format=torch.contiguous_format) for t in _leading_factors(source, rank)
+            )
             if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
-                raise ValueError(f"Layer '{name}' does not fit into {kind}: choose a type with a larger range (fp32).")
+                raise ValueError(
+                    f"Layer '{name}' does not fit into {new_dtype}: choose a type with a larger range (fp32)."
+                )
             layers[name] = Layer(down, up, float(rank))
         old, values = source.layer, source.singular_values
-        cuts[name] = TruncationStats(
+        stats[name] = TruncationStats(
             rank_before=old.rank,
             rank_after=rank,
             energy_before=energy(values),
@@ -159,28 +179,28 @@ def truncate_to_ranks(
             bytes_before=old.lora_down.nbytes + old.lora_up.nbytes,
             bytes_after=rank * _component_bytes(source, dtype),
         )
-    return replace(adapter, layers=layers), cuts
+    return replace(adapter, layers=layers), stats
 
 
-def total_energy_kept(cuts: Mapping[str, TruncationStats]) -> float:
-    """Share of all layers' Σ σ² that a cut keeps, so that large layers count for more; 1 where there is none."""
-    before = sum(cut.energy_before for cut in cuts.values())
-    kept = sum(cut.energy_before * cut.energy_kept for cut in cuts.values())
+def total_energy_kept(stats: Mapping[str, TruncationStats]) -> float:
+    """Return the share of all layers' Σ σ² that a truncation keeps; 1 if there is no energy."""
+    before = sum(layer.energy_before for layer in stats.values())
+    kept = sum(layer.energy_before * layer.energy_kept for layer in stats.values())
     return kept / before if before > 0.0 else 1.0
 
 
-def _first(source: SvdLayer, rank: int) -> tuple[Tensor, Tensor]:
+def _leading_factors(source: SvdLayer, rank: int) -> tuple[Tensor, Tensor]:
     return source.lora_down[:rank], source.lora_up[:, :rank]
 
 
 def _component_bytes(source: SvdLayer, dtype: torch.dtype | None) -> int:
-    return source.component_numbers * (dtype or source.layer.lora_down.dtype).itemsize
+    return source.params_per_component * (dtype or source.layer.lora_down.dtype).itemsize
 
 
-def _overhead(adapter: Adapter, metadata: Mapping[str, str] | None) -> int:
-    """Bytes of the file that no rank changes, or more: length, header, alphas and the tensors of other kinds.
+def _fixed_bytes(adapter: Adapter, metadata: Mapping[str, str] | None) -> int:
+    """Return an upper bound of the file's bytes besides the factors: length, header, alphas, tensors of other kinds.
 
-    The header is measured as it would be at full rank, where each number in it has at least as many digits.
+    The header is measured at full rank, where each number in it has at least as many digits.
     """
     tensors = to_state_dict(adapter)
     total = sum(tensor.numel() * max(tensor.itemsize, 4) for tensor in tensors.values())

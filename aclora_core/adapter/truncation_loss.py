@@ -13,7 +13,7 @@ TruncationKind = Literal["whole", "fixed", "energy", "signal", "other"]
 
 @dataclass(frozen=True)
 class Truncation:
-    """How an adapter was truncated."""
+    """Rule by which an adapter was truncated."""
 
     kind: TruncationKind  # "fixed": the same rank in every layer; "other": a name from a file that no rule is known for
     value: float = 0.0  # the rank of "fixed", the share from 0 to 1 of "energy"; the other kinds have none

@@ -1,4 +1,4 @@
-"""What a LoRA holds, layer by layer and as a whole: sizes, spectra, ranks, and what in it is no plain LoRA."""
+"""Measure a LoRA, layer by layer and as a whole: sizes, spectra, ranks, and layers of other kinds."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ import torch
 from torch import Tensor
 
 from ..adapter import (
-    PAIRS,
     Adapter,
     Layer,
     RankReport,
     check_report,
+    embedded_report,
+    find_key_format,
     from_state_dict,
-    group_by_base,
-    host_names,
-    natural_order,
-    own_report,
-    place_of,
+    layer_sort_key,
+    parse_layer_name,
+    suffixes_by_base,
+    to_comfyui_keys,
 )
 from ..method import delta_singular_values, effective_rank, energy, rank_by_energy, stable_rank
 
-FORMATS = ("kohya", "diffusers, old", "PEFT", "diffusers", "Mochi", "transformers", "PEFT with an adapter's name")
+# Singular values below this, or below the rounding error of float32 beside the largest, count as dead.
+DEAD_BELOW = 1e-6
 
 
-DEAD = 1e-6  # a direction below this size, or below the rounding of float32 beside the largest, does nothing
-
-
-_LONGEST_VALUE = 200  # characters of a metadata value
+_MAX_VALUE_LENGTH = 200  # characters of a metadata value
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One layer in numbers; σ are the singular values of its delta, with the scale."""
+    """Measurements of one layer; σ are the singular values of its delta, with the scale."""
 
     name: str
     block: str
@@ -56,21 +54,21 @@ class LayerFacts:
     rank_90: int  # components for 90 % of the energy Σσ²
     rank_95: int
     rank_99: int
-    dead: int  # directions that do nothing
-    signal: int | None  # components that the training found to be signal; None without a report
+    dead: int  # components without effect
+    signal: int | None  # signal rank found by the training; None without a report
     parameters: int
     size: int  # bytes
     spectrum: tuple[float, ...]
 
     @property
     def shown_rank(self) -> int:
-        """The rank that counts: the signal where a training tells it, else what 95 % of the energy take."""
+        """Signal rank if the training measured it, else the components that hold 95 % of the energy."""
         return self.rank_95 if self.signal is None else self.signal
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A LoRA as a whole."""
+    """Measurements of a whole LoRA."""
 
     name: str
     key_formats: dict[str, int]  # spelling of the keys -> layers
@@ -80,17 +78,17 @@ class FileFacts:
     blocks: int
     ranks: dict[int, int]  # rank -> layers, rising
     dtypes: dict[str, int]
-    parameters: int  # of the layers and of what is no plain LoRA
-    size: int  # bytes: of the file where there is one, else of its tensors
+    parameters: int  # of all layers, those of other kinds included
+    size: int  # bytes of the file, or of the tensors if there is no file
     norm: float  # √ of the sum of all layers' energies
     effective_rank: float  # mean over the layers, by their energy
-    other: dict[str, str]  # base name or key -> what it is instead of a plain LoRA
+    other: dict[str, str]  # layers of other kinds: base name or key -> kind
     metadata: dict[str, str]  # long values shortened
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that can be said about a LoRA without its base model."""
+    """Measurements of a LoRA, without its base model."""
 
     file: FileFacts
     layers: list[LayerFacts]  # in the model's order
@@ -105,10 +103,13 @@ def inspect_lora(
     report: RankReport | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Measures a LoRA in any key format.
+    """Measure a LoRA in any key format.
 
-    size: bytes of its file. report: of the training that made it; without one, the report in the metadata of the file,
-    if it is of the same layers. on_layer is told the number of layers done and of all.
+    Args:
+        name: for the user.
+        size: bytes of its file; the sum of its tensors if None.
+        report: of its training; the one in the metadata if None, provided that it knows all the layers.
+        on_layer: called after each layer with the number of layers done and of all layers.
 
     Raises:
         ValueError: it is no LoRA, or damaged (the key is named), or the report is from another training.
@@ -120,8 +121,8 @@ def inspect_lora(
     if report is not None:
         check_report(adapter, report)
     else:
-        report = own_report(adapter)
-    names = sorted(adapter.layers, key=natural_order)
+        report = embedded_report(adapter)
+    names = sorted(adapter.layers, key=layer_sort_key)
     layers = []
     for done, base in enumerate(names, 1):
         signal = report.signal.get(base) if report is not None else None
@@ -132,19 +133,23 @@ def inspect_lora(
 
 
 def measure_layer(name: str, layer: Layer, signal: int | None = None) -> LayerFacts:
-    """The facts of one layer. Its delta is not built: see delta_singular_values."""
+    """Measure one layer, without building its delta.
+
+    Raises:
+        ValueError: a factor holds NaN or infinity; the layer is named.
+    """
     try:
         values = delta_singular_values(*layer.factors(), layer.scale)
     except ValueError as error:
         raise ValueError(f"Layer '{name}': {error}") from error
     first, last = float(values[0]), float(values[-1])
-    window = tuple(layer.lora_down.shape[2:])
-    place = place_of(name)
+    kernel_size = tuple(layer.lora_down.shape[2:])
+    parsed = parse_layer_name(name)
     return LayerFacts(
         name=name,
-        block=place.block,
-        module=place.module,
-        kind=f"conv {'x'.join(map(str, window))}" if window else "linear",
+        block=parsed.block,
+        module=parsed.module,
+        kind=f"conv {'x'.join(map(str, kernel_size))}" if kernel_size else "linear",
         shape=(layer.lora_up.shape[0], *layer.lora_down.shape[1:]),
         dtype=_dtype_name(layer.lora_up),
         rank=layer.rank,
@@ -159,9 +164,9 @@ def measure_layer(name: str, layer: Layer, signal: int | None = None) -> LayerFa
         rank_90=rank_by_energy(values, 0.90),
         rank_95=rank_by_energy(values, 0.95),
         rank_99=rank_by_energy(values, 0.99),
-        # A rank beyond the layer's sides leaves directions that no weight can give a size.
-        dead=int((values < max(DEAD, torch.finfo(torch.float32).eps * first)).sum()) + layer.rank - len(values),
-        # A layer that was cut has less than its training found.
+        # Components beyond min(in, out) are dead too.
+        dead=int((values < max(DEAD_BELOW, torch.finfo(torch.float32).eps * first)).sum()) + layer.rank - len(values),
+        # A truncated layer has fewer components than its training found.
         signal=None if signal is None else min(signal, layer.rank),
         parameters=layer.lora_down.numel() + layer.lora_up.numel(),
         size=layer.lora_down.nbytes + layer.lora_up.nbytes,
@@ -172,17 +177,17 @@ def measure_layer(name: str, layer: Layer, signal: int | None = None) -> LayerFa
 def _measure_file(
     adapter: Adapter, state_dict: Mapping[str, Tensor], layers: list[LayerFacts], name: str, size: int | None
 ) -> FileFacts:
-    places = [place_of(layer.name) for layer in layers]
+    names = [parse_layer_name(layer.name) for layer in layers]
     energies = [layer.norm**2 for layer in layers]
     weighted = math.fsum(e * layer.effective_rank for e, layer in zip(energies, layers, strict=True))
     total = math.fsum(energies)
     return FileFacts(
         name=name,
         key_formats=_key_formats(adapter, state_dict),
-        prefixes=_counts(place.prefix or "none" for place in places),
-        parts=_counts(place.part or "diffusion model" for place in places),
+        prefixes=_counts(parsed.prefix or "none" for parsed in names),
+        parts=_counts(parsed.text_encoder or "diffusion model" for parsed in names),
         kinds=_counts(layer.kind for layer in layers),
-        blocks=len({place.block for place in places} - {""}),
+        blocks=len({parsed.block for parsed in names} - {""}),
         ranks=dict(sorted(Counter(layer.rank for layer in layers).items())),
         dtypes=_counts(layer.dtype for layer in layers),
         parameters=sum(layer.parameters for layer in layers) + sum(t.numel() for t in adapter.extra.values()),
@@ -190,18 +195,18 @@ def _measure_file(
         norm=math.sqrt(total),
         effective_rank=weighted / total if total > 0.0 else 1.0,
         other=dict(sorted(adapter.other.items())),
-        metadata={key: _shortened(value) for key, value in sorted(adapter.metadata.items())},
+        metadata={key: _shorten(value) for key, value in sorted(adapter.metadata.items())},
     )
 
 
 def _key_formats(adapter: Adapter, state_dict: Mapping[str, Tensor]) -> dict[str, int]:
-    found, _ = group_by_base(host_names(state_dict))
-    pairs = dict(zip((up for up, _ in PAIRS), FORMATS, strict=True))
-    return _counts(next(pairs[suffix] for suffix in pairs if suffix in found[base]) for base in adapter.layers)
+    found, _ = suffixes_by_base(to_comfyui_keys(state_dict))
+    formats = [find_key_format(base, found[base]) for base in adapter.layers]
+    return _counts(form.name for form in formats if form is not None)
 
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
-    """Most frequent first."""
+    """Count values, the most frequent first."""
     return dict(Counter(values).most_common())
 
 
@@ -209,5 +214,5 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shortened(value: str) -> str:
-    return value if len(value) <= _LONGEST_VALUE else f"{value[:40]}… ({len(value):,} characters)"
+def _shorten(value: str) -> str:
+    return value if len(value) <= _MAX_VALUE_LENGTH else f"{value[:40]}… ({len(value):,} characters)"

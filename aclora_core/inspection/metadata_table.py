@@ -1,4 +1,4 @@
-"""A LoRA file's metadata as a table to read: what it holds, how it was trained, and the rest as the file has it."""
+"""Readable table of a LoRA file: what it holds, how it was trained, and its other metadata."""
 
 from __future__ import annotations
 
@@ -8,47 +8,63 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
-from ..adapter import Adapter, RankReport, TruncationStats, describe, own_report, total_energy_kept
+from ..adapter import Adapter, RankReport, TruncationStats, describe_layers, embedded_report, total_energy_kept
 from ..text import size_text
+from .tables import fact_lines
 
-SHOWN = 200  # characters of a value that the table shows
-
-
-Rows = list[tuple[str, str]]
+MAX_VALUE_LENGTH = 200  # characters; longer values are shortened
 
 
-def metadata_table(name: str, adapter: Adapter, cut: Sequence[tuple[str, str]] = ()) -> str:
-    """What a LoRA file holds and says about itself, one line a fact, in two columns that line up.
+Rows = list[tuple[str, str]]  # name and text of each line
 
-    adapter: as it is in the file. cut: what was cut off while loading (cut_rows), told beside what was there.
+
+def metadata_table(name: str, adapter: Adapter, truncation: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the content and the metadata of a LoRA file as aligned lines, in sections.
+
+    Args:
+        name: of the file.
+        adapter: as it is in the file.
+        truncation: rows on what loading cut off (truncation_rows).
     """
-    dtypes = sorted({str(layer.lora_up.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
-    kinds = Counter(adapter.other.values())
-    rows = [("file", name), ("layers", f"{describe(adapter)}, {' and '.join(dtypes)}".rstrip(", "))]
-    rows += [("also", f"{count} x {kind}") for kind, count in sorted(kinds.items())]
-    settings, report = _setting_rows(adapter.metadata), own_report(adapter)
+    settings = _setting_rows(adapter.metadata)
+    report = embedded_report(adapter)
     training = [*settings, *(_result_rows(report) if report is not None else [])]
-    # What is told in words need not come again as JSON.
-    told = {*(["aclora.settings", "aclora.ranks"] if settings else []), *(["aclora.trajectory"] if report else [])}
-    raw = [(key, _value(key, value)) for key, value in sorted(adapter.metadata.items()) if key not in told]
-    return _sections({"": [*rows, *cut], "Training": training, "Metadata": raw})
+    # Metadata that other rows tell in words is not repeated as JSON.
+    hidden = {"aclora.settings", "aclora.ranks"} if settings else set()
+    if report is not None:
+        hidden |= {"aclora.trajectory"}
+    metadata = [(key, _value(key, value)) for key, value in sorted(adapter.metadata.items()) if key not in hidden]
+    return _sections({"": [*_content_rows(name, adapter), *truncation], "Training": training, "Metadata": metadata})
 
 
-def cut_rows(name: str, before: Adapter, after: Adapter, cuts: Mapping[str, TruncationStats]) -> Rows:
-    """What a cut by that name did to the whole LoRA: ranks, energy and size."""
-    sizes = [sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after")]
-    ranks = [_spread([layer.rank for layer in adapter.layers.values()]) for adapter in (before, after)]
-    kept = total_energy_kept(cuts)
+def truncation_rows(name: str, before: Adapter, after: Adapter, stats: Mapping[str, TruncationStats]) -> Rows:
+    """Return rows on what a truncation did to a whole LoRA: ranks, energy and size.
+
+    Args:
+        name: of the truncation, such as "to rank 4".
+        stats: of each layer, as from truncate_to_ranks.
+    """
+    bytes_before = sum(layer.bytes_before for layer in stats.values())
+    bytes_after = sum(layer.bytes_after for layer in stats.values())
+    kept = total_energy_kept(stats)
+    error = math.sqrt(max(0.0, 1.0 - kept))
     return [
-        ("cut", name),
-        ("ranks", " -> ".join(ranks)),
-        ("energy kept", f"{kept:.2%}, so the change differs by {math.sqrt(max(0.0, 1.0 - kept)):.1%} of its size"),
-        ("size of layers", f"{size_text(sizes[0])} -> {size_text(sizes[1])} ({sizes[1] / sizes[0]:.0%})"),
+        ("truncated", name),
+        ("ranks", f"{_rank_range(_ranks(before))} -> {_rank_range(_ranks(after))}"),
+        ("energy kept", f"{kept:.2%}, so the change differs by {error:.1%} of its size"),
+        ("size of layers", f"{size_text(bytes_before)} -> {size_text(bytes_after)} ({bytes_after / bytes_before:.0%})"),
     ]
 
 
+def _content_rows(name: str, adapter: Adapter) -> Rows:
+    dtypes = sorted({str(layer.lora_up.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
+    kinds = Counter(adapter.other.values())
+    rows = [("file", name), ("layers", f"{describe_layers(adapter)}, {' and '.join(dtypes)}".rstrip(", "))]
+    return rows + [("also", f"{count} x {kind}") for kind, count in sorted(kinds.items())]
+
+
 def _setting_rows(metadata: Mapping[str, str]) -> Rows:
-    """The settings of a training by this pack; nothing for other files."""
+    """Return the settings and facts of a training by this package; no rows for other files."""
     try:
         found = json.loads(metadata["aclora.settings"])
     except (KeyError, ValueError, RecursionError):
@@ -61,18 +77,23 @@ def _setting_rows(metadata: Mapping[str, str]) -> Rows:
 def _result_rows(report: RankReport) -> Rows:
     rows = []
     if report.signal:
-        rows.append(("signal ranks", _spread(list(report.signal.values()))))
+        rows.append(("signal ranks", _rank_range(list(report.signal.values()))))
     held_out = [(loss, step) for step, loss in report.validation if step > 0 and math.isfinite(loss)]
     if held_out:
         loss, step = min(held_out)
         rows.append(("held-out loss", f"{loss:.4f} at step {step}, the lowest of {len(held_out)}"))
-    for cut in report.cuts:
-        if cut.chosen:
-            rows.append(("given", f"{cut.name}, {size_text(cut.size)}, of {len(report.cuts)} cuts that were tried"))
+    count = len(report.truncations)
+    for tried in report.truncations:
+        if tried.chosen:
+            rows.append(("given", f"{tried.name}, {size_text(tried.size)}, of {count} truncations that were tried"))
     return rows
 
 
-def _spread(ranks: Sequence[int]) -> str:
+def _ranks(adapter: Adapter) -> list[int]:
+    return [layer.rank for layer in adapter.layers.values()]
+
+
+def _rank_range(ranks: Sequence[int]) -> str:
     if not ranks:
         return "none"
     if min(ranks) == max(ranks):
@@ -81,24 +102,24 @@ def _spread(ranks: Sequence[int]) -> str:
 
 
 def _value(key: str, value: str) -> str:
-    """A value in one line: pictures and long texts shortened, times as a date."""
+    """Return a metadata value in one line: images and long texts shortened, times as a date."""
     if value.startswith("data:image/"):
-        return f"a picture, {len(value):,} characters"
+        return f"an image, {len(value):,} characters"
     if key.endswith("_at"):
         try:
             return datetime.fromtimestamp(float(value), timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        except (ValueError, OverflowError, OSError):  # no time: as it is
+        except (ValueError, OverflowError, OSError):  # no time: shown as it is
             pass
     line = " ".join(value.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}… ({len(line):,} characters)"
+    return line if len(line) <= MAX_VALUE_LENGTH else f"{line[:MAX_VALUE_LENGTH]}… ({len(line):,} characters)"
 
 
 def _sections(sections: Mapping[str, Rows]) -> str:
-    """The sections that have rows, with a heading each; the second column begins at the same place in all."""
-    width = max(len(key) for rows in sections.values() for key, _ in rows)
+    """Lay out the sections that have rows, each below its heading; the columns of all line up."""
+    width = max(len(name) for rows in sections.values() for name, _ in rows)
     parts = []
     for heading, rows in sections.items():
-        lines = [f"{key:<{width}}  {value}".rstrip() for key, value in rows]
-        if lines:
-            parts.append("\n".join([*([heading] if heading else []), *lines]))
+        if rows:
+            lines = fact_lines(rows, width)
+            parts.append(f"{heading}\n{lines}" if heading else lines)
     return "\n\n".join(parts)

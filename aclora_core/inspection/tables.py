@@ -1,4 +1,4 @@
-"""An inspection, or a cut, as text: a table for people and screen readers, JSON, and CSV."""
+"""Inspections, restarts and truncations as text: tables for people and screen readers, JSON, and CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..adapter import RankReport, TruncationLoss, TruncationStats, total_energy_kept
-from ..text import mean_and_range, size_text, text_table
+from ..text import mean_and_range, name_list, size_text, text_table
 from .measure import FileFacts, Inspection, LayerFacts
 
 _HEADER = (
@@ -41,27 +41,29 @@ stable rank, effective rank: how many components carry the weight. for 90 %: com
 dead: components that do nothing. signal: components that the training found to be signal."""
 
 
-_CUTS = "Cut at the end of the training, on pictures held out (standard error: of the difference to the best):"
+_TRUNCATIONS_TITLE = (
+    "Truncated at the end of the training, measured on held-out images (standard error: of the difference to the best):"
+)
 
 
 def inspection_table(inspection: Inspection) -> str:
-    """The facts of the file, a line for each layer, and of the training what is known: restarts, and what cuts lose."""
+    """Return all measurements as text: the file, a line per layer, and of the training restarts and truncations."""
     parts = [file_table(inspection.file)]
     if inspection.layers:
         rows = [_row(layer) for layer in inspection.layers]
         known = any(layer.signal is not None for layer in inspection.layers)
-        keep = [place for place, title in enumerate(_HEADER) if known or title != "signal"]
+        keep = [column for column, title in enumerate(_HEADER) if known or title != "signal"]
         table = text_table([_HEADER[i] for i in keep], [[row[i] for i in keep] for row in rows])
         parts.append(f"{table}\n\n{_LEGEND if known else _LEGEND.partition(' signal:')[0]}")
     if inspection.report is not None:
         parts.append(f"Restarts, mean over the layers (smallest to largest):\n{trajectory_table(inspection.report)}")
-        if inspection.report.cuts:
-            parts.append(f"{_CUTS}\n{cuts_table(inspection.report.cuts)}")
+        if inspection.report.truncations:
+            parts.append(f"{_TRUNCATIONS_TITLE}\n{truncation_loss_table(inspection.report.truncations)}")
     return "\n\n".join(parts)
 
 
 def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
-    """The facts of a LoRA file by name."""
+    """Return the measurements of a LoRA file as rows of name and text."""
     return [
         ("name", facts.name),
         ("size", f"{facts.size / 1e6:.2f} MB, {facts.parameters:,} numbers"),
@@ -73,20 +75,28 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
         ("ranks", ", ".join(f"{rank} ({count} layers)" for rank, count in facts.ranks.items()) or "none"),
         ("numbers", _listed(facts.dtypes)),
         ("norm", f"{facts.norm:.4g} over all layers, effective rank {facts.effective_rank:.1f} (mean by energy)"),
-        *((f"no plain LoRA: {kind}", _named(names)) for kind, names in _by_kind(facts.other).items()),
+        *((f"no plain LoRA: {kind}", name_list(names)) for kind, names in _by_kind(facts.other).items()),
         *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
     ]
 
 
 def file_table(facts: FileFacts) -> str:
-    """One line for each fact of a LoRA file."""
-    rows = file_rows(facts)
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+    """Return the measurements of a LoRA file, one line each."""
+    return fact_lines(file_rows(facts))
+
+
+def fact_lines(rows: Sequence[tuple[str, str]], width: int = 0) -> str:
+    """Lay out rows of name and text in two columns, both aligned on the left.
+
+    Args:
+        width: least width of the first column, so that several tables line up.
+    """
+    width = max([width, *(len(name) for name, _ in rows)])
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
 
 
 def inspection_json(inspection: Inspection) -> str:
-    """Everything, with the spectra, as strict JSON: an infinite ratio is null."""
+    """Return all measurements as strict JSON, spectra included; an infinite ratio becomes null."""
     report = inspection.report
     data = {
         "file": {**asdict(inspection.file), "ranks": {str(k): v for k, v in inspection.file.ranks.items()}},
@@ -97,7 +107,7 @@ def inspection_json(inspection: Inspection) -> str:
 
 
 def inspection_csv(inspection: Inspection) -> str:
-    """A line for each layer, as a spreadsheet reads it; without the spectra."""
+    """Return a line per layer for spreadsheets, without the spectra."""
     names = [field.name for field in fields(LayerFacts) if field.name != "spectrum"]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
@@ -107,33 +117,41 @@ def inspection_csv(inspection: Inspection) -> str:
     return text.getvalue()
 
 
-def cut_table(cuts: Mapping[str, TruncationStats], other: Mapping[str, str] | None = None) -> str:
-    """What a cut did: some lines for the whole, then a line for each layer. other: what stays as it is (Adapter)."""
-    if not cuts:
-        return "There is no plain LoRA layer to cut."
-    before, after = (sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after"))
-    kept = total_energy_kept(cuts)
-    dropped = sum(cut.rank_after == 0 for cut in cuts.values())
-    ranks = " -> ".join(f"{sum(getattr(c, f'rank_{w}') for c in cuts.values()):,}" for w in ("before", "after"))
+def truncation_table(stats: Mapping[str, TruncationStats], other: Mapping[str, str] | None = None) -> str:
+    """Return what a truncation did: some lines for the whole LoRA, then a line per layer.
+
+    Args:
+        stats: by base name, as from truncate_to_ranks.
+        other: the layers of other kinds, which are not truncated (Adapter.other).
+    """
+    if not stats:
+        return "There is no plain LoRA layer to truncate."
+    layers = stats.values()
+    rank_before, rank_after = sum(layer.rank_before for layer in layers), sum(layer.rank_after for layer in layers)
+    bytes_before, bytes_after = sum(layer.bytes_before for layer in layers), sum(layer.bytes_after for layer in layers)
+    dropped = sum(layer.rank_after == 0 for layer in layers)
+    kept = total_energy_kept(stats)
+    sizes = f"{bytes_before / 1e6:.2f} MB -> {bytes_after / 1e6:.2f} MB ({bytes_after / bytes_before:.0%})"
     lines = [
-        f"Layers: {len(cuts)}, dropped: {dropped}. Sum of ranks: {ranks}.",
-        f"Size of the layers: {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({after / before:.0%}).",
+        f"Layers: {len(stats)}, dropped: {dropped}. Sum of ranks: {rank_before:,} -> {rank_after:,}.",
+        f"Size of the layers: {sizes}.",
         f"Kept of all layers' energy: {kept:.2%}. Error of the whole change: {math.sqrt(1.0 - kept):.1%} of its norm.",
-        *(f"Not cut, as it is no plain LoRA: {kind}, {_named(each)}." for kind, each in _by_kind(other or {}).items()),
     ]
+    for kind, names in _by_kind(other or {}).items():
+        lines.append(f"Not truncated, as it is no plain LoRA: {kind}, {name_list(names)}.")
     header = ["layer", "rank before", "after", "energy kept", "norm kept", "sum kept", "kB before", "after"]
     rows = [
         [
             name,
-            str(cut.rank_before),
-            str(cut.rank_after) if cut.rank_after else "dropped",
-            f"{cut.energy_kept:.2%}",
-            f"{math.sqrt(cut.energy_kept):.2%}",
-            f"{cut.sum_kept:.2%}",
-            f"{cut.bytes_before / 1e3:.1f}",
-            f"{cut.bytes_after / 1e3:.1f}",
+            str(layer.rank_before),
+            str(layer.rank_after) if layer.rank_after else "dropped",
+            f"{layer.energy_kept:.2%}",
+            f"{math.sqrt(layer.energy_kept):.2%}",
+            f"{layer.sum_kept:.2%}",
+            f"{layer.bytes_before / 1e3:.1f}",
+            f"{layer.bytes_after / 1e3:.1f}",
         ]
-        for name, cut in cuts.items()
+        for name, layer in stats.items()
     ]
     return "\n".join(lines) + "\n\n" + text_table(header, rows)
 
@@ -176,15 +194,10 @@ def _by_kind(other: Mapping[str, str]) -> dict[str, list[str]]:
     return kinds
 
 
-def _named(names: list[str], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{', '.join(names[:shown])}{more}"
-
-
 def trajectory_table(report: RankReport) -> str:
-    """One line for each restart: what was kept, as mean and range over the layers, and how far the delta jumped.
+    """Return a line per restart: components kept (mean and range over the layers), energy kept, and jump of the delta.
 
-    The jump is the mean of ‖new delta - old delta‖ / ‖old delta‖ over the layers. A sentence where no restart was.
+    The jump is the mean of ‖new delta - old delta‖ / ‖old delta‖ over the layers. A sentence if there was no restart.
     """
     if not report.restarts:
         return "No restart: the training was shorter than two restart intervals."
@@ -193,39 +206,42 @@ def trajectory_table(report: RankReport) -> str:
     rows = []
     for restart in report.restarts:
         ranks = list(restart.layers.values())
-        kept = [[getattr(rank, part) for rank in ranks] for part in ("kept_delta", "kept_down", "kept_up")]
+        kept_delta = mean_and_range([rank.kept_delta for rank in ranks])
+        kept_down = mean_and_range([rank.kept_down for rank in ranks])
+        kept_up = mean_and_range([rank.kept_up for rank in ranks])
         energy = math.fsum(rank.energy for rank in ranks) / max(1, len(ranks))
         jump = restart.mean_jump()
         threshold = "noise floor" if restart.threshold is None else f"{restart.threshold:.3f}"
-        start = [str(restart.step), str(restart.epoch), f"{restart.loss:.4f}", threshold]
-        rows.append([*start, *map(mean_and_range, kept), f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"])
+        row = [str(restart.step), str(restart.epoch), f"{restart.loss:.4f}", threshold]
+        row += [kept_delta, kept_down, kept_up, f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"]
+        rows.append(row)
     return text_table(header, rows)
 
 
-NO_CUTS = (
-    "No cut was tried on held-out pictures: the training held none out, or it is older than this table."
-    " Train AC-LoRA does so with 8 pictures or more."
+NO_TRUNCATIONS = (
+    "No truncation was tried on held-out images: the training held none out, or it is older than this table."
+    " Train AC-LoRA tries them with 8 images or more."
 )
 
 
-def cuts_table(cuts: Sequence[TruncationLoss]) -> str:
-    """One line for each cut, in the order in which they were tried. A sentence where there was none."""
-    if not cuts:
-        return NO_CUTS
-    losses = [cut.loss for cut in cuts if math.isfinite(cut.loss)]
+def truncation_loss_table(truncations: Sequence[TruncationLoss]) -> str:
+    """Return a line per truncation, in their order. A sentence if there was none."""
+    if not truncations:
+        return NO_TRUNCATIONS
+    losses = [tried.loss for tried in truncations if math.isfinite(tried.loss)]
     best = min(losses, default=math.nan)
-    header = ["cut", "mean rank", "size", "held-out loss", "above the best", "standard error", "given"]
+    header = ["truncation", "mean rank", "size", "held-out loss", "above the best", "standard error", "given"]
     rows = [
         [
-            cut.name,
-            _number(cut.mean_rank, ".1f"),
-            size_text(cut.size),
-            _number(cut.loss, ".4f"),
-            _number(cut.loss - best, ".4f"),
-            _number(cut.error, ".4f"),
-            "yes" if cut.chosen else "no",
+            tried.name,
+            _number(tried.mean_rank, ".1f"),
+            size_text(tried.size),
+            _number(tried.loss, ".4f"),
+            _number(tried.loss - best, ".4f"),
+            _number(tried.error, ".4f"),
+            "yes" if tried.chosen else "no",
         ]
-        for cut in cuts
+        for tried in truncations
     ]
     return text_table(header, rows)
 

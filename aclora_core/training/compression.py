@@ -77,7 +77,7 @@ def _row(truncation: Truncation, losses: Tensor, best: Tensor, layers: dict[str,
     ranks = ranks_of(truncation, layers)
     difference = losses - best
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    size = _BYTES * sum(rank * layers[name].component_numbers for name, rank in ranks.items())
+    size = _BYTES * sum(rank * layers[name].params_per_component for name, rank in ranks.items())
     return TruncationLoss(truncation, sum(ranks.values()) / len(ranks), size, _mean(losses), error, False)
 
 

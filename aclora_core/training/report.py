@@ -28,7 +28,7 @@ def make_report(
         restarts=list(progress.restarts),
         spectrum=spectrum,
         signal=signal,
-        cuts=cuts,
+        truncations=cuts,
         facts=facts,
     )
 

@@ -18,7 +18,7 @@ def training_summary(report: RankReport) -> str:
     facts = report.facts
     lines = [] if facts.cancelled is None else [_CANCELLED[facts.cancelled].format(done=len(report.losses))]
     lines += [_steps(report), *_best(report)]
-    chosen = next((cut for cut in report.cuts if cut.chosen), None)
+    chosen = next((cut for cut in report.truncations if cut.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
         lines.append(f"Cut to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
     ranks = list(report.signal.values())

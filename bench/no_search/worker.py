@@ -127,8 +127,8 @@ class Bench:
             "restarts": len(report.restarts),
             "kept": [mean([rank.kept_delta for rank in restart.layers.values()]) for restart in report.restarts],
             "validation": [list(point) for point in report.validation],
-            "cut": next((cut.name for cut in report.cuts if cut.chosen), "whole"),
-            "cuts": [[cut.name, cut.mean_rank, cut.size, cut.loss, cut.error] for cut in report.cuts],
+            "cut": next((cut.name for cut in report.truncations if cut.chosen), "whole"),
+            "cuts": [[cut.name, cut.mean_rank, cut.size, cut.loss, cut.error] for cut in report.truncations],
         }
 
     def _file_size(self, adapter: Any) -> int:

@@ -155,7 +155,9 @@ def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> An
     if not case.config:
         from launcher.inprocess import PACK_NAME
 
-        return importlib.import_module(f"{PACK_NAME}.nodes.tiny_base").load_denoiser(disable_dynamic)
+        host = importlib.import_module(f"{PACK_NAME}.nodes.host")
+        folder = importlib.import_module(f"{PACK_NAME}.nodes.tiny_base").FOLDER
+        return host.load_tiny_denoiser(folder, disable_dynamic)
     device = comfy.model_management.get_torch_device()
     config = getattr(comfy.supported_models, case.config)(case.network)
     config.set_inference_dtype(case.dtype if device.type == "cuda" else torch.float32, None, device=device)

@@ -1,4 +1,4 @@
-"""Show what a LoRA holds, layer by layer."""
+"""Node that shows what a LoRA holds, layer by layer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ...aclora_core.inspection import (
     to_batch,
 )
 from .. import host
-from . import source as lora_choice
+from .source import check_source, read_source, source_inputs, source_state
 
-SIZE = (1024, 640)  # pixels of a chart: readable at half of it, on the node, and at full size
+SIZE = (1024, 640)  # pixels of a chart; readable on the node, at half of it, too
 
 
 class ACLoRAInspect(io.ComfyNode):
-    """A LORA_MODEL or a LoRA file as pictures, table, JSON and CSV."""
+    """Shows a LORA_MODEL or a LoRA file as charts, table, JSON and CSV."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,22 +35,22 @@ class ACLoRAInspect(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *lora_choice.sources("inspect"),
+                *source_inputs("inspect"),
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
                     tooltip="The report of the training that made this LoRA, from Train AC-LoRA. With it the charts"
-                    " show what the training found to be signal, and how that changed. A file of Save AC-LoRA has its"
-                    " own.",
+                    " show the signal ranks that the training found, and how they changed. A file of Save AC-LoRA has"
+                    " its own.",
                 ),
-                io.Boolean.Input("dark", default=False, tooltip="Light letters on a dark ground."),
+                io.Boolean.Input("dark", default=False, tooltip="Light letters on a dark background."),
             ],
             outputs=[
                 io.Image.Output(
                     "CHARTS",
                     display_name="charts",
-                    tooltip="The pictures, all of one size: components, rank and strength of each layer, and of the"
-                    " training, if it is known, what cuts lose, the loss and the ranks.",
+                    tooltip="The charts, all of one size: components, rank and strength of each layer; of the"
+                    " training, if it is known, the loss of each truncation, the training loss and the ranks.",
                 ),
                 io.String.Output(
                     "TABLE",
@@ -64,13 +64,13 @@ class ACLoRAInspect(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None, lora_model: object = False) -> bool | str:
-        return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
+        return check_source(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
     def fingerprint_inputs(
         cls, lora_name: str | None, dark: bool | None = None, lora_model: object = None, rank_report: object = None
     ) -> str:
-        return lora_choice.file_state(lora_name)
+        return source_state(lora_name)
 
     @classmethod
     def execute(
@@ -80,7 +80,7 @@ class ACLoRAInspect(io.ComfyNode):
         lora_model: dict[str, Tensor] | None = None,
         rank_report: RankReport | None = None,
     ) -> io.NodeOutput:
-        lora = lora_choice.read(lora_model, lora_name)
+        lora = read_source(lora_model, lora_name)
         node_id = host.hidden_node_id(cls)
         bar = host.Bar(1, node_id)
 

@@ -1,33 +1,30 @@
-"""Cut a LoRA to the ranks that it needs."""
+"""Node that truncates a LoRA to the ranks that it needs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...aclora_core.adapter import (
-    Adapter,
     RankReport,
     ResizeConfig,
-    SvdLayer,
-    decompose,
     from_state_dict,
     resize,
     to_state_dict,
 )
-from ...aclora_core.inspection import cut_table
+from ...aclora_core.inspection import truncation_table
 from .. import host
-from . import source as lora_choice
-from .save import PRECISIONS
+from .decompose import decompose_with_progress
+from .precision import PRECISIONS
+from .source import check_source, read_source, source_inputs, source_state
 
 AS_IT_IS = "as it is"
 
 
 class ACLoRAResize(io.ComfyNode):
-    """A LORA_MODEL or a file, cut to smaller ranks; nothing is written."""
+    """Truncates a LORA_MODEL or a file to smaller ranks; nothing is written."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,16 +32,16 @@ class ACLoRAResize(io.ComfyNode):
             node_id="ACLoRAResize",
             display_name="Resize AC-LoRA",
             category="AC-LoRA",
-            description="Cuts each layer of a LoRA to the rank that it needs, by a rule or to a file size.",
+            description="Truncates each layer of a LoRA to the rank that it needs, by a rule or for a file size.",
             search_aliases=["lora resize", "reduce lora rank", "shrink lora", "svd lora", "prune lora", "lora size"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                *lora_choice.sources("cut"),
+                *source_inputs("truncate"),
                 io.DynamicCombo.Input(
                     "rule",
-                    options=_rules(),
-                    tooltip="How the rank of each layer is found. energy suits almost always; signal takes what the"
-                    " training found; file size shares a number of megabytes out so that the most is kept.",
+                    options=_rule_options(),
+                    tooltip="How the rank of each layer is found. energy suits almost always; signal takes the ranks"
+                    " that the training found; file size spends a number of megabytes so that the most is kept.",
                 ),
                 io.Int.Input(
                     "max_rank",
@@ -63,7 +60,7 @@ class ACLoRAResize(io.ComfyNode):
                 io.Boolean.Input(
                     "dry_run",
                     default=False,
-                    tooltip="On: only tells what would be lost. No LoRA comes out, so nothing is saved by mistake.",
+                    tooltip="On: only reports what would be lost. No LoRA comes out, so nothing is saved by mistake.",
                 ),
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
@@ -73,11 +70,14 @@ class ACLoRAResize(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.LoraModel.Output("LORA_MODEL", display_name="lora_model", tooltip="The cut LoRA, to save or apply."),
+                io.LoraModel.Output(
+                    "LORA_MODEL", display_name="lora_model", tooltip="The truncated LoRA, to save or apply."
+                ),
                 io.String.Output(
                     "LOST",
                     display_name="lost",
-                    tooltip="What the cut keeps and loses, in all and for each layer. Show it with Preview as Text.",
+                    tooltip="What the truncation keeps and loses, in all and for each layer. Show it with Preview as"
+                    " Text.",
                 ),
             ],
         )
@@ -87,8 +87,8 @@ class ACLoRAResize(io.ComfyNode):
         cls, lora_name: str | None, lora_model: object = False, *, rule: dict[str, Any] | None = None
     ) -> bool | str:
         if rule is None:  # the host leaves out a choice that it does not know
-            return f"There is no such rule. Choose one of {', '.join(option.key for option in _rules())}."
-        return lora_choice.check_source(lora_model is not False, lora_name)  # None stands for a link
+            return f"There is no such rule. Choose one of {', '.join(option.key for option in _rule_options())}."
+        return check_source(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
     def fingerprint_inputs(
@@ -101,7 +101,7 @@ class ACLoRAResize(io.ComfyNode):
         dry_run: bool | None = None,
         rank_report: object = None,
     ) -> str:
-        return lora_choice.file_state(lora_name)
+        return source_state(lora_name)
 
     @classmethod
     def execute(
@@ -114,28 +114,27 @@ class ACLoRAResize(io.ComfyNode):
         dry_run: bool = False,
         rank_report: RankReport | None = None,
     ) -> io.NodeOutput:
-        lora = lora_choice.read(lora_model, lora_name)
+        lora = read_source(lora_model, lora_name)
         config = ResizeConfig(
-            rule["rule"], _parameter(rule), max_rank, PRECISIONS.get(precision), rule.get("drop_layers", False)
+            rule["rule"], _rule_parameter(rule), max_rank, PRECISIONS.get(precision), rule.get("drop_layers", False)
         )
         node_id = host.hidden_node_id(cls)
         try:
             adapter = from_state_dict(lora.tensors, lora.metadata)
-            cut, losses = resize(adapter, balanced(adapter, node_id), config, rank_report)
+            truncated, stats = resize(adapter, decompose_with_progress(adapter, node_id), config, rank_report)
         except ValueError as error:
             raise ValueError(f"{lora.name}: {error}") from error
-        table = cut_table(losses, cut.other)
+        table = truncation_table(stats, truncated.other)
         text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
-        result = (
-            host.blocked("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.")
-            if dry_run
-            else (to_state_dict(cut))
-        )
+        if dry_run:
+            result = host.blocked("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.")
+        else:
+            result = to_state_dict(truncated)
         return io.NodeOutput(result, text, ui=ui.PreviewText(text))
 
 
-def _rules() -> list[io.DynamicCombo.Option]:
+def _rule_options() -> list[io.DynamicCombo.Option]:
     def share(name: str, default: float, tooltip: str) -> io.Float.Input:
         return io.Float.Input(name, default=default, min=0.01, max=1.0, step=0.01, round=False, tooltip=tooltip)
 
@@ -147,7 +146,7 @@ def _rules() -> list[io.DynamicCombo.Option]:
             max=100_000.0,
             step=0.1,
             round=False,
-            tooltip="The file has at most so many millions of bytes, saved in this precision and without a preview.",
+            tooltip="The largest size of the file, saved in this precision and without a preview.",
         ),
         io.Boolean.Input(
             "drop_layers",
@@ -173,7 +172,7 @@ def _rules() -> list[io.DynamicCombo.Option]:
                 max=0.99,
                 step=0.01,
                 round=False,
-                tooltip="Keeps components larger than this share of the layer's largest. Larger cuts more.",
+                tooltip="Keeps components larger than this share of the layer's largest. Larger removes more.",
             )
         ],
         "threshold": [
@@ -184,7 +183,7 @@ def _rules() -> list[io.DynamicCombo.Option]:
                 max=1e6,
                 step=0.001,
                 round=False,
-                tooltip="Keeps components larger than this, the same for all layers. Larger cuts more.",
+                tooltip="Keeps components larger than this, the same for all layers. Larger removes more.",
             )
         ],
         "knee": [],
@@ -193,16 +192,6 @@ def _rules() -> list[io.DynamicCombo.Option]:
     return [io.DynamicCombo.Option(name, inputs) for name, inputs in by_name.items()]
 
 
-def _parameter(rule: dict[str, Any]) -> float:
-    """The number that belongs to the rule that was chosen; 0 for a rule without one."""
+def _rule_parameter(rule: dict[str, Any]) -> float:
+    """Return the parameter of the chosen rule; 0 for a rule without one."""
     return next((float(value) for key, value in rule.items() if key not in ("rule", "drop_layers")), 0.0)
-
-
-def balanced(adapter: Adapter, node_id: str | None) -> dict[str, SvdLayer]:
-    """Every layer in its singular components, one by one, so that the bar moves and a cancel stops it."""
-    bar = host.Bar(len(adapter.layers), node_id)
-    layers: dict[str, SvdLayer] = {}
-    for name, layer in adapter.layers.items():
-        layers |= decompose(replace(adapter, layers={name: layer}))
-        bar.advance(1)
-    return layers

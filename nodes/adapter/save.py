@@ -1,21 +1,18 @@
-"""Save a LoRA where every loader finds it."""
+"""Node that saves a LoRA into models/loras, where every loader finds it."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
-from ...aclora_core.adapter import build_metadata, from_state_dict, save, thumbnail_url, with_dtype
+from ...aclora_core.adapter import RankReport, build_metadata, from_state_dict, save, thumbnail_url, with_dtype
 from .. import host
-from . import files as lora_folder
-
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from .files import invalidate_list, numbered_path, output_path
+from .precision import PRECISIONS
 
 
 class ACLoRASave(io.ComfyNode):
-    """A LORA_MODEL as a file in models/loras."""
+    """Saves a LORA_MODEL as a file in models/loras."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -63,7 +60,7 @@ class ACLoRASave(io.ComfyNode):
                 io.Image.Input(
                     "preview",
                     optional=True,
-                    tooltip="A picture for the model library, stored in the file at 256 pixels at most. Of several, the"
+                    tooltip="An image for the model library, stored in the file at 256 pixels at most. Of several, the"
                     " first.",
                 ),
             ],
@@ -81,7 +78,7 @@ class ACLoRASave(io.ComfyNode):
     def validate_inputs(cls, filename: str | None) -> bool | str:
         try:
             if filename is not None:  # None stands for a link, whose text is not known before the run
-                lora_folder.target(filename)
+                output_path(filename)
         except ValueError as error:
             return str(error)
         return True
@@ -94,16 +91,16 @@ class ACLoRASave(io.ComfyNode):
         precision: str = "fp16",
         overwrite: bool = False,
         trigger: str = "",
-        rank_report: Any = None,
+        rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        folder, path = lora_folder.target(filename)
+        folder, path = output_path(filename)
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
-        path = path if overwrite else lora_folder.numbered(path)
+        path = path if overwrite else numbered_path(path)
         thumbnail = thumbnail_url(preview) if preview is not None else ""
         metadata = build_metadata(adapter, path.stem, rank_report, trigger.strip(), thumbnail)
         save(adapter, path, metadata)
-        lora_folder.forget_list()
+        invalidate_list()
         name = str(path.relative_to(folder))
         text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
         host.send_text(text, host.hidden_node_id(cls))

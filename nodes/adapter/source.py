@@ -1,4 +1,4 @@
-"""The two ways to hand a LoRA to a node: a connection, or a file in models/loras."""
+"""Source of a LoRA for a node: a connection, or a file in models/loras."""
 
 from __future__ import annotations
 
@@ -9,58 +9,71 @@ import torch
 from comfy_api.latest import io
 
 from ...aclora_core.storage import read_safetensors
-from . import files as lora_folder
+from .files import check_lora_exists, file_state, lora_names, lora_path
 
-NONE = "none"  # the choice of no file
+NO_FILE = "none"  # the choice of no file
 
 
 @dataclass(frozen=True)
-class Lora:
-    """A LoRA as it came in."""
+class SourceLora:
+    """Tensors and metadata of a LoRA that is given to a node."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     name: str
-    size: int | None  # bytes of the file, if it is one
+    size: int | None  # bytes of the file; None for a connected LoRA
 
 
-def sources(verb: str) -> list[Any]:
-    """The two inputs of which one gives the LoRA."""
+def source_inputs(verb: str) -> list[Any]:
+    """Return the two inputs of which one gives the LoRA. verb: of the tooltips, such as "inspect"."""
     return [
         io.LoraModel.Input(
             "lora_model", optional=True, tooltip=f"The LoRA to {verb}, from Train or Load AC-LoRA or another node."
         ),
         io.Combo.Input(
             "lora_name",
-            options=[NONE, *lora_folder.names()],
-            default=NONE,
-            tooltip=f"A LoRA file in models/loras to {verb}. Choose '{NONE}' where lora_model is connected.",
+            options=[NO_FILE, *lora_names()],
+            default=NO_FILE,
+            tooltip=f"A LoRA file in models/loras to {verb}. Choose '{NO_FILE}' where lora_model is connected.",
         ),
     ]
 
 
 def check_source(connected: bool, lora_name: str | None) -> bool | str:
-    """True, or a sentence where not exactly one LoRA is given; lora_name is None for a link, which may give 'none'."""
-    chosen = lora_name not in (None, NONE)
+    """Return True, or a sentence unless exactly one LoRA is given.
+
+    Args:
+        connected: whether lora_model is.
+        lora_name: None for a link, whose text is not known yet and may be 'none'.
+    """
+    chosen = lora_name not in (None, NO_FILE)
     if connected and chosen:
-        return f"Two LoRAs are given: set lora_name to '{NONE}', or disconnect lora_model. lora_name is '{lora_name}'."
-    if not connected and lora_name == NONE:
+        return (
+            f"Two LoRAs are given: set lora_name to '{NO_FILE}', or disconnect lora_model. lora_name is '{lora_name}'."
+        )
+    if not connected and lora_name == NO_FILE:
         return "No LoRA is given: connect lora_model, or choose a file in lora_name."
     if chosen:
-        return lora_folder.check_exists(str(lora_name))
+        return check_lora_exists(str(lora_name))
     return True
 
 
-def file_state(lora_name: str | None) -> str:
-    """Changes whenever the chosen file does."""
-    return "" if lora_name in (None, NONE) else lora_folder.state_of(str(lora_name))
+def source_state(lora_name: str | None) -> str:
+    """Return a text that changes whenever the chosen file does."""
+    return "" if lora_name in (None, NO_FILE) else file_state(str(lora_name))
 
 
-def read(lora_model: dict[str, torch.Tensor] | None, lora_name: str) -> Lora:
+def read_source(lora_model: dict[str, torch.Tensor] | None, lora_name: str) -> SourceLora:
+    """Return the LoRA that is given.
+
+    Raises:
+        ValueError: not exactly one is given, or the file is damaged.
+        FileNotFoundError: there is no such file.
+    """
     problem = check_source(lora_model is not None, lora_name)
     if problem is not True:
         raise ValueError(problem)
     if lora_model is not None:
-        return Lora(lora_model, {}, "the connected LoRA", None)
-    path = lora_folder.path_of(lora_name)
-    return Lora(*read_safetensors(path), lora_name, path.stat().st_size)
+        return SourceLora(lora_model, {}, "the connected LoRA", None)
+    path = lora_path(lora_name)
+    return SourceLora(*read_safetensors(path), lora_name, path.stat().st_size)

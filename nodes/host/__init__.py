@@ -7,6 +7,7 @@ from .preview_sampling import draw, encoded
 from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
 from .session import training_session
 from .text_encoder import with_caption
+from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
 from .training_set import HostTrainingSet
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "draw",
     "encoded",
     "hidden_node_id",
+    "load_tiny_autoencoder",
+    "load_tiny_denoiser",
+    "load_tiny_text_encoder",
     "note_on",
     "raise_if_cancelled",
     "send_text",

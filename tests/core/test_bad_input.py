@@ -76,8 +76,8 @@ def test_a_damaged_report_in_a_file_stops_only_the_rule_that_needs_it() -> None:
     layers = one_layer().layers
     for text in ("", "{", "[]", json.dumps({"format": "another"})):
         adapter = Adapter(layers, {"aclora.trajectory": text})
-        cut, _ = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
-        assert cut.layers[NAME].rank == 2
+        truncated, _ = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
+        assert truncated.layers[NAME].rank == 2
         with pytest.raises(ValueError, match="needs the report of the training"):
             resize(adapter, decompose(adapter), ResizeConfig("signal"))
 

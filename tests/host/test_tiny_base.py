@@ -30,7 +30,7 @@ def encoded(clip, text):
 
 
 def drawn(loaded, prompt, seed=1, steps=8, cfg=4.0):
-    """A picture (height, width, 3) through the host's own KSampler and VAEDecode."""
+    """An image (height, width, 3) through the host's own KSampler and VAEDecode."""
     import nodes
 
     model, clip, vae = loaded[0]
@@ -47,7 +47,7 @@ def state_dicts(loaded):
     return [part.state_dict() for part in (model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model)]
 
 
-def test_loading_says_nothing_of_missing_or_unexpected_keys(loaded):
+def test_loading_logs_nothing_about_missing_or_unexpected_keys(loaded):
     assert loaded[1] == []
 
 
@@ -64,7 +64,7 @@ def test_every_weight_of_the_file_is_used_and_every_weight_comes_from_it(loaded,
     assert {name for name in weights if not name.endswith(("logit_scale", "vae_scale"))} <= used
 
 
-def test_it_is_what_the_stock_nodes_expect(loaded, pack):
+def test_its_parts_are_of_the_kinds_that_the_stock_nodes_expect(loaded, pack):
     model, clip, vae = loaded[0]
     assert type(model.model.model_config).__name__ == "SD3"
     assert model.model.latent_format.latent_channels == vae.latent_channels == 16
@@ -74,7 +74,7 @@ def test_it_is_what_the_stock_nodes_expect(loaded, pack):
     assert total <= 48_000_000
 
 
-def test_sampling_gives_pictures_that_follow_the_prompt_and_the_seed(loaded):
+def test_sampling_gives_images_that_follow_the_prompt_and_the_seed(loaded):
     rocket, again = drawn(loaded, "a rocket, noto style"), drawn(loaded, "a rocket, noto style")
     assert rocket.shape == (128, 128, 3) and torch.isfinite(rocket).all()
     assert rocket.min() >= 0 and rocket.max() <= 1 and rocket.std() > 0.1
@@ -110,15 +110,15 @@ def test_words_it_never_saw_are_read_in_parts(loaded):
         assert torch.isfinite(encoded(clip, "zyxwvq Ünïcødé 🚀 ")[0][0]).all()
 
 
-def test_the_autoencoder_gives_back_what_it_is_shown(loaded):
+def test_the_autoencoder_reconstructs_an_image(loaded):
     vae = loaded[0][2]
-    picture = torch.ones(1, 128, 128, 3)
-    picture[:, 32:96, 32:96] = torch.tensor([0.9, 0.2, 0.1])
+    image = torch.ones(1, 128, 128, 3)
+    image[:, 32:96, 32:96] = torch.tensor([0.9, 0.2, 0.1])
     with torch.inference_mode():
-        latent = vae.encode(picture)
+        latent = vae.encode(image)
         back = vae.decode(latent)
     assert latent.shape == (1, 16, 16, 16)
-    assert (back - picture).square().mean() < 0.003  # 25 dB
+    assert (back - image).square().mean() < 0.003  # 25 dB
 
 
 def test_a_second_copy_is_made_as_the_first(loaded, pack):

@@ -64,12 +64,14 @@ def lora(server: HostServer, prompt: dict[str, Any]) -> Iterator[Path]:
 def report_for(layers: dict[str, Layer]) -> RankReport:
     kept = dict.fromkeys(layers, LayerRank(4, 4, 3, 0.9))
     restarts = [Restart(step, step, 0.5, 0.7, kept) for step in (10, 20)]
-    cuts = [
+    truncations = [
         TruncationLoss(Truncation.from_name("rank 4"), 4.0, 10**6, 0.5, 0.01, False),
         TruncationLoss(Truncation.from_name("whole"), 16.0, 4 * 10**6, 0.49, 0.0, True),
     ]
     spectrum = {name: [1.0] for name in layers}
-    return RankReport({"steps": 30}, [0.5] * 30, [(30, 0.49)], restarts, spectrum, dict.fromkeys(layers, 3), cuts)
+    return RankReport(
+        {"steps": 30}, [0.5] * 30, [(30, 0.49)], restarts, spectrum, dict.fromkeys(layers, 3), truncations
+    )
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 from aclora_core.adapter import lora_file as adapter_file
 from aclora_core.adapter.resizing import ResizeConfig, resize
 from aclora_core.adapter.truncation import decompose
-from aclora_core.inspection.charts.overview import inspection_charts
+from aclora_core.inspection.charts import inspection_charts
 from aclora_core.inspection.measure import inspect_lora
 from aclora_core.text import size_text
 from tools.thumbnails.sheet import newest, save_thumbnail, side_by_side, stacked

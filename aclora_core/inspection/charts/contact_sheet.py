@@ -1,4 +1,4 @@
-"""A sheet of small pictures with their captions: what a training will see, or draws, at one glance."""
+"""Contact sheet: small images with their captions, for a dataset or for previews."""
 
 from __future__ import annotations
 
@@ -13,66 +13,74 @@ from torch import Tensor
 COLUMNS = 4  # at most
 
 
-CELL = 192  # pixels, where a row is full; a node shows the sheet at about half its size
+CELL_SIZE = 192  # pixels of a cell in a full row; a node shows the sheet at about half its size
 
 
 GAP = 12
 
 
-TEXT = 15  # letter height in pixels
+FONT_SIZE = 15  # pixels
 
 
-LINE = 20  # distance of text lines
+LINE_HEIGHT = 20  # pixels
 
 
-_PAPER, _INK = "#ffffff", "#202020"
+_BACKGROUND, _INK = "#ffffff", "#202020"
 
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(pictures: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
-    """Draw pictures (each float (H, W, 3) in 0..1) in rows of four, two lines of caption under each.
+def contact_sheet(images: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+    """Draw images in rows of four, with two lines of caption under each; fewer than four fill the width.
 
-    Fewer than four fill the width of the sheet between them. Returns float32 (H, W, 3) in 0..1.
+    Args:
+        images: (height, width, 3), floating point, 0 to 1.
+        captions: one for each image.
+
+    Returns:
+        The sheet: (height, width, 3), float32, 0 to 1.
+
+    Raises:
+        ValueError: the numbers of images and captions differ.
     """
-    if len(pictures) != len(captions):
-        given = f"{len(pictures)} and {len(captions)}"
-        raise ValueError(f"A contact sheet needs a caption for each picture: {given} given.")
+    if len(images) != len(captions):
+        given = f"{len(images)} and {len(captions)}"
+        raise ValueError(f"A contact sheet needs a caption for each image: {given} given.")
     font = _font()
-    width = GAP + COLUMNS * (CELL + GAP)
-    columns = min(COLUMNS, max(1, len(pictures)))
+    width = GAP + COLUMNS * (CELL_SIZE + GAP)
+    columns = min(COLUMNS, max(1, len(images)))
     cell = (width - GAP) // columns - GAP
-    rows = -(-len(pictures) // columns)
-    row_height = cell + 2 * LINE + GAP
-    sheet = Image.new("RGB", (width, GAP + rows * row_height + GAP), _PAPER)
+    rows = -(-len(images) // columns)
+    row_height = cell + 2 * LINE_HEIGHT + GAP
+    sheet = Image.new("RGB", (width, GAP + rows * row_height + GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = GAP + index % columns * (cell + GAP)
         top = GAP + index // columns * row_height
-        small = _thumbnail(picture, cell)
+        small = _thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline="#d0d0d0")
         for number, line in enumerate(_shorten(_wrap(caption, cell, font), 2)):
-            draw.text((left, top + cell + 2 + number * LINE), line, fill=_INK, font=font)
+            draw.text((left, top + cell + 2 + number * LINE_HEIGHT), line, fill=_INK, font=font)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
 
 
-def _thumbnail(picture: Tensor, side: int) -> Image.Image:
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+def _thumbnail(image: Tensor, side: int) -> Image.Image:
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return ImageOps.contain(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS)
 
 
 def _font() -> Font:
-    """DejaVu from matplotlib knows Greek, Cyrillic and more, which Pillow's own font does not."""
+    """Load DejaVu from matplotlib, which has Greek, Cyrillic and more, unlike Pillow's own font."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), TEXT) if path.is_file() else ImageFont.load_default(TEXT)
+    return ImageFont.truetype(str(path), FONT_SIZE) if path.is_file() else ImageFont.load_default(FONT_SIZE)
 
 
 def _wrap(text: str, width: int, font: Font) -> list[str]:
-    """Split at spaces into lines that fit; a word that alone is too wide is cut to what fits."""
+    """Split a text at spaces into lines that fit; a word that is too wide is broken."""
     lines: list[str] = []
     line = ""
     for word in text.split():

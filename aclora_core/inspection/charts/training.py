@@ -1,4 +1,4 @@
-"""Charts over the steps of a training: the live picture on the node, and the ranks at each restart."""
+"""Charts over the steps of a training: the live chart of the node, and the restarts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ import numpy as np
 from PIL import Image
 
 from ...adapter import RankReport, Restart, recent_loss
-from .canvas import Canvas, new_paper
+from .canvas import SIZE, Canvas, new_canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SIZE = (512, 320)  # pixels; what a node shows without scaling
-
-
 _LEFT, _RIGHT = 44.0, 20.0  # margins in points
 
 
-_POINTS = 400  # a line with more points than pixels only takes longer
+_MAX_POINTS = 400  # a line with more points than pixels only takes longer
 
 
 def training_chart(
@@ -33,71 +30,75 @@ def training_chart(
     size: tuple[int, int] = SIZE,
     dark: bool = False,
 ) -> Image.Image:
-    """The live picture of a training: the loss, and below it the components that each restart kept.
+    """Draw the loss of a training, and below it the components that each restart kept. Takes some 50 ms.
 
-    losses: of the steps so far. validation: step and held-out loss. Drawn in some 50 ms, so once a second costs little.
+    Args:
+        losses: of the steps so far.
+        total_steps: planned.
+        validation: step and loss on held-out images.
+        size: width and height in pixels.
     """
-    paper = new_paper(size, dark)
-    split = 0.42 * paper.height if restarts else 0.0
-    upper = paper.axes(_LEFT, max(split + 10, 32.0), _RIGHT, 22)
+    canvas = new_canvas(size, dark)
+    split = 0.42 * canvas.height if restarts else 0.0
+    upper = canvas.axes(_LEFT, max(split + 10, 32.0), _RIGHT, 22)
     steps = max(total_steps, len(losses), 1)
-    # A young training would be a thin strip: the axis grows by doubling.
+    # A short training would be a thin strip: the axis grows by doubling.
     view = max(steps / 2 ** max(0, math.floor(math.log2(steps / max(1, len(losses))))), min(steps, 10))
-    _draw_losses(paper, upper, losses, validation)
-    _mark(paper, upper, restarts)
+    _draw_losses(canvas, upper, losses, validation)
+    _mark_restarts(canvas, upper, restarts)
     loss = recent_loss(losses)
-    paper.heading(upper, f"Step {len(losses):,} of {steps:,}" + (f", loss {loss:.3f}" if loss is not None else ""))
+    canvas.heading(upper, f"Step {len(losses):,} of {steps:,}" + (f", loss {loss:.3f}" if loss is not None else ""))
     lower = upper
     if restarts:
         upper.tick_params(labelbottom=False)
-        lower = paper.axes(_LEFT, 32, _RIGHT, paper.height - split + 12)
-        top = _draw_kept(paper, lower, restarts)
+        lower = canvas.axes(_LEFT, 32, _RIGHT, canvas.height - split + 12)
+        top = _draw_kept(canvas, lower, restarts)
         lower.set_ylim(0, top * 1.1)
-        _mark(paper, lower, restarts)
-        paper.heading(lower, "Components kept", paper.theme.second)
-        paper.legend(lower, 3)
+        _mark_restarts(canvas, lower, restarts)
+        canvas.heading(lower, "Components kept", canvas.theme.second)
+        canvas.legend(lower, 3)
     for axes in (upper, lower):
         axes.set_xlim(0, view)
     lower.set_xlabel("step", labelpad=1)
-    return paper.draw()
+    return canvas.draw()
 
 
 def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
-    """The ranks over the restarts, and below what decided on them (the threshold, the loss) and what they did: the
-    energy that was signal, and the jump of the delta relative to its size.
+    """Draw the restarts: ranks above; below their cause (loss, threshold) and effect (energy kept, jump of the delta).
 
     Raises:
         ValueError: the report has no restart.
     """
     if not report.restarts:
         raise ValueError("The rank report has no restart, so there is no trajectory. Train for more epochs.")
-    paper = new_paper(size, dark)
-    split = 0.45 * paper.height
-    upper, lower = paper.axes(_LEFT, split + 10, _RIGHT, 22), paper.axes(_LEFT, 32, _RIGHT, paper.height - split + 14)
+    canvas = new_canvas(size, dark)
+    split = 0.45 * canvas.height
+    upper = canvas.axes(_LEFT, split + 10, _RIGHT, 22)
+    lower = canvas.axes(_LEFT, 32, _RIGHT, canvas.height - split + 14)
     steps = [restart.step for restart in report.restarts]
-    top = _draw_kept(paper, upper, report.restarts)
+    top = _draw_kept(canvas, upper, report.restarts)
     for part, name, style in (("kept_down", "lora_down", "--"), ("kept_up", "lora_up", ":")):
         means = [_mean([getattr(rank, part) for rank in restart.layers.values()]) for restart in report.restarts]
-        upper.plot(steps, means, style, color=paper.theme.ink, linewidth=1.2, label=f"mean in {name}")
+        upper.plot(steps, means, style, color=canvas.theme.ink, linewidth=1.2, label=f"mean in {name}")
         top = max(top, *means)
     # The legend has the room above the highest band: two lines of letters.
-    upper.set_ylim(0, top / (1 - 34 / (paper.height - split - 32)))
+    upper.set_ylim(0, top / (1 - 34 / (canvas.height - split - 32)))
     upper.tick_params(labelbottom=False)
-    paper.heading(upper, f"Components kept at each restart, {len(report.layer_names())} layers")
-    paper.legend(upper, 3, above=False)
-    _draw_shares(paper, lower, report.restarts)
+    canvas.heading(upper, f"Components kept at each restart, {len(report.layer_names())} layers")
+    canvas.legend(upper, 3, above=False)
+    _draw_shares(canvas, lower, report.restarts)
     for axes in (upper, lower):
         first, last = steps[0], max(steps[-1], len(report.losses))
         pad = 0.03 * max(1, last - first)
         axes.set_xlim(max(0, first - pad), last + pad)
     lower.set_xlabel("step", labelpad=1)
-    paper.heading(lower, "Cause and effect")
-    return paper.draw()
+    canvas.heading(lower, "Cause and effect")
+    return canvas.draw()
 
 
-def _draw_losses(paper: Canvas, axes: Axes, losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
-    """Each step faint, their running mean bold, held-out losses as dots; single spikes do not set the scale."""
-    theme = paper.theme
+def _draw_losses(canvas: Canvas, axes: Axes, losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
+    """Draw each step faint, the running mean bold, validation losses as dots; single spikes do not set the scale."""
+    theme = canvas.theme
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
     values = np.asarray(losses, dtype=np.float64)
     finite = np.isfinite(values)
@@ -107,7 +108,7 @@ def _draw_losses(paper: Canvas, axes: Axes, losses: Sequence[float], validation:
         return
     window = max(1, min(len(values) // 15, 100))
     smooth = _running_mean(values, window)
-    group = -(-max(1, len(values)) // _POINTS)
+    group = -(-max(1, len(values)) // _MAX_POINTS)
     starts = np.arange(0, len(values), group)
     if group == 1:
         axes.plot(starts + 1, values, color=theme.first, linewidth=0.8, alpha=0.4)
@@ -116,12 +117,12 @@ def _draw_losses(paper: Canvas, axes: Axes, losses: Sequence[float], validation:
         axes.fill_between(starts + 1, lowest, highest, color=theme.first, alpha=0.25, linewidth=0)
     dot = "o" if finite.sum() == 1 else ""  # one step makes no line
     axes.plot(starts + 1, smooth[starts], color=theme.first, linewidth=1.8, label="training", marker=dot, markersize=4)
-    # A spike may leave the picture, in the mean too: it would press all else flat.
+    # A spike may leave the chart, in the mean too: it would flatten all else.
     seen = np.append(np.quantile(values[finite], (0.01, 0.99)), smooth[finite][-1]) if finite.any() else np.empty(0)
     if validation:
         held_steps, held = zip(*validation, strict=True)
-        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="set aside")
-        paper.legend(axes, 2)
+        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="held out")
+        canvas.legend(axes, 2)
         seen = np.concatenate([seen, [value for value in held if math.isfinite(value)]])
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
@@ -130,9 +131,9 @@ def _draw_losses(paper: Canvas, axes: Axes, losses: Sequence[float], validation:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
 
 
-def _draw_kept(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> float:
-    """The mean rank of the delta over the layers, with the range of all and of the middle 80 %; returns the highest."""
-    theme = paper.theme
+def _draw_kept(canvas: Canvas, axes: Axes, restarts: Sequence[Restart]) -> float:
+    """Draw the mean rank of the delta over the layers, the range and the middle 80 %. Returns the highest rank."""
+    theme = canvas.theme
     steps = [restart.step for restart in restarts]
     counts = [_kept_delta(restart) for restart in restarts]
     low, tenth, ninetieth, high = np.array([np.quantile(kept, (0.0, 0.1, 0.9, 1.0)) for kept in counts]).T
@@ -148,8 +149,8 @@ def _draw_kept(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> float:
     return max(float(high.max()), 1.0)
 
 
-def _draw_shares(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
-    theme = paper.theme
+def _draw_shares(canvas: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
+    theme = canvas.theme
     steps = [restart.step for restart in restarts]
     energy = [_mean([rank.energy for rank in restart.layers.values()]) for restart in restarts]
     curves = [(energy, "energy kept", theme.third, "-"), ([r.loss for r in restarts], "loss", theme.first, "--")]
@@ -166,11 +167,11 @@ def _draw_shares(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None
     top = max([1.0, *(value for value in (*(r.loss for r in restarts), *jumps) if math.isfinite(value))])
     axes.set_ylim(0, top * 1.05)
     axes.locator_params(axis="y", nbins=5)
-    paper.legend(axes, len(curves))
+    canvas.legend(axes, len(curves))
 
 
-def _mark(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
-    """A thin line at each restart; paler where there are many."""
+def _mark_restarts(canvas: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
+    """Draw a thin line at each restart; paler if there are many."""
     if not 0 < len(restarts) <= 100:
         return
     strength = min(0.9, 15 / len(restarts))
@@ -179,7 +180,7 @@ def _mark(paper: Canvas, axes: Axes, restarts: Sequence[Restart]) -> None:
         0,
         1,
         transform=axes.get_xaxis_transform(),
-        color=paper.theme.faint,
+        color=canvas.theme.faint,
         linewidth=0.7,
         linestyle=(0, (4, 3)),
         alpha=strength,
@@ -195,7 +196,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` finite values up to each place; the first places have fewer."""
+    """Return the mean of the last `window` finite values at each index; the first means are of fewer."""
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])

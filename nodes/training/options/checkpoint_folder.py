@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...adapter import files as lora_folder
+from ...paths import check_name, check_place
 
 FOLDER = "aclora_checkpoints"  # beside models/loras, or where extra_model_paths.yaml says
 _cancelled: Counter[Path] = Counter()
@@ -23,10 +23,10 @@ def folder_of(name: str) -> Path:
     elsewhere = Path(cleaned).expanduser()
     if elsewhere.is_absolute():
         return _checked(elsewhere)
-    lora_folder.check_name(name, cleaned, f"models/{FOLDER}")
+    check_name(name, cleaned, f"models/{FOLDER}")
     registered, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
     root = Path(registered[0] if registered else folder_paths.models_dir, *([] if registered else [FOLDER]))
-    lora_folder.check_place(name, root, root / cleaned, f"models/{FOLDER}")
+    check_place(name, root, root / cleaned, f"models/{FOLDER}")
     return root / cleaned
 
 

@@ -1,8 +1,8 @@
-"""Places of layers, in the spellings of all key formats."""
+"""Parsed layer names, in the spellings of all key formats."""
 
 import pytest
 
-from aclora_core.adapter.layer_names import Place, block_kind, natural_order, place_of
+from aclora_core.adapter.layer_names import LayerName, block_kind, layer_sort_key, parse_layer_name
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ from aclora_core.adapter.layer_names import Place, block_kind, natural_order, pl
     ],
 )
 def test_the_place_of_a_layer(name, prefix, block, module):
-    assert place_of(name) == Place(prefix, block, module)
+    assert parse_layer_name(name) == LayerName(prefix, block, module)
 
 
-def test_a_text_encoder_is_told_apart():
-    assert place_of("text_encoder_2.text_model.encoder.layers.5.mlp.fc1").part == "text_encoder_2"
-    assert place_of("lora_te_text_model_encoder_layers_0_mlp_fc1").part == "te"
-    assert place_of("diffusion_model.joint_blocks.0.x_block.attn.qkv").part == ""
+def test_a_text_encoder_has_its_own_name():
+    assert parse_layer_name("text_encoder_2.text_model.encoder.layers.5.mlp.fc1").text_encoder == "text_encoder_2"
+    assert parse_layer_name("lora_te_text_model_encoder_layers_0_mlp_fc1").text_encoder == "te"
+    assert parse_layer_name("diffusion_model.joint_blocks.0.x_block.attn.qkv").text_encoder == ""
 
 
 def test_the_order_is_that_of_the_model():
@@ -72,7 +72,7 @@ def test_the_order_is_that_of_the_model():
         "text_encoders.clip_l.transformer.text_model.encoder.layers.2.mlp.fc1",
         "text_encoders.clip_l.transformer.text_model.encoder.layers.11.mlp.fc1",
     ]
-    assert sorted(reversed(names), key=natural_order) == names
+    assert sorted(reversed(names), key=layer_sort_key) == names
 
 
 def test_block_kind_drops_all_numbers():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aclora_core.adapter.adapter import Adapter, Layer, with_dtype
-from aclora_core.adapter.key_formats import PAIRS
+from aclora_core.adapter.key_formats import KEY_FORMATS
 from aclora_core.adapter.lora_file import from_state_dict, load, save, to_state_dict
 from aclora_core.storage.safetensors_file import write_safetensors
 
@@ -31,7 +31,7 @@ def plain(base="diffusion_model.a", alpha=2.0, rank=4):
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
+@pytest.mark.parametrize("pair", KEY_FORMATS, ids=lambda pair: pair[0])
 def test_every_suffix_style_is_read_under_every_prefix(pair, base):
     up, down = matrices()
     adapter = from_state_dict({base + pair[0]: up, base + pair[1]: down, base + ".alpha": torch.tensor(2.0)})
@@ -100,7 +100,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_is_no_plain_lora_is_named_and_kept(kind):
+def test_layers_of_other_kinds_are_named_and_kept(kind):
     adapter = from_state_dict(FOREIGN[kind])
     assert not adapter.layers and adapter.other == {"a": kind}
     written = to_state_dict(adapter)

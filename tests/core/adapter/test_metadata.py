@@ -1,4 +1,4 @@
-"""What a saved LoRA says about itself, to people and to other programs."""
+"""Metadata of a saved LoRA, for people and for other programs."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.lora_file import load, save
-from aclora_core.adapter.metadata import build_metadata, describe, resolution_text, thumbnail_url
+from aclora_core.adapter.metadata import build_metadata, describe_layers, resolution_text, thumbnail_url
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.storage.safetensors_file import HEADER_LIMIT
@@ -132,7 +132,7 @@ def test_an_adapter_that_lost_layers_to_a_cut_still_fits_its_report():
     assert build_metadata(adapter_of(2), "ink", report_for(adapter_of(2, 2)))["ss_network_dim"] == "2"
 
 
-def test_the_date_is_the_one_that_is_given():
+def test_the_date_can_be_given():
     when = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
     assert build_metadata(adapter_of(2), "ink", when=when)["modelspec.date"] == "2026-11-22T12:00:00+00:00"
 
@@ -143,19 +143,19 @@ def test_a_resolution_is_written_as_width_and_height(given, text):
 
 
 @pytest.mark.parametrize("shape", [(600, 300, 3), (2, 600, 300, 3), (1, 600, 300, 4)])
-def test_a_thumbnail_is_a_small_jpeg_of_the_picture(shape):
+def test_a_thumbnail_is_a_small_jpeg_of_the_image(shape):
     image = torch.zeros(shape)
     image[..., 0] = 1.0
     url = thumbnail_url(image)
     head, data = url.split(",")
-    picture = Image.open(BytesIO(base64.b64decode(data)))
-    assert head == "data:image/jpeg;base64" and picture.format == "JPEG"
-    assert picture.size == (128, 256) and len(url) < HEADER_LIMIT // 20
-    red, green, blue = picture.getpixel((64, 128))
+    thumbnail = Image.open(BytesIO(base64.b64decode(data)))
+    assert head == "data:image/jpeg;base64" and thumbnail.format == "JPEG"
+    assert thumbnail.size == (128, 256) and len(url) < HEADER_LIMIT // 20
+    red, green, blue = thumbnail.getpixel((64, 128))
     assert red > 245 and green < 10 and blue < 10
 
 
-def test_layers_and_ranks_are_told_in_words():
-    assert describe(adapter_of(4)) == "1 LoRA layer, rank 4"
-    assert describe(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
-    assert describe(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"
+def test_layers_and_ranks_are_described_in_words():
+    assert describe_layers(adapter_of(4)) == "1 LoRA layer, rank 4"
+    assert describe_layers(adapter_of(2, 4)) == "2 LoRA layers, ranks 2 to 4"
+    assert describe_layers(Adapter({}, other={"a": "OFT"})) == "no plain LoRA layers"

@@ -1,4 +1,4 @@
-"""The rank report: what it says, and how it comes back from JSON."""
+"""The rank report: its tables, and its round trip through JSON."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from aclora_core.inspection.tables import trajectory_table
 from aclora_core.method.restart import LayerRank
 from aclora_core.text import text_table
 
-CUTS = [
+TRUNCATIONS = [
     TruncationLoss(Truncation.from_name("rank 4"), 4.0, 750_000, 0.4525, 0.0035, True),
     TruncationLoss(Truncation.from_name("energy 95%"), 6.25, 1_210_000, 0.451, 0.002, False),
     TruncationLoss(Truncation.from_name("whole"), 16.0, 3_000_000, 0.4495, 0.0, False),
@@ -70,25 +70,25 @@ def test_files_store_the_noise_floor_as_null():
 
 
 @pytest.mark.parametrize("form", ["to_json", "compact_json"])
-def test_the_cuts_come_back(form):
-    assert RankReport.from_json(getattr(report(cuts=CUTS), form)()).cuts == CUTS
+def test_the_truncations_come_back(form):
+    assert RankReport.from_json(getattr(report(truncations=TRUNCATIONS), form)()).truncations == TRUNCATIONS
 
 
 @pytest.mark.parametrize("form", ["to_json", "compact_json"])
-def test_a_cut_without_a_loss_comes_back_without_one(form):
+def test_a_truncation_without_a_loss_comes_back_without_one(form):
     lost = TruncationLoss(Truncation.from_name("rank 1"), 1.0, 187_000, math.inf, math.nan, False)
-    text = getattr(report(cuts=[lost, *CUTS]), form)()
+    text = getattr(report(truncations=[lost, *TRUNCATIONS]), form)()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    back = RankReport.from_json(text).cuts
-    assert back[1:] == CUTS and back[0].name == "rank 1" and back[0].size == 187_000
+    back = RankReport.from_json(text).truncations
+    assert back[1:] == TRUNCATIONS and back[0].name == "rank 1" and back[0].size == 187_000
     assert math.isnan(back[0].loss) and math.isnan(back[0].error) and back[0].mean_rank == 1.0
 
 
 @pytest.mark.parametrize("form", ["to_json", "compact_json"])
-def test_a_report_from_before_there_were_cuts_is_read(form):
+def test_a_report_from_before_there_were_truncations_is_read(form):
     data = json.loads(getattr(report(spectrum={}, losses=[0.5, 0.25]), form)())
     del data["cuts"]
-    assert RankReport.from_json(json.dumps(data)) == report(spectrum={}, losses=[0.5, 0.25], cuts=[])
+    assert RankReport.from_json(json.dumps(data)) == report(spectrum={}, losses=[0.5, 0.25], truncations=[])
 
 
 def test_nan_and_infinity_stay_out_of_the_json():
@@ -145,7 +145,7 @@ def test_layer_names_come_from_all_parts_of_the_report():
         ('{"format": "aclora rank report 1"}', "damaged: 'layers' is missing"),
     ],
 )
-def test_what_is_no_report_is_refused_in_one_sentence(text, sentence):
+def test_other_text_than_a_report_is_refused_in_one_sentence(text, sentence):
     with pytest.raises(ValueError, match="AC-LoRA rank report") as caught:
         RankReport.from_json(text)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
@@ -216,7 +216,7 @@ def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
     assert lines[0].endswith("jump of delta") and lines[1].endswith("30.0%")
 
 
-def test_the_trajectory_table_says_when_the_noise_floor_decided_and_when_nothing_restarted():
+def test_the_trajectory_table_names_the_noise_floor_and_a_training_without_restarts():
     assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold=None)]))
     assert trajectory_table(report(restarts=[])).startswith("No restart")
 

@@ -12,7 +12,7 @@ from aclora_core.adapter.metadata import build_metadata
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.resizing import ResizeConfig, resize
 from aclora_core.adapter.truncation import decompose
-from aclora_core.inspection.tables import cut_table
+from aclora_core.inspection.tables import truncation_table
 
 NAMES = [f"diffusion_model.joint_blocks.{block}.x_block.attn.proj" for block in range(4)]
 SPECTRUM = [8.0, 4.0, 2.0, 1.0, 0.5, 0.25]
@@ -35,11 +35,11 @@ def report(signal):
 
 def ranks(config, found=None, given=None):
     source = found or adapter()
-    cut, cuts = resize(source, decompose(source), config, given)
-    assert {name: layer.rank for name, layer in cut.layers.items()} == {
-        name: cut.rank_after for name, cut in cuts.items() if cut.rank_after
+    truncated, stats = resize(source, decompose(source), config, given)
+    assert {name: layer.rank for name, layer in truncated.layers.items()} == {
+        name: layer.rank_after for name, layer in stats.items() if layer.rank_after
     }
-    return [cuts[name].rank_after for name in NAMES]
+    return [stats[name].rank_after for name in NAMES]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_signal_without_a_report_is_refused():
     with pytest.raises(ValueError, match="needs the report of the training"):
         ranks(ResizeConfig("signal"))
     silent = replace(report([1, 1, 1, 1]), signal={NAMES[0]: 1})
-    with pytest.raises(ValueError, match=f"does not tell the signal of the layer '{NAMES[1]}'"):
+    with pytest.raises(ValueError, match=f"has no signal rank of the layer '{NAMES[1]}'"):
         ranks(ResizeConfig("signal"), given=silent)
 
 
@@ -90,11 +90,11 @@ def test_the_saved_file_is_as_large_as_allowed_and_nearly_so(tmp_path, dtype, si
     source = adapter(96, 80)
     found = report([1, 1, 1, 1])
     config = ResizeConfig("file size", size / 1e6, dtype=dtype)
-    cut, _ = resize(source, decompose(source), config, found)
-    path = tmp_path / "cut.safetensors"
-    save(cut, path, build_metadata(cut, "cut", found))
+    truncated, _ = resize(source, decompose(source), config, found)
+    path = tmp_path / "truncated.safetensors"
+    save(truncated, path, build_metadata(truncated, "truncated", found))
     component = (96 + 80) * dtype.itemsize
-    full = all(layer.rank == len(SPECTRUM) for layer in cut.layers.values())
+    full = all(layer.rank == len(SPECTRUM) for layer in truncated.layers.values())
     assert path.stat().st_size <= size
     # The room left is for a longer name and larger numbers in the header, and less than one more component.
     assert full or path.stat().st_size > size - component - 900
@@ -117,17 +117,19 @@ def test_the_result_is_in_the_chosen_type_with_all_that_is_no_plain_lora():
     state = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
     state[f"{NAMES[0]}.lora_up.weight"], state[f"{NAMES[0]}.lora_down.weight"] = torch.eye(6, 4), torch.eye(4, 8)
     source = from_state_dict(state)
-    cut, cuts = resize(source, decompose(source), ResizeConfig("fixed", 2, dtype=torch.float16))
-    assert cut.extra["diffusion_model.a.lokr_w1"].dtype == cut.layers[NAMES[0]].lora_up.dtype == torch.float16
-    assert cut.other == {"diffusion_model.a": "LoKr"}
-    assert "LoKr, diffusion_model.a" in cut_table(cuts, cut.other)
+    truncated, stats = resize(source, decompose(source), ResizeConfig("fixed", 2, dtype=torch.float16))
+    assert (
+        truncated.extra["diffusion_model.a.lokr_w1"].dtype == truncated.layers[NAMES[0]].lora_up.dtype == torch.float16
+    )
+    assert truncated.other == {"diffusion_model.a": "LoKr"}
+    assert "LoKr, diffusion_model.a" in truncation_table(stats, truncated.other)
     assert state["diffusion_model.a.lokr_w1"].dtype == torch.float32
 
 
 def test_a_lora_without_plain_layers_is_refused_by_its_kinds():
     state = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
     source = from_state_dict(state)
-    with pytest.raises(ValueError, match="no plain LoRA layer to cut, only LoKr"):
+    with pytest.raises(ValueError, match="no plain LoRA layer to truncate, only LoKr"):
         resize(source, decompose(source), ResizeConfig())
 
 
@@ -146,11 +148,11 @@ def test_a_config_that_makes_no_sense_is_refused():
         ResizeConfig(max_rank=-1)
 
 
-def test_the_table_tells_the_whole_and_each_layer():
+def test_the_table_describes_the_whole_and_each_layer():
     source = adapter()
-    _, cuts = resize(source, decompose(source), ResizeConfig("fixed", 1))
-    text = cut_table(cuts)
+    _, stats = resize(source, decompose(source), ResizeConfig("fixed", 1))
+    text = truncation_table(stats)
     kept = 64.0 / sum(value * value for value in SPECTRUM)
     assert "Sum of ranks: 24 -> 4" in text and f"{kept:.2%}" in text and f"{math.sqrt(1 - kept):.1%}" in text
     assert [line.split()[1:3] for line in text.splitlines() if line.startswith("diffusion_model")] == [["6", "1"]] * 4
-    assert cut_table({}) == "There is no plain LoRA layer to cut."
+    assert truncation_table({}) == "There is no plain LoRA layer to truncate."

@@ -47,19 +47,19 @@ def delta(layer: Layer) -> np.ndarray:
     return reference.delta(down, up, layer.scale)
 
 
-def cut(adapter: Adapter, rule: Rule, **limits: int):
-    balanced = decompose(adapter)
-    return truncate_to_ranks(adapter, balanced, ranks_by_rule(balanced, rule, **limits))
+def truncated(adapter: Adapter, rule: Rule, **limits: int):
+    decomposed = decompose(adapter)
+    return truncate_to_ranks(adapter, decomposed, ranks_by_rule(decomposed, rule, **limits))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 99])
 def test_every_layer_becomes_its_best_approximation_at_scale_one(rank: int) -> None:
     adapter = make_adapter()
-    result, cuts = cut(adapter, rank_rule("fixed", rank))
+    result, stats = truncated(adapter, rank_rule("fixed", rank))
     for name, layer in result.layers.items():
         old = adapter.layers[name]
         full = min(old.rank, *delta(old).shape)
-        assert layer.rank == cuts[name].rank_after == min(rank, full) and layer.scale == 1.0
+        assert layer.rank == stats[name].rank_after == min(rank, full) and layer.scale == 1.0
         expected = reference.best_approximation(delta(old), layer.rank)
         np.testing.assert_allclose(delta(layer), expected, rtol=0, atol=2e-6 * np.linalg.norm(expected))
         assert layer.lora_down.shape[1:] == old.lora_down.shape[1:] and layer.lora_up.shape[2:] == old.lora_up.shape[2:]
@@ -67,10 +67,10 @@ def test_every_layer_becomes_its_best_approximation_at_scale_one(rank: int) -> N
     assert (result.metadata, result.other) == (adapter.metadata, adapter.other) and result.extra is adapter.extra
 
 
-def test_the_summary_says_what_was_lost() -> None:
+def test_the_statistics_match_the_energy_that_was_lost() -> None:
     adapter = make_adapter(dtype=torch.float16)
-    result, cuts = cut(adapter, rank_rule("energy", 0.9))
-    for name, summary in cuts.items():
+    result, stats = truncated(adapter, rank_rule("energy", 0.9))
+    for name, summary in stats.items():
         old, new = adapter.layers[name], result.layers[name]
         values = reference.singular_values(delta(old))
         kept = values[: new.rank]
@@ -82,9 +82,9 @@ def test_the_summary_says_what_was_lost() -> None:
         assert summary.bytes_before == 2 * (old.lora_down.numel() + old.lora_up.numel())
         assert summary.bytes_after == 2 * (new.lora_down.numel() + new.lora_up.numel())
         assert 0.9 <= summary.energy_kept < 1.0
-    lost = sum(np.linalg.norm(delta(adapter.layers[n]) - delta(result.layers[n])) ** 2 for n in cuts)
+    lost = sum(np.linalg.norm(delta(adapter.layers[n]) - delta(result.layers[n])) ** 2 for n in stats)
     total = sum(np.linalg.norm(delta(layer)) ** 2 for layer in adapter.layers.values())
-    assert total_energy_kept(cuts) == pytest.approx(1 - lost / total, abs=1e-4)
+    assert total_energy_kept(stats) == pytest.approx(1 - lost / total, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,19 @@ def test_the_summary_says_what_was_lost() -> None:
 )
 def test_each_rule_sees_the_singular_values_of_the_delta(name, value, expected) -> None:
     adapter = make_adapter()
-    _, cuts = cut(adapter, rank_rule(name, value))
+    _, stats = truncated(adapter, rank_rule(name, value))
     for base, layer in adapter.layers.items():
         values = torch.from_numpy(reference.singular_values(delta(layer)))[: min(layer.rank, *delta(layer).shape)]
-        assert cuts[base].rank_after == expected(values)
+        assert stats[base].rank_after == expected(values)
 
 
 def test_smallest_and_largest_rank_hold_and_bad_ones_are_refused() -> None:
     adapter = make_adapter()
-    _, cuts = cut(adapter, rank_rule("energy", 0.95), min_rank=3, max_rank=4)
-    assert {summary.rank_after for summary in cuts.values()} == {3, 4}
+    _, stats = truncated(adapter, rank_rule("energy", 0.95), min_rank=3, max_rank=4)
+    assert {summary.rank_after for summary in stats.values()} == {3, 4}
     for low, high in ((0, 4), (5, 4)):
         with pytest.raises(ValueError, match=f"are {low} and {high}"):
-            cut(adapter, rank_rule("knee"), min_rank=low, max_rank=high)
+            truncated(adapter, rank_rule("knee"), min_rank=low, max_rank=high)
     with pytest.raises(ValueError, match="noise_floor, but is 'best'"):
         rank_rule("best")  # type: ignore[arg-type]
 
@@ -122,27 +122,27 @@ def test_smallest_and_largest_rank_hold_and_bad_ones_are_refused() -> None:
 @settings(deadline=None, max_examples=12)
 @given(st.integers(3_500, 15_000), st.sampled_from([None, torch.float16]), st.sampled_from([0, 1]))
 def test_the_file_never_exceeds_its_size_and_nothing_more_would_fit(tmp_path_factory, size, dtype, min_rank) -> None:
-    adapter, path = make_adapter(), Path(tmp_path_factory.mktemp("cut")) / "small.safetensors"
-    balanced = decompose(adapter)
-    ranks = ranks_for_size(adapter, balanced, size, dtype, min_rank=min_rank)
-    result, cuts = truncate_to_ranks(adapter, balanced, ranks, dtype)
+    adapter, path = make_adapter(), Path(tmp_path_factory.mktemp("truncated")) / "small.safetensors"
+    decomposed = decompose(adapter)
+    ranks = ranks_for_size(adapter, decomposed, size, dtype, min_rank=min_rank)
+    result, stats = truncate_to_ranks(adapter, decomposed, ranks, dtype)
     save(result, path, result.metadata)
     written = path.stat().st_size
     assert written <= size
     # Spare is less than one more component, the header's reserve, and the names of the layers that were dropped.
-    steps = [_component_bytes(layer, dtype) for n, layer in balanced.items() if ranks[n] < len(layer.singular_values)]
+    steps = [_component_bytes(layer, dtype) for n, layer in decomposed.items() if ranks[n] < len(layer.singular_values)]
     dropped = list(ranks.values()).count(0)
     assert not steps or size - written < min(steps) + 600 + 400 * dropped
     assert {n: layer.rank for n, layer in load(path).layers.items()} == {n: r for n, r in ranks.items() if r}
-    assert all(summary.rank_after == ranks[n] for n, summary in cuts.items())
+    assert all(summary.rank_after == ranks[n] for n, summary in stats.items())
 
 
 def test_budget_goes_where_a_byte_buys_most() -> None:
     adapter = make_adapter()
-    balanced = decompose(adapter)
-    ranks = ranks_for_size(adapter, balanced, 8_000)
-    cost = {name: _component_bytes(layer, None) for name, layer in balanced.items()}
-    density = {name: (layer.singular_values.square() / cost[name]).tolist() for name, layer in balanced.items()}
+    decomposed = decompose(adapter)
+    ranks = ranks_for_size(adapter, decomposed, 8_000)
+    cost = {name: _component_bytes(layer, None) for name, layer in decomposed.items()}
+    density = {name: (layer.singular_values.square() / cost[name]).tolist() for name, layer in decomposed.items()}
     left_out = {name: density[name][rank] for name, rank in ranks.items() if rank < len(density[name])}
     last_taken = {name: density[name][rank - 1] for name, rank in ranks.items() if rank > 1}
     assert len(left_out) >= 3 and len(last_taken) >= 2
@@ -168,49 +168,49 @@ def test_energy_per_byte_decides_and_neither_energy_nor_size_alone(dear_value: f
 def test_budget_over_layers_of_one_shape_keeps_the_largest_values_of_all() -> None:
     layers = {f"layer_{i}": Layer(torch.randn(6, 20), torch.randn(20, 6) * (i + 1), 6.0) for i in range(4)}
     adapter = Adapter(layers)
-    balanced = decompose(adapter)
+    decomposed = decompose(adapter)
     for size in range(3_000, 6_000, 500):
-        ranks = ranks_for_size(adapter, balanced, size, min_rank=0)
-        pooled = torch.cat([layer.singular_values for layer in balanced.values()]).sort(descending=True).values
-        kept = torch.cat([balanced[name].singular_values[:rank] for name, rank in ranks.items()])
+        ranks = ranks_for_size(adapter, decomposed, size, min_rank=0)
+        pooled = torch.cat([layer.singular_values for layer in decomposed.values()]).sort(descending=True).values
+        kept = torch.cat([decomposed[name].singular_values[:rank] for name, rank in ranks.items()])
         torch.testing.assert_close(kept.sort(descending=True).values, pooled[: len(kept)])
 
 
-def test_a_size_that_holds_everything_cuts_nothing_and_one_too_small_names_the_least() -> None:
+def test_a_large_size_truncates_nothing_and_a_too_small_one_is_refused_with_the_smallest() -> None:
     adapter = make_adapter()
-    balanced = decompose(adapter)
-    whole = {name: len(layer.singular_values) for name, layer in balanced.items()}
-    assert ranks_for_size(adapter, balanced, 10**6) == whole
+    decomposed = decompose(adapter)
+    whole = {name: len(layer.singular_values) for name, layer in decomposed.items()}
+    assert ranks_for_size(adapter, decomposed, 10**6) == whole
     with pytest.raises(
         ValueError, match="A file of 100 bytes is too small: this LoRA takes at least ([0-9,]+) bytes"
     ) as error:
-        ranks_for_size(adapter, balanced, 100)
+        ranks_for_size(adapter, decomposed, 100)
     least = int(str(error.value).split("at least ")[1].split(" ")[0].replace(",", ""))
-    assert ranks_for_size(adapter, balanced, least) == dict.fromkeys(whole, 1)
+    assert ranks_for_size(adapter, decomposed, least) == dict.fromkeys(whole, 1)
     with pytest.raises(ValueError, match="too small"):
-        ranks_for_size(adapter, balanced, least - 1)
+        ranks_for_size(adapter, decomposed, least - 1)
 
 
 def test_long_metadata_counts_towards_the_size() -> None:
     adapter = make_adapter()
-    balanced = decompose(adapter)
-    plain = ranks_for_size(adapter, balanced, 8_000)
-    crowded = ranks_for_size(adapter, balanced, 8_000, metadata={"notes": "é" * 500})
+    decomposed = decompose(adapter)
+    plain = ranks_for_size(adapter, decomposed, 8_000)
+    crowded = ranks_for_size(adapter, decomposed, 8_000, metadata={"notes": "é" * 500})
     assert sum(crowded.values()) < sum(plain.values())
 
 
 def test_a_zero_layer_keeps_rank_one_and_a_layer_of_rank_zero_is_dropped() -> None:
     adapter = Adapter({"zero": Layer(torch.randn(4, 9), torch.zeros(7, 4), 4.0), **make_adapter().layers})
-    result, cuts = cut(adapter, rank_rule("energy", 0.5))
+    result, stats = truncated(adapter, rank_rule("energy", 0.5))
     assert result.layers["zero"].rank == 1 and not delta(result.layers["zero"]).any()
-    assert cuts["zero"].energy_kept == 1.0 and math.isfinite(total_energy_kept(cuts))
-    balanced = decompose(adapter)
-    assert ranks_for_size(adapter, balanced, 10**6, min_rank=0)["zero"] == 0
-    result, cuts = truncate_to_ranks(adapter, balanced, {**dict.fromkeys(balanced, 2), CONV: 0})
-    assert CONV not in result.layers and cuts[CONV].rank_after == 0 and cuts[CONV].energy_kept == 0.0
+    assert stats["zero"].energy_kept == 1.0 and math.isfinite(total_energy_kept(stats))
+    decomposed = decompose(adapter)
+    assert ranks_for_size(adapter, decomposed, 10**6, min_rank=0)["zero"] == 0
+    result, stats = truncate_to_ranks(adapter, decomposed, {**dict.fromkeys(decomposed, 2), CONV: 0})
+    assert CONV not in result.layers and stats[CONV].rank_after == 0 and stats[CONV].energy_kept == 0.0
 
 
-def test_what_cannot_be_cut_is_named() -> None:
+def test_a_layer_that_cannot_be_decomposed_is_named() -> None:
     adapter = make_adapter()
     adapter.layers[CONV].lora_down[0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match=f"Layer '{CONV}': lora_down holds NaN"):
@@ -223,7 +223,7 @@ def test_what_cannot_be_cut_is_named() -> None:
 def test_the_adapter_that_is_cut_stays_as_it_was_and_shares_no_memory() -> None:
     adapter = make_adapter()
     before = {name: layer.lora_down.clone() for name, layer in adapter.layers.items()}
-    result, _ = cut(adapter, rank_rule("fixed", 99))
+    result, _ = truncated(adapter, rank_rule("fixed", 99))
     for layer in result.layers.values():
         layer.lora_down.zero_()
     assert all(torch.equal(adapter.layers[name].lora_down, tensor) for name, tensor in before.items())

@@ -1,4 +1,4 @@
-"""What an inspection finds in LoRAs whose content is known, and how it says so as text, JSON and CSV."""
+"""Inspection of LoRAs whose content is known, and its text, JSON and CSV."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from aclora_core.adapter.adapter import Layer
-from aclora_core.adapter.key_formats import PAIRS
+from aclora_core.adapter.key_formats import KEY_FORMATS
 from aclora_core.adapter.lora_file import from_state_dict
-from aclora_core.adapter.rank_report import RankReport, Restart, own_report
+from aclora_core.adapter.rank_report import RankReport, Restart, embedded_report
 from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
-from aclora_core.inspection.charts.overview import inspection_charts
-from aclora_core.inspection.measure import FORMATS, inspect_lora, measure_layer
+from aclora_core.inspection.charts import inspection_charts
+from aclora_core.inspection.measure import inspect_lora, measure_layer
 from aclora_core.inspection.tables import file_table, inspection_csv, inspection_json, inspection_table
 from aclora_core.method.restart import LayerRank
 
@@ -33,7 +33,7 @@ def layer_with(values, rows=6, cols=8, alpha=None):
     return Layer(right.T * torch.tensor(values)[:, None] / scale, left, float(rank if alpha is None else alpha))
 
 
-def state_of(layers, pair=PAIRS[0]):
+def state_of(layers, pair=KEY_FORMATS[0]):
     state = {}
     for name, layer in layers.items():
         state |= {name + pair[0]: layer.lora_up, name + pair[1]: layer.lora_down}
@@ -96,7 +96,7 @@ def test_half_precision_is_measured_in_full(tmp_path):
     assert facts.norm == pytest.approx(float(built.norm()), rel=1e-6) and facts.dtype == "bfloat16"
 
 
-def test_layers_come_in_the_model_s_order_and_progress_is_told():
+def test_layers_are_in_the_model_s_order_and_progress_is_reported():
     seen = []
     found = inspect_lora(two_layers(), on_layer=lambda done, total: seen.append((done, total)))
     assert [layer.name for layer in found.layers] == [QKV, PROJ] and seen == [(1, 2), (2, 2)]
@@ -119,14 +119,14 @@ def test_without_a_file_the_size_is_that_of_the_tensors():
     assert inspect_lora(state).file.size == sum(tensor.nbytes for tensor in state.values())
 
 
-@pytest.mark.parametrize(("pair", "name"), list(zip(PAIRS, FORMATS, strict=True)), ids=FORMATS)
-def test_all_spellings_of_keys_are_named_and_measure_the_same(pair, name):
-    found = inspect_lora(state_of({QKV: layer_with([4.0, 3.0])}, pair))
-    assert found.file.key_formats == {name: 1}
+@pytest.mark.parametrize("form", KEY_FORMATS, ids=lambda form: form.name)
+def test_all_spellings_of_keys_are_named_and_measure_the_same(form):
+    found = inspect_lora(state_of({QKV: layer_with([4.0, 3.0])}, form))
+    assert found.file.key_formats == {form.name: 1}
     assert found.layers[0].norm == pytest.approx(5.0, rel=1e-5)
 
 
-def test_what_is_no_plain_lora_is_named_as_what_it_is():
+def test_layers_of_other_kinds_are_named_by_their_kind():
     state = two_layers()
     state["diffusion_model.a.lokr_w1"], state["diffusion_model.a.lokr_w2"] = torch.ones(2, 2), torch.ones(2, 2)
     state[f"{PROJ}.dora_scale"] = torch.ones(6, 1)
@@ -137,7 +137,7 @@ def test_what_is_no_plain_lora_is_named_as_what_it_is():
     assert "no plain LoRA: LoKr  diffusion_model.a" in text and f"no plain LoRA: DoRA  {PROJ}" in text
 
 
-def test_a_file_without_any_plain_lora_is_told_and_drawn():
+def test_a_file_without_any_plain_lora_has_a_table_and_a_chart():
     state = {"diffusion_model.a.lokr_w1": torch.ones(2, 2), "diffusion_model.a.lokr_w2": torch.ones(2, 2)}
     found = inspect_lora(state)
     assert found.layers == [] and "0 plain LoRA layers" in inspection_table(found)
@@ -168,20 +168,23 @@ def test_the_report_of_the_training_gives_the_signal():
     assert len(inspection_charts(found)) == 5
 
 
-def test_what_cuts_lose_is_drawn_and_told():
-    cuts = [
+def test_truncation_losses_are_in_charts_table_and_json():
+    truncations = [
         TruncationLoss(Truncation.from_name("rank 1"), 1.0, 750, 0.46, 0.004, True),
         TruncationLoss(Truncation.from_name("whole"), 2.5, 1875, 0.45, 0.0, False),
     ]
-    report = replace(report_for([QKV, PROJ]), cuts=cuts)
+    report = replace(report_for([QKV, PROJ]), truncations=truncations)
     # As a training hands it on, and as a file keeps it.
     for given in ({"report": report}, {"metadata": {"aclora.trajectory": report.compact_json()}}):
         found = inspect_lora(two_layers(), **given)
         assert len(inspection_charts(found)) == 6
         lines = inspection_table(found).splitlines()
         assert next(line for line in lines if line.startswith("rank 1")).split()[-1] == "yes"
-        assert any(line.startswith("Cut at the end of the training") for line in lines)
-        assert [cut["name"] for cut in json.loads(inspection_json(found))["training"]["cuts"]] == ["rank 1", "whole"]
+        assert any(line.startswith("Truncated at the end of the training") for line in lines)
+        assert [tried["name"] for tried in json.loads(inspection_json(found))["training"]["cuts"]] == [
+            "rank 1",
+            "whole",
+        ]
     assert "held-out loss" not in inspection_table(inspect_lora(two_layers(), report=report_for([QKV, PROJ])))
 
 
@@ -202,7 +205,7 @@ def test_a_file_s_own_report_is_taken_if_it_fits():
     assert [layer.signal for layer in found.layers] == [1, 1] and len(found.report.restarts) == 1
     for text in (report_for([QKV]).compact_json(), "{}", "?"):
         metadata = {"aclora.trajectory": text}
-        assert own_report(from_state_dict(two_layers(), metadata)) is None
+        assert embedded_report(from_state_dict(two_layers(), metadata)) is None
         assert inspect_lora(two_layers(), metadata).report is None
 
 

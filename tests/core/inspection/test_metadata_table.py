@@ -1,4 +1,4 @@
-"""The table of a LoRA file's metadata: that it lines up, and says in words what the file has as JSON."""
+"""The table of a LoRA file's metadata: aligned, and in words in place of JSON."""
 
 import json
 
@@ -12,7 +12,7 @@ from aclora_core.adapter.resizing import ResizeConfig, resize
 from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.adapter.truncation import decompose
 from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
-from aclora_core.inspection.metadata_table import cut_rows, metadata_table
+from aclora_core.inspection.metadata_table import metadata_table, truncation_rows
 
 NAMES = ["diffusion_model.block.0", "diffusion_model.block.1"]
 SETTINGS = {"steps": 120, "learning_rate": 5e-4, "clear_moments": True}
@@ -31,12 +31,12 @@ def adapter_of(*ranks, metadata=None, other=None):
 def trained(*ranks):
     """An adapter with all that Save AC-LoRA writes."""
     adapter = adapter_of(*ranks)
-    cuts = [
+    truncations = [
         TruncationLoss(Truncation.from_name("rank 2"), 2.0, 750_000, 0.42, 0.0, True),
         TruncationLoss(Truncation.from_name("whole"), 4.0, 10**6, 0.43, 0.01, False),
     ]
     spectrum, signal = {name: [2.0, 1.0] for name in NAMES}, dict(zip(NAMES, (1, 4), strict=True))
-    report = RankReport(SETTINGS, [0.5] * 9, [(4, 0.45), (8, 0.41)], [], spectrum, signal, cuts, FACTS)
+    report = RankReport(SETTINGS, [0.5] * 9, [(4, 0.45), (8, 0.41)], [], spectrum, signal, truncations, FACTS)
     return Adapter(adapter.layers, build_metadata(adapter, "ink", report))
 
 
@@ -56,7 +56,7 @@ def test_a_foreign_file_has_its_facts_and_its_metadata():
         "Metadata",
         f"long     {('line ' * 40)[:200]}… (499 characters)",
     ]
-    assert {"ss_seed 42", "pic a picture, 12 characters"} <= set(words(metadata_table("ink", adapter)))
+    assert {"ss_seed 42", "pic an image, 12 characters"} <= set(words(metadata_table("ink", adapter)))
     assert "Training" not in metadata_table("ink", adapter)
 
 
@@ -65,7 +65,7 @@ def test_a_file_without_plain_layers_or_metadata_says_so():
     assert metadata_table("x", Adapter({}, other={"a": "OFT"})).splitlines() == lines
 
 
-def test_the_training_is_told_in_words():
+def test_the_training_is_described_in_words():
     table = metadata_table("ink.safetensors", trained(4, 4))
     training = table.split("\n\n")[1]
     assert words(training) == [
@@ -77,12 +77,12 @@ def test_the_training_is_told_in_words():
         "trigger ink",
         "signal ranks 1 to 4, mean 2.5",
         "held-out loss 0.4100 at step 8, the lowest of 2",
-        "given rank 2, 750 kB, of 2 cuts that were tried",
+        "given rank 2, 750 kB, of 2 truncations that were tried",
     ]
     assert "aclora." not in table and "{" not in training
 
 
-def test_all_second_columns_begin_at_one_place():
+def test_the_second_columns_of_all_sections_line_up():
     table = metadata_table("ink.safetensors", trained(4, 4), [("size of layers", "1 kB -> 2 kB")])
     column = table.index("ink.safetensors")
     for line in table.splitlines():
@@ -107,11 +107,11 @@ def test_damaged_metadata_is_shown_as_it_is(metadata):
         assert max(map(len, lines)) < 250
 
 
-def test_a_cut_is_told_as_ranks_energy_and_size():
+def test_a_truncation_is_shown_as_ranks_energy_and_size():
     adapter = adapter_of(4, 6)
-    result, cuts = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
-    rows = dict(cut_rows("to rank 2", adapter, result, cuts))
-    assert rows["cut"] == "to rank 2" and rows["ranks"] == "4 to 6, mean 5.0 -> 2 in every layer"
+    result, stats = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
+    rows = dict(truncation_rows("to rank 2", adapter, result, stats))
+    assert rows["truncated"] == "to rank 2" and rows["ranks"] == "4 to 6, mean 5.0 -> 2 in every layer"
     # (4 + 6) · 14 numbers of 4 bytes before, (2 + 2) · 14 after.
     assert rows["size of layers"] == "560 B -> 224 B (40%)"
     before, after = (
@@ -122,8 +122,8 @@ def test_a_cut_is_told_as_ranks_energy_and_size():
     assert rows["energy kept"] == f"{1 - lost:.2%}, so the change differs by {lost**0.5:.1%} of its size"
 
 
-def test_a_cut_that_loses_nothing_says_so():
+def test_a_truncation_without_loss_keeps_100_percent():
     adapter = adapter_of(2, 2)
-    result, cuts = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
-    kept = dict(cut_rows("to rank 2", adapter, result, cuts))["energy kept"]
+    result, stats = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
+    kept = dict(truncation_rows("to rank 2", adapter, result, stats))["energy kept"]
     assert kept.startswith("100.00%, so the change differs by 0.0%")

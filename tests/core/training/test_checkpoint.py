@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
 
 def assert_same(result: Result, other: Result) -> None:
     assert result.report.losses == other.report.losses and result.report.validation == other.report.validation
-    assert result.report.restarts == other.report.restarts and result.report.cuts == other.report.cuts
+    assert result.report.restarts == other.report.restarts and result.report.truncations == other.report.truncations
     for name, layer in result.adapter.layers.items():
         assert torch.equal(layer.lora_down, other.adapter.layers[name].lora_down)
         assert torch.equal(layer.lora_up, other.adapter.layers[name].lora_up)

@@ -114,7 +114,7 @@ def test_a_training_gives_the_adapter_at_the_rank_of_the_truth() -> None:
     layer = result.adapter.layers["toy.attn"]
     assert layer.rank == 2 and layer.scale == 1.0
     torch.testing.assert_close(layer.lora_up @ layer.lora_down, model.error, rtol=0, atol=0.02)
-    chosen = next(cut for cut in result.report.cuts if cut.chosen)
+    chosen = next(cut for cut in result.report.truncations if cut.chosen)
     assert chosen.size == 2 * 2 * (16 + 16)
     whole = train(model, replace(config, smallest=False))
-    assert whole.adapter.layers["toy.attn"].rank == 8 and not whole.report.cuts
+    assert whole.adapter.layers["toy.attn"].rank == 8 and not whole.report.truncations

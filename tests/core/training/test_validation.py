@@ -258,14 +258,14 @@ def test_what_fails_later_does_not_cost_what_was_found(stage: str, caplog: pytes
     plain = train(toy(16), replace(CONFIG, refit=False, smallest=False))
     assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
     assert "(CUDA error: an illegal memory access);" in training_summary(result.report)
-    assert "many lines of details" in caplog.text and not result.report.cuts
+    assert "many lines of details" in caplog.text and not result.report.truncations
 
 
 def test_a_training_that_is_stopped_is_neither_cut_nor_refitted() -> None:
     steps: list[int] = []
     config = replace(CONFIG, refit=True, smallest=True)
     result = train(spoilt(), config, lambda progress: steps.append(progress.done), lambda: len(steps) == 20)
-    assert steps == list(range(1, 21)) and not result.report.cuts and result.report.facts.best_step == 20
+    assert steps == list(range(1, 21)) and not result.report.truncations and result.report.facts.best_step == 20
     assert result.adapter.layers["toy.attn"].rank == 8
 
 
@@ -273,12 +273,12 @@ def test_with_few_pictures_a_sentence_says_what_is_done_instead(caplog: pytest.L
     with caplog.at_level(logging.INFO, logger="aclora"):
         report = train(toy(7), replace(CONFIG, steps=5, batch_size=4)).report
     assert "fewer than 8" in caplog.text and "last step" in caplog.text
-    assert not report.validation and not report.cuts and report.facts.best_step is None
+    assert not report.validation and not report.truncations and report.facts.best_step is None
 
 
 def test_the_same_seed_holds_out_and_chooses_the_same() -> None:
     config = replace(CONFIG, refit=True, smallest=True)
     first, again = (train(spoilt(), config) for _ in range(2))
-    assert first.report.validation == again.report.validation and first.report.cuts == again.report.cuts
+    assert first.report.validation == again.report.validation and first.report.truncations == again.report.truncations
     for name, layer in first.adapter.layers.items():
         assert torch.equal(layer.lora_up, again.adapter.layers[name].lora_up)

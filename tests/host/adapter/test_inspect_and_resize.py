@@ -181,7 +181,7 @@ def test_every_rule_that_the_node_offers_is_known_and_explained(resize):
     assert all(each.tooltip for option in rule.options for each in option.inputs)
 
 
-def test_a_dry_run_tells_the_loss_and_gives_no_lora(resize):
+def test_a_dry_run_reports_the_loss_and_gives_no_lora(resize):
     from comfy_execution.graph_utils import ExecutionBlocker
 
     rule = {"rule": "fixed", "rank": 1}
@@ -251,7 +251,7 @@ RESIZE = {"lora_name": "whole.safetensors", "max_rank": 0, "precision": "fp16", 
         ("ACLoRAResize", {**RESIZE, "rule": "knee", "max_rank": -1}, "max_rank"),
         ("ACLoRAResize", {**RESIZE, "rule": "guess"}, "There is no such rule. Choose one of energy, signal"),
     ],
-    ids=["no LoRA", "no file", "nothing to cut", "share", "rank", "largest rank", "rule"],
+    ids=["no LoRA", "no file", "nothing to truncate", "share", "rank", "largest rank", "rule"],
 )
 def test_bad_settings_are_refused_before_anything_runs(server, kind, inputs, word):
     save_file(lora(), server.base / "models" / "loras" / "whole.safetensors")
@@ -262,7 +262,7 @@ def test_bad_settings_are_refused_before_anything_runs(server, kind, inputs, wor
     assert errors.keys() == {"1"} and any(word in error["details"] for error in errors["1"]["errors"])
 
 
-def test_a_dry_run_saves_nothing_and_still_tells(server):
+def test_a_dry_run_saves_nothing_and_still_reports(server):
     save_file(lora(), server.base / "models" / "loras" / "whole.safetensors")
     prompt = {
         "1": node("ACLoRAResize", **{**RESIZE, "rule": "fixed", "rule.rank": 1, "dry_run": True}),

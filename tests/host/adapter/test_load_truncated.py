@@ -1,4 +1,4 @@
-"""Load AC-LoRA cutting a file, and what its table says, in the real ComfyUI."""
+"""Load AC-LoRA truncating a file, and its table, in the real ComfyUI."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def saved(pack, signal=None, **settings):
         spectrum = {name: [1.0, 0.5] for name in NAMES}
         report = core.RankReport({"seed": 7, **settings}, [0.5] * 9, [(3, 0.45), (6, 0.41)], [], spectrum, signal)
         report = replace(
-            report, cuts=[core.TruncationLoss(core.Truncation.from_name("rank 2"), 2.0, 4000, 0.4, 0.0, True)]
+            report, truncations=[core.TruncationLoss(core.Truncation.from_name("rank 2"), 2.0, 4000, 0.4, 0.0, True)]
         )
     return pack.nodes.adapter.save.ACLoRASave.execute(lora(), "ink", precision="fp32", rank_report=report)[0]
 
@@ -79,7 +79,7 @@ def test_the_signal_comes_from_the_file_s_own_report(pack, loras, load):
 @pytest.mark.parametrize("signal", [None, {NAMES[0]: 2}], ids=["no report", "not of all layers"])
 def test_without_a_known_signal_one_sentence_says_what_to_do(pack, loras, load, signal):
     name = saved(pack, signal)
-    with pytest.raises(ValueError, match="does not say what its training found to be signal") as caught:
+    with pytest.raises(ValueError, match="has no signal ranks of its training") as caught:
         load(name, cut="signal")
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
@@ -87,7 +87,7 @@ def test_without_a_known_signal_one_sentence_says_what_to_do(pack, loras, load, 
 @pytest.mark.parametrize(
     ("cut", "sentence"),
     [
-        ({"cut": "rank", "rank": 0}, "cut to rank 1 or more, but the rank is 0"),
+        ({"cut": "rank", "rank": 0}, "truncated to rank 1 or more, but the rank is 0"),
         ({"cut": "energy", "keep": 0.0}, "ink_00001.safetensors: The share to keep must be above 0 and at most 1"),
         ({"cut": "energy", "keep": float("nan")}, "at most 1, but is nan"),
         ({"cut": "guess"}, "no such cut as 'guess'. Choose one of no cut, rank, energy, signal"),
@@ -105,14 +105,14 @@ def test_other_kinds_pass_through_with_a_sentence(loras, load):
     save_file(LOKR, loras / "lokr.safetensors")
     state, table = load("lokr.safetensors", cut="rank", rank=1)
     assert state.keys() == LOKR.keys() and all(torch.equal(state[key], LOKR[key]) for key in LOKR)
-    assert "not done: there is no plain LoRA layer to cut, only LoKr, which stays whole" in table
+    assert "not done: there is no plain LoRA layer to truncate, only LoKr, which stays whole" in table
     save_file({**lora(), **LOKR}, loras / "both.safetensors")
     state, table = load("both.safetensors", cut="rank", rank=1)
     assert ranks(state) == [1] * 4 and LOKR.keys() <= state.keys()
-    assert any(line.split() == ["not", "cut", "LoKr,", "which", "stays", "whole"] for line in table.splitlines())
+    assert any(line.split() == ["not", "truncated", "LoKr,", "which", "stays", "whole"] for line in table.splitlines())
 
 
-def test_the_table_tells_file_cut_training_and_metadata_in_two_columns(pack, loras, load):
+def test_the_table_has_file_truncation_training_and_metadata_in_two_columns(pack, loras, load):
     _, table = load(saved(pack, dict.fromkeys(NAMES, 2), optimizer="AdamW"), cut="rank", rank=2)
     facts, training, metadata = table.split("\n\n")
     column = facts.index("ink_00001.safetensors")
@@ -121,25 +121,29 @@ def test_the_table_tells_file_cut_training_and_metadata_in_two_columns(pack, lor
     lines = [" ".join(line.split()) for line in table.splitlines()]
     for expected in (
         "layers 4 LoRA layers, rank 6, float32",
-        "cut to rank 2",
+        "truncated to rank 2",
         "ranks 6 in every layer -> 2 in every layer",
         "energy kept 93.77%, so the change differs by 25.0% of its size",
         "size of layers 5.38 kB -> 1.79 kB (33%)",
         "optimizer AdamW",
         "signal ranks 2 in every layer",
         "held-out loss 0.4100 at step 6, the lowest of 2",
-        "given rank 2, 4.00 kB, of 1 cuts that were tried",
+        "given rank 2, 4.00 kB, of 1 truncations that were tried",
         "modelspec.title ink_00001",
     ):
         assert expected in lines
     assert "seed" in training and "ss_seed" in metadata and "{" not in training and "aclora." not in table
 
 
-def test_the_report_of_the_file_comes_out_and_fits_what_was_cut(pack, loras):
+def test_the_report_of_the_file_comes_out_and_fits_the_truncated_lora(pack, loras):
     load, inspect = pack.nodes.adapter.load.ACLoRALoad.execute, pack.nodes.adapter.inspect.ACLoRAInspect.execute
     signal = dict.fromkeys(NAMES, 3)
     _, _, state, _, report = load(saved(pack, signal), cut={"cut": "rank", "rank": 2}).args
-    assert report.signal == signal and report.settings["seed"] == 7 and [cut.chosen for cut in report.cuts] == [True]
+    assert (
+        report.signal == signal
+        and report.settings["seed"] == 7
+        and [tried.chosen for tried in report.truncations] == [True]
+    )
     layers = json.loads(inspect("none", lora_model=state, rank_report=report)[2])["layers"]
     assert {(layer["rank"], layer["signal"]) for layer in layers} == {(2, 2)}
 
@@ -151,9 +155,9 @@ def test_without_a_report_the_nodes_behind_do_without(pack, loras):
     assert len(charts) == 3
 
 
-def test_without_a_cut_the_table_tells_of_none(pack, loras, load):
+def test_without_a_truncation_the_table_has_no_rows_on_it(pack, loras, load):
     _, table = load(saved(pack))
-    assert "cut" not in table and "->" not in table
+    assert "truncated" not in table and "->" not in table
 
 
 def node(name, **inputs):
@@ -176,14 +180,14 @@ STRENGTHS = {"strength_model": 1.0, "strength_clip": 1.0}
 @pytest.mark.parametrize(
     ("cut", "words"),
     [
-        ({}, None),  # as a workflow from before there was a cut
+        ({}, None),  # as a workflow from before this input existed
         ({"cut": "no cut"}, None),
         ({"cut": "rank", "cut.rank": 2}, "to rank 2"),
         ({"cut": "energy", "cut.keep": 0.93}, "to 0.93 of the energy"),
     ],
     ids=str,
 )
-def test_a_prompt_cuts_while_loading(server, file, cut, words):
+def test_a_prompt_truncates_while_loading(server, file, cut, words):
     history = server.run({"1": node(file, **STRENGTHS, **cut), "2": preview(3)})
     table = history["outputs"]["2"]["text"][0]
     assert (words in table and "6 in every layer -> 2 in every layer" in table) if words else "->" not in table

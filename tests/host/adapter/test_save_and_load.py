@@ -140,11 +140,11 @@ def test_a_drive_with_coarse_times_hides_no_file(pack, loras, model):
 def test_a_file_in_any_key_style_changes_the_model_as_the_host_would(pack, loras, model, style):
     import comfy.sd
 
-    up_suffix, down_suffix = pack.aclora_core.adapter.key_formats.PAIRS[style]
+    form = pack.aclora_core.adapter.key_formats.KEY_FORMATS[style]
     state = {}
     for key, tensor in lora_for(model).items():
         base = key.replace(CONVOLUTION, "lora_unet_x_embedder_proj")
-        base = base.replace(".lora_up.weight", up_suffix).replace(".lora_down.weight", down_suffix)
+        base = base.replace(".lora_up.weight", form.up).replace(".lora_down.weight", form.down)
         state[base] = tensor
     loras.mkdir()
     save_file(state, loras / "style.safetensors")
@@ -218,7 +218,7 @@ def test_the_file_has_the_precision_that_was_chosen(pack, loras, model, precisio
     assert state[f"{QKV}.lora_up.weight"].dtype == torch.float32
 
 
-def test_what_is_saved_is_what_is_loaded(pack, loras, model):
+def test_a_saved_lora_loads_unchanged(pack, loras, model):
     state = lora_for(model)
     save, load = pack.nodes.adapter.save.ACLoRASave.execute, pack.nodes.adapter.load.ACLoRALoad.execute
     preview = torch.rand(1, 64, 64, 3)
@@ -230,7 +230,7 @@ def test_what_is_saved_is_what_is_loaded(pack, loras, model):
     expected = weight_of(model, f"{QKV}.weight").float() - 1.5 * delta
     torch.testing.assert_close(patched_weight(changed, f"{QKV}.weight"), expected, rtol=1e-4, atol=1e-5)
     assert not model.patches
-    assert "tusche" in table and "rank 3, float32" in table and "a picture" in table
+    assert "tusche" in table and "rank 3, float32" in table and "an image" in table
     assert changed.get_attachment("lora_metadata")["modelspec.trigger_phrase"] == "tusche"
 
 
@@ -247,7 +247,7 @@ def test_a_cut_while_loading_puts_the_best_of_that_rank_on_the_model(pack, loras
     assert {lora_model[key].shape[1] for key in lora_model if "lora_up" in key} == {2} and not model.patches
 
 
-def test_the_text_on_the_node_tells_place_and_size(pack, loras, model):
+def test_the_text_on_the_node_has_folder_and_size(pack, loras, model):
     output = pack.nodes.adapter.save.ACLoRASave.execute(lora_for(model), "styles/ink")
     text = output.ui.as_dict()["text"][0]
     assert str(Path("styles", "ink_00001.safetensors")) in text and " MB, " in text and "LoRA layers, rank 3" in text

@@ -1,24 +1,24 @@
 import pytest
 import torch
 
-from aclora_core.inspection.charts.contact_sheet import CELL, COLUMNS, GAP, contact_sheet
+from aclora_core.inspection.charts.contact_sheet import CELL_SIZE, COLUMNS, GAP, contact_sheet
 
 BLUE = torch.tensor([0.0, 0.0, 1.0])
-WIDTH = GAP + COLUMNS * (CELL + GAP)
+WIDTH = GAP + COLUMNS * (CELL_SIZE + GAP)
 
 
-def test_the_sheet_shows_each_picture_in_its_cell() -> None:
-    pictures = [torch.zeros(64, 128, 3), BLUE.expand(CELL, CELL, 3)] + [torch.ones(32, 32, 3)] * 3
-    sheet = contact_sheet(pictures, ["a", "b", "c", "d", "e"])
+def test_the_sheet_shows_each_image_in_its_cell() -> None:
+    images = [torch.zeros(64, 128, 3), BLUE.expand(CELL_SIZE, CELL_SIZE, 3)] + [torch.ones(32, 32, 3)] * 3
+    sheet = contact_sheet(images, ["a", "b", "c", "d", "e"])
     assert sheet.dtype == torch.float32
     assert sheet.shape[1] == WIDTH
-    middle = GAP + CELL // 2
+    middle = GAP + CELL_SIZE // 2
     torch.testing.assert_close(sheet[middle, middle], torch.zeros(3))
-    torch.testing.assert_close(sheet[middle, middle + CELL + GAP], BLUE)
+    torch.testing.assert_close(sheet[middle, middle + CELL_SIZE + GAP], BLUE)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_pictures_fill_the_width(count: int) -> None:
+def test_few_images_fill_the_width(count: int) -> None:
     sheet = contact_sheet([BLUE.expand(8, 8, 3)] * count, ["a"] * count)
     assert sheet.shape[1] == WIDTH
     blue = (sheet - BLUE).abs().amax(-1)[GAP + 20] < 0.01
@@ -28,11 +28,11 @@ def test_few_pictures_fill_the_width(count: int) -> None:
 def test_captions_are_written_below() -> None:
     four = [torch.ones(64, 64, 3)] * 4
     plain = contact_sheet(four, [""] * 4)
-    assert plain[GAP + CELL + 2 :].min() == 1
+    assert plain[GAP + CELL_SIZE + 2 :].min() == 1
     captioned = contact_sheet(four, ["ракета " * 50] + [""] * 3)
-    assert captioned.shape == plain.shape  # a long caption is cut, not spilled
-    assert captioned[GAP + CELL + 2 :].min() < 0.5
-    assert captioned[GAP + CELL + 2 :, GAP + CELL + 4 :].min() == 1
+    assert captioned.shape == plain.shape  # a long caption is shortened
+    assert captioned[GAP + CELL_SIZE + 2 :].min() < 0.5
+    assert captioned[GAP + CELL_SIZE + 2 :, GAP + CELL_SIZE + 4 :].min() == 1
 
 
 def test_a_word_wider_than_its_cell_is_broken() -> None:

@@ -1,4 +1,4 @@
-"""Charts: sizes, themes, odd input, and that what they show can be told from the pixels."""
+"""Charts: sizes, themes, odd input, and that the pixels show the numbers."""
 
 import ast
 import math
@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageColor
 
 from aclora_core.adapter.rank_report import RankReport, Restart
-from aclora_core.inspection.charts.canvas import DARK, LIGHT, notice, places_that_fit, shorten, to_batch
+from aclora_core.inspection.charts.canvas import DARK, LIGHT, notice, shorten, tick_indices, to_batch
 from aclora_core.inspection.charts.layers import layer_map, spectrum_chart
 from aclora_core.inspection.charts.training import training_chart, trajectory_chart
 from aclora_core.method.restart import LayerRank
@@ -36,9 +36,9 @@ def spectra(count, rank=16):
     return {name: [2.0 ** -(i + place % 3) for i in range(rank)] for place, name in enumerate(names)}
 
 
-def pixels(picture, colour, tolerance=40):
-    """Where a picture has a colour: (height, width), bool."""
-    distance = np.abs(np.asarray(picture, dtype=int) - ImageColor.getrgb(colour)).max(-1)
+def pixels(chart, colour, tolerance=40):
+    """Where a chart has a colour: (height, width), bool."""
+    distance = np.abs(np.asarray(chart, dtype=int) - ImageColor.getrgb(colour)).max(-1)
     return distance <= tolerance
 
 
@@ -58,20 +58,20 @@ cached_charts = cache(all_charts)
 
 @pytest.mark.parametrize("size", [NODE, (257, 161)])
 def test_every_chart_has_exactly_the_size_that_was_asked_for(size):
-    for picture in cached_charts(size, False):
-        assert picture.size == size and picture.mode == "RGB"
+    for chart in cached_charts(size, False):
+        assert chart.size == size and chart.mode == "RGB"
 
 
 @pytest.mark.parametrize(("dark", "theme"), [(False, LIGHT), (True, DARK)])
-def test_every_chart_is_on_the_theme_s_paper_with_letters_of_its_ink(dark, theme):
-    for picture in cached_charts(NODE, dark):
-        assert picture.getpixel((1, 1)) == ImageColor.getrgb(theme.paper)
-        assert pixels(picture, theme.ink).sum() > 30
+def test_every_chart_is_on_the_theme_s_background_with_letters_of_its_ink(dark, theme):
+    for chart in cached_charts(NODE, dark):
+        assert chart.getpixel((1, 1)) == ImageColor.getrgb(theme.background)
+        assert pixels(chart, theme.ink).sum() > 30
 
 
-def test_nothing_is_cut_off_at_the_picture_s_edge():
-    for picture in cached_charts(NODE, False):
-        array = np.asarray(picture)
+def test_nothing_is_cut_off_at_the_chart_s_edge():
+    for chart in cached_charts(NODE, False):
+        array = np.asarray(chart)
         edges = np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
         assert (edges == 255).all()
 
@@ -92,22 +92,22 @@ def test_matplotlib_is_imported_by_the_first_chart_and_not_before():
         assert not [line for line in imports if "matplotlib" in line], path.name
 
 
-def test_the_same_input_gives_the_same_picture():
+def test_the_same_input_gives_the_same_chart():
     first, second = cached_charts(NODE, True), all_charts(NODE, True)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
 
 
-def test_a_picture_that_is_too_small_to_read_is_refused():
+def test_a_chart_that_is_too_small_to_read_is_refused():
     with pytest.raises(ValueError, match="256 x 160 pixels or more, but 100 x 100"):
         training_chart([0.5], 1, size=(100, 100))
 
 
 @pytest.mark.parametrize("losses", [[], [0.5], [math.nan] * 5, [0.1, math.inf, math.nan, 0.2], [0.0] * 50, [1e-9, 1e9]])
-def test_the_live_picture_takes_any_losses(losses):
+def test_the_live_chart_takes_any_losses(losses):
     assert training_chart(losses, 100, size=SMALL).size == SMALL
 
 
-def test_the_live_picture_shows_the_course_of_the_loss():
+def test_the_live_chart_shows_the_course_of_the_loss():
     falling = training_chart([1.0 - step / 200 for step in range(200)], 200)
     rows, columns = np.nonzero(pixels(falling, LIGHT.first))
     left, right = rows[columns < 150].mean(), rows[columns > 400].mean()
@@ -157,7 +157,7 @@ def test_the_jump_of_the_delta_is_drawn_where_it_was_measured():
     assert not len(rows(math.nan, math.nan)[0])
     found, columns = rows(0.9, math.nan, 0.2, 0.1)
     assert found[columns < 150].mean() < found[columns > 350].mean() - 30
-    # A jump beyond the size of the delta itself stays in the picture.
+    # A jump beyond the size of the delta itself stays in the chart.
     assert len(rows(3.0, 2.9)[0]) > 50
 
 
@@ -200,8 +200,8 @@ def test_charts_without_layers_are_refused():
 
 def cell_colours(values, title="Norm"):
     """The commonest colours within the map, most frequent first."""
-    picture = layer_map(values, title).crop((160, 40, 440, 260))
-    return [colour for _, colour in sorted(picture.getcolors(100_000), reverse=True)]
+    chart = layer_map(values, title).crop((160, 40, 440, 260))
+    return [colour for _, colour in sorted(chart.getcolors(100_000), reverse=True)]
 
 
 def test_a_map_gives_equal_layers_one_colour_and_others_another():
@@ -223,12 +223,12 @@ def test_a_map_of_layers_without_blocks(count):
 def test_labels_fit():
     assert shorten("joint_blocks.0 attn.qkv", 60.0) == "… attn.qkv"
     assert shorten("short", 60.0) == "short"
-    assert places_that_fit(10, 100.0, 10.0) == list(range(10))
-    assert places_that_fit(10, 100.0, 25.0) == [0, 3, 6, 9]
-    assert places_that_fit(0, 100.0, 10.0) == []
+    assert tick_indices(10, 100.0, 10.0) == list(range(10))
+    assert tick_indices(10, 100.0, 25.0) == [0, 3, 6, 9]
+    assert tick_indices(0, 100.0, 10.0) == []
 
 
-def test_pictures_become_an_image_batch():
+def test_images_become_a_batch():
     batch = to_batch([Image.new("RGB", (4, 3), "#ff0000"), Image.new("RGB", (4, 3), "#0000ff")])
     assert batch.shape == (2, 3, 4, 3) and batch.dtype == torch.float32
     assert batch[0, 0, 0].tolist() == [1.0, 0.0, 0.0] and batch[1, 2, 3].tolist() == [0.0, 0.0, 1.0]
