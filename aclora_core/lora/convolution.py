@@ -89,10 +89,10 @@ class AdaptedConvolution(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         narrow = down.contiguous(memory_format=torch.channels_last)  # as it is
-        kernels = find_kernels(x.device, x.dtype, "pictures")
-        if kernels is not None and kernels.take_convolution(x, len(weight), len(down)):
+        kernels = find_kernels(x.device, x.dtype, "unet")
+        if kernels is not None and kernels.lora_conv.supports(x, down, up):
             output = F.conv2d(x, weight, None, *steps).contiguous(memory_format=torch.channels_last)
-            inner = kernels.convolution.add_branch(output, bias, x, narrow, up.flatten(1), steps, branch.scale)
+            inner = kernels.lora_conv(output, bias, x, narrow, up.flatten(1), steps, branch.scale)
         else:
             output = F.conv2d(x, weight, bias, *steps).contiguous(memory_format=torch.channels_last)
             inner = _rows(F.conv2d(x, narrow, None, *steps))
@@ -131,9 +131,9 @@ def _add_gradients(
     assert down.grad is not None and up.grad is not None
     rows, of_up = _rows(gradient), up.grad.flatten(1)
     through = rows @ up.detach().flatten(1)
-    kernels = find_kernels(x.device, x.dtype, "pictures")
-    if kernels is not None and kernels.take_way_back(x, gradient, len(down)):
-        kernels.convolution.add_gradients(
+    kernels = find_kernels(x.device, x.dtype, "unet")
+    if kernels is not None and kernels.lora_conv_gradients.supports(x, gradient, down):
+        kernels.lora_conv_gradients(
             x, gradient, inner, through, narrow, down.grad, of_up, of_input, steps, branch.scale
         )
         return

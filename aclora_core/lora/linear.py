@@ -78,9 +78,9 @@ def _rows(gradient: Tensor) -> Tensor:
 def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor], Tensor]:
     """The outputs, each (n, out), and x · downᵀ (layers, n, rank)."""
     weights, biases, downs, ups = _tensors(layers)
-    kernels, scale = find_kernels(x.device, x.dtype, "layers"), layers[0].branch.scale
-    if kernels is not None and kernels.take_forward(x, weights[0], len(downs[0])):
-        outputs, inner = kernels.linear.forward(x, weights, biases, downs, ups, scale)
+    kernels, scale = find_kernels(x.device, x.dtype, "lora"), layers[0].branch.scale
+    if kernels is not None and kernels.lora_linear.supports(x, weights, downs):
+        outputs, inner = kernels.lora_linear(x, weights, biases, downs, ups, scale)
         return outputs.unbind(), inner
     inner = torch.stack([x @ down.t() for down in downs]) if len(layers) > 1 else (x @ downs[0].t())[None]
     return [
@@ -94,10 +94,10 @@ def _backward(
 ) -> Tensor | None:
     """The gradient of x (n, in), if it is wanted; adds those of the factors to their .grad."""
     weights, _, downs, ups = _tensors(layers)
-    kernels, scale = find_kernels(x.device, x.dtype, "layers"), layers[0].branch.scale
+    kernels, scale = find_kernels(x.device, x.dtype, "lora"), layers[0].branch.scale
     branches = [layer.branch for layer in layers]
-    if wanted and kernels is not None and kernels.take_backward(gradients[0], weights[0], len(downs[0])):
-        of_input, through = kernels.linear.backward(gradients, weights, downs, ups, scale)
+    if wanted and kernels is not None and kernels.lora_linear_backward.supports(gradients, weights, downs):
+        of_input, through = kernels.lora_linear_backward(gradients, weights, downs, ups, scale)
         _add_gradients(kernels, branches, x, gradients, inner, through)
         return of_input
     result: Tensor | None = None
@@ -133,8 +133,8 @@ def _add_gradients(
     downs = [branch.down.compute.detach().flatten(1) for branch in branches]
     of_downs, of_ups = [_gradient(branch.down) for branch in branches], [_gradient(branch.up) for branch in branches]
     scale = branches[0].scale
-    if kernels is not None and kernels.take_sums(x, gradients[0], len(downs[0])):
-        kernels.linear.add_gradients(x, gradients, inner, through, of_downs, of_ups, scale, of_input, downs[0])
+    if kernels is not None and kernels.lora_linear_gradients.supports(x, gradients, of_downs):
+        kernels.lora_linear_gradients(x, gradients, inner, through, of_downs, of_ups, scale, of_input, downs[0])
         return
     for number, gradient in enumerate(gradients):
         of_ups[number].addmm_(gradient.t(), inner[number], alpha=scale)
@@ -170,6 +170,6 @@ class LinearBranch(torch.autograd.Function):
         leaf, up = ctx.branch.down.compute, ctx.branch.up.compute.detach()
         rows = _rows(gradient).to(leaf.dtype)
         of_input = torch.zeros_like(flat) if ctx.needs_input_grad[1] else None
-        kernels, through = find_kernels(rows.device, rows.dtype, "layers"), (rows @ up)[None]
+        kernels, through = find_kernels(rows.device, rows.dtype, "lora"), (rows @ up)[None]
         _add_gradients(kernels, [ctx.branch], flat, [rows], inner[None], through, of_input)
         return gradient, None if of_input is None else of_input.to(ctx.dtype).view(ctx.shape), None, None, None

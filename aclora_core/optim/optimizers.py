@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..acceleration import AdamW
+from ..acceleration import Kernel
 from ..config import OptimizerName
 from ..lora import FlatParameters
 
@@ -102,7 +102,7 @@ class FlatOptimizer:
             self._gradient /= self.divisor
             self.optimizer.step()
 
-    def step_at_once(self, adamw: AdamW, gradient: Tensor, before: Tensor) -> None:
+    def step_at_once(self, adamw: Kernel[..., ..., None], gradient: Tensor, before: Tensor) -> None:
         """step of AdamW by a kernel, which also clears the gradient, and brings the model's copy up to date.
 
         before: gets the weights as they were, where the step is done.

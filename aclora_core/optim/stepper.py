@@ -59,7 +59,7 @@ class Stepper:
         self._average = Ema(weights, ema_decay) if ema_decay else None
         self.updater = FlatOptimizer(optimizer, weights, self._gradient, learning_rate, weight_decay)
         short = of_leaves is not self._gradient
-        kernels = find_kernels(of_leaves.device, of_leaves.dtype, "layers") if short else None
+        kernels = find_kernels(of_leaves.device, of_leaves.dtype, "lora") if short else None
         self._at_once = kernels.adamw if kernels is not None and optimizer == "AdamW" else None
         self._finished = False
         self._begun: Batch | None = None  # of the next step; its gradient is there already

@@ -216,7 +216,7 @@ class TrainingPass:
         batch = self._drawing.trial(self._pictures[0])
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
             self.memory.all_again()
-        kernels = find_kernels(self.model.device, self.model.dtype, "layers")
+        kernels = find_kernels(self.model.device, self.model.dtype, "lora")
         kind = type(self.model.network), self.model.dtype, self.model.device, self.config.max_rank, self.config.layers
         if kernels is not None and kind not in _compiled_for:
             with compile_in_parallel(self.model.device, kernels):
