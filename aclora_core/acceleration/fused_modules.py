@@ -190,7 +190,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels) -> Forward:
     def forward(input: Any, shift: Tensor | None = None) -> Any:
-        """shift: (n, channels), added to each pixel of the input; the first module must then be a norm with its SiLU."""
+        """shift: (n, channels), added to each pixel; needs a norm with its SiLU as the first module."""
         for module, silu in pairs:
             if silu is None:
                 input = module(input)

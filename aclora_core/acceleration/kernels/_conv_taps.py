@@ -72,7 +72,7 @@ def load_at_tap(  # type: ignore[no-untyped-def]
     """Load the inputs that a tap of the convolution kernel reads for some output pixels; zero beyond the edges."""
     y_in = row * stride_y - pad_y + tap // kernel_width * dilation_y
     x_in = column * stride_x - pad_x + tap % kernel_width * dilation_x
-    inside &= (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+    inside = inside & (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
     offset = ((image.to(tl.int64) * height + y_in) * width + x_in) * channels
     mask = inside[:, None] & (channel < channels)[None, :]
     return tl.load(x + offset[:, None] + channel[None, :], mask=mask, other=0.0)

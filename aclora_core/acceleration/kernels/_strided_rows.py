@@ -52,5 +52,5 @@ def row_tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: i
 @triton.jit
 def row_offset(row, rows_per_n, rows_per_m, stride_n, stride_m, stride_k):  # type: ignore[no-untyped-def]
     """Offset of each row of an (n, m, k, d) tensor from its flat index and strides."""
-    n, m, k = row // rows_per_n, row % rows_per_n // rows_per_m, row % rows_per_m
-    return n.to(tl.int64) * stride_n + m * stride_m + k * stride_k
+    n_offset = (row // rows_per_n).to(tl.int64) * stride_n
+    return n_offset + (row % rows_per_n // rows_per_m) * stride_m + (row % rows_per_m) * stride_k

@@ -115,8 +115,8 @@ def split_k_reduce(  # type: ignore[no-untyped-def]
     """
     is_last = splits == 1
     if splits > 1:
-        row, column = tl.arange(0, BLOCK_N)[:, None], tl.arange(0, PADDED_RANK)[None, :]
-        offset = index * splits * (BLOCK_N * PADDED_RANK) + row * PADDED_RANK + column
+        first = index * splits * (BLOCK_N * PADDED_RANK)
+        offset = first + tl.arange(0, BLOCK_N)[:, None] * PADDED_RANK + tl.arange(0, PADDED_RANK)[None, :]
         tl.store(scratch + split * (BLOCK_N * PADDED_RANK) + offset, total)
         tl.debug_barrier()
         is_last = tl.atomic_add(arrived + index, 1) == splits - 1

@@ -358,8 +358,8 @@ def _add_to_input(  # type: ignore[no-untyped-def]
         y_out = row[:, None] + pad_y - (tap // kernel_width * dilation_y)[None, :]
         x_out = column[:, None] + pad_x - (tap % kernel_width * dilation_x)[None, :]
         mask = ((pixel < in_pixels)[:, None] & (tap < taps)[None, :]) & (y_out >= 0) & (x_out >= 0)
-        mask &= (y_out % stride_y == 0) & (x_out % stride_x == 0)
-        mask &= (y_out // stride_y < out_height) & (x_out // stride_x < out_width)
+        on_stride = (y_out % stride_y == 0) & (x_out % stride_x == 0)
+        mask &= on_stride & (y_out // stride_y < out_height) & (x_out // stride_x < out_width)
         offset = ((image[:, None] * out_height + y_out // stride_y) * out_width + x_out // stride_x).to(tl.int64) * RANK
         rows = grad_up + offset[:, :, None] + ranks[None, None, :]
         h = tl.load(rows, mask=mask[:, :, None] & (ranks < RANK)[None, None, :], other=0.0)

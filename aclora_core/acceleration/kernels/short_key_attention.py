@@ -321,8 +321,8 @@ def _reduce(  # type: ignore[no-untyped-def]
     """Add up the splits for one key (third program axis 0) or its value (1)."""
     key_index, channel = tl.program_id(0), tl.arange(0, PADDED_CHANNELS)
     split_size = tl.num_programs(1).to(tl.int64) * keys * CHANNELS
-    first = (tl.program_id(1) * keys + key_index) * CHANNELS
-    begin = partial_sums + tl.program_id(2) * splits * split_size + first + channel
+    begin = partial_sums + tl.program_id(2) * splits * split_size
+    begin = begin + (tl.program_id(1) * keys + key_index) * CHANNELS + channel
     total = tl.zeros((PADDED_CHANNELS,), tl.float32)
     for split in range(0, splits):
         total += tl.load(begin + split * split_size, mask=channel < CHANNELS, other=0.0)
