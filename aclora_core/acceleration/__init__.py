@@ -4,20 +4,20 @@ from .activation_checkpointing import ActivationCheckpointing
 from .cuda_graphs import CudaGraphRunner
 from .fused_modules import FusableModules, fuse_modules
 from .inplace import InplaceAddLog, NoInplaceAdd
-from .kernels import MAX_LAYERS, MOST_KEYS, AdamW, ConvParams, Kernels, compile_in_parallel, find_kernels
+from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
 
 __all__ = [
     "ActivationCheckpointing",
-    "AdamW",
     "CONVOLUTIONS",
     "ConvParams",
     "CudaGraphRunner",
     "FusableModules",
     "InplaceAddLog",
+    "Kernel",
     "Kernels",
+    "MAX_KEYS",
     "MAX_LAYERS",
-    "MOST_KEYS",
     "NoInplaceAdd",
     "compile_in_parallel",
     "find_kernels",

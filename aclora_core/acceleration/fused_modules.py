@@ -1,4 +1,4 @@
-"""Faster ways through modules that are not trained, for as long as a training lasts."""
+"""Replace the forward of frozen modules by fused kernels while a training runs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from .kernels import DTYPES, KernelGroup, Kernels, find_kernels
 Forward = Callable[..., Any]
 
 
-# What residual blocks and those of transformers have set where they do more than usual.
-_SPECIAL_IN_BLOCKS = ("ff_in", "disable_self_attn", "switch_temporal_ca_to_sa")
-
-
-_SPECIAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")
+# Attributes that residual blocks and transformer blocks set if they do more than usual.
+_SPECIAL_IN_RESIDUAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")
+_SPECIAL_IN_BLOCK = ("ff_in", "disable_self_attn", "switch_temporal_ca_to_sa")
 
 
 class FusableModules(NamedTuple):
-    """The classes of a network's modules that are known from within, as far as it has them.
+    """Module classes of a network whose inner structure is known; None for those it does not have.
 
-    geglu: gated GELUs, value · GELU(gate) of the halves of what its `proj` gives.
-    transformer: transformers on pictures. They turn a picture back to channels first, which costs a copy, and has every
-    module behind them work in that order; they are kept from it.
-    residual: residual blocks, x -> skip(x) + out(in(x) + emb(e)): the sum goes into out's norm.
-    block: blocks of transformers, of two attentions and a feed-forward network, each behind a norm and added to what it
-    came from: the sums go into the norms.
+    Attributes:
+        geglu: gated GELU, value · GELU(gate) of the halves of the output of `proj`.
+        transformer: transformer on images. It converts its input to channels-first, which costs a copy and makes all
+            modules behind it work in that format; while fused it keeps channels-last images.
+        residual: residual block, x -> skip(x) + out(in(x) + emb(e)); the sum moves into the norm of `out`.
+        block: transformer block of two attentions and a feed-forward network, each behind a norm and added to its
+            input; the sums move into the norms.
     """
 
     geglu: type[nn.Module] | None = None
@@ -45,57 +44,62 @@ class FusableModules(NamedTuple):
 def fuse_modules(
     network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules = FusableModules()
 ) -> Iterator[None]:
-    """Has the network's norms and gates computed by kernels of ours, if they are to be had; undone at the end.
+    """Compute a network's norms, gates and blocks by fused kernels, where there are any; restored on exit.
 
-    is_unpatched: whether a module that is a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those do.
+    Args:
+        network: the network; its modules' `forward` attributes are set.
+        is_unpatched: whether an instance of a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those
+            do.
+        classes: module classes of known structure.
     """
     find = _kernels_for(network)
     with ExitStack() as undo:
-        for module, part, make in _replacements(network, is_unpatched, classes):
-            kernels = find(part)
+        for module, group, make in _replacements(network, is_unpatched, classes):
+            kernels = find(group)
             forward = None if kernels is None else make(kernels)
             if forward is not None:
                 module.forward = forward
-                undo.callback(_take_back, module, forward)
+                undo.callback(_restore, module, forward)
         yield
 
 
 def _kernels_for(network: nn.Module) -> Callable[[KernelGroup], Kernels | None]:
-    """Finds kernels for the GPU that the network is on, and the type of its weights there."""
-    weight = next((it for it in network.parameters() if it.is_cuda and it.dtype in DTYPES), None)
-    return lambda part: None if weight is None else find_kernels(weight.device, weight.dtype, part)
+    """Return a function that finds a group of kernels for the network's GPU and the dtype of its weights there."""
+    weights = (weight for weight in network.parameters() if weight.is_cuda and weight.dtype in DTYPES)
+    weight = next(weights, None)
+    return lambda group: None if weight is None else find_kernels(weight.device, weight.dtype, group)
 
 
-def _take_back(module: nn.Module, forward: Forward) -> None:
-    if vars(module).get("forward") is forward:  # else another has replaced it since, and has taken it back for us
+def _restore(module: nn.Module, forward: Forward) -> None:
+    if vars(module).get("forward") is forward:  # otherwise another has replaced it since, and restored the class's
         del module.forward
 
 
 def _replacements(
     network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules
 ) -> Iterator[tuple[nn.Module, KernelGroup, Callable[[Kernels], Forward | None]]]:
-    """The modules to be computed in another way, the kernels that it takes, and how; None for one that stays."""
+    """The modules to replace, the kernels needed, and a function that makes the forward; None leaves it as it is."""
     for module in network.modules():
         if "forward" in vars(module):
             continue
         if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
             if _can_norm(module, is_unpatched):
-                norm, part = _NORMS[next(kind for kind in _NORMS if isinstance(module, kind))]
-                yield module, part, partial(norm, module, module.forward)
+                make, group = _NORMS[next(kind for kind in _NORMS if isinstance(module, kind))]
+                yield module, group, partial(make, module, module.forward)
         elif type(module) is nn.GELU:
-            yield module, "sequences", partial(_gelu, module, module.forward)
+            yield module, "transformer", partial(_gelu, module, module.forward)
         elif type(module) is classes.residual:
-            yield module, "pictures", partial(_shifted, module, is_unpatched)
+            yield module, "unet", partial(_residual_block, module, is_unpatched)
         elif type(module) is classes.block:
-            yield module, "pictures", partial(_sums_in_norms, module, is_unpatched)
+            yield module, "unet", partial(_transformer_block, module, is_unpatched)
         elif type(module) is nn.Sequential:
-            pairs = _pairs(module, is_unpatched)
+            pairs = _norm_silu_pairs(module, is_unpatched)
             if any(silu for _, silu in pairs):
-                yield module, "pictures", partial(_sequence, pairs)
+                yield module, "unet", partial(_sequence, pairs)
         elif type(module) is classes.geglu:
-            yield module, "pictures", partial(_gate, module)
+            yield module, "unet", partial(_geglu, module)
         elif type(module) is classes.transformer:
-            yield module, "pictures", partial(_in_its_layout, module.forward)
+            yield module, "unet", partial(_channels_last_kept, module.forward)
 
 
 def _can_norm(module: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
@@ -108,18 +112,18 @@ def _can_norm(module: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> b
     )
 
 
-def _norm(module: nn.GroupNorm, own: Forward, kernels: Kernels) -> Forward:
+def _group_norm(module: nn.GroupNorm, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
-        if not kernels.take_picture(input):
+        if not kernels.group_norm.supports(input):
             return own(input)
         return kernels.group_norm(input, module.num_groups, module.weight, module.bias, module.eps)
 
     return forward
 
 
-def _norm_rows(module: nn.LayerNorm, own: Forward, kernels: Kernels) -> Forward:
+def _layer_norm(module: nn.LayerNorm, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
-        if not kernels.take_rows(input):
+        if not kernels.layer_norm.supports(input):
             return own(input)
         return kernels.layer_norm(input, module.weight, module.bias, module.eps)
 
@@ -127,11 +131,11 @@ def _norm_rows(module: nn.LayerNorm, own: Forward, kernels: Kernels) -> Forward:
 
 
 def _rms_norm(module: nn.RMSNorm, own: Forward, kernels: Kernels) -> Forward:
-    # PyTorch computes in float32, and that type's is what it takes where none is given.
+    # PyTorch computes in float32, and takes the eps of that dtype where none is given.
     eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
 
     def forward(x: Tensor) -> Tensor:
-        if not kernels.take_rows(x):
+        if not kernels.rms_norm.supports(x):
             return own(x)
         return kernels.rms_norm(x, module.weight, eps)
 
@@ -140,7 +144,7 @@ def _rms_norm(module: nn.RMSNorm, own: Forward, kernels: Kernels) -> Forward:
 
 def _gelu(module: nn.GELU, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
-        if input.is_contiguous() or not kernels.take(input):  # else PyTorch's is as quick
+        if not kernels.gelu.supports(input):
             return own(input)
         return kernels.gelu(input, module.approximate == "tanh")
 
@@ -148,49 +152,49 @@ def _gelu(module: nn.GELU, own: Forward, kernels: Kernels) -> Forward:
 
 
 _NORMS: dict[type[nn.Module], tuple[Callable[..., Forward], KernelGroup]] = {
-    nn.GroupNorm: (_norm, "pictures"),
-    nn.LayerNorm: (_norm_rows, "pictures"),
-    nn.RMSNorm: (_rms_norm, "sequences"),
+    nn.GroupNorm: (_group_norm, "unet"),
+    nn.LayerNorm: (_layer_norm, "unet"),
+    nn.RMSNorm: (_rms_norm, "transformer"),
 }
 
 
-def _pairs(
+def _norm_silu_pairs(
     modules: nn.Sequential, is_unpatched: Callable[[nn.Module], bool]
 ) -> list[tuple[nn.Module, nn.Module | None]]:
-    """The modules in their order, each with the SiLU that follows it if it is a norm and both can be one."""
+    """The modules in order; a norm is paired with the SiLU that follows it if they can be fused, others with None."""
     pairs: list[tuple[nn.Module, nn.Module | None]] = []
     for module in modules:
-        before = pairs[-1] if pairs else (None, None)
-        joins = type(module) is nn.SiLU and before[1] is None and _is_lone_norm(before[0], is_unpatched)
-        if joins and not _has_hooks(module):
-            pairs[-1] = before[0], module  # type: ignore[assignment]
+        norm, silu = pairs[-1] if pairs else (None, None)
+        follows_norm = type(module) is nn.SiLU and silu is None and _is_fusable_group_norm(norm, is_unpatched)
+        if follows_norm and not _has_hooks(module):
+            pairs[-1] = norm, module  # type: ignore[assignment]
         else:
             pairs.append((module, None))
     return pairs
 
 
-def _is_lone_norm(module: nn.Module | None, is_unpatched: Callable[[nn.Module], bool]) -> bool:
-    return isinstance(module, nn.GroupNorm) and _is_untouched(module, is_unpatched)
+def _is_fusable_group_norm(module: nn.Module | None, is_unpatched: Callable[[nn.Module], bool]) -> bool:
+    return isinstance(module, nn.GroupNorm) and _can_be_skipped(module, is_unpatched)
 
 
-def _is_untouched(norm: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
-    """Whether nobody but us would notice that the norm itself is not called."""
+def _can_be_skipped(norm: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
+    """Whether nothing depends on the norm module itself being called."""
     return "forward" not in vars(norm) and not _has_hooks(norm) and _can_norm(norm, is_unpatched)
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to be called when the module is."""
+    """Whether the module has forward or backward hooks."""
     kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
     return any(getattr(module, kind) for kind in kinds)
 
 
 def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels) -> Forward:
     def forward(input: Any, shift: Tensor | None = None) -> Any:
-        """shift: (n, channels), added to every pixel before the first module, which is then a norm with its SiLU."""
+        """shift: (n, channels), added to each pixel; needs a norm with its SiLU as the first module."""
         for module, silu in pairs:
             if silu is None:
                 input = module(input)
-            elif kernels.take_picture(input):
+            elif kernels.group_norm.supports(input):
                 norm: Any = module
                 input = kernels.group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps, True, shift)
             else:
@@ -201,60 +205,60 @@ def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels)
     return forward
 
 
-def _shifted(module: Any, is_unpatched: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
-    """A residual block's forward; None for one that does more than is told above."""
-    special = any(getattr(module, name, False) for name in _SPECIAL) or module.emb_layers is None
-    pairs = _pairs(module.out_layers, is_unpatched)
+def _residual_block(module: Any, is_unpatched: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
+    """A residual block's forward; None for a block that does more than FusableModules describes."""
+    special = any(getattr(module, name, False) for name in _SPECIAL_IN_RESIDUAL) or module.emb_layers is None
+    pairs = _norm_silu_pairs(module.out_layers, is_unpatched)
     if special or not pairs or pairs[0][1] is None or _has_hooks(module.out_layers):
         return None
-    leave, own = _sequence(pairs, kernels), module.forward
+    out_layers, own = _sequence(pairs, kernels), module.forward
 
     def forward(x: Tensor, emb: Tensor) -> Tensor:
         if x.dim() != 4 or emb.dim() != 2:
             return own(x, emb)
-        within = module.in_layers(x)
-        return module.skip_connection(x) + leave(within, module.emb_layers(emb).to(within.dtype))
+        hidden = module.in_layers(x)
+        shift = module.emb_layers(emb).to(hidden.dtype)
+        return module.skip_connection(x) + out_layers(hidden, shift)
 
     return forward
 
 
-def _sums_in_norms(module: Any, is_unpatched: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
-    """A transformer block's forward; None for one that does more than is told above."""
-    special = any(getattr(module, name) for name in _SPECIAL_IN_BLOCKS) or module.attn2 is None or not module.is_res
+def _transformer_block(module: Any, is_unpatched: Callable[[nn.Module], bool], kernels: Kernels) -> Forward | None:
+    """A transformer block's forward; None for a block that does more than FusableModules describes."""
+    special = any(getattr(module, name) for name in _SPECIAL_IN_BLOCK) or module.attn2 is None or not module.is_res
     norms = [module.norm1, module.norm2, module.norm3] if not special else []
-    if special or not all(_is_untouched(norm, is_unpatched) for norm in norms):
+    if special or not all(_can_be_skipped(norm, is_unpatched) for norm in norms):
         return None
-    enter, between, leave = (_residual_norm(norm, kernels) for norm in norms)
+    norm1, norm2, norm3 = (_residual_norm(norm, kernels) for norm in norms)
     own = module.forward
 
     def forward(x: Tensor, context: Any = None, transformer_options: Any = {}) -> Tensor:  # noqa: B006
         if transformer_options.get("patches") or transformer_options.get("patches_replace"):
             return own(x, context=context, transformer_options=transformer_options)
-        x, normed = enter(x, None)
-        x, normed = between(x, module.attn1(normed, transformer_options=transformer_options))
-        x, normed = leave(x, module.attn2(normed, context=context, transformer_options=transformer_options))
+        x, normed = norm1(x, None)
+        x, normed = norm2(x, module.attn1(normed, transformer_options=transformer_options))
+        x, normed = norm3(x, module.attn2(normed, context=context, transformer_options=transformer_options))
         return x + module.ff(normed)
 
     return forward
 
 
 def _residual_norm(norm: Any, kernels: Kernels) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """x and what is to be added -> their sum, and that normed."""
+    """(x, residual) -> x + residual, and that normalised."""
 
-    def both(x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-        alike = added is None or (added.shape == x.shape and added.dtype == x.dtype)
-        if alike and kernels.take_rows(x):
-            return kernels.residual_norm(x, added, norm.weight, norm.bias, norm.eps)
-        x = x if added is None else added + x
+    def add_and_norm(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if kernels.residual_norm.supports(x, residual):
+            return kernels.residual_norm(x, residual, norm.weight, norm.bias, norm.eps)
+        x = x if residual is None else residual + x
         return x, norm(x)
 
-    return both
+    return add_and_norm
 
 
-def _gate(module: Any, kernels: Kernels) -> Forward:
+def _geglu(module: Any, kernels: Kernels) -> Forward:
     def forward(x: Tensor) -> Tensor:
         hidden = module.proj(x)
-        if kernels.take(hidden):
+        if kernels.geglu.supports(hidden):
             return kernels.geglu(hidden)
         value, gate = hidden.chunk(2, dim=-1)
         return value * F.gelu(gate)
@@ -262,16 +266,16 @@ def _gate(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
-def _in_its_layout(own: Forward, kernels: Kernels) -> Forward:
+def _channels_last_kept(own: Forward, kernels: Kernels) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _KeepLayout():
+        with _KeepChannelsLast():
             return own(*args, **kwargs)
 
     return forward
 
 
-class _KeepLayout(TorchFunctionMode):
-    """Has x.contiguous() give x itself where x is a picture whose channels come last in memory."""
+class _KeepChannelsLast(TorchFunctionMode):
+    """Make x.contiguous() return x itself if x is a channels-last image."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.contiguous and len(args) == 1 and not kwargs:

@@ -101,10 +101,10 @@ class AdaptedConvolution(torch.autograd.Function):
         weight, bias, branch, params = conv
         x = x.contiguous(memory_format=torch.channels_last)
         down = down.contiguous(memory_format=torch.channels_last)  # no copy: factors are stored so
-        kernels = find_kernels(x.device, x.dtype, "pictures")
-        if kernels is not None and kernels.take_convolution(x, len(weight), len(down)):
+        kernels = find_kernels(x.device, x.dtype, "unet")
+        if kernels is not None and kernels.lora_conv.supports(x, down, up):
             output = F.conv2d(x, weight, None, *params).contiguous(memory_format=torch.channels_last)
-            x_down = kernels.convolution.add_branch(output, bias, x, down, up.flatten(1), params, branch.scale)
+            x_down = kernels.lora_conv(output, bias, x, down, up.flatten(1), params, branch.scale)
         else:
             output = F.conv2d(x, weight, bias, *params).contiguous(memory_format=torch.channels_last)
             x_down = _rows(F.conv2d(x, down, None, *params))
@@ -147,9 +147,9 @@ def _add_gradients(
     up_grad = up_grad.flatten(1)
     grad_rows = _rows(grad_output)
     grad_up = grad_rows @ branch.up.compute.detach().flatten(1)
-    kernels = find_kernels(x.device, x.dtype, "pictures")
-    if kernels is not None and kernels.take_way_back(x, grad_output, len(down)):
-        kernels.convolution.add_gradients(
+    kernels = find_kernels(x.device, x.dtype, "unet")
+    if kernels is not None and kernels.lora_conv_gradients.supports(x, grad_output, down):
+        kernels.lora_conv_gradients(
             x, grad_output, x_down, grad_up, down, down_grad, up_grad, grad_input, params, scale
         )
         return

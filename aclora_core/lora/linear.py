@@ -94,9 +94,9 @@ def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor
     """Return the output (n, out) of each layer, and x_down (layers, n, rank)."""
     weights, biases, downs, ups = _tensors(layers)
     scale = layers[0].branch.scale
-    kernels = find_kernels(x.device, x.dtype, "layers")
-    if kernels is not None and kernels.take_forward(x, weights[0], len(downs[0])):
-        stacked, x_down = kernels.linear.forward(x, weights, biases, downs, ups, scale)
+    kernels = find_kernels(x.device, x.dtype, "lora")
+    if kernels is not None and kernels.lora_linear.supports(x, weights, downs):
+        stacked, x_down = kernels.lora_linear(x, weights, biases, downs, ups, scale)
         return stacked.unbind(), x_down
     x_down = torch.stack([x @ down.t() for down in downs]) if len(layers) > 1 else (x @ downs[0].t())[None]
     outputs = []
@@ -112,9 +112,9 @@ def _backward(
     """Return the gradient of x (n, in), if needed, and add those of the factors to their .grad."""
     weights, _, downs, ups = _tensors(layers)
     branches = [layer.branch for layer in layers]
-    kernels = find_kernels(x.device, x.dtype, "layers")
-    if needs_grad_input and kernels is not None and kernels.take_backward(grad_outputs[0], weights[0], len(downs[0])):
-        grad_input, grad_up = kernels.linear.backward(grad_outputs, weights, downs, ups, branches[0].scale)
+    kernels = find_kernels(x.device, x.dtype, "lora")
+    if needs_grad_input and kernels is not None and kernels.lora_linear_backward.supports(grad_outputs, weights, downs):
+        grad_input, grad_up = kernels.lora_linear_backward(grad_outputs, weights, downs, ups, branches[0].scale)
         _add_gradients(branches, x, grad_outputs, x_down, grad_up)
         return grad_input
     result: Tensor | None = None
@@ -155,9 +155,9 @@ def _add_gradients(
     downs = [branch.down.compute.detach().flatten(1) for branch in branches]
     grad_downs = [_gradient(branch.down) for branch in branches]
     grad_ups = [_gradient(branch.up) for branch in branches]
-    kernels = find_kernels(x.device, x.dtype, "layers")
-    if kernels is not None and kernels.take_sums(x, grad_outputs[0], len(downs[0])):
-        kernels.linear.add_gradients(
+    kernels = find_kernels(x.device, x.dtype, "lora")
+    if kernels is not None and kernels.lora_linear_gradients.supports(x, grad_outputs, grad_downs):
+        kernels.lora_linear_gradients(
             x, grad_outputs, x_down, grad_up, grad_downs, grad_ups, scale, grad_input, downs[0]
         )
         return

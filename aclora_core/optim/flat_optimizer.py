@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..acceleration import AdamW
+from ..acceleration import Kernel
 from ..config import OptimizerName
 from ..lora import FlatParameters
 from .optimizers import OPTIMIZERS
@@ -72,7 +72,7 @@ class FlatOptimizer:
             self._gradient /= self.divisor
             self.optimizer.step()
 
-    def fused_step(self, adamw: AdamW, gradient: Tensor, previous: Tensor) -> None:
+    def fused_step(self, adamw: Kernel[..., ..., None], gradient: Tensor, previous: Tensor) -> None:
         """Do step by the AdamW kernel, which also clears the gradient and updates the weights in the model's dtype.
 
         Args:

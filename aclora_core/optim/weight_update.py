@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..acceleration import AdamW, CudaGraphRunner, find_kernels
+from ..acceleration import CudaGraphRunner, Kernel, find_kernels
 from ..lora import FlatParameters
 from .ema import Ema
 from .flat_optimizer import FlatOptimizer
@@ -163,9 +163,9 @@ class WeightUpdate:
             self._scaler.load_state_dict(state["scale"])
 
 
-def _find_fused_adamw(weights: FlatParameters) -> AdamW | None:
+def _find_fused_adamw(weights: FlatParameters) -> Kernel[..., ..., None] | None:
     """The fused AdamW kernel, for models that compute in less than float32."""
     if weights.gradient.dtype == torch.float32:
         return None
-    kernels = find_kernels(weights.gradient.device, weights.gradient.dtype, "layers")
+    kernels = find_kernels(weights.gradient.device, weights.gradient.dtype, "lora")
     return None if kernels is None else kernels.adamw

@@ -31,7 +31,7 @@ def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_share
     on_gpu = model.device.type == "cuda"
     if config.checkpointing == "all" or (config.checkpointing == "automatic" and on_gpu):
         checkpointing.all_again()
-    kernels = find_kernels(model.device, model.dtype, "layers")
+    kernels = find_kernels(model.device, model.dtype, "lora")
     network_kind = type(model.network), model.dtype, model.device, config.max_rank, config.layers
     if kernels is not None and network_kind not in _compiled_for:
         with compile_in_parallel(model.device, kernels):

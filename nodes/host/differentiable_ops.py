@@ -12,7 +12,7 @@ import comfy.quant_ops
 from comfy.ldm.flux import math as flux
 from torch import Tensor
 
-from ...aclora_core.acceleration import MOST_KEYS, find_kernels
+from ...aclora_core.acceleration import MAX_KEYS, find_kernels
 
 
 @contextmanager
@@ -59,10 +59,10 @@ def _fast_rotations() -> AbstractContextManager[None]:
 
     def rotating(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def rotated(x: Tensor, table: Tensor) -> Tensor:
-            kernels = find_kernels(x.device, x.dtype, "sequences")
-            if kernels is None or not kernels.take_rotation(x, table):
+            kernels = find_kernels(x.device, x.dtype, "transformer")
+            if kernels is None or not kernels.rope.supports(x, table):
                 return others(x, table)
-            return kernels.rotate(x, table)
+            return kernels.rope(x, table)
 
         return rotated
 
@@ -96,10 +96,10 @@ def _for_few_keys(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         special = args or kwargs.get("attn_mask") is not None
         special = special or any(kwargs.get(name) for name in kwargs.keys() - {"attn_mask", "scale"})
-        special = special or k.shape[-2] > MOST_KEYS  # asked here, so that kernels nobody needs are not compiled
-        kernels = None if special else find_kernels(q.device, q.dtype, "pictures")
-        if kernels is None or not kernels.take_attention(q, k, v):
+        special = special or k.shape[-2] > MAX_KEYS  # asked here, so that kernels nobody needs are not compiled
+        kernels = None if special else find_kernels(q.device, q.dtype, "unet")
+        if kernels is None or not kernels.short_key_attention.supports(q, k, v):
             return others(q, k, v, *args, **kwargs)
-        return kernels.attention(q, k, v, kwargs.get("scale") or q.shape[-1] ** -0.5)
+        return kernels.short_key_attention(q, k, v, kwargs.get("scale") or q.shape[-1] ** -0.5)
 
     return attention

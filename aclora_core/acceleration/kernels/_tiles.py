@@ -1,7 +1,7 @@
-"""What kernels of matrices share: blocks of them, and sums over their rows. Importing this file needs Triton.
+"""Tiles of matrices, and sums over their rows that several programs share (split-K).
 
-A program that sums up thousands of rows is mostly waiting. So long sums are shared out: each program leaves its part in
-memory, and the last to arrive joins them, in a fixed order.
+A program that sums over thousands of rows mostly waits. Long sums are therefore split: each program leaves its partial
+sum in memory, and the last one to arrive adds them all, in a fixed order.
 """
 
 from __future__ import annotations
@@ -10,100 +10,120 @@ import functools
 from typing import NamedTuple
 
 import torch
-import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
-# Sums over so many rows are shared out, by so many programs, each of so many rows at least; so many sums at a time.
-_LONG, _PROGRAMS, _SHORTEST, _MOST_SUMS = 2048, 264, 512, 256
+from ._triton import tl, triton
+
+_MIN_SPLIT_ROWS = 2048  # sums over fewer rows are not split
+_TARGET_PROGRAMS = 264  # programs that all sums together are split into
+_MIN_ROWS_PER_SPLIT = 512
+_MAX_SUMS = 256  # sums that may be split in one launch
 
 
-class Shares(NamedTuple):
-    """How long sums are shared out to several programs each."""
+class SplitK(NamedTuple):
+    """How long sums are split among programs. The order is that of the kernels' parameters."""
 
-    scratch: Tensor  # room for what the parts come to, float32
-    arrived: Tensor  # how many parts of each sum are done; 0 between two launches
-    parts: int
-    each: int  # rows of a part
+    scratch: Tensor  # room for the partial sums, float32
+    arrived: Tensor  # number of partial sums that are done, for each sum; 0 between launches
+    splits: int
+    rows_per_split: int
 
 
-def share_out(rows: int, sums: int, step: int, size: int, device: torch.device) -> Shares:
-    """Shares for so many sums of so many numbers over so many rows, of which a program takes some at a step."""
-    long = rows >= _LONG and sums <= _MOST_SUMS
-    parts = max(1, min(_PROGRAMS // sums, rows // _SHORTEST)) if long else 1
-    each = triton.cdiv(triton.cdiv(rows, parts), step) * step
-    parts = triton.cdiv(rows, each)
-    arrived = _arrived(device)  # also where there is one part, as it must not be made in a recording
-    scratch = arrived if parts == 1 else torch.empty(sums * parts * size, device=device)
-    return Shares(scratch.view(torch.float32), arrived, parts, each)
+def plan_split_k(rows: int, sums: int, block_k: int, size: int, device: torch.device) -> SplitK:
+    """Plan how sums over rows are split.
+
+    Args:
+        rows: the length of the sums.
+        sums: the number of tiles that are summed in one launch.
+        block_k: the number of rows a program takes in one step.
+        size: the number of elements of a tile.
+        device: where the sums are computed.
+    """
+    is_long = rows >= _MIN_SPLIT_ROWS and sums <= _MAX_SUMS
+    splits = max(1, min(_TARGET_PROGRAMS // sums, rows // _MIN_ROWS_PER_SPLIT)) if is_long else 1
+    rows_per_split = triton.cdiv(triton.cdiv(rows, splits), block_k) * block_k
+    splits = triton.cdiv(rows, rows_per_split)
+    arrived = _arrived(device)  # also without a split, as it must not be allocated during a capture
+    scratch = arrived if splits == 1 else torch.empty(sums * splits * size, device=device)
+    return SplitK(scratch.view(torch.float32), arrived, splits, rows_per_split)
 
 
 @functools.lru_cache
 def _arrived(device: torch.device) -> Tensor:
-    return torch.zeros(_MOST_SUMS, dtype=torch.int32, device=device)
+    return torch.zeros(_MAX_SUMS, dtype=torch.int32, device=device)
 
 
-def padded(rank: int) -> int:
-    """The tensor cores take 16 and more."""
+def padded_rank(rank: int) -> int:
+    """Round a rank up to what tensor cores take: a power of two, at least 16."""
     return max(16, triton.next_power_of_2(rank))
 
 
 @triton.jit
-def block(start, row, column, stride, rows, columns):  # type: ignore[no-untyped-def]
-    """Some rows and columns of a matrix, zero outside."""
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    return tl.load(start + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+def load_block(start, row, column, stride, rows, columns):  # type: ignore[no-untyped-def]
+    """Load a block of a matrix, zero outside it."""
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    return tl.load(start + row.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def store(start, row, column, stride, rows, columns, value):  # type: ignore[no-untyped-def]
-    """Stores some rows and columns of a matrix, but for what lies outside."""
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(start + row.to(tl.int64)[:, None] * stride + column[None, :], value, mask=inside)
+def store_block(start, row, column, stride, rows, columns, value):  # type: ignore[no-untyped-def]
+    """Store a block of a matrix, except what lies outside it."""
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    tl.store(start + row.to(tl.int64)[:, None] * stride + column[None, :], value, mask=mask)
 
 
 @triton.jit
-def add(start, row, column, stride, rows, columns, added):  # type: ignore[no-untyped-def]
-    """Adds to some rows and columns of a matrix."""
-    before = block(start, row, column, stride, rows, columns)
-    store(start, row, column, stride, rows, columns, before.to(tl.float32) + added)
+def add_block(start, row, column, stride, rows, columns, added):  # type: ignore[no-untyped-def]
+    """Add to a block of a matrix."""
+    previous = load_block(start, row, column, stride, rows, columns)
+    store_block(start, row, column, stride, rows, columns, previous.to(tl.float32) + added)
 
 
 @triton.jit
-def summed(  # type: ignore[no-untyped-def]
+def accumulate_outer(  # type: ignore[no-untyped-def]
     wide,
     narrow,
     begin,
     end,
     columns,
     stride,
-    place,
+    index,
     RANK: tl.constexpr,
-    PADDED: tl.constexpr,
-    WIDE: tl.constexpr,
-    DEEP: tl.constexpr,
+    PADDED_RANK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Some rows of wideᵀ · narrow, for the rows from begin to end of wide (rows, columns) and narrow (rows, rank)."""
-    column, ranks, deep = place * WIDE + tl.arange(0, WIDE), tl.arange(0, PADDED), tl.arange(0, DEEP)
-    total = tl.zeros((WIDE, PADDED), tl.float32)
-    for first in range(begin, end, DEEP):
-        values = block(wide, first + deep, column, stride, end, columns)
-        total = tl.dot(tl.trans(values), block(narrow, first + deep, ranks, RANK, end, RANK), total)
+    """Compute block number `index` of wideᵀ · narrow, (BLOCK_N, rank), over the rows from begin to end.
+
+    wide: (rows, columns); narrow: (rows, rank).
+    """
+    column, ranks, k = index * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, PADDED_RANK), tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_N, PADDED_RANK), tl.float32)
+    for first in range(begin, end, BLOCK_K):
+        values = load_block(wide, first + k, column, stride, end, columns)
+        total = tl.dot(tl.trans(values), load_block(narrow, first + k, ranks, RANK, end, RANK), total)
     return total
 
 
 @triton.jit
-def joined(total, scratch, arrived, number, part, parts, WIDE: tl.constexpr, PADDED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Whether a program is the last of those that share a sum, and for it what all of them come to, in their order."""
-    last = parts == 1
-    if parts > 1:
-        at = number * parts * (WIDE * PADDED) + tl.arange(0, WIDE)[:, None] * PADDED + tl.arange(0, PADDED)[None, :]
-        tl.store(scratch + part * (WIDE * PADDED) + at, total)
+def split_k_reduce(  # type: ignore[no-untyped-def]
+    total, scratch, arrived, index, split, splits, BLOCK_N: tl.constexpr, PADDED_RANK: tl.constexpr
+):
+    """Split-K reduction: the last program adds all partial sums in a fixed order. Returns (is_last, total).
+
+    total: the program's partial sum number `split` of sum number `index`.
+    """
+    is_last = splits == 1
+    if splits > 1:
+        first = index * splits * (BLOCK_N * PADDED_RANK)
+        offset = first + tl.arange(0, BLOCK_N)[:, None] * PADDED_RANK + tl.arange(0, PADDED_RANK)[None, :]
+        tl.store(scratch + split * (BLOCK_N * PADDED_RANK) + offset, total)
         tl.debug_barrier()
-        last = tl.atomic_add(arrived + number, 1) == parts - 1
-        if last:
-            total = tl.zeros((WIDE, PADDED), tl.float32)
-            for each in range(0, parts):
-                total += tl.load(scratch + each * (WIDE * PADDED) + at, cache_modifier=".cg")  # others have written it
-            tl.store(arrived + number, 0)
-    return last, total
+        is_last = tl.atomic_add(arrived + index, 1) == splits - 1
+        if is_last:
+            total = tl.zeros((BLOCK_N, PADDED_RANK), tl.float32)
+            for each in range(0, splits):
+                # Not from the cache, as other programs have written it.
+                total += tl.load(scratch + each * (BLOCK_N * PADDED_RANK) + offset, cache_modifier=".cg")
+            tl.store(arrived + index, 0)
+    return is_last, total

@@ -1,25 +1,47 @@
-"""The gated GELU of transformers in one pass over the memory each way. Importing this file needs Triton."""
+"""GEGLU, the gated GELU of transformers, in one memory pass forward and one backward."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import torch.nn.functional as F
 from torch import Tensor
 
+from ._triton import tl, triton
+from .kernel import Draw
 from .launch import launch
 
 _ROWS, _COLUMNS = 8, 256  # of a tile; a power of two that divides the usual widths
 
 
 def geglu(hidden: Tensor) -> Tensor:
-    """(value, gate) = hidden's halves -> value · GELU(gate), GELU(x) = x · Φ(x) exactly (Hendrycks, Gimpel 2016).
+    """Compute value · GELU(gate), where hidden = (value, gate) and GELU(x) = x · Φ(x) (Hendrycks, Gimpel 2016).
 
-    hidden: (..., 2d) -> (..., d); float32, float16 or bfloat16 on a CUDA device. Computed in float32 within.
+    Args:
+        hidden: (..., 2d), float32, float16 or bfloat16. Computed in float32 within.
+
+    Returns:
+        (..., d) in the dtype of hidden.
     """
     return _Geglu.apply(hidden)
+
+
+def supports(hidden: Tensor) -> bool:
+    """Any shape and layout."""
+    return True
+
+
+def reference(hidden: Tensor) -> Tensor:
+    """Compute geglu in plain PyTorch."""
+    value, gate = hidden.chunk(2, dim=-1)
+    return value * F.gelu(gate)
+
+
+def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
+    """Fewer rows than a tile has."""
+    yield (draw(3, 512).requires_grad_(),)
 
 
 class _Geglu(torch.autograd.Function):
@@ -36,14 +58,14 @@ class _Geglu(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         (hidden,) = ctx.saved_tensors
-        gradient, of_hidden = gradient.contiguous(), torch.empty_like(hidden)
-        width = gradient.shape[-1]
-        rows = gradient.numel() // width
+        grad_output, grad_hidden = grad_output.contiguous(), torch.empty_like(hidden)
+        width = grad_output.shape[-1]
+        rows = grad_output.numel() // width
         with torch.cuda.device_of(hidden):
-            launch(_backward, _grid(rows, width), hidden, gradient, of_hidden, rows, width, _ROWS, _COLUMNS)
-        return of_hidden
+            launch(_backward, _grid(rows, width), hidden, grad_output, grad_hidden, rows, width, _ROWS, _COLUMNS)
+        return grad_hidden
 
 
 def _grid(rows: int, width: int) -> tuple[int, int]:
@@ -52,34 +74,34 @@ def _grid(rows: int, width: int) -> tuple[int, int]:
 
 @triton.jit
 def _tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where a program's part of the output begins, the offsets of its rows and columns from there, what is inside."""
+    """Row offsets of a program's tile of the output, its columns, and the mask of what lies within the tensor."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    return row.to(tl.int64)[:, None] * width, column[None, :], inside
+    mask = (row < rows)[:, None] & (column < width)[None, :]
+    return row.to(tl.int64)[:, None] * width, column[None, :], mask
 
 
 @triton.jit
-def below(gate):  # type: ignore[no-untyped-def]
-    """Φ, the share of the normal distribution below the gate."""
-    return 0.5 + 0.5 * tl.erf(gate * 0.7071067811865476)
+def normal_cdf(x):  # type: ignore[no-untyped-def]
+    """Φ(x), the cumulative distribution function of the standard normal distribution."""
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _forward(hidden, output, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    row, column, inside = _tile(rows, width, ROWS, COLUMNS)
-    value = tl.load(hidden + 2 * row + column, mask=inside).to(tl.float32)
-    gate = tl.load(hidden + 2 * row + width + column, mask=inside).to(tl.float32)
-    tl.store(output + row + column, value * gate * below(gate), mask=inside)
+    row, column, mask = _tile(rows, width, ROWS, COLUMNS)
+    value = tl.load(hidden + 2 * row + column, mask=mask).to(tl.float32)
+    gate = tl.load(hidden + 2 * row + width + column, mask=mask).to(tl.float32)
+    tl.store(output + row + column, value * gate * normal_cdf(gate), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _backward(hidden, gradient, of_hidden, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    row, column, inside = _tile(rows, width, ROWS, COLUMNS)
-    value = tl.load(hidden + 2 * row + column, mask=inside).to(tl.float32)
-    gate = tl.load(hidden + 2 * row + width + column, mask=inside).to(tl.float32)
-    arriving = tl.load(gradient + row + column, mask=inside).to(tl.float32)
-    share = below(gate)
-    slope = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(of_hidden + 2 * row + column, arriving * gate * share, mask=inside)
-    tl.store(of_hidden + 2 * row + width + column, arriving * value * slope, mask=inside)
+def _backward(hidden, grad_output, grad_hidden, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, column, mask = _tile(rows, width, ROWS, COLUMNS)
+    value = tl.load(hidden + 2 * row + column, mask=mask).to(tl.float32)
+    gate = tl.load(hidden + 2 * row + width + column, mask=mask).to(tl.float32)
+    grad = tl.load(grad_output + row + column, mask=mask).to(tl.float32)
+    cdf = normal_cdf(gate)
+    derivative = cdf + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+    tl.store(grad_hidden + 2 * row + column, grad * gate * cdf, mask=mask)
+    tl.store(grad_hidden + 2 * row + width + column, grad * value * derivative, mask=mask)

@@ -1,31 +1,53 @@
-"""GELU of rows that lie apart in memory, one kernel each way. Importing this file needs Triton.
+"""GELU of rows with a stride, one kernel forward and one backward.
 
-What a layer gives may be several things side by side. PyTorch takes four times as long for one of them as for a tensor
-of its own.
+A layer's output may hold several parts side by side. PyTorch takes four times as long for one part as for a tensor of
+its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import torch.nn.functional as F
 from torch import Tensor
 
-from .geglu import below
+from ._triton import tl, triton
+from .geglu import normal_cdf
+from .kernel import Draw
 from .launch import launch
 
 _ROWS, _COLUMNS = 4, 512  # of a tile
 
 
 def gelu(x: Tensor, tanh: bool) -> Tensor:
-    """x · Φ(x), exactly or by a hyperbolic tangent (Hendrycks, Gimpel 2016, arXiv 1606.08415, section 2).
+    """Compute x · Φ(x), or its tanh approximation (Hendrycks, Gimpel 2016, arXiv 1606.08415, section 2).
 
-    x: (..., d), in any layout; float32, float16 or bfloat16 on a CUDA device -> the same,
-    contiguous. Computed in float32 within.
+    Args:
+        x: (..., d) in any layout, float32, float16 or bfloat16. Computed in float32 within.
+        tanh: use the approximation.
+
+    Returns:
+        Contiguous, of x's shape and dtype.
     """
     return _Gelu.apply(x, tanh)
+
+
+def supports(x: Tensor) -> bool:
+    """Any shape; PyTorch is as fast where x is contiguous."""
+    return not x.is_contiguous()
+
+
+def reference(x: Tensor, tanh: bool) -> Tensor:
+    """Compute gelu in plain PyTorch."""
+    return F.gelu(x, approximate="tanh" if tanh else "none")
+
+
+def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
+    """Half of wider rows, exactly and approximated."""
+    for tanh in (True, False):
+        yield draw(9, 640)[:, :320].requires_grad_(), tanh
 
 
 class _Gelu(torch.autograd.Function):
@@ -40,17 +62,17 @@ class _Gelu(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        rows, arriving, of_x = _rows(x), _rows(gradient), x.new_empty(x.shape)
-        apart = rows.stride(0), arriving.stride(0)
+        rows, grad_rows, grad_x = _rows(x), _rows(grad_output), x.new_empty(x.shape)
+        strides = rows.stride(0), grad_rows.stride(0)
         with torch.cuda.device_of(x):
-            launch(_backward, _grid(rows), rows, arriving, of_x, *rows.shape, *apart, ctx.tanh, _ROWS, _COLUMNS)
-        return of_x, None
+            launch(_backward, _grid(rows), rows, grad_rows, grad_x, *rows.shape, *strides, ctx.tanh, _ROWS, _COLUMNS)
+        return grad_x, None
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(rows, d): the same memory, if its last axis lies side by side there and the others are evenly apart."""
+    """(rows, d), without a copy if the last axis is contiguous and the others have one common stride."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
@@ -61,50 +83,50 @@ def _grid(rows: Tensor) -> tuple[int, int]:
 
 @triton.jit
 def _tile(rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A program's rows and columns, and what is inside."""
+    """A program's rows and columns, and the mask of what lies within the tensor."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     return row.to(tl.int64), column, (row < rows) & (column < width)
 
 
 @triton.jit
-def _share(x, TANH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Φ(x), or what stands for it, and its slope."""
+def _cdf(x, TANH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Φ(x) or its approximation, and its derivative."""
     if TANH:  # (1 + tanh u) / 2 is the logistic function of 2u
-        steep = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-        share = tl.sigmoid(tl.minimum(tl.maximum(steep, -80.0), 80.0))
-        slope = share * (1 - share) * 1.5957691216057308 * (1 + 0.134145 * x * x)
+        two_u = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+        cdf = tl.sigmoid(tl.minimum(tl.maximum(two_u, -80.0), 80.0))
+        derivative = cdf * (1 - cdf) * 1.5957691216057308 * (1 + 0.134145 * x * x)
     else:
-        share = below(x)
-        slope = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    return share, slope
+        cdf = normal_cdf(x)
+        derivative = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    return cdf, derivative
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _forward(  # type: ignore[no-untyped-def]
-    x, output, rows, width, apart: tl.int64, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, output, rows, width, stride: tl.int64, TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    row, column, inside = _tile(rows, width, ROWS, COLUMNS)
-    values = tl.load(x + row * apart + column, mask=inside, other=0.0).to(tl.float32)
-    share, _ = _share(values, TANH)
-    tl.store(output + row * width + column, values * share, mask=inside)
+    row, column, mask = _tile(rows, width, ROWS, COLUMNS)
+    values = tl.load(x + row * stride + column, mask=mask, other=0.0).to(tl.float32)
+    cdf, _ = _cdf(values, TANH)
+    tl.store(output + row * width + column, values * cdf, mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _backward(  # type: ignore[no-untyped-def]
     x,
-    gradient,
-    of_x,
+    grad_output,
+    grad_x,
     rows,
     width,
-    apart: tl.int64,
-    apart_2: tl.int64,
+    stride: tl.int64,
+    grad_stride: tl.int64,
     TANH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row, column, inside = _tile(rows, width, ROWS, COLUMNS)
-    values = tl.load(x + row * apart + column, mask=inside, other=0.0).to(tl.float32)
-    arriving = tl.load(gradient + row * apart_2 + column, mask=inside, other=0.0).to(tl.float32)
-    share, slope = _share(values, TANH)
-    tl.store(of_x + row * width + column, arriving * (share + values * slope), mask=inside)
+    row, column, mask = _tile(rows, width, ROWS, COLUMNS)
+    values = tl.load(x + row * stride + column, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_output + row * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
+    cdf, derivative = _cdf(values, TANH)
+    tl.store(grad_x + row * width + column, grad * (cdf + values * derivative), mask=mask)

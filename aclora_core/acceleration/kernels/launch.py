@@ -1,7 +1,8 @@
-"""Starts kernels by the addresses of their tensors, and compiles many at once. Importing this file needs Triton.
+"""Launch kernels by the addresses of their tensors, and compile many of them in parallel.
 
-Given tensors, Triton asks the driver for each whether the GPU can reach it. With the allocator that ComfyUI chooses
-(cudaMallocAsync), memory of a graph that is being recorded has an address but is not there yet, and the driver says no.
+If a kernel is given tensors, Triton asks the driver about each whether the GPU can reach it. With the allocator that
+ComfyUI chooses (cudaMallocAsync), memory of a graph that is being captured has an address but does not exist yet, and
+the driver says no.
 """
 
 from __future__ import annotations
@@ -14,39 +15,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.jit import JITFunction  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-_compile: Callable[..., None] | None = None  # takes what is launched, while it is only to be compiled
+from ._triton import JITFunction
+
+_compile: Callable[..., None] | None = None  # receives the launches while kernels are only compiled
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """kernel[grid](*arguments, **options), for all arguments in their order."""
+    """Run kernel[grid](*arguments, **options), or only note it for compilation within compiling_together.
+
+    Args:
+        kernel: a function decorated with triton.jit.
+        grid: the number of programs along up to three axes.
+        arguments: all arguments of the kernel in their order, its constants included.
+        options: num_warps and num_stages.
+    """
     if _compile is not None:
         _compile(kernel, grid, arguments, options)
         return
-    if not isinstance(kernel, JITFunction):  # the interpreter's
+    if not isinstance(kernel, JITFunction):  # of Triton's interpreter
         kernel[grid](*arguments, **options)
         return
     compiled = kernel.run(*arguments, grid=grid, warmup=True, **options)
-    addresses = (it.data_ptr() if isinstance(it, Tensor) else it for it in arguments)
+    addresses = (argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments)
     compiled[(*grid, 1, 1)[:3]](*addresses)
 
 
 @contextmanager
 def compiling_together(device: torch.device) -> Iterator[None]:
-    """Kernels launched in the context do not run, but are compiled next to each other, until its end.
+    """Compile the kernels launched in this block in parallel instead of running them; done when the block ends.
 
-    So what is computed there is of no use, but a first pass through a network takes seconds instead of a minute.
+    What the block computes is of no use, but the first pass through a network takes seconds instead of a minute.
     """
     global _compile
     seen: set[Hashable] = set()
 
     def compile_one(work: Callable[[], Any]) -> None:
-        chosen = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with suppress(Exception), chosen:  # what cannot be compiled says so when it is to run
+        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with suppress(Exception), on_device:  # a kernel that cannot be compiled raises when it is run
             work()
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # more wait for Python's lock
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # more threads wait for Python's lock
 
         def compile_once(kernel: Any, grid: Any, arguments: Any, options: Any) -> None:
             variant = _variant(kernel, arguments, options)
@@ -62,7 +71,7 @@ def compiling_together(device: torch.device) -> Iterator[None]:
 
 
 def _variant(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Hashable:
-    """What Triton compiles a kernel anew for: types, constants, and whether a number is 1 or a multiple of 16."""
+    """The properties Triton specialises on: dtypes, constants, and whether an integer is 1 or a multiple of 16."""
 
     def kind(parameter: Any, argument: Any) -> Hashable:
         if isinstance(argument, Tensor):
@@ -78,6 +87,6 @@ def _variant(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -
 def _compilation(
     kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> Callable[[], Any]:
-    # Types for tensors, whose memory would else be kept until then.
-    kinds = [it.dtype if isinstance(it, Tensor) else it for it in arguments]
-    return lambda: kernel.warmup(*kinds, grid=grid, **options).run  # which is compiled when it is asked for
+    # Dtypes in place of tensors, whose memory would otherwise be kept until then.
+    kinds = [argument.dtype if isinstance(argument, Tensor) else argument for argument in arguments]
+    return lambda: kernel.warmup(*kinds, grid=grid, **options).run  # reading `run` compiles it

@@ -16,7 +16,7 @@ from aclora_core.acceleration.kernels import Kernels
 from aclora_core.lora.injection import injected
 from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
-from tests.support.kernel_stand_ins import stand_ins
+from tests.support.kernel_stand_ins import reference_kernels
 
 LAST = torch.channels_last
 
@@ -94,10 +94,10 @@ def network() -> Network:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Puts stand-ins on the CPU in the kernels' place, and counts their calls."""
+    """Put the references in the kernels' place, and count their calls."""
     counted: Counter[str] = Counter()
-    ours = stand_ins(Kernels, counted)
-    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: lambda part: ours)
+    ours = reference_kernels(Kernels, counted)
+    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: lambda group: ours)
     return counted
 
 
@@ -125,7 +125,7 @@ def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Coun
     with fuse_modules(network, plain, FusableModules(Gate, Transformer)):
         found = everything(network, picture())
     torch.testing.assert_close(found, expected)
-    assert calls == {"norm and SiLU": 2, "norm": 1, "gate": 1}
+    assert calls == {"group_norm silu": 2, "group_norm": 1, "geglu": 1}
     assert not forwards(network)
 
 
@@ -150,7 +150,7 @@ def test_a_subclass_is_replaced_only_when_it_is_plain(network: Network, calls: C
     with fuse_modules(network, lambda module: False, FusableModules(Gate)):
         assert forwards(network) == ["enter", "enter.0", "transformer.gate"]
         network(picture())
-    assert calls == {"norm and SiLU": 1, "gate": 1}
+    assert calls == {"group_norm silu": 1, "geglu": 1}
 
 
 def test_norms_without_weights_and_gates_of_another_class_are_left_alone(calls: Counter[str]) -> None:
@@ -169,7 +169,7 @@ def test_a_sequence_taken_apart_is_computed_in_parts(network: Network, calls: Co
     with fuse_modules(network, plain):
         found = network.leave[1:](2 * network.leave[0](x))
     torch.testing.assert_close(found, expected)
-    assert calls == {"norm": 1}
+    assert calls == {"group_norm": 1}
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -179,7 +179,7 @@ def test_hooks_on_a_norm_or_its_silu_are_still_called(part: int, network: Networ
     with fuse_modules(network, plain):
         network.enter(picture())
     handle.remove()
-    assert len(seen) == 1 and calls == {"norm": 1}
+    assert len(seen) == 1 and calls == {"group_norm": 1}
 
 
 def test_a_forward_that_is_already_replaced_stays(network: Network, calls: Counter[str]) -> None:
@@ -238,7 +238,7 @@ def test_adapters_learn_the_same_with_and_without(again: bool, network: Network,
 
     expected = gradient(nothing)
     torch.testing.assert_close(gradient(fuse_modules), expected, rtol=1e-4, atol=1e-4)
-    assert expected.abs().max() > 0.1 and calls["gate"] > 0
+    assert expected.abs().max() > 0.1 and calls["geglu"] > 0
 
 
 def block_and_gradients(block: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
@@ -253,7 +253,7 @@ def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) ->
     expected = block_and_gradients(block, picture())
     with fuse_modules(block, plain, FusableModules(residual=Residual)):
         found = block_and_gradients(block, picture())
-        assert calls == {"norm and SiLU": 2, "shift": 1}
+        assert calls == {"group_norm silu": 1, "group_norm silu shift": 1}
         channels_first = block_and_gradients(block, picture().contiguous())
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(channels_first, expected)
@@ -266,7 +266,7 @@ def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Coun
     with fuse_modules(block, plain, FusableModules(residual=Residual)):
         assert "" not in forwards(block)
         block(picture(), torch.ones(2, 5))
-    assert "shift" not in calls
+    assert "group_norm silu shift" not in calls
 
 
 def test_a_residual_block_without_a_norm_to_add_to_goes_its_own_way(calls: Counter[str]) -> None:
@@ -287,9 +287,9 @@ def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) ->
     expected = norms(x)
     with fuse_modules(norms, lambda module: type(module) is not OwnRows):
         torch.testing.assert_close(norms(x), expected)
-        assert forwards(norms) == ["0"] and calls == {"rows": 1}
+        assert forwards(norms) == ["0"] and calls == {"layer_norm": 1}
         norms.double()(x.double())
-    assert calls == {"rows": 1} and not forwards(norms)
+    assert calls == {"layer_norm": 1} and not forwards(norms)
 
 
 def test_root_mean_squares_and_gelus_of_parts_are_replaced(calls: Counter[str]) -> None:
@@ -298,9 +298,9 @@ def test_root_mean_squares_and_gelus_of_parts_are_replaced(calls: Counter[str]) 
     expected = norms(x)
     with fuse_modules(norms, lambda module: True):
         torch.testing.assert_close(norms(x), expected)
-        assert forwards(norms) == ["0", "1", "3"] and calls == {"root mean square": 2}
+        assert forwards(norms) == ["0", "1", "3"] and calls == {"rms_norm": 2}
         torch.testing.assert_close(norms[3](x), F.gelu(x))
-        assert calls == {"root mean square": 2, "gelu": 1}
+        assert calls == {"rms_norm": 2, "gelu": 1}
     assert not forwards(norms)
 
 
@@ -345,10 +345,10 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
         if len(results) == 1:
             undo = fuse_modules(block, plain, FusableModules(block=Block))
             undo.__enter__()
-    assert calls == {"and rows": 1, "sum and rows": 2}
+    assert calls == {"residual_norm": 1, "residual_norm residual": 2}
     assert not block(x, context, {"patches": {"attn1_patch": [None]}}).any()  # goes the block's own way
     torch.testing.assert_close(block.double()(x.double(), context.double()).float(), results[0][0])
-    assert calls == {"and rows": 1, "sum and rows": 2}
+    assert calls == {"residual_norm": 1, "residual_norm residual": 2}
     undo.__exit__(None, None, None)
     torch.testing.assert_close(*results)
     assert not forwards(block)

@@ -8,7 +8,7 @@ import torch
 
 from bench.step_time import models
 from tests.support import families
-from tests.support.kernel_stand_ins import stand_ins
+from tests.support.kernel_stand_ins import reference_kernels
 
 # Those that rotate their queries and keys, each in a way of its own.
 ROTATING = ["Flux.2", "Chroma", "Lumina 2", "Z-Image", "Qwen-Image", "Wan 2.1", "HiDream", "Cosmos Predict 2"]
@@ -28,8 +28,8 @@ def both_ways(pack, monkeypatch, make, given):
         opened = pack.nodes.host.training_session(make(), *given)
         with opened as (frozen, images), torch.inference_mode(False), torch.enable_grad():
             network, found, counted = frozen.network, [], Counter()
-            ours = stand_ins(kernels.Kernels, counted)
-            monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda part: ours)
+            ours = reference_kernels(kernels.Kernels, counted)
+            monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda group: ours)
             layers = lora.targets.preset_layers(network, "all")
             for quick in (False, True):
                 monkeypatch.setattr(
@@ -64,9 +64,9 @@ def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
     case = models.case_named(name, True, 0)
     counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
     transformers = blocks["BasicTransformerBlock"]
-    assert counted["shift"] == blocks["ResBlock"] > 0
-    assert counted["and rows"] == counted["gate"] == transformers > 0
-    assert counted["sum and rows"] == 2 * transformers and not counted["rows"]
+    assert counted["group_norm silu shift"] == blocks["ResBlock"] > 0
+    assert counted["residual_norm"] == counted["geglu"] == transformers > 0
+    assert counted["residual_norm residual"] == 2 * transformers and not counted["layer_norm"]
 
 
 def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
@@ -76,8 +76,8 @@ def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
     case = models.case_named("flux", True, 0)
     counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
     attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
-    assert counted["rotation"] == 2 * attentions and counted["gelu"] == blocks["SingleStreamBlock"] > 0
-    assert counted["root mean square"] == blocks["RMSNorm"] > 0
+    assert counted["rope"] == 2 * attentions and counted["gelu tanh"] == blocks["SingleStreamBlock"] > 0
+    assert counted["rms_norm"] == blocks["RMSNorm"] > 0
     assert comfy.ldm.flux.math._apply_rope1 is own
 
 
@@ -85,5 +85,5 @@ def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
 def test_other_transformers_give_the_same_in_our_way(name, pack, monkeypatch):
     family = families.FAMILIES[name]
     counted, _ = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
-    assert counted["root mean square"] > 0
-    assert counted["rotation"] > 0 or name.startswith("Cosmos")  # which asks for the host's own, fused ones
+    assert counted["rms_norm"] > 0
+    assert counted["rope"] > 0 or name.startswith("Cosmos")  # which asks for the host's own, fused ones

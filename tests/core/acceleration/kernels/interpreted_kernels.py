@@ -9,19 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from aclora_core.acceleration.kernels import ConvParams
-from aclora_core.acceleration.kernels import _tiles as blocks
-from aclora_core.acceleration.kernels import lora_conv as convolution
-from aclora_core.acceleration.kernels import lora_linear as linear
-from aclora_core.acceleration.kernels import short_key_attention as few_keys
+from aclora_core.acceleration.kernels import Kernels, _tiles, lora_conv_gradients, lora_linear_gradients, self_test
+from aclora_core.acceleration.kernels import short_key_attention as attention_module
 from aclora_core.acceleration.kernels.adamw import adamw
 from aclora_core.acceleration.kernels.geglu import geglu
 from aclora_core.acceleration.kernels.gelu import gelu
 from aclora_core.acceleration.kernels.group_norm import group_norm
-from aclora_core.acceleration.kernels.layer_norm import layer_norm, residual_norm
+from aclora_core.acceleration.kernels.kernel import ConvParams
+from aclora_core.acceleration.kernels.layer_norm import layer_norm
+from aclora_core.acceleration.kernels.lora_conv import lora_conv
+from aclora_core.acceleration.kernels.lora_linear import lora_linear
+from aclora_core.acceleration.kernels.lora_linear_backward import lora_linear_backward
+from aclora_core.acceleration.kernels.residual_norm import residual_norm
 from aclora_core.acceleration.kernels.rms_norm import rms_norm
-from aclora_core.acceleration.kernels.rope import rotate
-from aclora_core.acceleration.kernels.short_key_attention import attention
+from aclora_core.acceleration.kernels.rope import rope
+from aclora_core.acceleration.kernels.short_key_attention import short_key_attention
 
 _patch = interpreter._patch_lang_tensor
 
@@ -235,7 +237,7 @@ def close(found: Tensor, right: Tensor, roundings: int = 1) -> None:
 def test_layers_and_their_branches_are_those_of_float64(size: tuple[int, int, int, int, int], biased: bool) -> None:
     it = Linears(*size)
     x = it.x.double()
-    output, inner = linear.forward(it.x, it.weights, it.biases if biased else [], it.downs, it.ups, 0.5)
+    output, inner = lora_linear(it.x, it.weights, it.biases if biased else [], it.downs, it.ups, 0.5)
     for number, (weight, bias, down, up) in enumerate(zip(it.weights, it.biases, it.downs, it.ups, strict=True)):
         narrow = x @ down.double().t()
         right = x @ weight.double().t() + 0.5 * narrow @ up.double().t() + (bias.double() if biased else 0)
@@ -246,7 +248,7 @@ def test_layers_and_their_branches_are_those_of_float64(size: tuple[int, int, in
 @pytest.mark.parametrize("size", LINEARS, ids=str)
 def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int, int, int, int, int]) -> None:
     it = Linears(*size)
-    of_input, through = linear.backward(it.gradients, it.weights, it.downs, it.ups, 0.5)
+    of_input, through = lora_linear_backward(it.gradients, it.weights, it.downs, it.ups, 0.5)
     right = torch.zeros(of_input.shape, dtype=torch.float64)
     for number, (gradient, weight, down, up) in enumerate(zip(it.gradients, it.weights, it.downs, it.ups, strict=True)):
         narrow = gradient.double() @ up.double()
@@ -258,18 +260,18 @@ def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int
 @pytest.fixture(params=[512, 20])
 def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a program sums up at least: for the small examples here all, or a part of them."""
-    monkeypatch.setattr(blocks, "_SHORTEST", request.param)
-    monkeypatch.setattr(blocks, "_LONG", 2 * request.param)
-    for module in (linear, convolution):
-        monkeypatch.setattr(module, "_SUMMED", min(128, request.param // 16 * 16))
+    monkeypatch.setattr(_tiles, "_MIN_ROWS_PER_SPLIT", request.param)
+    monkeypatch.setattr(_tiles, "_MIN_SPLIT_ROWS", 2 * request.param)
+    for module in (lora_linear_gradients, lora_conv_gradients):
+        monkeypatch.setattr(module, "_BLOCK_K", min(128, request.param // 16 * 16))
     return int(request.param)
 
 
 def test_long_sums_are_shared_out(shortest: int) -> None:
-    shares = blocks.share_out(70, 5, linear._SUMMED, 64, torch.device("cpu"))
-    assert shares.parts == {512: 1, 20: 3}[shortest]
-    assert (shares.parts - 1) * shares.each < 70 <= shares.parts * shares.each
-    assert shares.arrived.count_nonzero() == 0  # also after the sums of other tests
+    plan = _tiles.plan_split_k(70, 5, lora_linear_gradients._BLOCK_K, 64, torch.device("cpu"))
+    assert plan.splits == {512: 1, 20: 3}[shortest]
+    assert (plan.splits - 1) * plan.rows_per_split < 70 <= plan.splits * plan.rows_per_split
+    assert plan.arrived.count_nonzero() == 0  # also after the sums of other tests
 
 
 # The last: numbers of inputs and outputs that are multiples of nothing, which only this kernel takes.
@@ -285,7 +287,7 @@ def test_gradients_of_factors_are_those_of_float64(
     of_input = draw(rows, it.inputs, seed=2).half()
     before, alone = of_input.double(), wanted and count == 1
     more = (of_input, it.downs[0]) if alone else ()
-    linear.add_gradients(it.x, it.gradients, inner, through, of_downs, of_ups, 0.5, *more)
+    lora_linear_gradients.lora_linear_gradients(it.x, it.gradients, inner, through, of_downs, of_ups, 0.5, *more)
     for number in range(count):
         close(of_downs[number], it.downs[number].double() + 0.5 * through[number].double().t() @ it.x.double())
         of_up = 0.5 * it.gradients[number].double().t() @ inner[number].double()
@@ -302,12 +304,12 @@ ATTENTIONS = [(2, 2, 130, 21, 40), (1, 2, 1, 1, 64), (1, 1, 65, 128, 128)]
 def test_attention_is_that_of_float64(
     size: tuple[int, int, int, int, int], processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(few_keys, "_processors", lambda device: processors)
+    monkeypatch.setattr(attention_module, "_multiprocessors", lambda device: processors)
     n, heads, queries, keys, channels = size
     drawn = [draw(n, rows, heads, channels, seed=rows).half().transpose(1, 2) for rows in (queries, keys, keys + 1)]
     given = [drawn[0].requires_grad_(), drawn[1].requires_grad_(), drawn[2][:, :, :keys].detach().requires_grad_()]
     exact = [tensor.detach().double().requires_grad_() for tensor in given]
-    ours, expected = attention(*given, 0.3), F.scaled_dot_product_attention(*exact, scale=0.3)
+    ours, expected = short_key_attention(*given, 0.3), F.scaled_dot_product_attention(*exact, scale=0.3)
     gradient = draw(n, heads, queries, channels, seed=9).half()
     pairs = [(ours, expected)]
     gradients = torch.autograd.grad(ours, given, gradient)
@@ -344,7 +346,7 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
     output = draw(*result.shape, seed=3).half().contiguous(memory_format=last)
     before, turned = output.double(), down.contiguous(memory_format=last)
     bias = draw(outputs, seed=6).half() if wanted else None
-    inner = convolution.add_branch(output, bias, x, turned, up, ConvParams(*steps), scale)
+    inner = lora_conv(output, bias, x, turned, up, ConvParams(*steps), scale)
     close(inner, narrow.detach().permute(0, 2, 3, 1).reshape(-1, rank))
     added = result.detach() if bias is None else result.detach() + bias.double()[:, None, None]
     close(output, before + added, roundings=2)  # inner is rounded too
@@ -357,7 +359,7 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
     right = [tensor.double() + added for tensor, added in zip(grown, expected, strict=True)]
     if not wanted:
         right[0] = grown[0].double()
-    convolution.add_gradients(
+    lora_conv_gradients.lora_conv_gradients(
         x,
         gradient,
         inner,
@@ -376,7 +378,7 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
 
 @pytest.mark.parametrize("tiles, heads, processors", [(8, 20, 132), (32, 10, 132), (8, 80, 132), (1, 1, 9), (5, 7, 1)])
 def test_all_tiles_are_shared_out(tiles: int, heads: int, processors: int) -> None:
-    each, parts = few_keys._shares(tiles, heads, processors)
+    each, parts = attention_module._split_queries(tiles, heads, processors)
     assert each * parts >= tiles and each * (parts - 1) < tiles
     waves = -(-heads * parts // processors)
     assert waves * (each + 1) <= -(-heads // processors) * (tiles + 1)  # no worse than a head for each program
@@ -435,7 +437,7 @@ def test_rotations_are_those_of_float64(places: tuple[int, ...], dtype: torch.dt
     """Any matrices, one for each place or for all."""
     x, exact = apart(2, 3, 21, 48, dtype=dtype)
     table = draw(*places, 24, 2, 2, seed=1)
-    ours, pairs = rotate(x, table), exact.unflatten(-1, (24, 1, 2))
+    ours, pairs = rope(x, table), exact.unflatten(-1, (24, 1, 2))
     compare(ours, x, (pairs * table.double()).sum(-1).flatten(-2), exact)
     assert ours.stride() == torch.empty_like(x).stride()
 
@@ -456,3 +458,13 @@ def test_gelu_far_from_zero_is_open_or_shut() -> None:
         (gradient,) = torch.autograd.grad(gelu(x, tanh).sum(), x)
         torch.testing.assert_close(gelu(x, tanh).detach(), torch.tensor([[0.0, 0.0, 60.0]]))
         torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.5, 1.0]]))
+
+
+@pytest.mark.parametrize("name", list(Kernels("cpu").by_name()))
+def test_kernels_compute_their_references_on_all_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "_multiprocessors", lambda device: 9)
+    kernel = Kernels("cpu").by_name()[name]
+    examples = kernel.examples(lambda *shape: draw(*shape).half())
+    assert all(self_test.is_supported(kernel, arguments) for arguments in examples)
+    error = self_test.max_relative_error([kernel], torch.device("cpu"), torch.float16)
+    assert error <= 4 * TOLERANCE[torch.float16]
