@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from bench.training_session import training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 from tools.tiny_base import icons
@@ -53,19 +54,19 @@ def measure(pack: Any, pictures: list[tuple[torch.Tensor, str]], seeds: list[int
         if half:
             model.model.diffusion_model.half().dtype = torch.float16
         dataset = settings.pop("dataset")
-        latents, conditioning = nodes.dataset.ACLoRADataset.execute(vae=vae, clip=clip, **dataset).result
+        latents, conditioning = nodes.dataset.node.ACLoRADataset.execute(vae=vae, clip=clip, **dataset).result
         held = [{"samples": vae.encode(picture)} for picture, _ in pictures]
         captions = [clip.encode_from_tokens_scheduled(clip.tokenize(caption)) for _, caption in pictures]
 
         def loss(candidate: Any) -> float:
-            with nodes.host.training(candidate, held, captions) as trainable:
-                return validation.denoising_loss(trainable, range(len(held)), seed=0)
+            with training_session(pack, candidate, held, captions) as session:
+                return validation.denoising_loss(session.network, range(len(held)), seed=0)
 
         result: dict[str, Any] = {"base": loss(model), "adapted": {}, "seconds": [], "measuring": []}
         for seed in seeds:
             began = time.monotonic()
             widgets = {name: [value] for name, value in {**settings, "seed": seed}.items()}
-            trained, _, _, report, _ = nodes.train.ACLoRATrain.execute(
+            trained, _, _, report, _ = nodes.training.node.ACLoRATrain.execute(
                 model=[model], latents=latents, conditioning=conditioning, **widgets
             ).result
             result["seconds"].append(round(time.monotonic() - began, 1))

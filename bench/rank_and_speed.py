@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from bench.held_out_loss import quickstart_settings
+from bench.training_session import Session, make_config, training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
@@ -38,32 +39,31 @@ class Bench:
     """The tiny base and the quickstart's pictures, to be trained on again and again."""
 
     def __init__(self, pack: Any) -> None:
-        self.host = pack.nodes.host
-        self.core = importlib.import_module(f"{pack.__name__}.aclora_core")
+        self.pack = pack
         self.validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
         settings = quickstart_settings()
         self.same = {key: settings[key] for key in TAKEN}
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         dataset = pack.nodes.dataset.node.ACLoRADataset
         self.pictures = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
-        with self.host.training(self.model, *self.pictures) as trainable:
-            self.base_loss = self.loss(trainable)
+        with training_session(pack, self.model, *self.pictures) as session:
+            self.base_loss = self.loss(session)
 
-    def loss(self, trainable: Any) -> float:
-        """Of the model as it is."""
-        return self.validation.denoising_loss(trainable, range(len(trainable.latents)), seed=0)
+    def loss(self, session: Session) -> float:
+        """Return the denoising loss of the model as it is now, over all images."""
+        return self.validation.denoising_loss(session.network, range(len(self.pictures[0])), seed=0)
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Trains once: by how much of the base's loss it has fallen at each mark, and ‖ΔW‖ over all layers."""
         settings = {**self.same, "steps": max(marks), "max_rank": rank, "alpha": alpha, "mode": "off", "held_out": 0.0}
         falls = {}
-        with self.host.training(self.model, *self.pictures) as trainable:
+        with training_session(self.pack, self.model, *self.pictures) as session:
 
-            def look(progress: Any) -> None:
+            def record(progress: Any) -> None:
                 if progress.done in marks:
-                    falls[progress.done] = 1.0 - self.loss(trainable) / self.base_loss
+                    falls[progress.done] = 1.0 - self.loss(session) / self.base_loss
 
-            result = self.core.train(trainable, self.core.TrainConfig(**settings), look)
+            result = session.train(make_config(self.pack, **settings), on_step=record)
         size = math.sqrt(sum(d * d for values in result.report.spectrum.values() for d in values))
         return {"alpha": alpha, "falls": falls, "delta": size}
 

@@ -9,7 +9,6 @@ after 5 that are not counted. Writes bench/results/tiny_base_speed_DEVICE.json.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench.training_session import make_config, training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
@@ -39,13 +39,12 @@ def draw(model: Any, clip: Any) -> float:
 
 def learn(pack: Any, model: Any, clip: Any, batch: int = 4, counted: int = 20, warm_up: int = 5) -> float:
     """Median seconds of a training step."""
-    core = importlib.import_module(f"{pack.__name__}.aclora_core")
     latents = [{"samples": torch.randn(1, 16, 16, 16)} for _ in range(16)]
     caption = clip.encode_from_tokens_scheduled(clip.tokenize("a rocket"))
-    config = core.TrainConfig(steps=counted + warm_up + 1, batch_size=batch, layers="all", mode="off")
+    config = make_config(pack, steps=counted + warm_up + 1, batch_size=batch, layers="all", mode="off")
     times: list[float] = []
-    with pack.nodes.host.training(model, latents, [caption] * 16) as trainable:
-        core.train(trainable, config, on_step=lambda _: times.append(time.perf_counter()))
+    with training_session(pack, model, latents, [caption] * 16) as session:
+        session.train(config, on_step=lambda _: times.append(time.perf_counter()))
     steps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     return statistics.median(steps[warm_up:])
 

@@ -19,6 +19,7 @@ import torch
 
 from bench.no_search import images as pictures
 from bench.no_search.jobs import Job, Row
+from bench.training_session import Session, make_config, training_session
 from launcher.inprocess import load_pack, open_host
 
 _SEED = 20_261  # of the verdict's noise; no training has it
@@ -64,24 +65,25 @@ def opened(host: Path, data: Path) -> Iterator[Bench]:
                 latents += [{"samples": sample.clone()} for sample in samples.split(1)]
                 conditioning += [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in part.captions]
             numbers[name] = (parts[0], parts[1])
-        with pack.nodes.host.training(model, latents, conditioning) as trainable:
-            yield Bench(pack, trainable, numbers)
+        with training_session(pack, model, latents, conditioning) as session:
+            yield Bench(pack, session, numbers)
 
 
 class Bench:
     """The tiny base with the pictures of all styles. numbers: style -> (those to learn from, those of the verdict)."""
 
-    def __init__(self, pack: ModuleType, trainable: Any, numbers: dict[str, tuple[range, range]]) -> None:
-        self.trainable, self.numbers = trainable, numbers
+    def __init__(self, pack: ModuleType, session: Session, numbers: dict[str, tuple[range, range]]) -> None:
+        self.pack, self.session, self.numbers = pack, session, numbers
         core = f"{pack.__name__}.aclora_core"
-        names = ("adapter", "config", "lora", "lora.targets", "training", "training.validation")
+        names = ("adapter", "lora", "lora.targets", "training.validation")
         self.core: dict[str, Any] = {name: importlib.import_module(f"{core}.{name}") for name in names}
-        self.layers = self.core["lora.targets"].preset_layers(trainable.network, "all", trainable.prefix)
+        network = session.network
+        self.layers = self.core["lora.targets"].preset_layers(network.network, "all", network.prefix)
         self._verdicts: dict[str, Any] = {}
 
     @property
     def device_name(self) -> str:
-        on_gpu = self.trainable.device.type == "cuda"
+        on_gpu = self.session.network.device.type == "cuda"
         return torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
 
     @property
@@ -101,19 +103,20 @@ class Bench:
         """The denoising loss of the model as it is now on the style's verdict pictures."""
         if style not in self._verdicts:
             held_out = self.core["training.validation"].ValidationSet
-            self._verdicts[style] = held_out(self.trainable, self.numbers[style][1], _SEED, _BATCH)
+            self._verdicts[style] = held_out(self.session.network, self.numbers[style][1], _SEED, _BATCH)
         return float(self._verdicts[style].losses().mean())
 
     def verdict_with(self, adapter: Any, style: str) -> float:
-        """The same with an adapter on the model."""
-        weights = self.core["lora"].FlatParameters(adapter.layers, self.trainable.device, self.trainable.dtype)
-        with self.core["lora"].injected(self.layers, weights.layers, self.trainable.is_unpatched):
+        """Return the verdict loss with an adapter on the model."""
+        network = self.session.network
+        weights = self.core["lora"].FlatParameters(adapter.layers, network.device, network.dtype)
+        with self.core["lora"].injected(self.layers, weights.layers, network.is_unpatched):
             return self.verdict(style)
 
     def _trained(self, job: Job) -> Row:
-        config = self.core["config"].TrainConfig(**job.settings)
+        config = make_config(self.pack, **job.settings)
         watch = Watch(self, job)
-        result = self.core["training"].train(self.trainable, config, watch, pictures=self.numbers[job.style][0])
+        result = self.session.train(config, on_step=watch, pictures=self.numbers[job.style][0])
         ranks = [layer.rank for layer in result.adapter.layers.values()]
         report = result.report
         return {

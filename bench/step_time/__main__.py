@@ -1,12 +1,16 @@
-"""How long a training step takes: the host's own node, a bare PyTorch loop, and ours with each of its levers.
+"""Time a training step of ComfyUI's own node, of a bare PyTorch loop, and of the pack without each optimization.
 
     python -m bench.step_time --host path/to/ComfyUI [--cases sdxl sd15 flux] [--batches 1 4] [--seconds 330]
     python -m bench.step_time --check [--cases sd15]
+    python -m bench.step_time --against OTHER_CHECKOUT [--cases sd15 sdxl] [--batches 1] [--out FILE]
 
 Real architectures with random weights (bf16 on a GPU), every Linear and convolution adapted at rank 16, AdamW. Prints a
 table for each model and batch size, with ratios to the native node's best mode, and writes
-bench/results/step_time_DEVICE.json after every row. --check trains with and without CUDA graphs instead, and fails
-where they disagree. --tiny takes miniatures of the models, to try the script itself; it writes only with --out.
+bench/results/step_time_DEVICE.json after every row.
+
+--check trains with and without CUDA graphs instead, and fails if the results differ. --against compares this checkout
+with another one: each is timed in processes of its own, in turns. --tiny uses miniatures of the models, to try the
+script itself; it writes a file only with --out.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from bench.step_time import bare_loop as bare
 from bench.step_time import check
 from bench.step_time import native_node as native
 from bench.step_time.clock import Clock, Measured, measure, peak_flops, sentence
+from bench.step_time.compare_versions import compare_versions
 from bench.step_time.models import CASES, Case, case_named
 from bench.step_time.table import Table
 from launcher.environment import ROOT
@@ -46,6 +51,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 BARE = "bare loop"
 _MOST = 40.0  # seconds that one row may take; a slow one then has fewer steps
+_DEFAULTS: dict[str, Any] = {"batches": [1, 4], "steps": 20, "rounds": 5, "seconds": math.inf}
+_AGAINST_DEFAULTS = {"cases": ["sd15", "sdxl"], "batches": [1], "steps": 100, "rounds": 3, "seconds": 330.0}
 _LEAST = 8.0  # seconds that a row needs to be worth starting
 
 
@@ -155,20 +162,29 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.step_time", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="by default all that suit the device")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--batches", nargs="+", type=int, help="images in a step (1 4; 1 with --against)")
     parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help=f"of {', '.join(variants)}")
-    parser.add_argument("--steps", type=int, default=20, help="timed ones")
+    parser.add_argument("--steps", type=int, help="timed steps (20; 100 with --against)")
     parser.add_argument("--warm-up", type=int, default=10, help="steps before them")
     parser.add_argument("--native-steps", type=int, default=8, help="timed ones of the host's node")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that ours and the bare loop take on a CPU")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="rows that would begin later are skipped")
+    parser.add_argument(
+        "--rounds", type=int, help="turns on a CPU of ours and the bare loop, 5; with --against of both versions, 3"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="after these no row, or round with --against, begins; that has 330"
+    )
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--weights", choices=["bf16", "fp16"], default="bf16", help="of the models, on a GPU")
     parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
     parser.add_argument("--check", action="store_true", help="compare training with and without CUDA graphs")
     names = [check.GRADIENTS, *(scenario.name for scenario in check.SCENARIOS)]
     parser.add_argument("--scenarios", nargs="+", choices=names, metavar="NAME", default=[], help="of the check")
-    return parser.parse_args(words)
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this other checkout of the pack")
+    args = parser.parse_args(words)
+    for name, value in (_AGAINST_DEFAULTS if args.against else _DEFAULTS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
 def checked(pack: ModuleType, args: argparse.Namespace, device: torch.device) -> bool:
@@ -180,6 +196,10 @@ def checked(pack: ModuleType, args: argparse.Namespace, device: torch.device) ->
 
 def main() -> None:
     args = options()
+    if args.against:
+        if not all(comparison.ratio for comparison in compare_versions(args)):
+            sys.exit("A version could not be timed; see the failures above.")
+        return
     open_host(args.host)
     pack = load_pack()
     import comfy.model_management

@@ -14,6 +14,7 @@ import torch
 
 from bench.step_time.clock import Clock
 from bench.step_time.models import Case, build, pictures
+from bench.training_session import make_config, training_session
 
 # What is compared: every layer adapted at one rank, a plain LoRA, nothing held out.
 PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_out": 0.0}
@@ -47,9 +48,9 @@ def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any])
         with torch.inference_mode():  # as the host runs loaders and nodes
             model = build(case)
             clock.start()
-            opened = pack.nodes.host.training(model, latents, captions)
-            with opened as trainable, _without(settings.get(WITHOUT), pack, trainable):
-                core(pack).train(trainable, config, on_step=lambda progress: clock.tick(progress.losses[-1]))
+            opened = training_session(pack, model, latents, captions)
+            with opened as session, _without(settings.get(WITHOUT), pack, session.network):
+                session.train(config, on_step=lambda progress: clock.tick(progress.losses[-1]))
 
     return run
 
@@ -57,12 +58,15 @@ def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any])
 def _config(pack: ModuleType, settings: dict[str, Any]) -> Any:
     """A TrainConfig of a plain LoRA with these settings."""
     known = {name: value for name, value in settings.items() if name != WITHOUT}
-    return core(pack).TrainConfig(**{**PLAIN, **known})
+    return make_config(pack, **{**PLAIN, **known})
 
 
 @contextmanager
 def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[None]:
     """Makes one model slower; it is thrown away with its training."""
+    if lever is None:
+        yield
+        return
     plain, norms = trainable.is_unpatched, torch.nn.GroupNorm
     finders = [importlib.import_module(f"{pack.__name__}.{name}") for name in _FINDERS]
     siblings = importlib.import_module(f"{pack.__name__}.aclora_core.lora.shared_inputs").SharedInputs
@@ -120,15 +124,20 @@ def trained(
     latents, captions = pictures(case, sizes=sizes)
     losses: list[float] = []
     with torch.inference_mode():
-        opened = pack.nodes.host.training(build(case), latents, captions)
-        with opened as trainable, _without(settings.get(WITHOUT), pack, trainable), _crowded(trainable.device, room):
+        opened = training_session(pack, build(case), latents, captions)
+        with (
+            opened as session,
+            _without(settings.get(WITHOUT), pack, session.network),
+            _crowded(session.network.device, room),
+        ):
             host, parts = pack.nodes.host, core(pack)
-            previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0, 1.0))
-            return parts.train(
-                trainable,
+            previews = parts.Previews(
+                preview_every, lambda done: host.draw(session.network, None, captions[:2], 0, 1.0)
+            )
+            return session.train(
                 config,
                 on_step=lambda progress: losses.append(progress.losses[-1]),
                 should_stop=lambda: should_stop(losses),
-                checkpoints=parts.Checkpoints(checkpoints) if checkpoints else None,
+                checkpoints=parts.CheckpointConfig(checkpoints) if checkpoints else None,
                 previews=previews if preview_every else None,
             )
