@@ -2,8 +2,8 @@
 
     python -m bench.rank_and_speed --host path/to/ComfyUI [--steps 5 15 40]
 
-Trains the tiny base on the quickstart's pictures for the same few steps at ranks 2 to 64, without restarts, under three
-rules for the scale in delta = scale · up · down, and tells how far the loss on these pictures has fallen (at fixed
+Trains the tiny base on the quickstart's images for the same few steps at ranks 2 to 64, without restarts, under three
+rules for the scale in delta = scale · up · down, and tells how far the loss on these images has fallen (at fixed
 noise and noise levels), and how large the delta is in the end. A rule that is right has the same numbers at every rank.
 Writes bench/results/rank_and_speed.json.
 """
@@ -36,7 +36,7 @@ TAKEN = ("learning_rate", "batch_size", "layers", "weight_decay", "max_norm", "s
 
 
 class Bench:
-    """The tiny base and the quickstart's pictures, to be trained on again and again."""
+    """The tiny base and the quickstart's images, to be trained on again and again."""
 
     def __init__(self, pack: Any) -> None:
         self.pack = pack
@@ -45,19 +45,19 @@ class Bench:
         self.same = {key: settings[key] for key in TAKEN}
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         dataset = pack.nodes.dataset.node.ACLoRADataset
-        self.pictures = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
-        with training_session(pack, self.model, *self.pictures) as session:
+        self.images = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
+        with training_session(pack, self.model, *self.images) as session:
             self.base_loss = self.loss(session)
 
     def loss(self, session: Session) -> float:
         """Return the denoising loss of the model as it is now, over all images."""
-        return self.validation.denoising_loss(session.network, range(len(self.pictures[0])), seed=0)
+        return self.validation.denoising_loss(session.network, range(len(self.images[0])), seed=0)
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Trains once: by how much of the base's loss it has fallen at each mark, and ‖ΔW‖ over all layers."""
         settings = {**self.same, "steps": max(marks), "max_rank": rank, "alpha": alpha, "mode": "off", "held_out": 0.0}
         falls = {}
-        with training_session(self.pack, self.model, *self.pictures) as session:
+        with training_session(self.pack, self.model, *self.images) as session:
 
             def record(progress: Any) -> None:
                 if progress.done in marks:

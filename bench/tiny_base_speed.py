@@ -2,7 +2,7 @@
 
     python -m bench.tiny_base_speed --host path/to/ComfyUI
 
-Drawing: 20 Euler steps of 4 pictures with guidance 4. Learning: one step of batch 4 on all its layers, median of 20
+Drawing: 20 Euler steps of 4 images with guidance 4. Learning: one step of batch 4 on all its layers, median of 20
 after 5 that are not counted. Writes bench/results/tiny_base_speed_DEVICE.json.
 """
 
@@ -23,7 +23,7 @@ from launcher.inprocess import load_pack, open_host
 
 
 def draw(model: Any, clip: Any) -> float:
-    """Seconds for 20 steps of 4 pictures, after one run that is not counted."""
+    """Seconds for 20 steps of 4 images, after one run that is not counted."""
     import comfy.sample
 
     words, silence = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a rocket, noto style", ""))
@@ -59,7 +59,7 @@ def main() -> None:
         model, clip, _ = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         drawing, step = draw(model, clip), learn(pack, model, clip)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\nTiny base on {name}\n20 steps of 4 pictures: {drawing:.2f} s\ntraining step of batch 4: {step:.3f} s")
+    print(f"\nTiny base on {name}\n20 steps of 4 images: {drawing:.2f} s\ntraining step of batch 4: {step:.3f} s")
     path = ROOT / "bench" / "results" / f"tiny_base_speed_{device}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"device": name, "draw_seconds": drawing, "step_seconds": step}, indent=2) + "\n")

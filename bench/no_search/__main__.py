@@ -1,11 +1,11 @@
-"""Does AC-LoRA need a search for the rank? One setting that knows 16 pictures, against the best of a grid.
+"""Does AC-LoRA need a search for the rank? One setting that knows 16 images, against the best of a grid.
 
     python -m bench.no_search --prepare .runtime/no_search.zip                  # needs npm for the icons
     python -m bench.no_search --data .runtime/no_search.zip --processes 8 [--seconds 300]
     python -m bench.no_search --table RESULTS.json [MORE.json ...]
 
-Four styles that the tiny base was not trained on, 16 pictures each to learn from and 240 others for the verdict, which
-neither training nor validation sees; three seeds. The grid is plain LoRAs of fixed ranks on all 16 pictures; its best
+Four styles that the tiny base was not trained on, 16 images each to learn from and 240 others for the verdict, which
+neither training nor validation sees; three seeds. The grid is plain LoRAs of fixed ranks on all 16 images; its best
 rank and step are chosen with hindsight. Writes bench/results/no_search.json after every job and prints the tables.
 """
 
@@ -22,8 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.no_search import images as pictures
-from bench.no_search import tables
+from bench.no_search import images, tables
 from bench.no_search.jobs import Job, Row, marks_up_to, ordered
 from bench.no_search.verdict import Results, joined
 from launcher.environment import ROOT
@@ -110,7 +109,7 @@ def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[s
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the jobs on the pictures of a file."""
+    """Runs the jobs on the images of a file."""
     # Here, since every process imports this file, and the tables need no torch.
     import torch
 
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bench.no_search.worker import Place
 
     deadline = time.monotonic() + args.seconds
-    styles = pictures.read(args.data)
+    styles = images.read(args.data)
     counts = {name: [len(style.training.captions), len(style.verdict.captions)] for name, style in styles.items()}
     options = {
         "layers": args.layers,
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
     facts = {
-        "data": pictures.digest(styles),
+        "data": images.digest(styles),
         "pictures": counts,
         "common": common,
         "settings": SETTINGS,
@@ -152,10 +151,10 @@ def gpus(processes: int, count: int) -> list[str | None]:
     return [names[number % count] for number in range(processes)]
 
 
-def make_pictures(args: argparse.Namespace, path: Path) -> None:
-    """Fetches the icons and writes the pictures into a file."""
-    styles = args.styles or pictures.STYLES
-    pictures.prepare(args.icons, path, styles, args.training, args.verdict, args.choice)
+def make_images(args: argparse.Namespace, path: Path) -> None:
+    """Fetches the icons and writes the images into a file."""
+    styles = args.styles or images.STYLES
+    images.prepare(args.icons, path, styles, args.training, args.verdict, args.choice)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {', '.join(styles)}")
 
 
@@ -163,7 +162,7 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m bench.no_search", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    parser.add_argument("--data", type=Path, default=Path(".runtime/no_search.zip"), help="the pictures")
+    parser.add_argument("--data", type=Path, default=Path(".runtime/no_search.zip"), help="the images")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "no_search.json")
     parser.add_argument("--processes", type=int, default=1, help="that train at the same time")
     parser.add_argument("--seconds", type=float, default=math.inf, help="no job begins later")
@@ -175,12 +174,12 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
     for name, kind in (("layers", str), ("learning-rate", float), ("batch-size", int), ("alpha", float)):
         parser.add_argument(f"--{name}", type=kind, help="of every training; by default TrainConfig's")
     parser.add_argument("--alpha-is-rank", action="store_true", help="in the grid, as most trainers have it")
-    making = parser.add_argument_group("making the pictures")
-    making.add_argument("--prepare", type=Path, metavar="FILE", help="write the pictures into FILE, and nothing else")
+    making = parser.add_argument_group("making the images")
+    making.add_argument("--prepare", type=Path, metavar="FILE", help="write the images into FILE, and nothing else")
     making.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
-    making.add_argument("--training", type=int, default=16, help="pictures to learn from, of each style")
-    making.add_argument("--verdict", type=int, default=240, help="pictures for the verdict, of each style")
-    making.add_argument("--choice", type=int, default=0, help="seed that chooses the pictures")
+    making.add_argument("--training", type=int, default=16, help="images to learn from, of each style")
+    making.add_argument("--verdict", type=int, default=240, help="images for the verdict, of each style")
+    making.add_argument("--choice", type=int, default=0, help="seed that chooses the images")
     parser.add_argument(
         "--table",
         type=Path,
@@ -198,11 +197,11 @@ def main() -> None:
         if args.out not in args.table and len(args.table) > 1:
             write(args.out, found)
     elif args.prepare:
-        make_pictures(args, args.prepare)
+        make_images(args, args.prepare)
         return
     else:
         if not args.data.is_file():
-            make_pictures(args, args.data)
+            make_images(args, args.data)
         found = run(args)
     print("\n" + tables.report(Results(found["rows"])))
 

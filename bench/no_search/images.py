@@ -1,4 +1,4 @@
-"""The pictures of the test: of each style a few to learn from and others for the verdict, in one file.
+"""The images of the test: of each style a few to learn from and others for the verdict, in one file.
 
 The file is a zip with index.json and PNGs, STYLE/training/000.png and STYLE/verdict/000.png, so that the test can run
 where there is no network.
@@ -30,9 +30,9 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same file every time
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some pictures of a style, with their captions."""
+    """Some images of a style, with their captions."""
 
-    pictures: np.ndarray  # uint8 (n, 128, 128, 3)
+    images: np.ndarray  # uint8 (n, 128, 128, 3)
     captions: list[str]
 
 
@@ -51,7 +51,7 @@ def in_random_order(concepts: Sequence[str], seed: int) -> list[str]:
 
 
 def shared_out(concepts: Sequence[str], drawings: Sequence[bytes], training: int, verdict: int) -> list[list[int]]:
-    """Places of the pictures to learn from and of those for the verdict, the first ones that will do.
+    """Places of the images to learn from and of those for the verdict, the first ones that will do.
 
     No concept and no drawing is in it twice.
 
@@ -73,7 +73,7 @@ def shared_out(concepts: Sequence[str], drawings: Sequence[bytes], training: int
 
 
 def draw_style(cache: Path, style: str, training: int, verdict: int, seed: int) -> Style:
-    """Pictures of a style, of things that the tiny base knows by name."""
+    """Images of a style, of things that the tiny base knows by name."""
     if style not in icons.HELD_OUT_STYLES:
         raise KeyError(
             f"The tiny base was trained on {style!r}, or there is no such style. These can be used: "
@@ -82,15 +82,15 @@ def draw_style(cache: Path, style: str, training: int, verdict: int, seed: int) 
     drawn = icons.load_set(cache, style)
     known = icons.load_set(cache, icons.REFERENCE)
     concepts = in_random_order([concept for concept in drawn if concept in known], seed)[: training + verdict + _SPARE]
-    pictures = icons.render_many([drawn[concept] for concept in concepts])
+    images = icons.render_many([drawn[concept] for concept in concepts])
     captions = [icons.caption(concept, "").rsplit(",", 1)[0] for concept in concepts]  # without the style's name
-    chosen = shared_out(concepts, [picture.tobytes() for picture in pictures], training, verdict)
-    first, second = (Part(pictures[places], [captions[place] for place in places]) for places in chosen)
+    chosen = shared_out(concepts, [image.tobytes() for image in images], training, verdict)
+    first, second = (Part(images[places], [captions[place] for place in places]) for places in chosen)
     return Style(first, second)
 
 
 def prepare(cache: Path, path: Path, styles: Sequence[str], training: int, verdict: int, seed: int) -> None:
-    """Fetches the icon sets, draws the pictures and writes the file."""
+    """Fetches the icon sets, draws the images and writes the file."""
     icons.fetch(cache, [*styles, icons.REFERENCE])
     write(path, {style: draw_style(cache, style, training, verdict, seed) for style in styles})
 
@@ -104,8 +104,8 @@ def write(path: Path, styles: dict[str, Style]) -> None:
             index[name] = {}
             for kind, part in (("training", style.training), ("verdict", style.verdict)):
                 index[name][kind] = part.captions
-                for number, picture in enumerate(part.pictures):
-                    archive.writestr(zipfile.ZipInfo(f"{name}/{kind}/{number:03}.png", _NO_DATE), _png(picture))
+                for number, image in enumerate(part.images):
+                    archive.writestr(zipfile.ZipInfo(f"{name}/{kind}/{number:03}.png", _NO_DATE), _png(image))
         archive.writestr(zipfile.ZipInfo(_INDEX, _NO_DATE), json.dumps(index, indent=1, ensure_ascii=False))
 
 
@@ -125,15 +125,15 @@ def read(path: Path) -> dict[str, Style]:
 
 
 def digest(styles: dict[str, Style]) -> str:
-    """The same for the same pictures and captions, so that results of different pictures are never joined."""
+    """The same for the same images and captions, so that results of different images are never joined."""
     found = hashlib.sha256()
     for name, style in styles.items():
         for part in (style.training, style.verdict):
-            found.update(json.dumps([name, part.captions]).encode() + part.pictures.tobytes())
+            found.update(json.dumps([name, part.captions]).encode() + part.images.tobytes())
     return found.hexdigest()[:16]
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

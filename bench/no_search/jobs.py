@@ -40,7 +40,7 @@ def marks_up_to(marks: Iterable[int], last: int) -> tuple[int, ...]:
 def grid_job(
     style: str, seed: int, rank: int, common: Mapping[str, Any], marks: tuple[int, ...], alpha_is_rank: bool = False
 ) -> Job:
-    """A plain LoRA of a fixed rank on all pictures, without restarts and without validation."""
+    """A plain LoRA of a fixed rank on all images, without restarts and without validation."""
     settings = {**common, "mode": "off", "held_out": 0.0, "max_rank": rank, "steps": marks[-1], "seed": seed}
     if alpha_is_rank:
         settings["alpha"] = float(rank)

@@ -168,14 +168,14 @@ def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several runs' results as one.
 
     Raises:
-        ValueError: they are of different pictures or settings, so that their numbers cannot be compared.
+        ValueError: they are of different images or settings, so that their numbers cannot be compared.
     """
     first = runs[0]
     for run in runs[1:]:
         for name in ("data", "common"):
             if run[name] != first[name]:
                 raise ValueError(
-                    f"The results differ in '{name}': {first[name]} and {run[name]}. Only runs on the same pictures "
+                    f"The results differ in '{name}': {first[name]} and {run[name]}. Only runs on the same images "
                     "with the same options can be joined."
                 )
     return {**first, "rows": [row for run in runs for row in run["rows"]]}

@@ -1,4 +1,4 @@
-"""One process's side of the test: ComfyUI, the tiny base and the pictures are opened once, then job after job runs."""
+"""One process's side of the test: ComfyUI, the tiny base and the images are opened once, then job after job runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from bench.no_search import images as pictures
+from bench.no_search import images
 from bench.no_search.jobs import Job, Row
 from bench.training_session import Session, make_config, training_session
 from launcher.inprocess import load_pack, open_host
 
 _SEED = 20_261  # of the verdict's noise; no training has it
-_BATCH = 240  # pictures of the verdict at once
+_BATCH = 240  # images of the verdict at once
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def serve(connection: Connection, place: Place) -> None:
 
 @contextmanager
 def opened(host: Path, data: Path) -> Iterator[Bench]:
-    """The bench with the pictures of a file; every style's are numbered as the file has them."""
+    """The bench with the images of a file; every style's are numbered as the file has them."""
     open_host(host)
     pack = load_pack()
     latents: list[dict[str, torch.Tensor]] = []
@@ -57,11 +57,11 @@ def opened(host: Path, data: Path) -> Iterator[Bench]:
     numbers: dict[str, tuple[range, range]] = {}
     with torch.inference_mode():
         model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
-        for name, style in pictures.read(data).items():
+        for name, style in images.read(data).items():
             parts = []
             for part in (style.training, style.verdict):
                 parts.append(range(len(latents), len(latents) + len(part.captions)))
-                samples = vae.encode(torch.from_numpy(part.pictures).float() / 255)
+                samples = vae.encode(torch.from_numpy(part.images).float() / 255)
                 latents += [{"samples": sample.clone()} for sample in samples.split(1)]
                 conditioning += [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in part.captions]
             numbers[name] = (parts[0], parts[1])
@@ -70,7 +70,7 @@ def opened(host: Path, data: Path) -> Iterator[Bench]:
 
 
 class Bench:
-    """The tiny base with the pictures of all styles. numbers: style -> (those to learn from, those of the verdict)."""
+    """The tiny base with the images of all styles. numbers: style -> (those to learn from, those of the verdict)."""
 
     def __init__(self, pack: ModuleType, session: Session, numbers: dict[str, tuple[range, range]]) -> None:
         self.pack, self.session, self.numbers = pack, session, numbers
@@ -100,7 +100,7 @@ class Bench:
         return {**job.row(), **finite(row), "seconds": round(time.monotonic() - began, 2)}
 
     def verdict(self, style: str) -> float:
-        """The denoising loss of the model as it is now on the style's verdict pictures."""
+        """The denoising loss of the model as it is now on the style's verdict images."""
         if style not in self._verdicts:
             held_out = self.core["training.validation"].ValidationSet
             self._verdicts[style] = held_out(self.session.network, self.numbers[style][1], _SEED, _BATCH)

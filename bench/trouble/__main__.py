@@ -1,11 +1,11 @@
-"""What the real server's memory does over many trainings, with a thousand pictures, and with huge ones.
+"""What the real server's memory does over many trainings, with a thousand images, and with huge ones.
 
     python -m bench.trouble --host path/to/ComfyUI --runs 20
     python -m bench.trouble --only-runs --checkpoint FILE --resolution 512
 
 With the tiny base or a checkpoint, on a CUDA GPU where there is one. Runs: the dataset (from the cache), 10 steps with
 restarts, saving, drawing with it, each time with another seed; in every third the text encoder learns too, and every
-fourth is cancelled after some steps. --only-runs leaves the pictures out. Writes bench/results/trouble.json, or
+fourth is cancelled after some steps. --only-runs leaves the images out. Writes bench/results/trouble.json, or
 trouble_cuda.json; of a checkpoint, its name is in the file's.
 """
 
@@ -32,13 +32,13 @@ from launcher.host import OWN, link_pack
 from launcher.server import COMPARABLE_MEMORY, Server
 
 PROBE = ROOT / "bench" / "trouble" / "probe.py"
-SIDE = 10_000  # pixels of the huge pictures
+SIDE = 10_000  # pixels of the huge images
 EXAMPLE = "example: fluent-emoji-high-contrast"
 
 
 def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = False, file: str = "") -> dict[str, Any]:
     """The graph: dataset, training, saving, drawing. text: whether the text encoder learns. file: of the checkpoint."""
-    pictures = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
+    images = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
     training = {"steps": steps, "learning_rate": 5e-4, "batch_size": 4, "max_rank": 16, "layers": "all", "seed": seed}
     links = {"model": ["base", 0], "latents": ["data", 0], "conditioning": ["data", 1], "options": ["ranks", 0]}
     ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
@@ -49,7 +49,7 @@ def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = Fal
     empty = "EmptyLatentImage" if file else "EmptySD3LatentImage"
     nodes = {
         "base": ("CheckpointLoaderSimple", {"ckpt_name": file}) if file else ("ACLoRATinyBase", {}),
-        "data": ("ACLoRADataset", pictures),
+        "data": ("ACLoRADataset", images),
         "whole": ("ACLoRAValidationOptions", whole),
         "ranks": ("ACLoRARankOptions", ranks),
         "train": ("ACLoRATrain", training | links),
@@ -133,7 +133,7 @@ def many_runs(run: Run, runs: int, resolution: int, file: str) -> list[dict[str,
 
 
 def thousand(run: Run, count: int) -> dict[str, Any]:
-    """A folder of so many small pictures, learned from twice."""
+    """A folder of so many small images, learned from twice."""
     folder = run.base / "input" / "thousand"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def thousand(run: Run, count: int) -> dict[str, Any]:
 
 
 def huge(run: Run) -> dict[str, Any]:
-    """Pictures of 100 megapixels, one at a time."""
+    """Images of 100 megapixels, one at a time."""
     rows = {}
     for kind, mode, suffix in (
         ("RGB", "RGB", "png"),
@@ -159,9 +159,9 @@ def huge(run: Run) -> dict[str, Any]:
     ):
         folder = run.base / "input" / f"huge {kind}"
         folder.mkdir()
-        picture = Image.new(mode, (SIDE, SIDE), 900 if mode == "I;16" else (9, 120, 60, 99)[: len(mode)])
-        picture.save(folder / f"huge.{suffix}")
-        del picture
+        image = Image.new(mode, (SIDE, SIDE), 900 if mode == "I;16" else (9, 120, 60, 99)[: len(mode)])
+        image.save(folder / f"huge.{suffix}")
+        del image
         nodes = prompt(folder.name, 128, 0, 1)
         nodes = {name: nodes[name] for name in ("base", "data")}
         row = run.do(nodes | {"look": {"class_type": "PreviewAny", "inputs": {"source": ["data", 0]}}})
@@ -173,10 +173,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=OWN)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--only-runs", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="instead of the tiny base; only with --only-runs")
-    parser.add_argument("--resolution", type=int, default=128, help="of the pictures of the runs")
+    parser.add_argument("--resolution", type=int, default=128, help="of the images of the runs")
     options = parser.parse_args()
     if options.checkpoint and not options.only_runs:
         parser.error("--checkpoint is for --only-runs: the other measurements are those of the tiny base.")
@@ -197,7 +197,7 @@ def main() -> None:
             run = Run(server, base)
             found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
             if not options.only_runs:
-                found |= {"thousand": thousand(run, options.pictures), "huge": huge(run)}
+                found |= {"thousand": thousand(run, options.images), "huge": huge(run)}
     for name in found.keys() - {"runs"}:
         for which, row in found[name].items():
             print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)

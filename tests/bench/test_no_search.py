@@ -1,4 +1,4 @@
-"""bench/no_search.py: which pictures it takes, in which order it works, and what it makes of the numbers."""
+"""bench/no_search.py: which images it takes, in which order it works, and what it makes of the numbers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pytest
 
 from aclora_core.config.train_config import TrainConfig
 from bench.no_search import __main__ as no_search
-from bench.no_search import images as pictures
-from bench.no_search import pool, tables
+from bench.no_search import images, pool, tables
 from bench.no_search.jobs import Job, Row, marks_up_to, ordered
 from bench.no_search.verdict import Results, joined, spread_over_seeds
 from bench.no_search.worker import finite
@@ -71,40 +70,40 @@ def complete(style: str = "one", seed: int = 0, factor: float = 1.0) -> list[Row
     return [base_row(style), *(grid_row(style, seed, rank, factor) for rank in LOSSES)]
 
 
-# --- pictures ---
+# --- images ---
 
 
-def test_no_picture_is_learned_from_and_judged_by() -> None:
+def test_no_image_is_learned_from_and_judged_by() -> None:
     concepts = [f"thing {number}" for number in range(30)]
     drawings = [str(number).encode() for number in range(30)]
-    training, verdict = pictures.shared_out(concepts, drawings, 6, 20)
+    training, verdict = images.shared_out(concepts, drawings, 6, 20)
     assert (len(training), len(verdict)) == (6, 20)
     assert not set(training) & set(verdict)
 
 
 def test_a_drawing_or_concept_that_comes_again_is_left_out() -> None:
-    training, verdict = pictures.shared_out(["a", "b", "a", "c", "d"], [b"1", b"1", b"2", b"3", b"4"], 2, 1)
+    training, verdict = images.shared_out(["a", "b", "a", "c", "d"], [b"1", b"1", b"2", b"3", b"4"], 2, 1)
     assert (training, verdict) == ([0, 3], [4])  # b has a's drawing, the third is a again
 
 
 def test_too_few_drawings_are_an_error_that_counts_them() -> None:
     with pytest.raises(ValueError, match="There are 2 different drawings, but 2 to learn from and 1"):
-        pictures.shared_out(["a", "b"], [b"1", b"2"], 2, 1)
+        images.shared_out(["a", "b"], [b"1", b"2"], 2, 1)
 
 
 def test_the_order_follows_from_the_seed_alone() -> None:
     concepts = [f"thing {number}" for number in range(20)]
-    first = pictures.in_random_order(concepts, 3)
-    assert first == pictures.in_random_order(concepts[::-1], 3)
-    assert first != pictures.in_random_order(concepts, 4)
+    first = images.in_random_order(concepts, 3)
+    assert first == images.in_random_order(concepts[::-1], 3)
+    assert first != images.in_random_order(concepts, 4)
     assert sorted(first) == sorted(concepts)
 
 
 def test_only_styles_that_the_base_never_saw_are_taken(tmp_path: Path) -> None:
-    assert set(pictures.STYLES) <= set(icons.HELD_OUT_STYLES)
-    assert not set(pictures.STYLES) & set(icons.BASE_STYLES)
+    assert set(images.STYLES) <= set(icons.HELD_OUT_STYLES)
+    assert not set(images.STYLES) & set(icons.BASE_STYLES)
     with pytest.raises(KeyError, match="was trained on 'twemoji'"):
-        pictures.draw_style(tmp_path, "twemoji", 1, 1, 0)
+        images.draw_style(tmp_path, "twemoji", 1, 1, 0)
 
 
 def test_a_style_is_drawn_with_captions_from_what_the_base_knows(tmp_path: Path) -> None:
@@ -112,26 +111,26 @@ def test_a_style_is_drawn_with_captions_from_what_the_base_knows(tmp_path: Path)
     bodies = {name: {"body": BLACK_SQUARE.replace("8v", f"{place + 2}v")} for place, name in enumerate(names)}
     pack(tmp_path, icons.REFERENCE, names[:4])
     pack(tmp_path, "openmoji", names, **bodies)
-    style = pictures.draw_style(tmp_path, "openmoji", 1, 3, 0)
+    style = images.draw_style(tmp_path, "openmoji", 1, 3, 0)
     assert sorted(style.training.captions + style.verdict.captions) == ["a boat", "a cactus", "a dragon", "an apple"]
-    assert style.verdict.pictures.shape == (3, 128, 128, 3)
+    assert style.verdict.images.shape == (3, 128, 128, 3)
 
 
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     styles = {
-        name: pictures.Style(pictures.Part(values[:2], ["a fish", "a pâté"]), pictures.Part(values[2:], list("abc")))
+        name: images.Style(images.Part(values[:2], ["a fish", "a pâté"]), images.Part(values[2:], list("abc")))
         for name in ("second", "first")
     }
-    path = tmp_path / "folder" / "pictures.zip"
-    pictures.write(path, styles)
-    found = pictures.read(path)
+    path = tmp_path / "folder" / "images.zip"
+    images.write(path, styles)
+    found = images.read(path)
     assert list(found) == ["second", "first"]
     assert found["first"].training.captions == ["a fish", "a pâté"]
-    np.testing.assert_array_equal(found["first"].verdict.pictures, values[2:])
-    assert pictures.digest(found) == pictures.digest(styles)
+    np.testing.assert_array_equal(found["first"].verdict.images, values[2:])
+    assert images.digest(found) == images.digest(styles)
     values[4, 0, 0, 0] ^= 1
-    assert pictures.digest(found) != pictures.digest(styles)
+    assert images.digest(found) != images.digest(styles)
 
 
 # --- jobs ---
@@ -303,7 +302,7 @@ def test_a_loss_that_is_no_number_is_never_the_best() -> None:
     assert Results(rows).best()["one", 0].rank == 2
 
 
-def test_only_runs_on_the_same_pictures_and_options_are_joined() -> None:
+def test_only_runs_on_the_same_images_and_options_are_joined() -> None:
     first = {"data": "x", "common": {}, "rows": complete("one")}
     second = {"data": "x", "common": {}, "rows": complete("two")}
     assert len(Results(joined([first, second])["rows"]).grid) == 2

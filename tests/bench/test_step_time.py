@@ -12,8 +12,8 @@ from bench.step_time import bare_loop as bare
 from bench.step_time import check
 from bench.step_time import native_node as native
 from bench.step_time import profile as step_profile
-from bench.step_time.clock import Clock, Enough, Measured, measure
-from bench.step_time.models import CASES, PICTURES, build, case_named, pictures
+from bench.step_time.clock import Clock, Measured, TimingComplete, measure
+from bench.step_time.models import CASES, IMAGES, build_model, case_named, random_dataset
 from bench.step_time.table import Table
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def small(pack):
 
 def test_every_variant_of_a_miniature_is_timed_and_written(pack, tmp_path, capsys):
     file = tmp_path / "results.json"
-    args = step_time.options([*QUICK, "--cases", "sd15", "--out", str(file)])
+    args = step_time.parse_options([*QUICK, "--cases", "sd15", "--out", str(file)])
     step_time.Bench(pack, args, CPU).run()
 
     results = json.loads(file.read_text())
@@ -55,7 +55,7 @@ def test_the_bare_loop_runs_on_every_model(pack, name):
 
 
 def test_counted_flops_cover_every_layer_forwards_and_backwards(small):
-    base = build(small).model.diffusion_model
+    base = build_model(small).model.diffusion_model
     linear = sum(module.weight.numel() for module in base.modules() if isinstance(module, torch.nn.Linear))
     assert bare.counted_flops(small) > 2 * 2 * linear  # two operations for each weight, both ways
 
@@ -78,8 +78,8 @@ def test_a_loss_that_is_not_finite_is_a_failure(small):
 
 
 def test_a_slow_row_is_cut_short_but_keeps_some_steps():
-    clock = Clock(CPU, warm_up=2, steps=1000, most_seconds=0.0)
-    with pytest.raises(Enough):
+    clock = Clock(CPU, warm_up=2, steps=1000, max_seconds=0.0)
+    with pytest.raises(TimingComplete):
         for _ in range(1000):
             clock.tick()
     assert 1 <= len(clock.milliseconds()) < 10
@@ -88,7 +88,7 @@ def test_a_slow_row_is_cut_short_but_keeps_some_steps():
 
 def test_rows_are_skipped_when_the_time_is_over(pack, monkeypatch):
     monkeypatch.setattr(native, "training", lambda *_: lambda clock: pytest.fail("it was started all the same"))
-    args = step_time.options([*QUICK, "--cases", "sd15", "--seconds", "0", "--variants", "native, defaults"])
+    args = step_time.parse_options([*QUICK, "--cases", "sd15", "--seconds", "0", "--variants", "native, defaults"])
     table = step_time.Bench(pack, args, CPU).run()
     assert [row.failure for row in table.rows] == ["skipped: 0 seconds are over"]
 
@@ -105,7 +105,7 @@ def test_ratios_are_taken_against_the_best_native_mode(capsys):
 
 def test_every_gradient_of_a_random_model_is_alive(small):
     """Zeros in an output layer, as fresh models have them, would make a training cheaper than a real one."""
-    base = build(small).model.diffusion_model
+    base = build_model(small).model.diffusion_model
     assert all(parameter.abs().sum() > 0 for parameter in base.parameters())
 
 
@@ -116,9 +116,9 @@ def test_flux_is_cut_to_what_fits():
     assert CASES["flux"].network["depth"] == 19
 
 
-def test_pictures_have_one_caption_each_and_two_sizes_on_request():
-    latents, captions = pictures(case_named("sdxl", True, 0), sizes=2)
-    assert len(latents) == len(captions) == PICTURES
+def test_images_have_one_caption_each_and_two_sizes_on_request():
+    latents, captions = random_dataset(case_named("sdxl", True, 0), sizes=2)
+    assert len(latents) == len(captions) == IMAGES
     assert len({tuple(latent["samples"].shape) for latent in latents}) == 2
 
 
@@ -138,7 +138,7 @@ def test_a_disagreement_fails_the_check(pack, monkeypatch):
         "trained",
         lambda pack, case, settings, *rest: real(pack, case, settings | {"seed": int(settings["graph"])}, *rest),
     )
-    args = step_time.options(["--check", "--tiny", "--cases", "sd15"])
+    args = step_time.parse_options(["--check", "--tiny", "--cases", "sd15"])
     assert not check.run(pack, step_time.chosen_cases(args, CPU), steps=3)
 
 

@@ -1,1 +1,1 @@
-"""The pictures of the workflows that the template browser shows."""
+"""The images of the workflows that the template browser shows."""

@@ -37,7 +37,7 @@ PLACE = """([margin, left, top]) => {
 }"""
 
 
-def picture(page: Page, name: str) -> Image.Image:
+def image(page: Page, name: str) -> Image.Image:
     """The graph of a workflow."""
     load_workflow(page, json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     left, top, right, bottom = ASIDE
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     with open_front_end(options.address) as page:
         for name in options.workflows:
-            save_thumbnail(titled(picture(page, name), name), name)
+            save_thumbnail(titled(image(page, name), name), name)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,17 @@ from tools.thumbnails.sheet import newest, save_thumbnail, side_by_side, stacked
 WAYS = {"rank_2": "A plain LoRA of rank 2", "rank_32": "A plain LoRA of rank 32", "ac": "AC-LoRA, rank 32 at most"}
 
 
-def resume(pictures: Path) -> Image.Image:
+def resume(images: Path) -> Image.Image:
     """What was learned up to the cancel, and at the end."""
-    cancelled, end = (newest(pictures, "resume", "resume", back) for back in (1, 0))
+    cancelled, end = (newest(images, "resume", "resume", back) for back in (1, 0))
     return stacked([("Cancelled on the way", cancelled), ("Run again: it went on to its end", end)])
 
 
-def compare_ranks(pictures: Path, loras: Path) -> Image.Image:
+def compare_ranks(images: Path, loras: Path) -> Image.Image:
     """A column for each way to a rank: the size of its file, its spectrum, and what it draws."""
     columns = []
     for name, words in WAYS.items():
-        drawn = newest(pictures, f"compare_{name}", "compare_ranks")
+        drawn = newest(images, f"compare_{name}", "compare_ranks")
         file = max(loras.glob(f"compare_{name}*.safetensors"))
         adapter = adapter_file.load(file)
         found = inspect_lora(adapter_file.to_state_dict(adapter), adapter.metadata)

@@ -1,1 +1,1 @@
-"""How the tiny base model is made: its pictures, its training, its measurement."""
+"""How the tiny base model is made: its images, its training, its measurement."""

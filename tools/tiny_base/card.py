@@ -1,4 +1,4 @@
-"""The model card that lies beside the tiny base's weights, and its grid of pictures."""
+"""The model card that lies beside the tiny base's weights, and its grid of images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ text encoder with a vocabulary of its own (tokenizer/), and a TAESD-shaped autoe
 
 ## What it has seen
 
-{pictures} pictures, drawn from SVG on white. Nothing else: no photographs, no people's art.
+{images} images, drawn from SVG on white. Nothing else: no photographs, no people's art.
 
 | style word | set | version | licence | by |
 | --- | --- | --- | --- | --- |
@@ -49,31 +49,31 @@ Eight more sets stay out of it for good, so that they can be learned as new styl
 
 ## How good it is
 
-A classifier trained on the real pictures, asked about {prompts} pictures drawn for base concepts \
+A classifier trained on the real images, asked about {prompts} images drawn for base concepts \
 (`python -m tools.tiny_base` makes
 and measures all of this; verdict.json holds the numbers):
 
-| pictures | concept first | concept in the first five | style |
+| images | concept first | concept in the first five | style |
 | --- | --- | --- | --- |
 | generated | {generated} |
 | real | {real} |
 
-The autoencoder gives back base pictures at {psnr:.1f} dB. On the styles that it never saw, in dB: {held_out_psnr}.
+The autoencoder gives back base images at {psnr:.1f} dB. On the styles that it never saw, in dB: {held_out_psnr}.
 
 Training: {autoencoder_steps} steps of the autoencoder, {denoiser_steps} steps of {batch} \
 of the denoiser and text encoder, seed {seed}.
 
 ## Licence
 
-The weights are under the pack's licence, Apache-2.0. The pictures that they were trained on keep theirs; \
+The weights are under the pack's licence, Apache-2.0. The images that they were trained on keep theirs; \
 see the table above and the
 file NOTICE.
 """
 
 
-def save_grid(pictures: Tensor, columns: int, path: Path) -> None:
-    """pictures (n, 3, h, w) in 0..1, row by row."""
-    grid = rearrange(pictures, "(r c) k h w -> (r h) (c w) k", c=columns)
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    """images (n, 3, h, w) in 0..1, row by row."""
+    grid = rearrange(images, "(r c) k h w -> (r h) (c w) k", c=columns)
     Image.fromarray((grid.float().cpu().numpy() * 255).round().astype(np.uint8)).save(path, optimize=True)
 
 
@@ -101,7 +101,7 @@ def write(out: Path, report: dict) -> None:
     card = CARD.format(
         megabytes=sum(path.stat().st_size for path in files.values()) / 1e6,
         concepts=report["concepts"],
-        pictures=report["pictures"],
+        images=report["pictures"],
         rows=", ".join(sorted(s.word for s in icons.BASE_STYLES.values())),
         parts="\n".join(parts),
         sources="\n".join(sources),

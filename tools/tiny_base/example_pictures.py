@@ -1,4 +1,4 @@
-"""The example that ships with the pack: 16 pictures of a style that the tiny base model has never seen, with captions.
+"""The example that ships with the pack: 16 images of a style that the tiny base model has never seen, with captions.
 
     python -m tools.tiny_base.example_pictures CACHE OUT
 
@@ -89,7 +89,7 @@ def write_example(cache: Path, out: Path, size: int = 128) -> list[Path]:
     drawn = icons.load_set(cache, STYLE)
     missing = [words for words in CONCEPTS if words not in drawn]
     if missing:
-        raise KeyError(f"{style.package}@{style.version} has no picture of: {', '.join(missing)}")
+        raise KeyError(f"{style.package}@{style.version} has no image of: {', '.join(missing)}")
     written = []
     for words in CONCEPTS:
         path = out / f"{words.replace(' ', '_')}.png"
@@ -104,10 +104,10 @@ def write_example(cache: Path, out: Path, size: int = 128) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the example dataset.")
     parser.add_argument("cache", type=Path, help="folder of the icon packages")
-    parser.add_argument("out", type=Path, help="folder for the pictures and captions")
+    parser.add_argument("out", type=Path, help="folder for the images and captions")
     args = parser.parse_args()
     icons.fetch(args.cache, (icons.REFERENCE, STYLE))
-    print(f"{len(write_example(args.cache, args.out))} pictures in {args.out}")
+    print(f"{len(write_example(args.cache, args.out))} images in {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From the names in an icon set to concepts: which icons to keep, and what they are called in a caption.
 
 A concept is the icon's name in lower case with spaces for hyphens; no word is lost ("hot-beverage" is "hot beverage").
-The sets name the same picture a little differently, so every name is looked up in the noto set:
+The sets name the same image a little differently, so every name is looked up in the noto set:
 
 1. by its letters and digits alone, which is how fxemoji's "hotbeverage" meets "hot-beverage";
 2. through the aliases that both sets carry ("bear-face" is noto's "bear");
@@ -54,7 +54,7 @@ RENAMED: dict[str, str] = {
     "flag-for-triangular-flag": "triangular-flag",
     "flag-for-rainbow-flag": "rainbow-flag",
 }
-# The names that fxemoji alone has, or has for another picture, as fxemoji=noto; with nothing after "=" the picture
+# The names that fxemoji alone has, or has for another image, as fxemoji=noto; with nothing after "=" the image
 # goes: a second drawing, one of something else, or (heartblue) one that lies outside its own frame.
 _FXEMOJI = """
 cat=cat-face catside=cat dog=dog-face dogside=dog mouse=mouse-face mouseside=mouse pig=pig-face pigside=pig
@@ -140,7 +140,7 @@ weightlifter=person-lifting-weights whitesmilingface=smiling-face winking=winkin
 whiteexclaimationmark=white-exclamation-mark tent=camping camping=tent screen= dizzyface=
 tearoffcalendar=calendar calendar=tear-off-calendar couple= couplekiss=
 """
-# Flags that streamline-emojis calls by the country alone, and names that stand for another picture there.
+# Flags that streamline-emojis calls by the country alone, and names that stand for another image there.
 _STREAMLINE = """
 australia= brazil= canada= china= egypt= france= germany= greece= india= iran= iraq= italy= japan= malaysia= mexico=
 nepal= north-korea= pakistan= portugal= russia= singapore= south-africa= south-korea= spain= switzerland= syria=
@@ -173,7 +173,7 @@ def is_junk(name: str, names: frozenset[str], known: Mapping[str, str]) -> bool:
     """Whether an icon gives no concept of its own: skin tones, flags of countries, letters, clock times, variants.
 
     names are all names of its set, known is the vocabulary. Variants of gender, hair and direction go where a
-    neutral picture of the same thing exists in the set or in the vocabulary.
+    neutral image of the same thing exists in the set or in the vocabulary.
     """
     if _SKIN.search(name) or _HAIR.search(name) or _FAMILY.match(name) or _LETTERS.search(name):
         return True

@@ -1,6 +1,6 @@
 """The twelve icon sets: four that the tiny base model learns, and eight that stay out of it to be learned later.
 
-Versions and contents are fixed, so that the pictures are the same for everybody. The keys of the tables name a set;
+Versions and contents are fixed, so that the images are the same for everybody. The keys of the tables name a set;
 Style.word is what a caption calls it. A held-out set's word is one that the base model has never read.
 """
 

@@ -1,10 +1,10 @@
-"""Icon sets from npm as pictures with captions: the same concepts in several styles, for the tiny base model.
+"""Icon sets from npm as images with captions: the same concepts in several styles, for the tiny base model.
 
     python -m tools.tiny_base.icons CACHE      # fetches all sets into the folder CACHE and prints a table
 
 Each set is an npm package @iconify-json/<set> with one icons.json: icons {name: {body, width, height}}, aliases
 {name: {parent, hFlip, ...}} and a size for the whole set. Which sets: icon_sets.py. How names become concepts:
-icon_names.py. From 64 pictures on, drawing starts processes: a script that does it needs the guard
+icon_names.py. From 64 images on, drawing starts processes: a script that does it needs the guard
 `if __name__ == "__main__"`.
 """
 
@@ -29,7 +29,7 @@ from PIL import Image
 from tools.tiny_base.icon_names import concept, is_junk, renamed, vocabulary
 from tools.tiny_base.icon_sets import ALL_STYLES, BASE_STYLES, HELD_OUT_STYLES, REFERENCE, Style, known_style
 
-_TURNS = ("hFlip", "vFlip", "rotate")  # what an alias can do to the picture of its parent
+_TURNS = ("hFlip", "vFlip", "rotate")  # what an alias can do to the image of its parent
 
 
 def fetch(cache: Path, styles: Iterable[str] | None = None) -> list[Path]:
@@ -145,22 +145,22 @@ def render(svg: str, size: int = 128) -> np.ndarray:
 def render_many(svgs: list[str], size: int = 128) -> np.ndarray:
     """The SVGs as uint8 (len(svgs), size, size, 3), drawn by all cores: resvg holds the GIL, so by processes."""
     if len(svgs) < 64:  # starting processes takes longer than drawing these
-        pictures = [render(svg, size) for svg in svgs]
+        images = [render(svg, size) for svg in svgs]
     else:
         with ProcessPoolExecutor() as pool:
-            pictures = list(pool.map(functools.partial(render, size=size), svgs, chunksize=32))
-    return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+            images = list(pool.map(functools.partial(render, size=size), svgs, chunksize=32))
+    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
 
 
-def base_pictures(cache: Path, size: int = 128) -> tuple[np.ndarray, list[str], list[str]]:
-    """Everything the base model learns from: pictures uint8 (N, size, size, 3), their concepts, their style words."""
+def base_images(cache: Path, size: int = 128) -> tuple[np.ndarray, list[str], list[str]]:
+    """Everything the base model learns from: images uint8 (N, size, size, 3), their concepts, their style words."""
     rows = [(svg, words, style) for style in BASE_STYLES for words, svg in load_set(cache, style).items()]
-    pictures = render_many([svg for svg, _, _ in rows], size)
-    return pictures, [words for _, words, _ in rows], [BASE_STYLES[style].word for _, _, style in rows]
+    images = render_many([svg for svg, _, _ in rows], size)
+    return images, [words for _, words, _ in rows], [BASE_STYLES[style].word for _, _, style in rows]
 
 
-def held_out_pictures(cache: Path, style: str, size: int = 128) -> tuple[np.ndarray, list[str]]:
-    """The pictures uint8 (N, size, size, 3) and concepts of one style that the base model never sees."""
+def held_out_images(cache: Path, style: str, size: int = 128) -> tuple[np.ndarray, list[str]]:
+    """The images uint8 (N, size, size, 3) and concepts of one style that the base model never sees."""
     if style not in HELD_OUT_STYLES:
         raise KeyError(f"{style!r} is no held-out style; these are: {', '.join(HELD_OUT_STYLES)}")
     icons = load_set(cache, style)
@@ -168,7 +168,7 @@ def held_out_pictures(cache: Path, style: str, size: int = 128) -> tuple[np.ndar
 
 
 def caption(words: str, style: str) -> str:
-    """ "rocket", "noto" -> "a rocket, noto style". The style is a caption word, as the pictures functions give it."""
+    """ "rocket", "noto" -> "a rocket, noto style". The style is a caption word, as the images functions give it."""
     silent = words.startswith(("hour", "honest", "heir"))
     spoken_you = words.startswith(("uni", "use", "ufo", "euro", "one", "uk"))
     an = silent or (words[:1] in "aeiou" and not spoken_you)
@@ -189,7 +189,7 @@ def table(cache: Path) -> str:
     shared = Counter(words for style in BASE_STYLES for words in concepts[style])
     counts = Counter(shared.values())
     parts = ", ".join(f"{counts[n]} in {n}" for n in sorted(counts, reverse=True))
-    lines.append(f"base: {sum(shared.values())} pictures of {len(shared)} concepts; by number of base styles: {parts}")
+    lines.append(f"base: {sum(shared.values())} images of {len(shared)} concepts; by number of base styles: {parts}")
     return "\n".join(lines)
 
 
