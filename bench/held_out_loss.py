@@ -1,10 +1,10 @@
-"""What the quickstart's adapter is worth on images that it never saw.
+"""Measure the denoising loss of the quickstart's adapter on images of the style that it was not trained on.
 
     python -m bench.held_out_loss --host path/to/ComfyUI
 
 Trains as the quickstart does, on its 16 images, and measures the denoising loss of 100 other images of the style at
 fixed noise and noise levels, before and after. Writes bench/results/held_out_loss.json. Needs npm for the icons.
---weights fp16 has the tiny base in float16, which takes a CPU twenty times as long, and writes nothing.
+--weights fp16 runs the tiny base in float16, which takes twenty times as long on a CPU, and writes no file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ STYLE = "fluent-emoji-high-contrast"
 PROMPT = ROOT / "tests" / "prompts" / "quickstart.json"
 
 
-def others(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]:
-    """Images (1, 128, 128, 3) in 0..1 and captions of the style, none of them among the shipped ones."""
+def unseen_images(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]:
+    """Return images (1, 128, 128, 3) in 0..1 of the style with their captions, none of them shipped with the pack."""
     shipped = {path.read_text(encoding="utf-8").strip() for path in (ROOT / "workflows").rglob(f"{STYLE}/*.txt")}
     drawn = icons.load_set(cache, STYLE)
     known = icons.load_set(cache, icons.REFERENCE)
@@ -45,7 +45,7 @@ def others(cache: Path, count: int, seed: int) -> list[tuple[torch.Tensor, str]]
 
 
 def measure(pack: Any, images: list[tuple[torch.Tensor, str]], seeds: list[int], half: bool) -> dict[str, Any]:
-    """The loss of the base and of an adapter for each seed. half: whether the base is in float16."""
+    """Return the loss of the base and of an adapter for each seed. half: whether the base is in float16."""
     nodes = pack.nodes
     validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
     settings = quickstart_settings()
@@ -76,7 +76,7 @@ def measure(pack: Any, images: list[tuple[torch.Tensor, str]], seeds: list[int],
 
 
 def quickstart_settings() -> dict[str, Any]:
-    """The widgets of the quickstart's training node, and under "dataset" those of its dataset node."""
+    """Return the widgets of the quickstart's training node, and under "dataset" those of its dataset node."""
     prompt = json.loads(PROMPT.read_text(encoding="utf-8")).values()
 
     def widgets(kind: str) -> dict[str, Any]:
@@ -92,13 +92,15 @@ def main() -> None:
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9])
-    parser.add_argument("--weights", choices=["as they are", "fp16"], default="as they are", help="of the tiny base")
+    parser.add_argument(
+        "--weights", choices=["as they are", "fp16"], default="as they are", help="dtype of the tiny base"
+    )
     args = parser.parse_args()
     icons.fetch(args.icons, [STYLE, icons.REFERENCE])
     open_host(args.host)
     half = args.weights == "fp16"
-    result = measure(load_pack(), others(args.icons, args.images, seed=0), args.seeds, half)
-    print(f"\nDenoising loss over {args.images} other images of {STYLE}")
+    result = measure(load_pack(), unseen_images(args.icons, args.images, seed=0), args.seeds, half)
+    print(f"\nDenoising loss over {args.images} unseen images of {STYLE}")
     print(f"{'':12}{'loss':>8}{'of the base':>14}")
     print(f"{'base':12}{result['base']:8.4f}{1:14.1%}")
     for seed, loss in result["adapted"].items():
@@ -106,7 +108,7 @@ def main() -> None:
     ratio = statistics.median(result["adapted"].values()) / result["base"]
     print(f"median: {1 - ratio:.1%} lower; {statistics.median(result['seconds']):.0f} s of training each")
     share = sum(result["measuring"]) / sum(result["seconds"])
-    print(f"measuring the images held out while training took {share:.1%} of that")
+    print(f"validation took {share:.1%} of the training time")
     if half:
         return
     path = ROOT / "bench" / "results" / "held_out_loss.json"

@@ -84,9 +84,7 @@ def _without(name: str | None, pack: ModuleType, network: Any) -> Iterator[None]
         import comfy.ops
 
         order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])
-        order.sort(
-            key=lambda backend: backend.name != "FLASH_ATTENTION"
-        )  # the pack restores the order when training ends
+        order.sort(key=lambda backend: backend.name != "FLASH_ATTENTION")  # restored when training ends
     try:
         yield
     finally:
