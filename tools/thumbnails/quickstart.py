@@ -1,4 +1,4 @@
-"""Makes workflows/quickstart.jpg, the workflow's thumbnail and the README's image, from what a quickstart drew.
+"""Make workflows/quickstart.jpg, the workflow's thumbnail and the README's image, from the quickstart's images.
 
 python -m tools.thumbnails.quickstart OUTPUT_FOLDER        # the folder with before_*.png and after_*.png
 """

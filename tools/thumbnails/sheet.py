@@ -1,4 +1,4 @@
-"""Rows of images with headings, of which the workflows' thumbnails are made."""
+"""Compose the workflows' thumbnails from rows of images with headings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADING = 34  # pixels above each row
 
 
 def newest(folder: Path, name: str, workflow: str, back: int = 0) -> Image.Image:
-    """The last image that a workflow saved under a name, or the one so many before it."""
+    """Return the last image that a workflow saved under a name, or the one `back` before it."""
     files = sorted(folder.glob(f"{name}_*.png"))
     if len(files) <= back:
         wanted = f"{name}_*.png" if back == 0 else f"{back + 1} images {name}_*.png"
@@ -20,7 +20,7 @@ def newest(folder: Path, name: str, workflow: str, back: int = 0) -> Image.Image
 
 
 def stacked(rows: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Images one below the other, each under its heading, or under nothing where that is empty."""
+    """Stack images vertically, each under its heading unless that is empty."""
     height = sum(image.height + (HEADING if words else 0) for words, image in rows)
     sheet = Image.new("RGB", (max(image.width for _, image in rows), height), "white")
     draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(20), 0
@@ -34,7 +34,7 @@ def stacked(rows: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def side_by_side(images: list[Image.Image], gap: int = 0) -> Image.Image:
-    """Images next to each other, with some white between them."""
+    """Place images next to each other. gap: white pixels between them."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     sheet, left = Image.new("RGB", (width, max(image.height for image in images)), "white"), 0
     for image in images:
@@ -44,7 +44,7 @@ def side_by_side(images: list[Image.Image], gap: int = 0) -> Image.Image:
 
 
 def save_thumbnail(sheet: Image.Image, workflow: str) -> None:
-    """Save it beside its workflow."""
+    """Save a thumbnail beside its workflow."""
     target = WORKFLOWS / f"{workflow}.jpg"
     sheet.save(target, quality=92)
     print(f"{target.name}: {sheet.width} × {sheet.height}")

@@ -1,9 +1,9 @@
-"""Makes the tiny base model from nothing: images, autoencoder, vocabulary, denoiser, verdict, model card.
+"""Train the tiny base model from scratch: images, autoencoder, vocabulary, denoiser, evaluation, model card.
 
     python -m tools.tiny_base --host path/to/ComfyUI        # one CUDA GPU, under half an hour on an H100
 
-Everything in between is kept in --work, so that a run that was stopped goes on where it was. With --seconds the run
-stops by itself, says so and exits with code 3; the same command then goes on.
+Intermediate results are kept in --work, so an interrupted run resumes. With --seconds the run stops after that time and
+exits with code 3; the same command then resumes it.
 """
 
 from __future__ import annotations
@@ -30,30 +30,32 @@ WORDINGS = ("{caption}", "{caption}", "{concept}, {style} style", "{style} style
 GRID_CONCEPTS = ["rocket", "guitar", "house", "dog face", "bicycle", "cactus", "castle", "octopus"]
 
 
-def arguments() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_base", description=__doc__.split("\n")[0])
     parser.add_argument("--host", type=Path, required=True, help="folder of ComfyUI, whose modules are trained")
     parser.add_argument("--out", type=Path, default=Path("assets/tiny_base"))
-    parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="what is kept in between")
+    parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="folder of intermediate results")
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder of the icon packages")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the denoiser after so long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the denoiser's training")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--denoiser-steps", type=int, default=18000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--judge-prompts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--concepts", type=int, help="learn this many concepts only, to try the script out")
+    parser.add_argument("--concepts", type=int, help="train on this many concepts only, to try the script")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (n, h, w, 3) → float16 (n, 3, h, w) in 0..1."""
+    """Convert uint8 (n, h, w, 3) to float16 (n, 3, h, w) in 0..1."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).half().div_(255)
 
 
 def make_autoencoder(images: Tensor, args: argparse.Namespace) -> torch.nn.Module:
+    """Load the autoencoder from --work, or train it and save it there."""
     path = args.work / "autoencoder.safetensors"
     if path.is_file():
         model = autoencoder.build().to(images.device)
@@ -66,6 +68,7 @@ def make_autoencoder(images: Tensor, args: argparse.Namespace) -> torch.nn.Modul
 
 
 def progress(name: str):
+    """Return a callback that logs every 500th step."""
     started = time.monotonic()
 
     def show(step: int, loss: float) -> None:
@@ -76,7 +79,7 @@ def progress(name: str):
 
 
 def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A little smaller and moved by a few pixels, each by itself; white comes in at the edges."""
+    """Scale each image down and shift it at random by a little, with white at the edges."""
     n = len(images)
     zoom = 0.9 + 0.1 * torch.rand(n, generator=generator)
     theta = torch.zeros(n, 2, 3)
@@ -87,7 +90,7 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def all_latents(model: torch.nn.Module, images: Tensor, seed: int, variants: int = 4) -> Tensor:
-    """(variants, n, 16, h/8, w/8): the images as they are, and jittered."""
+    """Encode the images as they are and jittered: (variants, n, 16, h/8, w/8)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for variant in range(variants):
@@ -97,7 +100,7 @@ def all_latents(model: torch.nn.Module, images: Tensor, seed: int, variants: int
 
 
 def all_wordings(concepts: list[str], styles: list[str]) -> list[list[str]]:
-    """For each way of putting it, the caption of every image."""
+    """Return the captions of all images in every wording."""
     rows = []
     for wording in WORDINGS:
         row = []
@@ -109,7 +112,7 @@ def all_wordings(concepts: list[str], styles: list[str]) -> list[list[str]]:
 
 
 def write_weights(pair: denoiser.Pair, vae: torch.nn.Module, config: dict, out: Path) -> None:
-    """The three halves in float16, in the names that the host's loaders read."""
+    """Write the three models in float16, with the key names that ComfyUI's loaders read."""
 
     def half(module: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:
         return {prefix + name: value.half().cpu().contiguous() for name, value in module.state_dict().items()}
@@ -121,14 +124,14 @@ def write_weights(pair: denoiser.Pair, vae: torch.nn.Module, config: dict, out: 
 
 
 def read_weights(pair: denoiser.Pair, vae: torch.nn.Module, out: Path) -> None:
-    """Puts the written weights back, so that the verdict is on what ships."""
+    """Load the written weights, so that the shipped weights are evaluated."""
     for module, name in ((pair.denoiser, "denoiser"), (pair.text, "text_encoder"), (vae, "autoencoder")):
         module.load_state_dict({key: value.float() for key, value in load_file(out / f"{name}.safetensors").items()})
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    args = arguments()
+    args = parse_options()
     open_host(args.host)
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -171,7 +174,7 @@ def main() -> int:
         progress("denoiser"),
     )
     if pair is None:
-        log.info("stopped after %.0f s; run the same command again to go on", time.monotonic() - started)
+        log.info("stopped after %.0f s; run the same command again to resume", time.monotonic() - started)
         return 3
     write_weights(pair, vae, config, args.out)
     read_weights(pair, vae, args.out)
@@ -187,7 +190,7 @@ def main() -> int:
 
 
 def verdict(pair, vae, tokenizer, images: Tensor, concepts: list[str], styles: list[str], args) -> dict:
-    """Draws prompts of base concepts, judges them, and draws the card's grid."""
+    """Generate images of base concepts and evaluate them; save the model card's grid."""
     device = images.device
     words, kinds = sorted(set(concepts)), sorted(set(styles))
     concept_class = torch.tensor([words.index(c) for c in concepts], device=device)
@@ -220,7 +223,7 @@ def verdict(pair, vae, tokenizer, images: Tensor, concepts: list[str], styles: l
 
 
 def held_out_psnr(vae: torch.nn.Module, cache: Path, device: torch.device) -> dict[str, float]:
-    """The autoencoder on styles that it never saw, for those whose package is in the folder."""
+    """Return the autoencoder's PSNR on held-out styles, for those whose package is in the folder."""
     result = {}
     for key, style in icons.HELD_OUT_STYLES.items():
         if (cache / style.archive).is_file():

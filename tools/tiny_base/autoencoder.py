@@ -1,8 +1,8 @@
-"""The image half of the tiny base: a TAESD-shaped autoencoder, trained from nothing on the icons.
+"""The autoencoder of the tiny base: TAESD's architecture, trained from scratch on the icons.
 
-The host's own modules are trained, so the weights load into its VAE loader as they are. Latents are kept close to
-mean 0 and variance 1 while training; what is left is folded into TAESD's `vae_scale` and `vae_shift`, so that the
-host's SD3 latent format sees unit variance.
+ComfyUI's own modules are trained, so its VAE loader loads the weights unchanged. Latents are kept close to mean 0 and
+variance 1 during training; the rest is folded into TAESD's `vae_scale` and `vae_shift`, so that ComfyUI's SD3 latent
+format gives unit variance.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHANNELS = 16
-SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609  # the host's SD3 latent format: (latent - shift) * scale
+SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609  # ComfyUI's SD3 latent format: (latent - shift) * scale
 log = logging.getLogger("aclora.tiny_base")
 
 
 def build(latent_channels: int = CHANNELS) -> torch.nn.Module:
-    """The host's TAESD with freshly initialised weights."""
+    """Return ComfyUI's TAESD with newly initialised weights."""
     from comfy.taesd.taesd import TAESD
 
     model = TAESD(latent_channels=latent_channels)
@@ -35,9 +35,9 @@ def build(latent_channels: int = CHANNELS) -> torch.nn.Module:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Colour and position changes that make the autoencoder fit for styles that it has not seen.
+    """Augment colour and position, so that the autoencoder generalises to other styles.
 
-    images: (n, 3, h, w) in 0..1. One image in seven becomes black ink, one in seven gets its channels exchanged.
+    images: (n, 3, h, w) in 0..1. One image in seven becomes black ink, one in seven gets its channels permuted.
     """
     n, _, h, w = images.shape
     device = images.device
@@ -56,18 +56,18 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     theta = torch.zeros(n, 2, 3, device=device)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = flip / zoom, 1 / zoom, shift
     grid = F.affine_grid(theta, [n, 3, h, w], align_corners=False)
-    return 1 - F.grid_sample(1 - images, grid, align_corners=False)  # what comes in from outside is white
+    return 1 - F.grid_sample(1 - images, grid, align_corners=False)  # white outside the image
 
 
 def gradients(images: Tensor) -> Tensor:
-    """Differences to the right and lower neighbour, cut to one shape: (n, 2c, h-1, w-1)."""
+    """Return the differences to the right and lower neighbour, cropped to (n, 2c, h-1, w-1)."""
     right = images[..., :-1, 1:] - images[..., :-1, :-1]
     down = images[..., 1:, :-1] - images[..., :-1, :-1]
     return torch.cat([right, down], 1)
 
 
 def loss_of(output: Tensor, target: Tensor, latents: Tensor) -> Tensor:
-    """Pixels (squared and absolute), edges, and a pull of the latents towards mean 0 and variance 1 per channel."""
+    """Sum pixel losses (squared and absolute), an edge loss, and a penalty on the latents' mean and variance."""
     output, target, latents = output.float(), target.float(), latents.float()
     pixels = F.mse_loss(output, target) * 4 + F.l1_loss(output, target)
     edges = F.l1_loss(gradients(output), gradients(target))
@@ -76,7 +76,7 @@ def loss_of(output: Tensor, target: Tensor, latents: Tensor) -> Tensor:
 
 
 def psnr(model: torch.nn.Module, images: Tensor, batch: int = 128) -> float:
-    """Reconstruction quality in dB over images: (n, 3, h, w) in 0..1, through encode and decode."""
+    """Return the PSNR in dB of images (n, 3, h, w) in 0..1 after encoding and decoding."""
     total = 0.0
     with torch.no_grad():
         for part in images.split(batch):
@@ -88,7 +88,7 @@ def psnr(model: torch.nn.Module, images: Tensor, batch: int = 128) -> float:
 def train(
     images: Tensor, steps: int, batch: int, seed: int, on_step: Callable[[int, float], None] | None = None
 ) -> torch.nn.Module:
-    """Trains on images: (n, 3, h, w) in 0..1, on their device, and folds the latents' statistics in."""
+    """Train on images (n, 3, h, w) in 0..1, on their device, and fold the latents' statistics in."""
     torch.manual_seed(seed)
     device = images.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -101,7 +101,7 @@ def train(
         target = augment(images[index].float(), generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             latents = model.taesd_encoder(target)
-            # A little noise on the latents makes the decoder forgive what the denoiser leaves over.
+            # A little noise on the latents makes the decoder robust to the denoiser's residual noise.
             noise = torch.randn(latents.shape, generator=generator, device=device) * 0.05
             output = model.taesd_decoder(latents + noise)
         loss = loss_of(output, target, latents)
@@ -116,7 +116,7 @@ def train(
 
 
 def fold_statistics(model: torch.nn.Module, images: Tensor) -> torch.nn.Module:
-    """Sets vae_scale and vae_shift so that the host's SD3 latent format gives mean 0 and variance 1."""
+    """Set vae_scale and vae_shift so that ComfyUI's SD3 latent format gives mean 0 and variance 1."""
     with torch.no_grad():
         latents = torch.cat([model.taesd_encoder(part.float()) for part in images.split(128)])
         scale = latents.std() * SD3_SCALE
@@ -126,14 +126,14 @@ def fold_statistics(model: torch.nn.Module, images: Tensor) -> torch.nn.Module:
 
 
 def encode(model: torch.nn.Module, images: Tensor, batch: int = 128) -> Tensor:
-    """images (n, 3, h, w) in 0..1 → latents (n, 16, h/8, w/8) as the denoiser sees them, unit variance."""
+    """Encode images (n, 3, h, w) in 0..1 to the denoiser's latents (n, 16, h/8, w/8) of unit variance."""
     with torch.no_grad():
         parts = [model.encode(part.float() * 2 - 1) for part in images.split(batch)]
     return (torch.cat(parts) - SD3_SHIFT) * SD3_SCALE
 
 
 def decode(model: torch.nn.Module, latents: Tensor, batch: int = 128) -> Tensor:
-    """The inverse of encode: latents → images (n, 3, h, w) in 0..1."""
+    """Decode latents to images (n, 3, h, w) in 0..1."""
     with torch.no_grad():
         parts = [model.decode(part.float() / SD3_SCALE + SD3_SHIFT) for part in latents.split(batch)]
     return (torch.cat(parts) * 0.5 + 0.5).clamp(0, 1)

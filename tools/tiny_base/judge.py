@@ -1,6 +1,6 @@
-"""Does the tiny base draw what the words say? A classifier trained on the real images names concept and style.
+"""Evaluate the tiny base's images with a classifier of concepts and styles.
 
-The classifier sees the real base images, shifted, scaled and blurred, and never a generated one.
+The classifier is trained on the real images, shifted, scaled and blurred, and never on a generated one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIZE = 64
 
 
 class Block(nn.Module):
-    """Two convolutions with a shortcut, the first one halving the image."""
+    """A residual block of two convolutions; the first has stride 2."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Image (n, 3, 64, 64) in 0..1 → scores for every concept and for every style."""
+    """Classify images (n, 3, 64, 64) in 0..1: logits of the concepts and of the styles."""
 
     def __init__(self, concepts: int, styles: int) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Shares of images for which the classifier was right."""
+    """Shares of the images for which the classifier is right."""
 
     concept_first: float
     concept_in_five: float
     style: float
 
 
-def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     n, device = len(images), images.device
     zoom = 0.8 + 0.35 * torch.rand(n, generator=generator, device=device)
     theta = torch.zeros(n, 2, 3, device=device)
@@ -67,7 +67,7 @@ def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(images: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: int, batch: int = 512) -> Classifier:
-    """images (n, 3, h, w) in 0..1, concepts and styles (n,) class numbers, all on one device."""
+    """Train a classifier on images (n, 3, h, w) in 0..1 with class indices (n,), all on one device."""
     torch.manual_seed(seed)
     device = images.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -78,7 +78,7 @@ def train(images: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: in
     for _ in range(steps):
         index = torch.randint(len(small), (batch,), generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            concept, style = model(_disturb(small[index], generator))
+            concept, style = model(_augment(small[index], generator))
             loss = F.cross_entropy(concept, concepts[index], label_smoothing=0.1)
             loss = loss + F.cross_entropy(style, styles[index])
         loss.backward()
@@ -89,7 +89,7 @@ def train(images: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: in
 
 
 def judge(model: Classifier, images: Tensor, concepts: Tensor, styles: Tensor) -> Verdict:
-    """How often the classifier finds what was asked for; images (n, 3, h, w) in 0..1."""
+    """Return how often the classifier finds the concept and style that images (n, 3, h, w) in 0..1 should have."""
     with torch.no_grad():
         concept, style = model(F.interpolate(images.float(), (SIZE, SIZE), mode="area"))
     five = concept.topk(min(5, concept.shape[1]), dim=1).indices
