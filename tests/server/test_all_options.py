@@ -1,4 +1,4 @@
-"""Every options node and every kind of picture in one prompt, in the real server, from the folder to a picture."""
+"""Every options node and every kind of image in one prompt, from the folder to a sample, in the real server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.trouble import TRAIN, drawing, noise_pictures, prompt, says
 
 
 @pytest.mark.slow
-def test_everything_at_once(server: HostServer) -> None:
+def test_all_options_together(server: HostServer) -> None:
     style = noise_pictures(server.base / "input" / "all_style", 9, (128, 128))
     Image.new("L", (128, 128)).save(style / "0-masklabel.png")
     with Image.open(style / "0-masklabel.png") as mask:
