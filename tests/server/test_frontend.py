@@ -26,8 +26,8 @@ NEWER_BOXES = """() => {
   });
 }"""
 LISTEN = """() => {
-  window.heard = {pictures: 0, texts: 0};
-  window.app.api.addEventListener('b_preview', () => window.heard.pictures++);
+  window.heard = {images: 0, texts: 0};
+  window.app.api.addEventListener('b_preview', () => window.heard.images++);
   window.app.api.addEventListener('progress_text', () => window.heard.texts++);
 }"""
 
@@ -140,16 +140,16 @@ def test_a_reloaded_page_gets_the_training_chart_and_another_page_only_the_text(
     page.evaluate(LISTEN)
     training = page.evaluate(queue, prompt(server, "watched", steps=100_000))
     try:
-        page.wait_for_function("() => window.heard.pictures > 0")
+        page.wait_for_function("() => window.heard.images > 0")
         page.reload()
         wait_until_ready(page)
         other = page.context.browser.new_page()
         visit(other, server.server.address)
         for each in (page, other):
             each.evaluate(LISTEN)
-        page.wait_for_function("() => window.heard.pictures > 1")
+        page.wait_for_function("() => window.heard.images > 1")
         assert other.evaluate("() => window.heard.texts") > 0
-        assert other.evaluate("() => window.heard.pictures") == 0
+        assert other.evaluate("() => window.heard.images") == 0
         other.close()
     finally:
         server.post_json("/interrupt", {"prompt_id": training})

@@ -82,7 +82,7 @@ def test_stronger_truncation_changes_the_images_more(
 ) -> None:
     titles = ("The whole LoRA", "Cut to 90 %", "Cut to 0.1 MB")
     whole, ninety, tiny = (pixels(server, finished, titled(prompt, title)) for title in titles)
-    assert min(picture.std() for picture in (whole, ninety, tiny)) > 0.02
+    assert min(image.std() for image in (whole, ninety, tiny)) > 0.02
     assert 0.0 < np.abs(whole - ninety).mean() < 0.7 * np.abs(whole - tiny).mean()
 
 

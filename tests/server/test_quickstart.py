@@ -53,9 +53,9 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
-def named(pictures: list[Path], word: str) -> list[Path]:
+def named(images: list[Path], word: str) -> list[Path]:
     """Return the images with this word in their name, in order."""
-    return sorted(path for path in pictures if word in path.name.lower())
+    return sorted(path for path in images if word in path.name.lower())
 
 
 def test_the_adapter_is_saved_in_the_loaders_folder(
@@ -69,16 +69,16 @@ def test_the_adapter_is_saved_in_the_loaders_folder(
 
 
 def test_the_style_changes_the_images(server: HostServer, finished: dict[str, Any]) -> None:
-    pictures = server.pictures(finished)
-    before, after = named(pictures, "before"), named(pictures, "after")
+    images = server.images(finished)
+    before, after = named(images, "before"), named(images, "after")
     assert before and len(before) == len(after)
     for old, new in zip(before, after, strict=True):
         assert np.abs(pixels(old) - pixels(new)).mean() > 0.02, (old.name, new.name)
 
 
 def test_images_are_not_blank(server: HostServer, finished: dict[str, Any]) -> None:
-    for picture in server.pictures(finished):
-        assert pixels(picture).std() > 0.02, picture.name
+    for path in server.images(finished):
+        assert pixels(path).std() > 0.02, path.name
 
 
 def test_a_second_run_trains_nothing(server: HostServer, prompt: dict[str, Any], finished: dict[str, Any]) -> None:

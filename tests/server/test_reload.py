@@ -34,8 +34,8 @@ def drawn(server: HostServer, name: str) -> np.ndarray:
     history = server.run(loaded_without_word(server, drawing(server, name), "draw"))
     if history["outputs"][LOADER]["text"] != ["streamed"]:
         pytest.skip("this ComfyUI does not stream weights: comfy-aimdo does not work here")
-    (picture,) = server.pictures(history)
-    with Image.open(picture) as image:
+    (path,) = server.images(history)
+    with Image.open(path) as image:
         return np.asarray(image)
 
 

@@ -15,7 +15,7 @@ from tests.support.trouble import (
     failure,
     let_go,
     no_file_longer_than,
-    noise_pictures,
+    noise_images,
     prompt,
     says,
     with_checkpoints,
@@ -71,7 +71,7 @@ def test_a_lora_that_cannot_be_written_is_an_error_and_the_next_run_saves_it_wit
 
 
 def test_a_dataset_is_encoded_and_trained_on_with_a_full_disk(probed: HostServer) -> None:
-    noise_pictures(probed.base / "input" / "packed", 3)
+    noise_images(probed.base / "input" / "packed", 3)
     queued = prompt(probed, "packed", "packed", 64, steps=2)
     del queued[SAVE]
     queued["look"] = probed.node("PreviewAny", source=[TRAIN, 2])

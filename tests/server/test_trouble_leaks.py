@@ -63,9 +63,9 @@ def test_finished_cancelled_and_failed_trainings_leak_nothing(probed: HostServer
     assert again["memory"] - empty["memory"] < GROWTH and last["memory"] - first["memory"] < GROWTH
 
 
-@pytest.mark.parametrize("pictures", [2, 9])
+@pytest.mark.parametrize("images", [2, 9])
 def test_the_memory_of_a_training_is_freed_when_it_ends(
-    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, pictures: int
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, images: int
 ) -> None:
     """It is freed before Python's next garbage collection, as the next node may need it."""
     opening = importlib.import_module(f"{pack.__name__}.nodes.host.session")
@@ -85,11 +85,11 @@ def test_the_memory_of_a_training_is_freed_when_it_ends(
     with torch.inference_mode():
         model, clip, *_ = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         caption = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
-        latents = [{"samples": torch.full((1, 16, 16, 16), float(number))} for number in range(pictures)]
+        latents = [{"samples": torch.full((1, 16, 16, 16), float(number))} for number in range(images)]
     gc.disable()
     try:
         settings = {"steps": 2, "batch_size": 2, "max_rank": 4, "layers": "attention"}
-        train(pack, model, latents, [caption] * pictures, settings)
+        train(pack, model, latents, [caption] * images, settings)
         assert len(alive) >= 3 and not [thing() for thing in alive if thing() is not None]
     finally:
         gc.enable()

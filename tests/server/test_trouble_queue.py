@@ -22,15 +22,15 @@ from tests.support.trouble import (
     drawing,
     held,
     let_go,
-    noise_pictures,
+    noise_images,
     same_bits,
     says,
 )
 
 
-def prompt(server: HostServer, file: str, *pictures: Any, steps: int = 8, **settings: Any) -> dict[str, Any]:
+def prompt(server: HostServer, file: str, *images: Any, steps: int = 8, **settings: Any) -> dict[str, Any]:
     """Return the prompt of a training that is long enough to be disturbed, on a GPU too."""
-    return trouble.prompt(server, file, *pictures, steps=steps * server.pace, **settings)
+    return trouble.prompt(server, file, *images, steps=steps * server.pace, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_two_queued_trainings_run_in_turn_and_give_their_usual_adapters(
 def test_sampling_queued_during_a_training_waits_and_gives_the_same_image(
     probed: HostServer, alone: dict[str, Any]
 ) -> None:
-    (before,) = probed.pictures(probed.run(drawing(probed, "before")))
+    (before,) = probed.images(probed.run(drawing(probed, "before")))
     let_go(probed)  # otherwise the second image would come from the cache
     client = uuid.uuid4().hex
     with Browser(probed, client) as browser:
@@ -75,7 +75,7 @@ def test_sampling_queued_during_a_training_waits_and_gives_the_same_image(
         assert probed.wait(training)["status"]["status_str"] == "success"
     history = probed.wait(drawn)
     assert not was_cached(history, "draw")
-    (after,) = probed.pictures(history)
+    (after,) = probed.images(history)
     with Image.open(before) as one, Image.open(after) as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
@@ -86,15 +86,15 @@ def test_a_reconnected_page_gets_the_chart_and_another_page_only_the_text(probed
         training = submit_as(probed, prompt(probed, "watched", seed=3, steps=40), client)
         until(lambda: trains(probed, browser), "the training")
         last = max(value for node, value in browser.progress if node == TRAIN)
-    assert browser.pictures
+    assert browser.images
     with Browser(probed, client) as same, Browser(probed, uuid.uuid4().hex) as another:
         until(lambda: trains(probed, same, int(last) + 2), "progress in the browser that was opened again")
         until(lambda: any(node == TRAIN for node, _ in another.texts), "a line of text in another browser")
         history = probed.wait(training)
         until(lambda: "execution_success" in same.kinds, "the end of the training")
     assert history["status"]["status_str"] == "success" and says(history).startswith(f"{40 * probed.pace} steps")
-    assert same.pictures and same.pictures[-1].width > 100  # the chart
-    assert not another.progress and not another.pictures  # ComfyUI sends these only to the page that queued the prompt
+    assert same.images and same.images[-1].width > 100  # the chart
+    assert not another.progress and not another.images  # ComfyUI sends these only to the page that queued the prompt
     assert "executing" in same.kinds  # tells the page which node runs
 
 
@@ -173,7 +173,7 @@ def test_a_model_unloaded_between_dataset_and_training_is_reloaded(probed: HostS
 
 
 def test_a_folder_deleted_during_a_training_fails_only_the_next_run(probed: HostServer) -> None:
-    folder = noise_pictures(probed.base / "input" / "deleted", 9)
+    folder = noise_images(probed.base / "input" / "deleted", 9)
     client, queued = uuid.uuid4().hex, prompt(probed, "deleted", "deleted", 64)
     with Browser(probed, client) as browser:
         training = submit_as(probed, queued, client)

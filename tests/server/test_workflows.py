@@ -133,7 +133,7 @@ def test_the_three_loras_give_different_images_and_are_inspected(
     nodes, history = compared
     titles = ("A plain LoRA of rank 2", "A plain LoRA of rank 32", "AC-LoRA: rank 32 at most")
     drawn = [pixels(server, history, titled(nodes, title)) for title in titles]
-    assert min(picture.std() for picture in drawn) > 0.02
+    assert min(image.std() for image in drawn) > 0.02
     assert min(np.abs(drawn[i] - drawn[j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-4
     inspected = [node_id for node_id, node in nodes.items() if node["class_type"] == "ACLoRAInspect"]
     assert len(inspected) == 3 and all(len(history["outputs"][node_id]["images"]) >= 3 for node_id in inspected)

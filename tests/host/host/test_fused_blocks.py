@@ -60,7 +60,7 @@ def both_ways(pack, monkeypatch, make, given):
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_the_blocks_of_a_unet_give_the_same_when_fused(name, pack, monkeypatch):
     case = models.case_named(name, True, 0)
-    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build_model(case), models.random_dataset(case))
     transformers = blocks["BasicTransformerBlock"]
     assert counted["shift"] == blocks["ResBlock"] > 0
     assert counted["and rows"] == counted["gate"] == transformers > 0
@@ -72,7 +72,7 @@ def test_flux_gives_the_same_when_fused(pack, monkeypatch):
 
     own = comfy.ldm.flux.math._apply_rope1
     case = models.case_named("flux", True, 0)
-    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build_model(case), models.random_dataset(case))
     attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
     assert counted["rotation"] == 2 * attentions and counted["gelu"] == blocks["SingleStreamBlock"] > 0
     assert counted["root mean square"] == blocks["RMSNorm"] > 0

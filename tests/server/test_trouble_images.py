@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.host_server import HostServer
 from tests.support.server_runs import adapter, until, was_cached
-from tests.support.trouble import DATASET, Browser, noise_pictures, prompt, says
+from tests.support.trouble import DATASET, Browser, noise_images, prompt, says
 
 MANY = 200
 HUGE = (10_000, 10_000)
@@ -24,7 +24,7 @@ def encoded(server: HostServer) -> tuple[int, int]:
 
 
 def test_a_cancel_during_encoding_keeps_the_encoded_images(probed: HostServer) -> None:
-    noise_pictures(probed.base / "input" / "many", MANY)
+    noise_images(probed.base / "input" / "many", MANY)
     client, queued = uuid.uuid4().hex, prompt(probed, "many", "many", 64, steps=4)
     with Browser(probed, client) as browser:
         running = str(probed.post_json("/prompt", {"prompt": queued, "client_id": client})["prompt_id"])
@@ -48,7 +48,7 @@ def test_many_images_come_from_the_cache_the_next_time(probed: HostServer) -> No
 
 
 def test_an_image_of_100_megapixels_takes_little_memory(probed: HostServer) -> None:
-    folder = noise_pictures(probed.base / "input" / "huge", 1)
+    folder = noise_images(probed.base / "input" / "huge", 1)
     Image.new("RGB", HUGE, "#c04020").save(folder / "huge.png", compress_level=1)
     assert probed.server.process is not None
     process = psutil.Process(probed.server.process.pid)
@@ -63,7 +63,7 @@ def test_an_image_of_100_megapixels_takes_little_memory(probed: HostServer) -> N
 
 
 def test_broken_truncated_and_oversized_images_are_named_and_skipped(probed: HostServer) -> None:
-    folder = noise_pictures(probed.base / "input" / "broken", 3)
+    folder = noise_images(probed.base / "input" / "broken", 3)
     (folder / "text.png").write_text("no picture", encoding="utf-8")
     whole = (folder / "0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
