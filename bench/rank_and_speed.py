@@ -1,10 +1,10 @@
-"""Which scaling of a LoRA makes its learning speed independent of the rank?
+"""Measure which scaling of a LoRA makes its learning speed independent of the rank.
 
     python -m bench.rank_and_speed --host path/to/ComfyUI [--steps 5 15 40]
 
-Trains the tiny base on the quickstart's pictures for the same few steps at ranks 2 to 64, without restarts, under three
-rules for the scale in delta = scale · up · down, and tells how far the loss on these pictures has fallen (at fixed
-noise and noise levels), and how large the delta is in the end. A rule that is right has the same numbers at every rank.
+Trains the tiny base on the quickstart's images for the same few steps at ranks 2 to 64, without restarts, with three
+rules for the scale in delta = scale · up · down. Prints by how much the loss on these images has fallen (at fixed noise
+and noise levels) and the norm of the final delta. With an ideal rule the loss falls by the same amount at every rank.
 Writes bench/results/rank_and_speed.json.
 """
 
@@ -21,60 +21,67 @@ from typing import Any
 import torch
 
 from bench.held_out_loss import quickstart_settings
+from bench.training_session import Session, make_config, training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
 RANKS = [2, 4, 8, 16, 32, 64]
-# alpha by the rank; the scale is alpha / rank. All have the scale 1/2 at rank 16, as the pack's defaults.
+# alpha as a function of the rank; the scale is alpha / rank. All have scale 1/2 at rank 16, the pack's default.
 SCALINGS: dict[str, Callable[[int], float]] = {
     "8 / rank (alpha = 8)": lambda rank: 8.0,
     "2 / √rank (rsLoRA)": lambda rank: 2.0 * math.sqrt(rank),
     "1/2 (alpha = rank / 2)": lambda rank: rank / 2.0,
 }
-TAKEN = ("learning_rate", "batch_size", "layers", "weight_decay", "max_norm", "seed")  # of the quickstart's settings
+SHARED_SETTINGS = (
+    "learning_rate",
+    "batch_size",
+    "layers",
+    "weight_decay",
+    "max_norm",
+    "seed",
+)  # of the quickstart's settings
 
 
 class Bench:
-    """The tiny base and the quickstart's pictures, to be trained on again and again."""
+    """The tiny base and the quickstart's images, ready for many trainings."""
 
     def __init__(self, pack: Any) -> None:
-        self.host = pack.nodes.host
-        self.core = importlib.import_module(f"{pack.__name__}.aclora_core")
+        self.pack = pack
         self.validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
         settings = quickstart_settings()
-        self.same = {key: settings[key] for key in TAKEN}
+        self.same = {key: settings[key] for key in SHARED_SETTINGS}
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         dataset = pack.nodes.dataset.node.ACLoRADataset
-        self.pictures = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
-        with self.host.training(self.model, *self.pictures) as trainable:
-            self.base_loss = self.loss(trainable)
+        self.images = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
+        with training_session(pack, self.model, *self.images) as session:
+            self.base_loss = self.loss(session)
 
-    def loss(self, trainable: Any) -> float:
-        """Of the model as it is."""
-        return self.validation.denoising_loss(trainable, range(len(trainable.latents)), seed=0)
+    def loss(self, session: Session) -> float:
+        """Return the denoising loss of the model as it is now, over all images."""
+        return self.validation.denoising_loss(session.network, range(len(self.images[0])), seed=0)
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
-        """Trains once: by how much of the base's loss it has fallen at each mark, and ‖ΔW‖ over all layers."""
+        """Train once; return the share of the base's loss that is gone at each mark, and ‖ΔW‖ over all layers."""
         settings = {**self.same, "steps": max(marks), "max_rank": rank, "alpha": alpha, "mode": "off", "held_out": 0.0}
         falls = {}
-        with self.host.training(self.model, *self.pictures) as trainable:
+        with training_session(self.pack, self.model, *self.images) as session:
 
-            def look(progress: Any) -> None:
+            def record(progress: Any) -> None:
                 if progress.done in marks:
-                    falls[progress.done] = 1.0 - self.loss(trainable) / self.base_loss
+                    falls[progress.done] = 1.0 - self.loss(session) / self.base_loss
 
-            result = self.core.train(trainable, self.core.TrainConfig(**settings), look)
+            result = session.train(make_config(self.pack, **settings), on_step=record)
         size = math.sqrt(sum(d * d for values in result.report.spectrum.values() for d in values))
         return {"alpha": alpha, "falls": falls, "delta": size}
 
 
 def spread(values: Sequence[float]) -> float:
-    """Largest over smallest; infinite where one is not above zero."""
+    """Return the largest value over the smallest; infinity if one is not above zero."""
     return max(values) / min(values) if min(values) > 0 else math.inf
 
 
 def compare(bench: Bench, ranks: list[int], marks: list[int]) -> dict[str, Any]:
-    """The table: a line for each scaling and number of steps, and one for the size of the delta in the end."""
+    """Print a row for each scaling and number of steps, and one for the norm of the delta; return the numbers."""
     columns = ["scale", "steps", *(f"rank {rank}" for rank in ranks), "largest / smallest"]
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     table = {}
@@ -98,7 +105,7 @@ def main() -> None:
     open_host(args.host)
     with torch.inference_mode():
         bench = Bench(load_pack())
-        print(f"\nLoss of the tiny base {bench.base_loss:.4f}; share of it that is gone after so many steps\n")
+        print(f"\nLoss of the tiny base {bench.base_loss:.4f}; share of it that is gone after each number of steps\n")
         table = compare(bench, args.ranks, sorted(args.steps))
     result = {"base": bench.base_loss, **bench.same, "scalings": table}
     path = ROOT / "bench" / "results" / "rank_and_speed.json"

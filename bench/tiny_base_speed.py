@@ -1,15 +1,14 @@
-"""How fast the tiny base draws and learns on this machine.
+"""Measure the speed of sampling and training with the tiny base on this machine.
 
     python -m bench.tiny_base_speed --host path/to/ComfyUI
 
-Drawing: 20 Euler steps of 4 pictures with guidance 4. Learning: one step of batch 4 on all its layers, median of 20
-after 5 that are not counted. Writes bench/results/tiny_base_speed_DEVICE.json.
+Sampling: 20 Euler steps of 4 images with guidance 4. Training: a step of batch 4 on all layers, median of 20 after a
+warm-up of 5. Writes bench/results/tiny_base_speed_DEVICE.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import time
@@ -18,34 +17,35 @@ from typing import Any
 
 import torch
 
+from bench.training_session import make_config, training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
 
-def draw(model: Any, clip: Any) -> float:
-    """Seconds for 20 steps of 4 pictures, after one run that is not counted."""
+def sampling_seconds(model: Any, clip: Any) -> float:
+    """Return the seconds for 20 steps of 4 images, after a warm-up run."""
     import comfy.sample
 
-    words, silence = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a rocket, noto style", ""))
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize("a rocket, noto style"))
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     latent = torch.zeros(4, 16, 16, 16)
     seconds = 0.0
     for seed in range(2):
         began = time.perf_counter()
         noise = comfy.sample.prepare_noise(latent, seed)
-        comfy.sample.sample(model, noise, 20, 4.0, "euler", "normal", words, silence, latent, disable_pbar=True)
+        comfy.sample.sample(model, noise, 20, 4.0, "euler", "normal", positive, negative, latent, disable_pbar=True)
         seconds = time.perf_counter() - began
     return seconds
 
 
-def learn(pack: Any, model: Any, clip: Any, batch: int = 4, counted: int = 20, warm_up: int = 5) -> float:
-    """Median seconds of a training step."""
-    core = importlib.import_module(f"{pack.__name__}.aclora_core")
+def step_seconds(pack: Any, model: Any, clip: Any, batch: int = 4, timed: int = 20, warm_up: int = 5) -> float:
+    """Return the median seconds of a training step."""
     latents = [{"samples": torch.randn(1, 16, 16, 16)} for _ in range(16)]
     caption = clip.encode_from_tokens_scheduled(clip.tokenize("a rocket"))
-    config = core.TrainConfig(steps=counted + warm_up + 1, batch_size=batch, layers="all", mode="off")
+    config = make_config(pack, steps=timed + warm_up + 1, batch_size=batch, layers="all", mode="off")
     times: list[float] = []
-    with pack.nodes.host.training(model, latents, [caption] * 16) as trainable:
-        core.train(trainable, config, on_step=lambda _: times.append(time.perf_counter()))
+    with training_session(pack, model, latents, [caption] * 16) as session:
+        session.train(config, on_step=lambda _: times.append(time.perf_counter()))
     steps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     return statistics.median(steps[warm_up:])
 
@@ -58,12 +58,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.inference_mode():
         model, clip, _ = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
-        drawing, step = draw(model, clip), learn(pack, model, clip)
+        sampling, step = sampling_seconds(model, clip), step_seconds(pack, model, clip)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\nTiny base on {name}\n20 steps of 4 pictures: {drawing:.2f} s\ntraining step of batch 4: {step:.3f} s")
+    print(f"\nTiny base on {name}\n20 steps of 4 images: {sampling:.2f} s\ntraining step of batch 4: {step:.3f} s")
     path = ROOT / "bench" / "results" / f"tiny_base_speed_{device}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"device": name, "draw_seconds": drawing, "step_seconds": step}, indent=2) + "\n")
+    path.write_text(json.dumps({"device": name, "draw_seconds": sampling, "step_seconds": step}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def open_host(folder: Path, cpu: bool | None = None, base_directory: Path | None
         comfy.cli_args.args.base_directory = str(base_directory)
 
 
-def load_pack() -> ModuleType:
+def load_pack(folder: Path = ROOT) -> ModuleType:
     """The pack, loaded as ComfyUI loads it; its modules are pack.nodes.tiny_base and so on. open_host comes first."""
     spec = importlib.util.spec_from_file_location(
-        PACK_NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        PACK_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None and spec.loader is not None
     pack = importlib.util.module_from_spec(spec)

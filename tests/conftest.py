@@ -1,8 +1,7 @@
-"""Settings for all tests (few threads, the same random examples in every run), and the fixtures that bring ComfyUI:
-`pack` in this process, `server` in another.
+"""Settings for all tests, and the fixtures that start ComfyUI: `pack` in this process, `server` in another.
 
-The host is the folder in COMFYUI_PATH, else .runtime/ComfyUI; without one the tests that need it are
-skipped and say so. `python3 run.py test` makes one first.
+All tests use few threads and the same random examples in every run. ComfyUI is the folder in COMFYUI_PATH, else
+.runtime/ComfyUI; without one the tests that need it are skipped. `python3 run.py test` sets it up first.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NEEDS_HOST = {"pack", "host", "server", "probed"}
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
-# Deadlines measure the machine, not the code; derandomize lets a failure be seen again.
+# Deadlines measure the machine, not the code; derandomize makes failures reproducible.
 settings.register_profile("aclora", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("aclora")
 
@@ -39,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For matrices so small that a second thread only costs time."""
+    """Use one thread, which is faster for small matrices."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A warning of the host's is no failure of ours."""
+    """Do not turn ComfyUI's warnings into failures."""
     for item in items:
         if NEEDS_HOST & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.filterwarnings("default"))
@@ -66,9 +65,9 @@ def host() -> Path:
 
 @pytest.fixture(scope="session")
 def pack(host: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The pack as ComfyUI loads it, in this process and on the CPU; its modules are pack.nodes.tiny_base and so on.
+    """The pack as ComfyUI loads it, in this process and on the CPU; its modules are pack.nodes.tiny_base etc.
 
-    ComfyUI's folders are temporary ones. Its modules (folder_paths, comfy, ...) can be imported after this fixture.
+    ComfyUI's folders are temporary. Its modules (folder_paths, comfy, ...) can be imported after this fixture.
     """
     open_host(host, cpu=True, base_directory=tmp_path_factory.mktemp("comfyui"))
     return load_pack()
@@ -89,7 +88,7 @@ def server(host: Path, tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> I
 
 @pytest.fixture(scope="session")
 def probed(host: Path, tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> Iterator[HostServer]:
-    """A server of its own for the tests of trouble, which tells at /held what it holds in memory."""
+    """A separate server for the tests of failures, which reports at /held what it holds in memory."""
     base = tmp_path_factory.mktemp("probed")
     link_pack(base / "custom_nodes")
     shutil.copy(ROOT / "bench" / "trouble" / "probe.py", base / "custom_nodes" / "probe.py")
@@ -99,7 +98,7 @@ def probed(host: Path, tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> I
 
 @pytest.fixture
 def loras(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty models/loras of this test's own."""
+    """An empty models/loras for one test."""
     import folder_paths
 
     folder = tmp_path / "loras"

@@ -1,1 +1,1 @@
-"""Programs around the pack that are not part of it: they make what it ships."""
+"""Programs that make what the pack ships; they are not part of it."""

@@ -1,9 +1,9 @@
-"""A checkpoint with the true shapes of SD1.5 or SDXL and random weights, to run a workflow without the real one.
+"""Write a checkpoint with the true shapes of SD1.5 or SDXL and random weights, to run workflows without the real one.
 
     python -m tools.random_checkpoint --host path/to/ComfyUI sd15 FOLDER/v1-5-pruned-emaonly-fp16.safetensors
 
-In float16, as most such files are: 2.1 GB for sd15, 6.9 GB for sdxl, which takes three times as much main memory. Its
-pictures are noise; shapes, sizes, types and speed are those of the real files.
+In float16, like most such files: 2.1 GB for sd15, 6.9 GB for sdxl, which needs three times as much main memory. The
+model generates noise; shapes, sizes, dtypes and speed are those of the real files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.step_time.models import CASES, fill
+from bench.step_time.models import CASES, randomise
 from launcher.inprocess import open_host
 
 VAE: dict[str, Any] = {
@@ -32,7 +32,7 @@ VAE: dict[str, Any] = {
 
 
 def write(name: str, path: Path) -> None:
-    """Writes the checkpoint of a case of bench.step_time."""
+    """Write the checkpoint of a case of bench.step_time."""
     import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
@@ -46,7 +46,7 @@ def write(name: str, path: Path) -> None:
         autoencoder = AutoencoderKL(embed_dim=4, ddconfig=VAE)
         clip = comfy.sd.CLIP(config.clip_target(), embedding_directory=None)
         for part in (base.diffusion_model, autoencoder, clip.cond_stage_model):
-            fill(part)
+            randomise(part)
         vae = comfy.sd.VAE(sd=autoencoder.state_dict())
         model = comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
         for part in (clip.cond_stage_model, vae.first_stage_model):
@@ -56,7 +56,11 @@ def write(name: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.random_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("model", choices=["sd15", "sdxl"])
     parser.add_argument("file", type=Path)

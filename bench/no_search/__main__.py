@@ -1,12 +1,12 @@
-"""Does AC-LoRA need a search for the rank? One setting that knows 16 pictures, against the best of a grid.
+"""Compare AC-LoRA with one setting, trained on 16 images, with the best of a grid of ranks and steps.
 
     python -m bench.no_search --prepare .runtime/no_search.zip                  # needs npm for the icons
     python -m bench.no_search --data .runtime/no_search.zip --processes 8 [--seconds 300]
     python -m bench.no_search --table RESULTS.json [MORE.json ...]
 
-Four styles that the tiny base was not trained on, 16 pictures each to learn from and 240 others for the verdict, which
-neither training nor validation sees; three seeds. The grid is plain LoRAs of fixed ranks on all 16 pictures; its best
-rank and step are chosen with hindsight. Writes bench/results/no_search.json after every job and prints the tables.
+Four styles that the tiny base was not trained on, each with 16 training images and 240 test images ("verdict"), which
+neither training nor validation uses; three seeds. The grid is plain LoRAs of fixed ranks on all 16 images; its best
+rank and step are chosen on the test images. Writes bench/results/no_search.json after every job and prints the tables.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.no_search import images as pictures
-from bench.no_search import tables
+from bench.no_search import images, tables
 from bench.no_search.jobs import Job, Row, marks_up_to, ordered
-from bench.no_search.verdict import Results, joined
+from bench.no_search.verdict import Results, join
 from launcher.environment import ROOT
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 MARKS = (13, 25, 38, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 600)
 SEEDS = (0, 1, 2)
 
-# The settings, as TrainConfig has them. Each mode is run with each variant, the most telling ones first.
+# Settings of TrainConfig. Each mode is run with each variant, the most informative ones first.
 VALIDATED = {"steps": 600, "held_out": 0.2, "stop_early": True, "smallest": True, "refit": True}
 RESTARTS = ("paper", "product", "product_redraw")
 VARIANTS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
@@ -54,7 +53,7 @@ SETTINGS = {
 
 
 class Run:
-    """The results as they come in; written after every row, so that a run cut short leaves what it has."""
+    """The results of a run; written after every row, so an interrupted run keeps what it has."""
 
     def __init__(self, facts: dict[str, Any], path: Path, planned: int) -> None:
         self.facts, self.path, self.planned = facts, path, planned
@@ -68,7 +67,7 @@ class Run:
     def add(self, row: Row) -> None:
         self.rows.append(row)
         loss = row.get("loss")
-        outcome = row.get("error", "the loss is no number") if loss is None else f"loss {loss:.4f}"
+        outcome = row.get("error", "the loss is not finite") if loss is None else f"loss {loss:.4f}"
         done = f"{len(self.rows)}/{self.planned}"
         print(
             f"{self._clock()} {done} {row['style']}, seed {row['seed']}, {row['name']}: {outcome}, "
@@ -82,7 +81,7 @@ class Run:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    """The results as JSON, one row on a line, by a rename."""
+    """Write the results atomically as JSON, one row a line."""
     head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
     rows = ",\n".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in results["rows"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[str, Any]) -> list[Job]:
-    """What the options leave of all jobs."""
+    """Return the jobs that the options select."""
     unknown = [style for style in args.styles or [] if style not in styles]
     if unknown:
         sys.exit(f"{args.data} has no {', '.join(unknown)}; it has: {', '.join(styles)}")
@@ -110,15 +109,15 @@ def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[s
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs the jobs on the pictures of a file."""
-    # Here, since every process imports this file, and the tables need no torch.
+    """Run the jobs on the images of a file and return the results."""
+    # Imported here: every worker process imports this file, and the tables do not need torch.
     import torch
 
     from bench.no_search.pool import run_all
     from bench.no_search.worker import Place
 
     deadline = time.monotonic() + args.seconds
-    styles = pictures.read(args.data)
+    styles = images.read(args.data)
     counts = {name: [len(style.training.captions), len(style.verdict.captions)] for name, style in styles.items()}
     options = {
         "layers": args.layers,
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
     facts = {
-        "data": pictures.digest(styles),
+        "data": images.digest(styles),
         "pictures": counts,
         "common": common,
         "settings": SETTINGS,
@@ -140,47 +139,47 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results = Run(facts, args.out, len(jobs))
     left = run_all(jobs, places, results.started, results.add, deadline)
     if left:
-        print(f"{left} jobs were not begun: the time was over, or no process was left.", flush=True)
+        print(f"{left} jobs were not started: the time limit was reached, or every process had died.", flush=True)
     return {**results.facts, "rows": results.rows}
 
 
 def gpus(processes: int, count: int) -> list[str | None]:
-    """Which GPU each process may see; they are shared out evenly."""
+    """Return the GPU that each process uses, evenly distributed; None for the default device."""
     if count < 2:
         return [None] * processes
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     return [names[number % count] for number in range(processes)]
 
 
-def make_pictures(args: argparse.Namespace, path: Path) -> None:
-    """Fetches the icons and writes the pictures into a file."""
-    styles = args.styles or pictures.STYLES
-    pictures.prepare(args.icons, path, styles, args.training, args.verdict, args.choice)
+def make_images(args: argparse.Namespace, path: Path) -> None:
+    """Fetch the icons and write the images into a file."""
+    styles = args.styles or images.STYLES
+    images.prepare(args.icons, path, styles, args.training, args.verdict, args.choice)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {', '.join(styles)}")
 
 
-def options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.no_search", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    parser.add_argument("--data", type=Path, default=Path(".runtime/no_search.zip"), help="the pictures")
+    parser.add_argument("--data", type=Path, default=Path(".runtime/no_search.zip"), help="the images")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "no_search.json")
-    parser.add_argument("--processes", type=int, default=1, help="that train at the same time")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="no job begins later")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes that train in parallel")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time limit after which no job starts")
     parser.add_argument("--styles", nargs="+", help="by default all of the file")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--ranks", nargs="*", type=int, default=list(RANKS), help="of the grid")
     parser.add_argument("--settings", nargs="*", metavar="NAME", help='such as "paper, *"; by default all')
-    parser.add_argument("--steps", type=int, default=MARKS[-1], help="of a training, at most")
+    parser.add_argument("--steps", type=int, default=MARKS[-1], help="maximum steps of a training")
     for name, kind in (("layers", str), ("learning-rate", float), ("batch-size", int), ("alpha", float)):
-        parser.add_argument(f"--{name}", type=kind, help="of every training; by default TrainConfig's")
-    parser.add_argument("--alpha-is-rank", action="store_true", help="in the grid, as most trainers have it")
-    making = parser.add_argument_group("making the pictures")
-    making.add_argument("--prepare", type=Path, metavar="FILE", help="write the pictures into FILE, and nothing else")
+        parser.add_argument(f"--{name}", type=kind, help="for every training; by default TrainConfig's")
+    parser.add_argument("--alpha-is-rank", action="store_true", help="alpha = rank in the grid, as in most trainers")
+    making = parser.add_argument_group("preparing the images")
+    making.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE")
     making.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
-    making.add_argument("--training", type=int, default=16, help="pictures to learn from, of each style")
-    making.add_argument("--verdict", type=int, default=240, help="pictures for the verdict, of each style")
-    making.add_argument("--choice", type=int, default=0, help="seed that chooses the pictures")
+    making.add_argument("--training", type=int, default=16, help="training images of each style")
+    making.add_argument("--verdict", type=int, default=240, help="test images of each style")
+    making.add_argument("--choice", type=int, default=0, help="seed that chooses the images")
     parser.add_argument(
         "--table",
         type=Path,
@@ -192,17 +191,17 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    args = options()
+    args = parse_options()
     if args.table:
-        found = joined([json.loads(path.read_text(encoding="utf-8")) for path in args.table])
+        found = join([json.loads(path.read_text(encoding="utf-8")) for path in args.table])
         if args.out not in args.table and len(args.table) > 1:
             write(args.out, found)
     elif args.prepare:
-        make_pictures(args, args.prepare)
+        make_images(args, args.prepare)
         return
     else:
         if not args.data.is_file():
-            make_pictures(args, args.data)
+            make_images(args, args.data)
         found = run(args)
     print("\n" + tables.report(Results(found["rows"])))
 

@@ -1,7 +1,7 @@
-"""The pictures of the test: of each style a few to learn from and others for the verdict, in one file.
+"""The images of the benchmark: a few training images of each style, and others to test on ("verdict"), in one file.
 
-The file is a zip with index.json and PNGs, STYLE/training/000.png and STYLE/verdict/000.png, so that the test can run
-where there is no network.
+The file is a zip with index.json and the PNGs STYLE/training/000.png and STYLE/verdict/000.png, so the benchmark runs
+without a network.
 """
 
 from __future__ import annotations
@@ -20,83 +20,81 @@ from PIL import Image
 
 from tools.tiny_base import icons
 
-# Four that the tiny base was not trained on, as unlike each other as the sets allow: black shapes, outlines, soft
-# gradients, flat colour.
+# Styles that the tiny base was not trained on, as different from each other as the icon sets allow: black shapes,
+# outlines, soft gradients, flat colour.
 STYLES = ("fluent-emoji-high-contrast", "openmoji", "noto-v1", "fxemoji")
 _INDEX = "index.json"
-_SPARE = 16  # drawn besides, in case that two names have one drawing
-_NO_DATE = (1980, 1, 1, 0, 0, 0)  # the same file every time
+_SPARE = 16  # additional images, in case two concepts have the same drawing
+_NO_DATE = (1980, 1, 1, 0, 0, 0)  # makes the file reproducible
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some pictures of a style, with their captions."""
+    """Some images of a style, with their captions."""
 
-    pictures: np.ndarray  # uint8 (n, 128, 128, 3)
+    images: np.ndarray  # uint8 (n, 128, 128, 3)
     captions: list[str]
 
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """What is learned from, and what the verdict is measured on."""
+    """The training images and the test images ("verdict") of a style."""
 
     training: Part
     verdict: Part
 
 
 def in_random_order(concepts: Sequence[str], seed: int) -> list[str]:
-    """Each concept once, in an order that follows from the seed alone."""
+    """Return each concept once, in an order that depends on the seed only."""
     different = sorted(set(concepts))
     return random.Random(seed).sample(different, len(different))
 
 
-def shared_out(concepts: Sequence[str], drawings: Sequence[bytes], training: int, verdict: int) -> list[list[int]]:
-    """Places of the pictures to learn from and of those for the verdict, the first ones that will do.
-
-    No concept and no drawing is in it twice.
+def split_indices(concepts: Sequence[str], drawings: Sequence[bytes], training: int, verdict: int) -> list[list[int]]:
+    """Return the indices of the training images and of the test images; no concept and no drawing occurs twice.
 
     Raises:
         ValueError: there are too few different ones.
     """
     seen: set[str | bytes] = set()
     kept = []
-    for place, (concept, drawing) in enumerate(zip(concepts, drawings, strict=True)):
+    for index, (concept, drawing) in enumerate(zip(concepts, drawings, strict=True)):
         if concept not in seen and drawing not in seen:
-            kept.append(place)
+            kept.append(index)
         seen |= {concept, drawing}
     if len(kept) < training + verdict:
         raise ValueError(
-            f"There are {len(kept)} different drawings, but {training} to learn from and {verdict} for the verdict "
-            "are wanted. Ask for fewer, or choose another style."
+            f"There are {len(kept)} different drawings, but {training} for training and {verdict} for testing were "
+            "requested. Set --training and --verdict lower, or choose another style."
         )
     return [kept[:training], kept[training : training + verdict]]
 
 
 def draw_style(cache: Path, style: str, training: int, verdict: int, seed: int) -> Style:
-    """Pictures of a style, of things that the tiny base knows by name."""
+    """Draw the images of a style, of concepts that the tiny base knows by name."""
     if style not in icons.HELD_OUT_STYLES:
         raise KeyError(
-            f"The tiny base was trained on {style!r}, or there is no such style. These can be used: "
+            f"The tiny base was trained on {style!r}, or there is no such style. Choose one of: "
             f"{', '.join(icons.HELD_OUT_STYLES)}"
         )
     drawn = icons.load_set(cache, style)
     known = icons.load_set(cache, icons.REFERENCE)
     concepts = in_random_order([concept for concept in drawn if concept in known], seed)[: training + verdict + _SPARE]
-    pictures = icons.render_many([drawn[concept] for concept in concepts])
+    images = icons.render_many([drawn[concept] for concept in concepts])
     captions = [icons.caption(concept, "").rsplit(",", 1)[0] for concept in concepts]  # without the style's name
-    chosen = shared_out(concepts, [picture.tobytes() for picture in pictures], training, verdict)
-    first, second = (Part(pictures[places], [captions[place] for place in places]) for places in chosen)
-    return Style(first, second)
+    chosen = split_indices(concepts, [image.tobytes() for image in images], training, verdict)
+    training_part, verdict_part = (Part(images[indices], [captions[i] for i in indices]) for indices in chosen)
+    return Style(training_part, verdict_part)
 
 
 def prepare(cache: Path, path: Path, styles: Sequence[str], training: int, verdict: int, seed: int) -> None:
-    """Fetches the icon sets, draws the pictures and writes the file."""
+    """Fetch the icon sets, draw the images and write the file."""
     icons.fetch(cache, [*styles, icons.REFERENCE])
     write(path, {style: draw_style(cache, style, training, verdict, seed) for style in styles})
 
 
 def write(path: Path, styles: dict[str, Style]) -> None:
-    """The styles as a file."""
+    """Write the styles into a file."""
     index: dict[str, dict[str, list[str]]] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
@@ -104,13 +102,13 @@ def write(path: Path, styles: dict[str, Style]) -> None:
             index[name] = {}
             for kind, part in (("training", style.training), ("verdict", style.verdict)):
                 index[name][kind] = part.captions
-                for number, picture in enumerate(part.pictures):
-                    archive.writestr(zipfile.ZipInfo(f"{name}/{kind}/{number:03}.png", _NO_DATE), _png(picture))
+                for number, image in enumerate(part.images):
+                    archive.writestr(zipfile.ZipInfo(f"{name}/{kind}/{number:03}.png", _NO_DATE), _png(image))
         archive.writestr(zipfile.ZipInfo(_INDEX, _NO_DATE), json.dumps(index, indent=1, ensure_ascii=False))
 
 
 def read(path: Path) -> dict[str, Style]:
-    """The styles of a file, in its order."""
+    """Read the styles of a file, in its order."""
     with zipfile.ZipFile(path) as archive:
 
         def part(name: str, kind: str, captions: list[str]) -> Part:
@@ -125,15 +123,15 @@ def read(path: Path) -> dict[str, Style]:
 
 
 def digest(styles: dict[str, Style]) -> str:
-    """The same for the same pictures and captions, so that results of different pictures are never joined."""
+    """Return a hash of the images and captions, so results on different images are never joined."""
     found = hashlib.sha256()
     for name, style in styles.items():
         for part in (style.training, style.verdict):
-            found.update(json.dumps([name, part.captions]).encode() + part.pictures.tobytes())
+            found.update(json.dumps([name, part.captions]).encode() + part.images.tobytes())
     return found.hexdigest()[:16]
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What is to be trained: one job for each style, seed and fixed rank or setting."""
+"""The jobs of the benchmark: one for each style, seed and fixed rank or setting."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Row = dict[str, Any]  # what came of a job, as it goes into the JSON
+Row = dict[str, Any]  # the result of a job, as it is written into the JSON file
 Kind = Literal["base", "grid", "setting"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: the base as it is, or a training and what its adapter is worth."""
+    """One measurement: of the base model, or of an adapter that is trained first."""
 
     kind: Kind
     name: str  # "base", "rank 8", or the setting's name
     style: str
     seed: int
-    settings: dict[str, Any]  # of TrainConfig, where they differ from its defaults
-    marks: tuple[int, ...] = ()  # steps at which the verdict is measured while it trains
+    settings: dict[str, Any]  # settings of TrainConfig that differ from its defaults
+    marks: tuple[int, ...] = ()  # steps of the training at which the test loss is measured
 
     def row(self) -> Row:
-        """What the results say of it before it has run."""
+        """Return the part of the job's row that is known before it runs."""
         return {
             "kind": self.kind,
             "name": self.name,
@@ -33,14 +33,14 @@ class Job:
 
 
 def marks_up_to(marks: Iterable[int], last: int) -> tuple[int, ...]:
-    """The marks before the last step, and the last step."""
+    """Return the marks before the last step, and the last step."""
     return (*(mark for mark in sorted(marks) if mark < last), last)
 
 
 def grid_job(
     style: str, seed: int, rank: int, common: Mapping[str, Any], marks: tuple[int, ...], alpha_is_rank: bool = False
 ) -> Job:
-    """A plain LoRA of a fixed rank on all pictures, without restarts and without validation."""
+    """Return the job of a plain LoRA of a fixed rank on all images, without restarts and validation."""
     settings = {**common, "mode": "off", "held_out": 0.0, "max_rank": rank, "steps": marks[-1], "seed": seed}
     if alpha_is_rank:
         settings["alpha"] = float(rank)
@@ -48,7 +48,7 @@ def grid_job(
 
 
 def setting_job(style: str, seed: int, name: str, setting: Mapping[str, Any], common: Mapping[str, Any]) -> Job:
-    """AC-LoRA with one of the settings; `common` holds where the setting says nothing."""
+    """Return the job of AC-LoRA with one of the settings; they override `common`."""
     return Job("setting", name, style, seed, {**common, **setting, "seed": seed})
 
 
@@ -61,13 +61,15 @@ def ordered(
     marks: tuple[int, ...],
     alpha_is_rank: bool = False,
 ) -> list[Job]:
-    """All jobs, so that a run that is cut short has whole seeds: the base, then seed by seed the grid and the settings.
+    """Return all jobs: the base, then the grid and the settings seed by seed, so an interrupted run has whole seeds.
 
-    In the grid the large ranks go first: all its jobs take as many steps, and these are the longest.
+    In the grid the large ranks come first, as they take longest.
     """
     jobs = [Job("base", "base", style, 0, {}) for style in styles]
     for seed in seeds:
         largest_first = sorted(ranks)[::-1]
-        jobs += [grid_job(it, seed, rank, common, marks, alpha_is_rank) for rank in largest_first for it in styles]
-        jobs += [setting_job(style, seed, name, settings[name], common) for name in settings for style in styles]
+        for rank in largest_first:
+            jobs += [grid_job(style, seed, rank, common, marks, alpha_is_rank) for style in styles]
+        for name, setting in settings.items():
+            jobs += [setting_job(style, seed, name, setting, common) for style in styles]
     return jobs

@@ -1,4 +1,4 @@
-"""Processes that share the GPU: each takes the next job when it is done with one, and none waits for the others."""
+"""A pool of processes that share the GPU; each takes the next job as soon as it has finished one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ def run_all(
     on_row: Callable[[Row], None],
     deadline: float,
 ) -> int:
-    """Runs the jobs in their order, one process for each place; returns how many were left over.
+    """Run the jobs in order, one process for each place; return how many were not started.
 
-    on_start gets what a process says of itself when it is ready, on_row each row as it comes. After the deadline
-    (of time.monotonic) no job is begun. Should a process die, its job's row says so and the others go on.
+    If a process dies, the row of its job says so and the others continue.
+
+    Args:
+        on_start: called with a process's description when it is ready.
+        on_row: called with each row.
+        deadline: time (of time.monotonic) after which no job starts.
     """
     waiting = deque(jobs)
     spawn = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
@@ -33,7 +37,7 @@ def run_all(
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=serve, args=(theirs, place), daemon=True)
         process.start()
-        theirs.close()  # so that the pipe ends when the process does
+        theirs.close()  # so that the pipe is closed when the process ends
         processes.append(process)
         running[ours] = None
     try:
@@ -42,7 +46,7 @@ def run_all(
                 assert isinstance(connection, Connection)
                 _answer(connection, running, waiting, on_start, on_row, deadline)
     finally:
-        for connection in running:  # after an error here; what waits for a job ends then
+        for connection in running:  # after an error here: a process that waits for a job then ends
             connection.close()
         for process in processes:
             process.join(timeout=10)
@@ -58,7 +62,7 @@ def _answer(
     on_row: Callable[[Row], None],
     deadline: float,
 ) -> None:
-    """Takes what a process has to say and gives it its next job, if there is one."""
+    """Receive a process's message and send it its next job, if there is one."""
     job = running.pop(connection)
     try:
         said = connection.recv()

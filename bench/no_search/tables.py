@@ -1,4 +1,4 @@
-"""The results as text for a person, in Markdown."""
+"""The results as Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BEHIND_BEST, AHEAD_OF_MEDIAN = 0.02, 0.09  # the aims
 
 
 def report(results: Results) -> str:
-    """All tables."""
+    """Return all tables as Markdown."""
     parts = [_errors(results)]
     if results.grid:
         parts += [_lines(results), _grid(results), _best(results), _aims(results)]
     else:
-        parts.append("No style and seed has the whole grid yet, so there is nothing to compare with.")
+        parts.append("No style and seed has the whole grid, so there is nothing to compare with.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -29,14 +29,14 @@ def _lines(results: Results) -> str:
         "to the grid's best",
         "to the median rank",
         "to its last step",
-        "before the cut",
+        "before truncation",
         "steps run",
         "mean rank",
         "file, MB",
         "to the best's file",
     ]
     return (
-        f"Loss on the verdict as a share of the base's, mean over {len(results.grid)} styles and seeds\n\n"
+        f"Loss on the test images as a share of the base's, mean over {len(results.grid)} styles and seeds\n\n"
         + markdown(header, [_cells(line) for line in results.lines()])
     )
 
@@ -49,7 +49,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.loss:.4f}",
         _number(line.spread, ".4f"),
         *changes,
-        _number(line.before_cut, ".4f"),
+        _number(line.before_truncation, ".4f"),
         f"{line.steps:.0f}",
         f"{line.rank:.1f}",
         f"{line.size / 1e6:.2f}",
@@ -78,7 +78,7 @@ def _best(results: Results) -> str:
 
 
 def _aims(results: Results) -> str:
-    """The best setting against what was aimed for."""
+    """Compare the best setting with the aims."""
     settings = [line for line in results.lines() if line.name in results.settings]
     if not settings:
         return "No setting of AC-LoRA was run."
@@ -101,7 +101,7 @@ def _errors(results: Results) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""What the results say: every loss as a share of the base's, settings against the grid. Plain arithmetic on rows."""
+"""Evaluate the results: every loss as a share of the base's, and the settings relative to the grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[str, int]  # style and seed
 class Point:
     """One adapter of one style and seed."""
 
-    loss: float  # on the verdict, as a share of the base's
+    loss: float  # on the test images, as a share of the base's
     steps: int  # run in total
     rank: float  # mean over the layers
     size: int  # bytes of the file
@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """What a setting, or a choice from the grid, comes to over styles and seeds."""
+    """The means of a setting, or of a choice from the grid, over styles and seeds."""
 
     name: str
     runs: int
@@ -38,13 +38,13 @@ class Line:
     rank: float
     size: float
     size_to_best: float  # mean ratio to the file of the grid's best
-    before_cut: float  # loss of the same adapter before it was cut; NaN where none was
+    before_truncation: float  # loss of the adapter before truncation; NaN if none was truncated
 
 
 class Results:
-    """The rows of one or several runs. Where two have one name, style and seed, the later one counts.
+    """The rows of one or several runs; of two rows with the same name, style and seed the later one counts.
 
-    Only those styles and seeds are looked at for which the whole grid is there.
+    Styles and seeds with an incomplete grid are ignored.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -67,46 +67,46 @@ class Results:
         self.marks = sorted(map(int, set.intersection(*shared))) if shared else []
 
     def grid_point(self, pair: Pair, rank: int, mark: int) -> Point:
-        """A fixed rank after so many steps."""
+        """Return the point of a fixed rank after a number of steps."""
         row = self.grid[pair][rank]
         loss = row["losses"][str(mark)]
         share = math.inf if loss is None else loss / self.base[pair[0]]
         return Point(share, mark, row["mean_rank"], row["bytes"])
 
     def best_mark(self, pair: Pair, rank: int) -> Point:
-        """A fixed rank at the step that turned out to be its best."""
+        """Return the point of a fixed rank at its best step."""
         return min((self.grid_point(pair, rank, mark) for mark in self.marks), key=_loss)
 
     def best(self) -> dict[Pair, Point]:
-        """The best rank and step with hindsight, of each style and seed."""
+        """Return the best rank and step of each style and seed, chosen on the test images."""
         return {pair: min((self.best_mark(pair, rank) for rank in self.ranks), key=_loss) for pair in self.grid}
 
     def best_for_all(self) -> tuple[int, int]:
-        """The one rank and step that are best on average, with hindsight."""
+        """Return the rank and step that are best on average, chosen on the test images."""
         means = {(rank, mark): self.grid_mean(rank, mark) for rank in self.ranks for mark in self.marks}
         return min(means, key=lambda choice: means[choice])
 
     def median_rank(self) -> dict[Pair, Point]:
-        """The fixed rank in the middle when they are sorted by the loss at their best step."""
+        """Return the median of the fixed ranks, sorted by the loss at their best step."""
         return self._middle(self.best_mark)
 
     def median_rank_last(self) -> dict[Pair, Point]:
-        """The fixed rank in the middle when they are sorted by the loss after the last step."""
+        """Return the median of the fixed ranks, sorted by the loss after the last step."""
         return self._middle(lambda pair, rank: self.grid_point(pair, rank, self.marks[-1]))
 
     def _middle(self, point: Callable[[Pair, int], Point]) -> dict[Pair, Point]:
-        """Of an even number of ranks the better one of the two in the middle."""
+        """Return the median point; with an even number of ranks the better of the middle two."""
         return {
             pair: sorted((point(pair, rank) for rank in self.ranks), key=_loss)[(len(self.ranks) - 1) // 2]
             for pair in self.grid
         }
 
     def grid_mean(self, rank: int, mark: int) -> float:
-        """A cell of the grid: mean over styles and seeds."""
+        """Return a cell of the grid: the mean loss over styles and seeds."""
         return statistics.fmean(self.grid_point(pair, rank, mark).loss for pair in self.grid)
 
     def lines(self) -> list[Line]:
-        """Choices from the grid, then the settings, the best first."""
+        """Return the choices from the grid, then the settings, the best first."""
         if not self.grid:
             return []
         rank, mark = self.best_for_all()
@@ -128,11 +128,11 @@ class Results:
             pair: Point(row["loss"] / self.base[pair[0]], row["steps_run"], row["mean_rank"], row["bytes"])
             for pair, row in rows.items()
         }
-        whole = [_before_cut(row) / self.base[pair[0]] for pair, row in rows.items()]
+        whole = [_before_truncation(row) / self.base[pair[0]] for pair, row in rows.items()]
         return self.line(name, points, statistics.fmean(whole))
 
-    def line(self, name: str, points: Mapping[Pair, Point], before_cut: float = math.nan) -> Line:
-        """Means of the points, and of their ratios to the grid's point of the same style and seed."""
+    def line(self, name: str, points: Mapping[Pair, Point], before_truncation: float = math.nan) -> Line:
+        """Return the means of the points, and of their ratios to the grid's point of the same style and seed."""
 
         def ratio(others: Mapping[Pair, Point], of: Callable[[Point], float]) -> float:
             return statistics.fmean(of(point) / of(others[pair]) for pair, point in points.items())
@@ -150,12 +150,12 @@ class Results:
             rank=statistics.fmean(point.rank for point in points.values()),
             size=statistics.fmean(point.size for point in points.values()),
             size_to_best=ratio(best, lambda point: point.size),
-            before_cut=before_cut,
+            before_truncation=before_truncation,
         )
 
 
 def spread_over_seeds(losses: Mapping[Pair, float]) -> float:
-    """Standard deviation over seeds of the mean over styles, from the seeds that have all styles; NaN below two."""
+    """Return the standard deviation over seeds of the mean over styles; NaN with fewer than two complete seeds."""
     styles = {style for style, _ in losses}
     means = []
     for seed in sorted({seed for _, seed in losses}):
@@ -164,25 +164,25 @@ def spread_over_seeds(losses: Mapping[Pair, float]) -> float:
     return statistics.stdev(means) if len(means) > 1 else math.nan
 
 
-def joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several runs' results as one.
+def join(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the results of several runs.
 
     Raises:
-        ValueError: they are of different pictures or settings, so that their numbers cannot be compared.
+        ValueError: they have different images or options, so their numbers cannot be compared.
     """
     first = runs[0]
     for run in runs[1:]:
         for name in ("data", "common"):
             if run[name] != first[name]:
                 raise ValueError(
-                    f"The results differ in '{name}': {first[name]} and {run[name]}. Only runs on the same pictures "
-                    "with the same options can be joined."
+                    f"The results differ in '{name}': {first[name]} and {run[name]}. Join only runs on the same images "
+                    "with the same options."
                 )
     return {**first, "rows": [row for run in runs for row in run["rows"]]}
 
 
-def _before_cut(row: Row) -> float:
-    """The loss of the adapter that the given one was cut from; NaN where nothing was cut."""
+def _before_truncation(row: Row) -> float:
+    """Return the loss of the adapter before truncation; NaN if it was not truncated."""
     whole = row["whole"].get("refit", row["whole"].get("best step"))
     return math.nan if whole is None else float(whole)
 

@@ -1,4 +1,4 @@
-"""One process's side of the test: ComfyUI, the tiny base and the pictures are opened once, then job after job runs."""
+"""A worker process: opens ComfyUI, the tiny base and the images once, then runs jobs."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from bench.no_search import images as pictures
+from bench.no_search import images
 from bench.no_search.jobs import Job, Row
+from bench.training_session import Session, make_config, training_session
 from launcher.inprocess import load_pack, open_host
 
-_SEED = 20_261  # of the verdict's noise; no training has it
-_BATCH = 240  # pictures of the verdict at once
+_SEED = 20_261  # of the test noise; no training uses it
+_BATCH = 240  # test images at once
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process works and on what."""
+    """The folder, data and device of a worker process."""
 
     host: Path
     data: Path
-    gpu: str | None  # the one it may see; None for whatever there is
+    gpu: str | None  # for CUDA_VISIBLE_DEVICES; None to leave it unset
     threads: int
 
 
 def serve(connection: Connection, place: Place) -> None:
-    """Opens everything, says so, and answers each job with its row, until there are no more."""
+    """Open everything, send a description, then answer each job with its row until None is received."""
     if place.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu  # read when CUDA is first used
     torch.set_num_threads(place.threads)
@@ -48,40 +49,41 @@ def serve(connection: Connection, place: Place) -> None:
 
 @contextmanager
 def opened(host: Path, data: Path) -> Iterator[Bench]:
-    """The bench with the pictures of a file; every style's are numbered as the file has them."""
+    """Open the tiny base with the images of a file; their indices follow the order of the file."""
     open_host(host)
     pack = load_pack()
     latents: list[dict[str, torch.Tensor]] = []
     conditioning: list[Any] = []
-    numbers: dict[str, tuple[range, range]] = {}
+    indices: dict[str, tuple[range, range]] = {}
     with torch.inference_mode():
         model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
-        for name, style in pictures.read(data).items():
+        for name, style in images.read(data).items():
             parts = []
             for part in (style.training, style.verdict):
                 parts.append(range(len(latents), len(latents) + len(part.captions)))
-                samples = vae.encode(torch.from_numpy(part.pictures).float() / 255)
+                samples = vae.encode(torch.from_numpy(part.images).float() / 255)
                 latents += [{"samples": sample.clone()} for sample in samples.split(1)]
                 conditioning += [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in part.captions]
-            numbers[name] = (parts[0], parts[1])
-        with pack.nodes.host.training(model, latents, conditioning) as trainable:
-            yield Bench(pack, trainable, numbers)
+            indices[name] = (parts[0], parts[1])
+        with training_session(pack, model, latents, conditioning) as session:
+            yield Bench(pack, session, indices)
 
 
 class Bench:
-    """The tiny base with the pictures of all styles. numbers: style -> (those to learn from, those of the verdict)."""
+    """The tiny base with the images of all styles. indices: style -> (training images, test images)."""
 
-    def __init__(self, pack: ModuleType, trainable: Any, numbers: dict[str, tuple[range, range]]) -> None:
-        self.trainable, self.numbers = trainable, numbers
+    def __init__(self, pack: ModuleType, session: Session, indices: dict[str, tuple[range, range]]) -> None:
+        self.pack, self.session, self.indices = pack, session, indices
         core = f"{pack.__name__}.aclora_core"
-        names = ("adapter", "config", "lora", "lora.targets", "training", "training.validation")
+        names = ("adapter", "lora", "lora.targets", "training.validation")
         self.core: dict[str, Any] = {name: importlib.import_module(f"{core}.{name}") for name in names}
-        self.layers = self.core["lora.targets"].preset_layers(trainable.network, "all", trainable.prefix)
+        network = session.network
+        self.layers = self.core["lora.targets"].preset_layers(network.network, "all", network.prefix)
         self._verdicts: dict[str, Any] = {}
 
     @property
     def device_name(self) -> str:
-        on_gpu = self.trainable.device.type == "cuda"
+        on_gpu = self.session.network.device.type == "cuda"
         return torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
 
     @property
@@ -89,31 +91,32 @@ class Bench:
         return len(self.layers)
 
     def run(self, job: Job) -> Row:
-        """What came of a job; where it failed, the error in place of the numbers."""
+        """Run a job and return its row; if it fails, the row has the error instead of the numbers."""
         began = time.monotonic()
         try:
             row = {"loss": self.verdict(job.style)} if job.kind == "base" else self._trained(job)
-        except Exception as error:  # the other jobs are worth running all the same
+        except Exception as error:  # the other jobs are still worth running
             row = {"error": f"{type(error).__name__}: {error}"}
         return {**job.row(), **finite(row), "seconds": round(time.monotonic() - began, 2)}
 
     def verdict(self, style: str) -> float:
-        """The denoising loss of the model as it is now on the style's verdict pictures."""
+        """Return the model's denoising loss on the test images of a style."""
         if style not in self._verdicts:
-            held_out = self.core["training.validation"].ValidationSet
-            self._verdicts[style] = held_out(self.trainable, self.numbers[style][1], _SEED, _BATCH)
+            validation_set = self.core["training.validation"].ValidationSet
+            self._verdicts[style] = validation_set(self.session.network, self.indices[style][1], _SEED, _BATCH)
         return float(self._verdicts[style].losses().mean())
 
     def verdict_with(self, adapter: Any, style: str) -> float:
-        """The same with an adapter on the model."""
-        weights = self.core["lora"].FlatParameters(adapter.layers, self.trainable.device, self.trainable.dtype)
-        with self.core["lora"].injected(self.layers, weights.layers, self.trainable.is_unpatched):
+        """Return the denoising loss on the test images with an adapter on the model."""
+        network = self.session.network
+        weights = self.core["lora"].FlatParameters(adapter.layers, network.device, network.dtype)
+        with self.core["lora"].injected(self.layers, weights.layers, network.is_unpatched):
             return self.verdict(style)
 
     def _trained(self, job: Job) -> Row:
-        config = self.core["config"].TrainConfig(**job.settings)
+        config = make_config(self.pack, **job.settings)
         watch = Watch(self, job)
-        result = self.core["training"].train(self.trainable, config, watch, pictures=self.numbers[job.style][0])
+        result = self.session.train(config, on_step=watch, pictures=self.indices[job.style][0])
         ranks = [layer.rank for layer in result.adapter.layers.values()]
         report = result.report
         return {
@@ -132,16 +135,16 @@ class Bench:
         }
 
     def _file_size(self, adapter: Any) -> int:
-        """Bytes of the adapter's file at the precision that Save AC-LoRA writes by default, its report left out."""
+        """Return the bytes of the adapter's file at Save AC-LoRA's default precision, without its report."""
         files = self.core["adapter"]
         return len(safetensors.torch.save(files.to_state_dict(files.with_dtype(adapter, torch.float16))))
 
 
 @dataclass
 class Watch:
-    """Measures the verdict while a training goes on; the training itself learns nothing of it.
+    """Measure the loss on the test images during a training, without any effect on the training.
 
-    losses: at the job's marks. whole: before the adapter was cut, at the best step and where it was trained again.
+    losses: at the job's marks. whole: before truncation, at the best step and after the refit.
     """
 
     bench: Bench
@@ -152,7 +155,7 @@ class Watch:
     def __call__(self, progress: Any) -> None:
         if progress.stage == "training" and progress.done in self.job.marks:
             self.losses[str(progress.done)] = self.bench.verdict(self.job.style)
-        elif progress.stage == "cutting" and not self.whole:  # the first call comes before any cut is tried
+        elif progress.stage == "cutting" and not self.whole:  # the first call comes before any truncation is tried
             self.whole["best step"] = self.bench.verdict(self.job.style)
         elif progress.stage == "training on all" and progress.done == progress.total:
             self.whole["refit"] = self.bench.verdict(self.job.style)
@@ -163,7 +166,7 @@ def mean(values: list[int]) -> float:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say."""
+    """Replace numbers that are not finite by None, as JSON has none."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,12 +1,16 @@
-"""How long a training step takes: the host's own node, a bare PyTorch loop, and ours with each of its levers.
+"""Time a training step of ComfyUI's own node, of a bare PyTorch loop, and of the pack without each optimization.
 
     python -m bench.step_time --host path/to/ComfyUI [--cases sdxl sd15 flux] [--batches 1 4] [--seconds 330]
     python -m bench.step_time --check [--cases sd15]
+    python -m bench.step_time --against OTHER_CHECKOUT [--cases sd15 sdxl] [--batches 1] [--out FILE]
 
 Real architectures with random weights (bf16 on a GPU), every Linear and convolution adapted at rank 16, AdamW. Prints a
 table for each model and batch size, with ratios to the native node's best mode, and writes
-bench/results/step_time_DEVICE.json after every row. --check trains with and without CUDA graphs instead, and fails
-where they disagree. --tiny takes miniatures of the models, to try the script itself; it writes only with --out.
+bench/results/step_time_DEVICE.json after every row.
+
+--check trains with and without CUDA graphs instead, and fails if the results differ. --against compares this checkout
+with another one: each is timed in processes of its own, in turns. --tiny uses miniatures of the models, to try the
+script itself; it writes a file only with --out.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ from bench.step_time import bare_loop as bare
 from bench.step_time import check
 from bench.step_time import native_node as native
 from bench.step_time.clock import Clock, Measured, measure, peak_flops, sentence
+from bench.step_time.compare_versions import compare_versions
 from bench.step_time.models import CASES, Case, case_named
 from bench.step_time.table import Table
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
 Training = Callable[[Clock], None]
-# Ours: what differs from the pack's defaults, as settings of TrainConfig; WITHOUT: one lever taken away.
+# Variants of the pack: settings of TrainConfig that differ from its defaults; WITHOUT names an optimization to disable.
 VARIANTS: dict[str, dict[str, Any]] = {
     "ours, defaults": {},
     "ours, every block checkpointed": {"checkpointing": "all"},
@@ -45,19 +50,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ours, without cuDNN's attention": {ours.WITHOUT: "attention"},
 }
 BARE = "bare loop"
-_MOST = 40.0  # seconds that one row may take; a slow one then has fewer steps
-_LEAST = 8.0  # seconds that a row needs to be worth starting
+_MAX_SECONDS = 40.0  # of one row; a slow one is timed over fewer steps
+_DEFAULTS: dict[str, Any] = {"batches": [1, 4], "steps": 20, "rounds": 5, "seconds": math.inf}
+_AGAINST_DEFAULTS = {"cases": ["sd15", "sdxl"], "batches": [1], "steps": 100, "rounds": 3, "seconds": 330.0}
+_MIN_SECONDS = 8.0  # that must be left for a row to start
 
 
 class Bench:
-    """One run: what is asked for, how much time is left, and what came of it."""
+    """One run of the benchmark: its options, its time limit and its table."""
 
     def __init__(self, pack: ModuleType, args: argparse.Namespace, device: torch.device) -> None:
         self.pack, self.args, self.device = pack, args, device
         self.began = time.perf_counter()
         name = device_name(device)
         peak, product = peak_flops(device)
-        print(f"\n{name}, torch {torch.__version__}: {peak / 1e12:.4g} TFLOP/s in a product of {product}", flush=True)
+        print(f"\n{name}, torch {torch.__version__}: {peak / 1e12:.4g} TFLOP/s in a {product} matmul", flush=True)
         facts = {
             "device": name,
             "torch": torch.__version__,
@@ -69,7 +76,7 @@ class Bench:
         self.table = Table(facts, results_file(args, device))
 
     def run(self) -> Table:
-        """Every case at every batch size."""
+        """Time every case at every batch size and return the table."""
         for case in chosen_cases(self.args, self.device):
             self.table.add_case(case.name, title=case.title, flops=self._flops(case))
             for batch in self.args.batches:
@@ -81,7 +88,7 @@ class Bench:
     def _flops(self, case: Case) -> int | None:
         try:
             return bare.counted_flops(case)
-        except Exception as error:  # the rest can be measured all the same
+        except Exception as error:  # the step times can be measured without them
             print(f"  {case.name}: FLOPs could not be counted; {sentence(error)}", flush=True)
             return None
 
@@ -94,41 +101,41 @@ class Bench:
         rows = [(Measured(case.name, batch, "bare", BARE), bare.training(case, batch))]
         for variant, settings in VARIANTS.items():
             if ours.WITHOUT in settings and batch != self.args.batches[0]:
-                continue  # the levers are told apart at one size
+                continue  # single optimizations are compared at one batch size
             row = Measured(case.name, batch, "ours", variant)
             missing = ours.unknown(self.pack, settings)
             row.failure = f"TrainConfig has no setting {', '.join(missing)}" if missing else ""
             rows.append((row, ours.training(self.pack, case, batch, settings)))
-        # A CPU's speed wanders, so there the loop and ours take turns.
+        # The speed of a CPU drifts, so there the bare loop and the pack take turns.
         together = 2 if self.device.type == "cpu" else 1
         for group in [rows[:together], *([row] for row in rows[together:])]:
             self._add(group, self.args.warm_up, self.args.steps, self.args.rounds if len(group) > 1 else 1)
 
     def _add(self, rows: list[tuple[Measured, Training]], warm_up: int, steps: int, rounds: int = 1) -> None:
-        """Measures rows in turns, and adds them to the table."""
+        """Measure rows in turns and add them to the table."""
         wanted = [row for row in rows if not self.args.variants or row[0].variant in self.args.variants]
         for row, _ in wanted:
             row.failure = row.failure or self._reason_to_skip(row)
         for _ in range(rounds):
             for row, training in [turn for turn in wanted if not turn[0].failure]:
-                seconds = min(_MOST / rounds, max(0.0, self._seconds_left()))
+                seconds = min(_MAX_SECONDS / rounds, max(0.0, self._seconds_left()))
                 each = math.ceil(steps / rounds)
                 measure(row, Clock(self.device, warm_up, each, seconds), training)
         for row, _ in wanted:
             self.table.add(row)
 
     def _reason_to_skip(self, row: Measured) -> str:
-        if self._seconds_left() < _LEAST:
-            return f"skipped: {self.args.seconds:.0f} seconds are over"
+        if self._seconds_left() < _MIN_SECONDS:
+            return f"skipped: the time limit of {self.args.seconds:.0f} seconds is reached"
         same = [r for r in self.table.rows if (r.case, r.variant) == (row.case, row.variant) and r.batch < row.batch]
-        return "skipped: out of memory with fewer pictures" if any("memory" in r.failure for r in same) else ""
+        return "skipped: out of memory at a smaller batch size" if any("memory" in r.failure for r in same) else ""
 
     def _seconds_left(self) -> float:
         return float(self.args.seconds) - (time.perf_counter() - self.began)
 
 
 def chosen_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
-    """The cases that were asked for, else those that suit the device."""
+    """Return the cases named in the options, or all that suit the device."""
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else 0
     usual = ["sdxl", "sd15", "flux"] if cuda or args.tiny else []
@@ -139,47 +146,62 @@ def chosen_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
 
 
 def device_name(device: torch.device) -> str:
-    """For the head of a table."""
+    """Return the device's name for the head of a table."""
     return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def results_file(args: argparse.Namespace, device: torch.device) -> Path | None:
-    """Where the results go; a miniature's go nowhere unless asked for."""
+    """Return the path of the JSON file; None for miniatures without --out."""
     usual = None if args.tiny else ROOT / "bench" / "results" / f"step_time_{device.type}.json"
     return args.out or usual
 
 
-def options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     variants = [*native.MODES, BARE, *VARIANTS]
     parser = argparse.ArgumentParser(prog="python -m bench.step_time", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="by default all that suit the device")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--batches", nargs="+", type=int, help="images in a step (1 4; 1 with --against)")
     parser.add_argument("--variants", nargs="+", choices=variants, metavar="NAME", help=f"of {', '.join(variants)}")
-    parser.add_argument("--steps", type=int, default=20, help="timed ones")
-    parser.add_argument("--warm-up", type=int, default=10, help="steps before them")
-    parser.add_argument("--native-steps", type=int, default=8, help="timed ones of the host's node")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that ours and the bare loop take on a CPU")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="rows that would begin later are skipped")
+    parser.add_argument("--steps", type=int, help="timed steps (20; 100 with --against)")
+    parser.add_argument("--warm-up", type=int, default=10, help="steps before the timed ones")
+    parser.add_argument("--native-steps", type=int, default=8, help="timed steps of ComfyUI's own node")
+    parser.add_argument(
+        "--rounds", type=int, help="turns on a CPU of ours and the bare loop, 5; with --against of both versions, 3"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="after these no row, or round with --against, begins; that has 330"
+    )
     parser.add_argument("--out", type=Path, help="the JSON file")
-    parser.add_argument("--weights", choices=["bf16", "fp16"], default="bf16", help="of the models, on a GPU")
+    parser.add_argument("--weights", choices=["bf16", "fp16"], default="bf16", help="dtype of the models on a GPU")
     parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
     parser.add_argument("--check", action="store_true", help="compare training with and without CUDA graphs")
     names = [check.GRADIENTS, *(scenario.name for scenario in check.SCENARIOS)]
-    parser.add_argument("--scenarios", nargs="+", choices=names, metavar="NAME", default=[], help="of the check")
-    return parser.parse_args(words)
+    parser.add_argument(
+        "--scenarios", nargs="+", choices=names, metavar="NAME", default=[], help="of --check; by default all"
+    )
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with this other checkout of the pack")
+    args = parser.parse_args(words)
+    for name, value in (_AGAINST_DEFAULTS if args.against else _DEFAULTS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
-def checked(pack: ModuleType, args: argparse.Namespace, device: torch.device) -> bool:
-    """Whether training with graphs agrees with eager training."""
+def check_graphs(pack: ModuleType, args: argparse.Namespace, device: torch.device) -> bool:
+    """Return whether training with CUDA graphs agrees with eager training."""
     small = argparse.Namespace(**{**vars(args), "cases": args.cases or ["sd15" if device.type == "cuda" else "tiny"]})
     print(f"\nWith and without CUDA graphs, {check.STEPS} steps, {device_name(device)}", flush=True)
     return check.run(pack, chosen_cases(small, device), wanted=args.scenarios)
 
 
 def main() -> None:
-    args = options()
+    args = parse_options()
+    if args.against:
+        if not all(comparison.ratio for comparison in compare_versions(args)):
+            sys.exit("A version could not be timed; see the failures above.")
+        return
     open_host(args.host)
     pack = load_pack()
     import comfy.model_management
@@ -187,8 +209,8 @@ def main() -> None:
     device = comfy.model_management.get_torch_device()
     if not args.check:
         Bench(pack, args, device).run()
-    elif not checked(pack, args, device):
-        sys.exit("Training with graphs and eager training disagree.")
+    elif not check_graphs(pack, args, device):
+        sys.exit("Training with CUDA graphs and eager training differ; see the lines marked WRONG above.")
 
 
 if __name__ == "__main__":

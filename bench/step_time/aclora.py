@@ -1,4 +1,4 @@
-"""The pack's own training, entered as its node enters it."""
+"""Train with the pack, entered as its training node enters it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from bench.step_time.clock import Clock
-from bench.step_time.models import Case, build, pictures
+from bench.step_time.models import Case, build_model, random_dataset
+from bench.training_session import make_config, training_session
 
-# What is compared: every layer adapted at one rank, a plain LoRA, nothing held out.
+# The same work for all that are compared: a plain LoRA of one rank on every layer, without validation.
 PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_out": 0.0}
 
 
-WITHOUT = "without"  # names a lever that is taken away, which is no setting of the pack
-_FINDERS = (
+WITHOUT = "without"  # key of the optimization to disable; it is no setting of the pack
+_KERNEL_USERS = (  # modules that import find_kernels
     "aclora_core.lora.linear",
     "aclora_core.lora.convolution",
     "aclora_core.training.trainer",
@@ -29,76 +30,79 @@ _FINDERS = (
 
 
 def core(pack: ModuleType) -> ModuleType:
-    """The pack's aclora_core."""
+    """Return the pack's aclora_core."""
     return importlib.import_module(f"{pack.__name__}.aclora_core")
 
 
 def unknown(pack: ModuleType, settings: dict[str, Any]) -> list[str]:
-    """The settings that this version of the pack does not have."""
+    """Return the settings that this version of the pack does not have."""
     return sorted(set(settings) - {WITHOUT} - {field.name for field in fields(core(pack).TrainConfig)})
 
 
 def training(pack: ModuleType, case: Case, batch: int, settings: dict[str, Any]) -> Callable[[Clock], None]:
-    """A training whose steps the clock counts."""
+    """Return a function that trains and ticks the clock at every step."""
 
     def run(clock: Clock) -> None:
         config = _config(pack, {"steps": clock.total, "batch_size": batch, **settings})
-        latents, captions = pictures(case)
-        with torch.inference_mode():  # as the host runs loaders and nodes
-            model = build(case)
+        latents, captions = random_dataset(case)
+        with torch.inference_mode():  # as ComfyUI runs loaders and nodes
+            model = build_model(case)
             clock.start()
-            opened = pack.nodes.host.training(model, latents, captions)
-            with opened as trainable, _without(settings.get(WITHOUT), pack, trainable):
-                core(pack).train(trainable, config, on_step=lambda progress: clock.tick(progress.losses[-1]))
+            opened = training_session(pack, model, latents, captions)
+            with opened as session, _without(settings.get(WITHOUT), pack, session.network):
+                session.train(config, on_step=lambda progress: clock.tick(progress.losses[-1]))
 
     return run
 
 
 def _config(pack: ModuleType, settings: dict[str, Any]) -> Any:
-    """A TrainConfig of a plain LoRA with these settings."""
+    """Return the TrainConfig of a plain LoRA with these settings."""
     known = {name: value for name, value in settings.items() if name != WITHOUT}
-    return core(pack).TrainConfig(**{**PLAIN, **known})
+    return make_config(pack, **{**PLAIN, **known})
 
 
 @contextmanager
-def _without(lever: str | None, pack: ModuleType, trainable: Any) -> Iterator[None]:
-    """Makes one model slower; it is thrown away with its training."""
-    plain, norms = trainable.is_unpatched, torch.nn.GroupNorm
-    finders = [importlib.import_module(f"{pack.__name__}.{name}") for name in _FINDERS]
-    siblings = importlib.import_module(f"{pack.__name__}.aclora_core.lora.shared_inputs").SharedInputs
-    find_kernels, fuse = finders[0].find_kernels, siblings.fuse
-    if lever == "kernels":
-        trainable.fusable = type(trainable.fusable)()
-        trainable.is_unpatched = lambda layer: not isinstance(layer, norms) and plain(layer)
-        for module in finders:
+def _without(name: str | None, pack: ModuleType, network: Any) -> Iterator[None]:
+    """Disable one optimization of a network that is used for one training only."""
+    if name is None:
+        yield
+        return
+    is_unpatched, norms = network.is_unpatched, torch.nn.GroupNorm
+    kernel_users = [importlib.import_module(f"{pack.__name__}.{name}") for name in _KERNEL_USERS]
+    shared_inputs = importlib.import_module(f"{pack.__name__}.aclora_core.lora.shared_inputs").SharedInputs
+    find_kernels, fuse = kernel_users[0].find_kernels, shared_inputs.fuse
+    if name == "kernels":
+        network.fusable = type(network.fusable)()
+        network.is_unpatched = lambda layer: not isinstance(layer, norms) and is_unpatched(layer)
+        for module in kernel_users:
             module.find_kernels = lambda device, dtype, part: None
-    elif lever == "siblings":
-        siblings.fuse = lambda self: None
-    elif lever == "joint layers":
-        trainable.is_unpatched = lambda layer: isinstance(layer, norms) and plain(layer)
-    elif lever == "attention":
+    elif name == "siblings":
+        shared_inputs.fuse = lambda self: None
+    elif name == "joint layers":
+        network.is_unpatched = lambda layer: isinstance(layer, norms) and is_unpatched(layer)
+    elif name == "attention":
         import comfy.ops
 
         order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])
-        order.sort(key=lambda backend: backend.name != "FLASH_ATTENTION")  # the host's; put back when training ends
+        order.sort(key=lambda backend: backend.name != "FLASH_ATTENTION")  # restored when training ends
     try:
         yield
     finally:
-        siblings.fuse = fuse
-        for module in finders:
+        shared_inputs.fuse = fuse
+        for module in kernel_users:
             module.find_kernels = find_kernels
 
 
 @contextmanager
-def _crowded(device: torch.device, room: float) -> Iterator[None]:
-    """Takes the GPU's memory, but for so many GB."""
-    taken = None
-    if room and device.type == "cuda":
+def _occupied_memory(device: torch.device, free_gb: float) -> Iterator[None]:
+    """Occupy all GPU memory but free_gb gigabytes; nothing if free_gb is 0."""
+    occupied = None
+    if free_gb and device.type == "cuda":
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
-        taken = torch.empty(int(free - room * 1e9), dtype=torch.uint8, device=device)
+        occupied = torch.empty(int(free - free_gb * 1e9), dtype=torch.uint8, device=device)
     yield
-    del taken
+    del occupied
 
 
 def trained(
@@ -109,26 +113,35 @@ def trained(
     should_stop: Callable[[Sequence[float]], bool] = lambda losses: False,
     checkpoints: Path | None = None,
     preview_every: int = 0,
-    room: float = 0.0,
+    free_gb: float = 0.0,
 ) -> Any:
-    """A whole training's result, on pictures of so many sizes; should_stop is asked with the losses so far.
+    """Train to the end and return the pack's Result.
 
-    checkpoints: a folder for them; a training that stopped there before goes on. preview_every: steps between pictures
-    that the host's sampler draws. room: GB that are free on a GPU beside the model; 0 for all that there are.
+    Args:
+        sizes: number of different image sizes in the dataset.
+        should_stop: called after every step with the losses so far.
+        checkpoints: folder of the checkpoints; a training that was stopped there is resumed.
+        preview_every: steps between previews, which ComfyUI's sampler draws; 0 for none.
+        free_gb: GPU memory left free beside the model, in GB; 0 for all of it.
     """
     config = _config(pack, settings)
-    latents, captions = pictures(case, sizes=sizes)
+    latents, captions = random_dataset(case, sizes=sizes)
     losses: list[float] = []
     with torch.inference_mode():
-        opened = pack.nodes.host.training(build(case), latents, captions)
-        with opened as trainable, _without(settings.get(WITHOUT), pack, trainable), _crowded(trainable.device, room):
+        opened = training_session(pack, build_model(case), latents, captions)
+        with (
+            opened as session,
+            _without(settings.get(WITHOUT), pack, session.network),
+            _occupied_memory(session.network.device, free_gb),
+        ):
             host, parts = pack.nodes.host, core(pack)
-            previews = parts.Previews(preview_every, lambda done: host.draw(trainable, None, captions[:2], 0, 1.0))
-            return parts.train(
-                trainable,
+            previews = parts.Previews(
+                preview_every, lambda done: host.draw(session.network, None, captions[:2], 0, 1.0)
+            )
+            return session.train(
                 config,
                 on_step=lambda progress: losses.append(progress.losses[-1]),
                 should_stop=lambda: should_stop(losses),
-                checkpoints=parts.Checkpoints(checkpoints) if checkpoints else None,
+                checkpoints=parts.CheckpointConfig(checkpoints) if checkpoints else None,
                 previews=previews if preview_every else None,
             )

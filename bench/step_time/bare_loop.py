@@ -1,4 +1,4 @@
-"""A bare PyTorch loop over the host's modules: LoRA on activations by plain hooks, AdamW, nothing else. Also FLOPs."""
+"""A bare PyTorch training loop over ComfyUI's modules: LoRA in forward hooks and AdamW. Also counts FLOPs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.step_time.clock import Clock, release
-from bench.step_time.models import Case, build, pictures
+from bench.step_time.models import Case, build_model, random_dataset
 
 _RANK, _SCALE = 16, 0.5
 
 
 def training(case: Case, batch: int) -> Callable[[Clock], None]:
-    """The loop, eager, without checkpointing."""
+    """Return a function that trains eagerly, without gradient checkpointing."""
 
     def run(clock: Clock) -> None:
         with _opened(case) as (base, device):
@@ -39,7 +39,7 @@ def training(case: Case, batch: int) -> Callable[[Clock], None]:
 
 
 def counted_flops(case: Case) -> int:
-    """Of one forward and its backward for one picture, every layer adapted; a batch takes that many times as much."""
+    """Count the FLOPs of a forward and backward pass of one image with every layer adapted; linear in the batch."""
     with _opened(case) as (base, device):
         data = _Data(base, case, device)
         with _adapted(base.diffusion_model), FlopCounterMode(display=False) as counter:
@@ -52,33 +52,33 @@ def counted_flops(case: Case) -> int:
 
 @contextmanager
 def _opened(case: Case) -> Iterator[tuple[Any, torch.device]]:
-    """The host's model on its device, in training."""
+    """Load ComfyUI's model on its device, in training."""
     import comfy.model_management
 
     with torch.inference_mode(False), torch.enable_grad():
-        model = build(case, disable_dynamic=True)
+        model = build_model(case, disable_dynamic=True)
         comfy.model_management.load_models_gpu([model], force_full_load=True)
         before = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:
-            with _OutOfPlace() if case.name == "flux" else nullcontext():
+            with _NoInplaceAdd() if case.name == "flux" else nullcontext():
                 yield model.model.requires_grad_(False), model.load_device
         finally:
             comfy.model_management.in_training = before
 
 
-class _OutOfPlace(TorchFunctionMode):
-    """x += y as x = x + y: the host's Flux blocks overwrite what the backward of their norms still needs."""
+class _NoInplaceAdd(TorchFunctionMode):
+    """Compute x += y as x = x + y: Flux's blocks overwrite tensors that the backward pass of their norms needs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (Tensor.add if func is Tensor.add_ else func)(*args, **(kwargs or {}))
 
 
 class _Data:
-    """Pictures and captions, on the device."""
+    """Latents and captions on the device."""
 
     def __init__(self, base: Any, case: Case, device: torch.device) -> None:
-        latents, captions = pictures(case)
+        latents, captions = random_dataset(case)
         self.base, self.device = base, device
         self.latents = torch.cat([base.process_latent_in(latent["samples"]) for latent in latents]).to(device)
         texts = torch.cat([caption[0][0] for caption in captions]).to(device)
@@ -90,12 +90,12 @@ class _Data:
         self.conditions = {name: c.process_cond(batch_size=count, area=None).cond for name, c in conditions.items()}
 
     def loss(self, batch: int) -> Tensor:
-        """The mean squared error of what the model takes for the pictures in noise."""
+        """Return the mean squared error of the denoised latents of a random batch."""
         chosen = torch.randperm(len(self.latents))[:batch]
         clean = self.latents[chosen]
         sampling = self.base.model_sampling
-        shares = torch.rand(batch).clamp(1e-3, 1 - 1e-3).tolist()
-        sigma = torch.tensor([float(sampling.percent_to_sigma(share)) for share in shares]).to(self.device)
+        fractions = torch.rand(batch).clamp(1e-3, 1 - 1e-3).tolist()
+        sigma = torch.tensor([float(sampling.percent_to_sigma(fraction)) for fraction in fractions]).to(self.device)
         noisy = sampling.noise_scaling(sigma, torch.randn_like(clean), clean)
         conditions = {name: value[chosen] for name, value in self.conditions.items()}
         options = {"cond_or_uncond": [0] * batch, "sigmas": sigma}
@@ -104,7 +104,7 @@ class _Data:
 
 @contextmanager
 def _adapted(network: nn.Module) -> Iterator[list[Tensor]]:
-    """A branch on every Linear and convolution; gives their weights."""
+    """Add a LoRA branch to every Linear and convolution; yields the trainable factors."""
     factors, handles = [], []
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -126,7 +126,7 @@ def _hook(down: Tensor, up: Tensor) -> Any:
         first, second = down.to(output.dtype), up.to(output.dtype)
         if down.ndim == 2:
             return output + _SCALE * F.linear(F.linear(inputs[0], first), second)
-        inner = F.conv2d(inputs[0], first, None, layer.stride, layer.padding, layer.dilation)
-        return output + _SCALE * F.conv2d(inner, second)
+        x_down = F.conv2d(inputs[0], first, None, layer.stride, layer.padding, layer.dilation)
+        return output + _SCALE * F.conv2d(x_down, second)
 
     return add

@@ -1,4 +1,4 @@
-"""Whether graphs learn what eager steps learn: the same losses and the same ΔW from the same seed."""
+"""Check that CUDA graphs train like eager steps: equal losses and equal ΔW from one seed, within rounding."""
 
 from __future__ import annotations
 
@@ -13,60 +13,61 @@ import torch
 from torch import Tensor
 
 from bench.step_time import aclora as ours
-from bench.step_time.clock import listening, release
+from bench.step_time.clock import collect_log, release
 from bench.step_time.models import Case
 
 STEPS = 50
-LOSS_TOLERANCE = 2**-7  # of a step's loss, relative: two roundings of bf16
-GRADIENTS = "gradients"  # names the comparison of kernels, which is no training
-_WORSE = 1.2  # times PyTorch's distance from float32 that the kernels may have
+LOSS_TOLERANCE = 2**-7  # relative difference of a step's loss: two roundings of bf16
 DELTA_TOLERANCE = 0.05  # Frobenius norm of the difference of all ΔW, relative to that of ΔW
-
-
-_FAILURES = "cannot be recorded", "no preview", "no checkpoint"  # in what the pack says
+GRADIENTS = "gradients"  # name of the check that compares gradients instead of trainings
+_MAX_GRADIENT_RATIO = 1.2  # the kernels' distance from float32, relative to that of PyTorch's own layers
+_FAILURES = "cannot be recorded", "no preview", "no checkpoint"  # parts of the pack's log messages
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens during a training while graphs are in use."""
+    """A situation in which training with CUDA graphs must agree with eager training."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    sizes: int = 1  # of pictures
-    stop_after: int = STEPS  # a cancel at this step
-    resumed: bool = False  # whether another training goes on from there
-    preview_every: int = 0  # steps; only where graphs are in use, as previews change nothing
-    room: float = 0.0  # GB free on the GPU beside SD1.5; only where graphs are in use
-    eager: dict[str, Any] = field(default_factory=dict)  # settings of the eager training that are others
+    sizes: int = 1  # number of different image sizes
+    stop_after: int = STEPS  # step of the cancel
+    resumed: bool = False  # whether a second training resumes from the checkpoint
+    preview_every: int = 0  # steps; only with graphs, as previews change no result
+    free_gb: float = 0.0  # GPU memory left free beside SD1.5; only with graphs
+    eager: dict[str, Any] = field(default_factory=dict)  # settings that differ in the eager training
 
 
 SCENARIOS = (
     Scenario("plain"),
     Scenario("restarts", {"mode": "paper", "restart_every": 5}),
     Scenario("learning rate changes", {"schedule": "cosine", "warm_up": 5}),
-    Scenario("gradients added up, two sizes", {"batch_size": 1, "accumulate": 3}, sizes=2),
-    Scenario("pictures of two sizes", sizes=2),
-    Scenario("last batch smaller", {"batch_size": 3}),
-    Scenario("running average", {"ema_decay": 0.9}),
+    Scenario("gradient accumulation, two sizes", {"batch_size": 1, "accumulate": 3}, sizes=2),
+    Scenario("two image sizes", sizes=2),
+    Scenario("smaller last batch", {"batch_size": 3}),
+    Scenario("EMA", {"ema_decay": 0.9}),
     Scenario("cancelled", stop_after=20),
     Scenario("resumed", {"mode": "paper", "restart_every": 5}, stop_after=20, resumed=True),
     Scenario("previews", preview_every=7),
-    Scenario("blocks computed twice", {"checkpointing": "all"}),
-    Scenario("too little memory for a batch", {"batch_size": 4}, room=1.3, eager={"batch_size": 2, "accumulate": 2}),
+    Scenario("gradient checkpointing", {"checkpointing": "all"}),
+    Scenario("too little memory for a batch", {"batch_size": 4}, free_gb=1.3, eager={"batch_size": 2, "accumulate": 2}),
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two trainings are apart."""
+    """How much two trainings differ."""
 
     loss: float  # largest relative difference of a step's loss
     delta: float  # relative difference of ΔW
-    norm: float  # of ΔW, so that it shows that something was learned
+    norm: float  # Frobenius norm of ΔW; 0 if nothing was learned
     steps: tuple[int, int]
 
     def complaints(self, noise: Difference | None = None) -> list[str]:
-        """What is wrong, in sentences; none where the trainings agree, or as well as two that should be the same."""
+        """Return what is wrong, in sentences; empty if the trainings agree.
+
+        noise: the difference of two equal eager trainings; as much is always tolerated.
+        """
         wrong = []
         loss, delta = LOSS_TOLERANCE, DELTA_TOLERANCE
         if noise is not None:
@@ -83,17 +84,18 @@ class Difference:
 
 
 def compare(one: Any, other: Any) -> Difference:
-    """Two trainings' results, the second being the reference."""
+    """Compare the results of two trainings; the second is the reference."""
     losses = [torch.tensor(result.report.losses, dtype=torch.float64) for result in (one, other)]
     shared = min(map(len, losses))
-    apart = ((losses[0] - losses[1])[:shared].abs() / losses[1][:shared].abs()) if shared == len(losses[1]) else None
-    loss = float("inf") if apart is None else float(apart.max())
-    delta, norm = _apart(one.adapter.layers, other.adapter.layers)
+    loss = float("inf")
+    if shared == len(losses[1]):
+        loss = float(((losses[0] - losses[1])[:shared].abs() / losses[1][:shared].abs()).max())
+    delta, norm = _delta_difference(one.adapter.layers, other.adapter.layers)
     return Difference(loss, delta, norm, (len(losses[0]), len(losses[1])))
 
 
-def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
-    """‖ΔW₁ - ΔW₂‖ / ‖ΔW₂‖ over all layers, and ‖ΔW₂‖, from the factors and in float64."""
+def _delta_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """Return ‖ΔW₁ - ΔW₂‖ / ‖ΔW₂‖ over all layers, and ‖ΔW₂‖, from the factors in float64."""
     if one.keys() != other.keys():
         return float("inf"), 0.0
     difference = reference = 0.0
@@ -111,23 +113,26 @@ def _factors(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _product(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """Σ ΔW₁ ∘ ΔW₂ without either."""
+    """Return ⟨ΔW₁, ΔW₂⟩ (Frobenius) without forming either."""
     return float(((one[1].T @ other[1]) * (one[0] @ other[0].T)).sum())
 
 
 def run(pack: ModuleType, cases: Sequence[Case], steps: int = STEPS, wanted: Sequence[str] = ()) -> bool:
-    """Every scenario, or those wanted, for every case; prints what differs, and gives whether all agree."""
+    """Run every scenario, or those wanted, on every case; print the differences and return whether all agree."""
     chosen = [scenario for scenario in SCENARIOS if not wanted or scenario.name in wanted]
-    fitting = {case.name: [each for each in chosen if case.name == "sd15" or not each.room] for case in cases}
-    return all([_case(pack, case, fitting[case.name], steps, not wanted or GRADIENTS in wanted) for case in cases])
+    agree = True
+    for case in cases:
+        scenarios = [scenario for scenario in chosen if case.name == "sd15" or not scenario.free_gb]
+        agree &= _case(pack, case, scenarios, steps, not wanted or GRADIENTS in wanted)
+    return agree
 
 
 def _case(pack: ModuleType, case: Case, scenarios: Sequence[Scenario], steps: int, gradients: bool) -> bool:
     agree, noise = [], None
     if SCENARIOS[0] in scenarios:
-        # Kernels that add in no fixed order differ from run to run: this is how much of what follows is theirs.
+        # Kernels that sum in no fixed order differ from run to run; this measures by how much.
         noise = compare(*(_trained(pack, case, SCENARIOS[0], steps, graph=False)[0] for _ in range(2)))
-        print(f"  {case.title}, eager twice: losses {noise.loss:.4%}, ΔW {noise.delta:.3%} apart", flush=True)
+        print(f"  {case.title}, eager twice: losses differ by {noise.loss:.4%}, ΔW by {noise.delta:.3%}", flush=True)
     if gradients:
         agree.append(_gradients(pack, case))
     agree += [_scenario(pack, case, scenario, steps, noise) for scenario in scenarios]
@@ -135,19 +140,21 @@ def _case(pack: ModuleType, case: Case, scenarios: Sequence[Scenario], steps: in
 
 
 def _gradients(pack: ModuleType, case: Case) -> bool:
-    """Whether the kernels' gradients are about as near to float32's as those of PyTorch's own layers."""
+    """Return whether the kernels' gradients are about as close to float32's as those of PyTorch's own layers."""
     exact = replace(case, dtype=torch.float32)
     start = _two_steps(pack, exact, rate=1e-30)
     right = _two_steps(pack, exact) - start
-    ours_, plain = (_two_steps(pack, case, lever) - start for lever in (None, "kernels"))
-    far, usual = (float((found - right).norm() / right.norm()) for found in (ours_, plain))
-    wrong = "" if far <= _WORSE * usual else "; WRONG: the kernels are further away"
+    kernels = _two_steps(pack, case) - start
+    plain = _two_steps(pack, case, without="kernels") - start
+    far = float((kernels - right).norm() / right.norm())
+    usual = float((plain - right).norm() / right.norm())
+    wrong = "" if far <= _MAX_GRADIENT_RATIO * usual else "; WRONG: the kernels are less accurate"
     print(f"  {case.title}, gradients: {far:.3%} from float32, without the kernels {usual:.3%}{wrong}", flush=True)
     return not wrong
 
 
-def _two_steps(pack: ModuleType, case: Case, lever: str | None = None, rate: float = 10.0) -> Tensor:
-    """All factors after two steps along the gradient: the first moves lora_up from zero, the second lora_down too."""
+def _two_steps(pack: ModuleType, case: Case, without: str | None = None, rate: float = 10.0) -> Tensor:
+    """Return all factors after two SGD steps: the first moves lora_up from zero, the second lora_down too."""
     release()
     settings = {
         "steps": 2,
@@ -157,7 +164,7 @@ def _two_steps(pack: ModuleType, case: Case, lever: str | None = None, rate: flo
         "weight_decay": 0.0,
         "max_norm": 1.0,
         "learning_rate": rate,
-        ours.WITHOUT: lever,
+        ours.WITHOUT: without,
     }
     layers = ours.trained(pack, case, settings).adapter.layers
     return torch.cat([factor.double().flatten() for name in sorted(layers) for factor in layers[name].factors()])
@@ -166,12 +173,12 @@ def _two_steps(pack: ModuleType, case: Case, lever: str | None = None, rate: flo
 def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, noise: Difference | None) -> bool:
     graph, said = _trained(pack, case, scenario, steps, graph=True)
     whole = replace(scenario, resumed=False, stop_after=steps) if scenario.resumed else scenario
-    plain = replace(whole, preview_every=0, room=0.0, settings=whole.settings | whole.eager)
+    plain = replace(whole, preview_every=0, free_gb=0.0, settings=whole.settings | whole.eager)
     eager, _ = _trained(pack, case, plain, steps, graph=False)
     difference = compare(graph, eager)
-    told = said + graph.report.facts.notes.splitlines()
+    messages = said + graph.report.facts.notes.splitlines()
     wrong = difference.complaints(noise)
-    wrong += [line for line in told if any(sign in line for sign in _FAILURES)]
+    wrong += [message for message in messages if any(sign in message for sign in _FAILURES)]
     expected = steps if scenario.resumed else min(steps, scenario.stop_after)
     if difference.steps[0] != expected:
         wrong.append(f"{difference.steps[0]} steps were made instead of {expected}")
@@ -179,12 +186,12 @@ def _scenario(pack: ModuleType, case: Case, scenario: Scenario, steps: int, nois
         wrong.append("there was no restart")
     if scenario.resumed and steps > scenario.stop_after and not any("resumed at" in line for line in said):
         wrong.append("it was not resumed")
-    if scenario.room and torch.cuda.is_available() and not any("at a time" in line for line in said):
-        wrong.append("the batch was not parted")
+    if scenario.free_gb and torch.cuda.is_available() and not any("at a time" in line for line in said):
+        wrong.append("the batch was not split")
     if scenario.preview_every and not graph.report.facts.preview_seconds:
         wrong.append("no preview was drawn")
     print(
-        f"  {case.title}, {scenario.name}: losses {difference.loss:.4%} and ΔW {difference.delta:.3%} apart, "
+        f"  {case.title}, {scenario.name}: losses differ by {difference.loss:.4%}, ΔW by {difference.delta:.3%}, "
         f"‖ΔW‖ {difference.norm:.3g}{''.join(f'; WRONG: {sentence}' for sentence in wrong)}",
         flush=True,
     )
@@ -204,10 +211,10 @@ def _trained(pack: ModuleType, case: Case, scenario: Scenario, steps: int, graph
             lambda losses: len(losses) >= stop_after,
             folder,
             scenario.preview_every,
-            scenario.room,
+            scenario.free_gb,
         )
 
-    with listening() as said, TemporaryDirectory() as folder:
+    with collect_log() as said, TemporaryDirectory() as folder:
         if not scenario.resumed:
             return part(scenario.stop_after), said
         part(scenario.stop_after, Path(folder))

@@ -1,4 +1,4 @@
-"""Measuring one kind of step: times between steps, peak memory, and failures as results."""
+"""Time training steps: the time between steps, the peak memory, and failures as results."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from typing import Any
 import torch
 
 GB = 10**9
-_LEAST_STEPS = 3  # timed ones, also when time is short
+_MIN_STEPS = 3  # timed steps that a row gets even after its time limit
 
 
-class Enough(Exception):
-    """Raised in a training's callback when its steps have been timed, as the rest of it is of no use here."""
+class TimingComplete(Exception):
+    """Raised in a training's callback to end it when enough steps have been timed."""
 
 
 @dataclass
 class Measured:
-    """What came of timing one way to train."""
+    """The measurements of one variant at one batch size."""
 
     case: str
     batch: int
     kind: str  # "native", "ours" or "bare"
     variant: str
     milliseconds: list[float] = field(default_factory=list)  # of every timed step
-    seconds: dict[str, float] = field(default_factory=dict)  # up to the first step, the warm-up's last, the tenth
-    memory_gb: float | None = None  # most that was allocated on the GPU at a time
-    reserved_gb: float | None = None  # most that PyTorch had taken from the GPU
-    said: list[str] = field(default_factory=list)  # by the pack's log
+    seconds: dict[str, float] = field(default_factory=dict)  # to the first step, the end of the warm-up, the tenth step
+    memory_gb: float | None = None  # peak memory that PyTorch allocated on the GPU
+    reserved_gb: float | None = None  # peak memory that PyTorch reserved on the GPU
+    said: list[str] = field(default_factory=list)  # messages that the pack logged
     failure: str = ""
 
     @property
     def median(self) -> float:
-        """Milliseconds of a step; NaN where there is none."""
+        """Return the median step time in milliseconds; NaN after a failure or without a timed step."""
         return statistics.median(self.milliseconds) if self.milliseconds and not self.failure else math.nan
 
 
 class Clock:
-    """Counts steps and keeps the time between them, on the GPU's own clock where there is one."""
+    """Measure the time between steps, on a GPU with CUDA events."""
 
-    def __init__(self, device: torch.device, warm_up: int, steps: int, most_seconds: float = math.inf) -> None:
+    def __init__(self, device: torch.device, warm_up: int, steps: int, max_seconds: float = math.inf) -> None:
         self.device, self.warm_up, self.total = device, warm_up, warm_up + steps
         self.seconds: dict[str, float] = {}
         self.last_loss = 0.0
-        self._most_seconds = most_seconds
+        self._max_seconds = max_seconds
         self._marks: list[Any] = []
         self._began = time.perf_counter()
 
     def start(self) -> None:
-        """The model is there; what comes now is the training."""
+        """Start the clock; the model is loaded and the training begins."""
         self._synchronise()
         self._began = time.perf_counter()
 
     def tick(self, loss: float = 0.0) -> None:
-        """A step is over. Raises Enough after the last."""
+        """Record the end of a step. Raises TimingComplete after the last."""
         self.last_loss = loss
         if self.device.type == "cuda":
             self._marks.append(torch.cuda.Event(enable_timing=True))
@@ -72,12 +72,12 @@ class Clock:
             if done == step:
                 self._synchronise()
                 self.seconds[name] = time.perf_counter() - self._began
-        late = time.perf_counter() - self._began > self._most_seconds and done >= self.warm_up + _LEAST_STEPS
+        late = time.perf_counter() - self._began > self._max_seconds and done >= self.warm_up + _MIN_STEPS
         if late or done >= self.total:
-            raise Enough
+            raise TimingComplete
 
     def milliseconds(self) -> list[float]:
-        """Of every step after the warm-up."""
+        """Return the time of every step after the warm-up, in milliseconds."""
         self._synchronise()
         marks = self._marks[self.warm_up - 1 :]
         pairs = zip(marks, marks[1:], strict=False)
@@ -91,22 +91,22 @@ class Clock:
 
 
 def measure(result: Measured, clock: Clock, training: Callable[[Clock], None]) -> Measured:
-    """Runs a training until its steps are timed, or until it fails; afterwards its memory is free again.
+    """Run a training until its steps are timed or it fails, then free its memory; the measurements go into result.
 
-    Steps of an earlier round stay in the result.
+    Steps of an earlier round stay in it.
     """
     cuda = clock.device.type == "cuda"
-    with listening() as result.said:
+    with collect_log() as result.said:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated() / GB
             if held > 0.1:
-                result.said.append(f"{held:.1f} GB were in use before this began")
+                result.said.append(f"{held:.1f} GB of GPU memory were allocated before the training")
         try:
             training(clock)
-        except Enough:
+        except TimingComplete:
             pass
-        except Exception as error:  # every failure is a result of its own
+        except Exception as error:  # a failure is a result too
             result.failure = sentence(error)
     if not math.isfinite(clock.last_loss):
         result.failure = result.failure or "the loss was not finite"
@@ -121,7 +121,7 @@ def measure(result: Measured, clock: Clock, training: Callable[[Clock], None]) -
 
 
 def sentence(error: Exception) -> str:
-    """A failure in one line."""
+    """Return an error as one line of text."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "out of memory"
     first = (str(error).strip().splitlines() or [""])[0]
@@ -129,7 +129,7 @@ def sentence(error: Exception) -> str:
 
 
 def release() -> None:
-    """Lets the host forget its models, and gives their memory back."""
+    """Unload ComfyUI's models and free their memory."""
     import comfy.model_management
 
     gc.collect()
@@ -139,8 +139,8 @@ def release() -> None:
 
 
 @contextmanager
-def listening() -> Iterator[list[str]]:
-    """What the pack logs meanwhile."""
+def collect_log() -> Iterator[list[str]]:
+    """Collect the messages that the pack logs in this block."""
     messages: list[str] = []
     handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -157,7 +157,7 @@ def listening() -> Iterator[list[str]]:
 
 
 def peak_flops(device: torch.device, repeats: int = 10) -> tuple[float, str]:
-    """Operations a second of a large product, the median of some, and which product it was."""
+    """Return the median FLOP/s of a large matrix product, and the product's size and dtype."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     clock = Clock(device, warm_up=3, steps=repeats)
@@ -165,6 +165,6 @@ def peak_flops(device: torch.device, repeats: int = 10) -> tuple[float, str]:
         while True:
             left @ right
             clock.tick()
-    except Enough:
+    except TimingComplete:
         pass
     return 2 * side**3 / (statistics.median(clock.milliseconds()) / 1000), f"{side}³ {str(dtype)[6:]}"

@@ -1,4 +1,4 @@
-"""What is trained: models with random weights, built by the host's own classes, and random pictures and captions."""
+"""Models with random weights, built from ComfyUI's own classes, and random latents and captions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PICTURES = 8
+IMAGES = 8
 GIB = 2**30
-# The settings by which ComfyUI knows these networks.
+# The network settings by which ComfyUI detects these models.
 UNET: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
@@ -62,7 +62,7 @@ FLUX: dict[str, Any] = {
     "depth": 19,
     "depth_single_blocks": 38,
 }
-# Small enough for a CPU, with every kind of layer in it.
+# Small enough for a CPU, with every kind of layer.
 _SMALL_UNET = {
     "num_res_blocks": [1, 1],
     "channel_mult": [1, 2],
@@ -84,15 +84,15 @@ _SMALL_FLUX = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the sizes of what it learns from."""
+    """A model and the shapes of its training data."""
 
     name: str  # on the command line
     title: str
-    config: str  # its class in comfy.supported_models; "" for the tiny base, which has files
+    config: str  # class in comfy.supported_models; "" for the tiny base, which is loaded from its files
     network: dict[str, Any]
     latent: tuple[int, int, int]  # channels, height, width
     text: tuple[int, int]  # tokens, width
-    pooled: int | None = None  # width of the pooled caption
+    pooled: int | None = None  # width of the pooled caption embedding
     dtype: torch.dtype = torch.bfloat16  # of the weights on a GPU
 
 
@@ -112,7 +112,7 @@ _SMALL_SIZES: dict[str, Any] = {
     "tiny": {},
 }
 _SMALL_NETWORKS: dict[str, Any] = {
-    "sdxl": _SMALL_UNET | {"model_channels": 64, "adm_in_channels": 16 + 6 * 256},  # six sizes of the picture
+    "sdxl": _SMALL_UNET | {"model_channels": 64, "adm_in_channels": 16 + 6 * 256},  # six size embeddings
     "sd15": _SMALL_UNET | {"model_channels": 32},
     "flux": _SMALL_FLUX,
     "tiny": {},
@@ -120,19 +120,24 @@ _SMALL_NETWORKS: dict[str, Any] = {
 
 
 def case_named(name: str, miniature: bool, memory: int) -> Case:
-    """A case; Flux with as many of its blocks as fit into so many bytes of the GPU's memory."""
+    """Return a case.
+
+    Args:
+        miniature: whether to return a small model of the same kind.
+        memory: bytes of GPU memory; Flux is truncated to the blocks that fit.
+    """
     case = CASES[name]
     if miniature:
         network = case.network | _SMALL_NETWORKS[name]
         return replace(case, title=f"{case.title.split()[0]} in miniature", network=network, **_SMALL_SIZES[name])
-    return _cut_flux(case, memory) if name == "flux" else case
+    return _truncated_flux(case, memory) if name == "flux" else case
 
 
-def _cut_flux(case: Case, memory: int) -> Case:
-    """Every part of Flux alike, cut until the native node's step of one picture should fit.
+def _truncated_flux(case: Case, memory: int) -> Case:
+    """Drop the same share of Flux's double and single blocks, until a step of the native node at batch 1 should fit.
 
-    A double block holds 0.68 GB of weights, a single one 0.28, and the native node makes a changed copy of every
-    weight; activations of 4608 tokens take about 0.9 GB a block. 8 GB are for the rest.
+    A double block has 0.68 GB of weights, a single one 0.28 GB, and the native node makes a patched copy of every
+    weight; the activations of 4608 tokens take about 0.9 GB a block. 8 GB are for the rest.
     """
     double, single = 2 * 0.68 + 0.9, 2 * 0.28 + 0.9
     doubles, singles = case.network["depth"], case.network["depth_single_blocks"]
@@ -143,10 +148,12 @@ def _cut_flux(case: Case, memory: int) -> Case:
     return replace(case, title=title, network=case.network | blocks)
 
 
-def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> Any:
-    """The MODEL as a loader gives it, with random weights on the device: of the case's type on a GPU, else float32.
+def build_model(case: Case, weights: bool = True, disable_dynamic: bool = False) -> Any:
+    """Return the MODEL as a loader gives it, with random weights on the device.
 
-    Without weights it is a husk that only knows how the host makes its second copy.
+    Args:
+        weights: False for an empty model (meta device) that only knows how ComfyUI reloads it.
+        disable_dynamic: whether to use the ModelPatcher that loads all weights at once.
     """
     import comfy.model_management
     import comfy.model_patcher
@@ -163,19 +170,19 @@ def build(case: Case, weights: bool = True, disable_dynamic: bool = False) -> An
     config.set_inference_dtype(case.dtype if device.type == "cuda" else torch.float32, None, device=device)
     base = config.get_model({}, "", device=device if weights else torch.device("meta"))
     if weights:
-        fill(base.diffusion_model)
+        randomise(base.diffusion_model)
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    # Put aside, it stays on the device: moving gigabytes to main memory and back is nothing to be measured here.
+    # Offloaded, it stays on the device: moving gigabytes to main memory and back is not what is measured.
     model = kind(base, load_device=device, offload_device=device)
-    model.cached_patcher_init = (build, (case,))
+    model.cached_patcher_init = (build_model, (case,))
     return model
 
 
 @torch.no_grad()
-def fill(network: nn.Module, seed: int = 0) -> None:
-    """Random weights that keep activations near 1; nothing starts at zero, so every layer gets a gradient.
+def randomise(network: nn.Module, seed: int = 0) -> None:
+    """Fill a network with random weights that keep activations near 1, none of them zero.
 
-    They are numbers of bfloat16 in every type, so that models of different types are the same model.
+    Every layer gets a gradient. The values are exact in bfloat16, so a model is the same in every dtype.
     """
     parameters = list(network.named_parameters())
     generator = torch.Generator(parameters[0][1].device).manual_seed(seed)
@@ -185,17 +192,17 @@ def fill(network: nn.Module, seed: int = 0) -> None:
         elif name.endswith("bias"):
             parameter.normal_(0, 0.02, generator=generator)
         else:
-            parameter.fill_(1)  # of a norm
+            parameter.fill_(1)  # weight of a norm
         parameter.copy_(parameter.bfloat16())
 
 
-def pictures(case: Case, count: int = PICTURES, sizes: int = 1) -> tuple[list[dict[str, Tensor]], list[Any]]:
-    """Random latents and their random captions, as the host's nodes hand them on; of one size or more."""
+def random_dataset(case: Case, count: int = IMAGES, sizes: int = 1) -> tuple[list[dict[str, Tensor]], list[Any]]:
+    """Return random LATENTs and CONDITIONINGs as ComfyUI's nodes pass them on, of one size or more."""
     generator = torch.Generator().manual_seed(1)
     channels, height, width = case.latent
     latents, captions = [], []
-    for number in range(count):
-        sides = (height, width) if number % sizes == 0 else (height // 2, width)
+    for index in range(count):
+        sides = (height, width) if index % sizes == 0 else (height // 2, width)
         latents.append({"samples": torch.randn(1, channels, *sides, generator=generator)})
         pooled = torch.randn(1, case.pooled, generator=generator) if case.pooled else None
         captions.append([[torch.randn(1, *case.text, generator=generator), {"pooled_output": pooled}]])

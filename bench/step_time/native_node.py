@@ -1,4 +1,4 @@
-"""The host's own training node, timed through its progress bar."""
+"""Train with ComfyUI's own training node, timed through its progress bar."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from bench.step_time.clock import Clock
-from bench.step_time.models import Case, build, pictures
+from bench.step_time.models import Case, build_model, random_dataset
 
-# What differs from the node's defaults. Checkpointing is on by default.
+# Settings that differ from the node's defaults. Gradient checkpointing is on by default.
 MODES: dict[str, dict[str, Any]] = {
     "native, defaults": {},
     "native, checkpointing off": {"gradient_checkpointing": False},
@@ -20,13 +20,13 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def training(case: Case, batch: int, mode: dict[str, Any]) -> Callable[[Clock], None]:
-    """A run of TrainLoraNode as the host calls it: every input a list, under inference mode."""
+    """Return a function that runs TrainLoraNode as ComfyUI does: every input a list, in inference mode."""
 
     def run(clock: Clock) -> None:
         import comfy.utils
         import comfy_extras.nodes_train as nodes_train
 
-        latents, captions = pictures(case)
+        latents, captions = random_dataset(case)
         settings = _defaults(nodes_train.TrainLoraNode) | {
             "batch_size": batch,
             "rank": 16,
@@ -35,15 +35,15 @@ def training(case: Case, batch: int, mode: dict[str, Any]) -> Callable[[Clock], 
             **mode,
         }
         if clock.device.type == "cpu":
-            settings["training_dtype"] = settings["lora_dtype"] = "fp32"  # as the model there
+            settings["training_dtype"] = settings["lora_dtype"] = "fp32"  # as the model on a CPU
         comfy.utils.set_progress_bar_enabled(False)
         with torch.inference_mode():
-            # The node trains a second copy, and the host keeps the first in main memory: a husk stands for that one.
-            husk = build(case, weights=False)
+            # The node trains a reloaded copy, and ComfyUI keeps the first in main memory: an empty model replaces it.
+            empty = build_model(case, weights=False)
             with _ticking(nodes_train, clock):
                 clock.start()
                 nodes_train.TrainLoraNode.execute(
-                    model=[husk],
+                    model=[empty],
                     latents=latents,
                     positive=captions,
                     **{name: [value] for name, value in settings.items()},
@@ -53,14 +53,14 @@ def training(case: Case, batch: int, mode: dict[str, Any]) -> Callable[[Clock], 
 
 
 def _defaults(node: Any) -> dict[str, Any]:
-    """The node's widgets as they stand when it is placed."""
-    widgets = node.define_schema().inputs[3:]  # behind model, latents and positive
+    """Return the default values of the node's widgets."""
+    widgets = node.define_schema().inputs[3:]  # after model, latents and positive
     return {widget.id: widget.default for widget in widgets}
 
 
 @contextmanager
 def _ticking(nodes_train: Any, clock: Clock) -> Iterator[None]:
-    """The node moves its bar once a step. The host's global hook is not told of every move, so the bar is replaced."""
+    """Replace the node's progress bar, which it updates once a step; ComfyUI's global hook misses some updates."""
 
     class Bar:
         def __init__(self, total: int) -> None:

@@ -1,9 +1,9 @@
-"""Where the time of a training goes: up to its tenth step by the functions of the pack, and in a step by kernels.
+"""Profile a training: the start, up to the tenth step, by the pack's functions, and a step by kernels.
 
     python -m bench.step_time.profile --host path/to/ComfyUI [--cases sd15 sdxl flux] [--batch 1]
 
-Models as in bench/step_time.py. A thread looks at what the processor does every 10 ms; what takes long on a GPU shows
-in the kernels. In a fresh process on a fresh machine it is the start of the first training there.
+The models are those of bench.step_time. The start is sampled: a thread reads the main thread's stack every 10 ms. GPU
+time shows in the kernels. To profile the first training on a machine, use a new process and an empty kernel cache.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from typing import Any
 import torch
 
 from bench.step_time import aclora as ours
-from bench.step_time.clock import Clock, Enough
+from bench.step_time.clock import Clock, TimingComplete
 from bench.step_time.models import CASES, case_named
 from launcher.inprocess import load_pack, open_host
 
-_EVERY = 0.01  # seconds
-_STEPS = 3  # that are profiled
-_LINES = 30  # of a table
+_INTERVAL = 0.01  # seconds between two samples
+_STEPS = 3  # profiled steps
+_LINES = 30  # rows of a table
 
 
-class Watch:
-    """Looks at a thread's stack, and knows how long it was in each function of the pack."""
+class StackSampler:
+    """Sample the stack of the current thread and sum the seconds spent in each function of the pack."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
-        self._watched, self._over = threading.get_ident(), threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._sampled, self._stopped = threading.get_ident(), threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         before = time.perf_counter()
-        while not self._over.wait(_EVERY):
+        while not self._stopped.wait(_INTERVAL):
             now = time.perf_counter()
-            for place in places(sys._current_frames().get(self._watched)):
-                self.seconds[place] += now - before
+            for function in pack_functions(sys._current_frames().get(self._sampled)):
+                self.seconds[function] += now - before
             before = now
 
 
-def places(frame: Any) -> set[str]:
-    """The functions of the pack that a stack goes through."""
+def pack_functions(frame: Any) -> set[str]:
+    """Return the functions of the pack on a stack."""
     found = set()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -65,40 +65,40 @@ def places(frame: Any) -> set[str]:
 
 
 class ProfilingClock:
-    """In a Clock's place: watches up to the tenth step, lets ten go by, and profiles some."""
+    """A Clock that samples the stack up to the tenth step, skips ten steps and profiles the last three."""
 
     total = 20 + _STEPS
 
     def __init__(self, device: torch.device) -> None:
-        self._clock, self._watch, self._done = Clock(device, 1, self.total), Watch(), 0
+        self._clock, self._sampler, self._done = Clock(device, 1, self.total), StackSampler(), 0
         kinds = torch.profiler.ProfilerActivity
         self._cuda = device.type == "cuda"
         self._profiler = torch.profiler.profile(activities=[kinds.CUDA if self._cuda else kinds.CPU])
 
     def start(self) -> None:
         self._clock.start()
-        self._watch.start()
+        self._sampler.start()
 
     def tick(self, loss: float = 0.0) -> None:
         self._done += 1
         if self._done <= 10:
             self._clock.tick(loss)
         if self._done == 10:
-            self._watch.stop()
+            self._sampler.stop()
         if self._done == self.total - _STEPS:
             self._profiler.start()
         if self._done == self.total:
             if self._cuda:
                 torch.cuda.synchronize()
             self._profiler.stop()
-            raise Enough
+            raise TimingComplete
 
     def print(self, title: str) -> None:
-        """What was found."""
+        """Print both profiles."""
         seconds = self._clock.seconds
         print(f"\n### {title}: first step after {seconds['first']:.1f} s, tenth after {seconds['tenth']:.1f} s\n")
-        for place, spent in self._watch.seconds.most_common(_LINES):
-            print(f"{spent:8.2f} s  {place}")
+        for function, spent in self._sampler.seconds.most_common(_LINES):
+            print(f"{spent:8.2f} s  {function}")
         kind = "device_time_total" if self._cuda else "self_cpu_time_total"
         events = [(getattr(event, kind), event.count, event.key) for event in self._profiler.key_averages()]
         print(f"\n{sum(spent for spent, *_ in events) / 1000 / _STEPS:.2f} ms of kernels in a step; of these\n")
@@ -107,11 +107,11 @@ class ProfilingClock:
 
 
 def profile(training: Callable[[Any], None], device: torch.device, title: str) -> None:
-    """Runs a training until its steps are profiled, and prints what came of it."""
+    """Run a training until its steps are profiled and print the profile."""
     clock = ProfilingClock(device)
     try:
         training(clock)
-    except Enough:
+    except TimingComplete:
         clock.print(title)
 
 

@@ -1,4 +1,4 @@
-"""The results as a table and as JSON."""
+"""The measurements as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _COLUMNS = (
     "warm-up, s",
     "to the tenth step, s",
 )
-_LONGEST = 80  # characters of a failure in the table; the rest is in the list above it and in the JSON
+_MAX_FAILURE = 80  # characters of a failure in the table; the log lines and the JSON have all of it
 
 
 class Table:
-    """Measurements as they come in; each is printed and written at once, so that a run cut short leaves what it has."""
+    """The measurements; each is printed and written at once, so an interrupted run keeps what it has."""
 
     def __init__(self, facts: dict[str, Any], file: Path | None) -> None:
         self.facts, self.file = facts, file
-        self.cases: dict[str, dict[str, Any]] = {}  # what holds for a whole case
+        self.cases: dict[str, dict[str, Any]] = {}  # facts of a whole case
         self.rows: list[Measured] = []
 
     def add_case(self, name: str, **facts: Any) -> None:
-        """What is known of a case before its first row."""
+        """Add the facts of a case, before its first row."""
         self.cases[name] = facts
         self.write()
 
@@ -54,7 +54,7 @@ class Table:
         self.file.write_text(json.dumps({**self.facts, "cases": self.cases, "rows": rows}, indent=2) + "\n")
 
     def print(self) -> None:
-        """A table for each case and batch, with ratios to the native node's best mode there."""
+        """Print a table for each case and batch size, with ratios to the native node's best mode."""
         for case, batch in dict.fromkeys((row.case, row.batch) for row in self.rows):
             facts, rows = self.cases[case], [r for r in self.rows if (r.case, r.batch) == (case, batch)]
             work, peak = (facts["flops"] or math.nan) * batch, self.facts["peak_flops"]
@@ -65,12 +65,14 @@ class Table:
             best = min((r.median for r in rows if r.kind == "native" and not math.isnan(r.median)), default=math.nan)
             bare = next((r.median for r in rows if r.kind == "bare"), math.nan)
             for row in rows:
-                cells = [row.variant, row.failure[:_LONGEST]] if row.failure else _cells(row, best, bare, work / peak)
+                cells = (
+                    [row.variant, row.failure[:_MAX_FAILURE]] if row.failure else _cells(row, best, bare, work / peak)
+                )
                 print("| " + " | ".join([*cells, *[""] * (len(_COLUMNS) - len(cells))]) + " |")
 
 
 def _cells(row: Measured, best: float, bare: float, least: float) -> list[str]:
-    """least: seconds of the step's arithmetic at the measured peak."""
+    """Return a row's cells. least: seconds that the step's FLOPs take at the measured peak."""
     seconds = [row.seconds.get(name) for name in ("first", "warm-up", "tenth")]
     return [
         row.variant,

@@ -1,12 +1,12 @@
-"""What the real server's memory does over many trainings, with a thousand pictures, and with huge ones.
+"""Measure a real server's memory over many trainings, with a thousand images and with very large images.
 
     python -m bench.trouble --host path/to/ComfyUI --runs 20
     python -m bench.trouble --only-runs --checkpoint FILE --resolution 512
 
-With the tiny base or a checkpoint, on a CUDA GPU where there is one. Runs: the dataset (from the cache), 10 steps with
-restarts, saving, drawing with it, each time with another seed; in every third the text encoder learns too, and every
-fourth is cancelled after some steps. --only-runs leaves the pictures out. Writes bench/results/trouble.json, or
-trouble_cuda.json; of a checkpoint, its name is in the file's.
+With the tiny base or a checkpoint, on a CUDA GPU if there is one. A run encodes the dataset (from the cache), trains 10
+steps with restarts, saves and samples, with a new seed each time; every third trains the text encoder too, and every
+fourth is cancelled. --only-runs skips the measurements with images. Writes bench/results/trouble.json, on a GPU
+trouble_cuda.json; with a checkpoint its name is added.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ from launcher.host import OWN, link_pack
 from launcher.server import COMPARABLE_MEMORY, Server
 
 PROBE = ROOT / "bench" / "trouble" / "probe.py"
-SIDE = 10_000  # pixels of the huge pictures
+SIDE = 10_000  # pixels of a very large image
 EXAMPLE = "example: fluent-emoji-high-contrast"
 
 
 def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = False, file: str = "") -> dict[str, Any]:
-    """The graph: dataset, training, saving, drawing. text: whether the text encoder learns. file: of the checkpoint."""
-    pictures = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
+    """Return the workflow: dataset, training, saving, sampling.
+
+    Args:
+        text: whether the text encoder is trained too.
+        file: name of the checkpoint; "" for the tiny base.
+    """
+    images = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
     training = {"steps": steps, "learning_rate": 5e-4, "batch_size": 4, "max_rank": 16, "layers": "all", "seed": seed}
     links = {"model": ["base", 0], "latents": ["data", 0], "conditioning": ["data", 1], "options": ["ranks", 0]}
     ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
@@ -49,7 +54,7 @@ def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = Fal
     empty = "EmptyLatentImage" if file else "EmptySD3LatentImage"
     nodes = {
         "base": ("CheckpointLoaderSimple", {"ckpt_name": file}) if file else ("ACLoRATinyBase", {}),
-        "data": ("ACLoRADataset", pictures),
+        "data": ("ACLoRADataset", images),
         "whole": ("ACLoRAValidationOptions", whole),
         "ranks": ("ACLoRARankOptions", ranks),
         "train": ("ACLoRATrain", training | links),
@@ -65,7 +70,7 @@ def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = Fal
 
 
 class Run:
-    """A server with the probe in it."""
+    """A server with the probe node pack in it."""
 
     def __init__(self, server: Server, base: Path) -> None:
         self.server, self.base = server, base
@@ -73,13 +78,16 @@ class Run:
         self.process = psutil.Process(server.process.pid)
 
     def do(self, nodes: dict[str, Any], cancel_after: float = 0.0) -> dict[str, Any]:
-        """Runs a graph to its end: seconds until it was accepted, until it ended, and the most memory on the way."""
+        """Run a workflow to its end; return the seconds until it was accepted and until it ended, and its peak memory.
+
+        cancel_after: seconds after which to cancel it; 0 for never.
+        """
         before, began = self.process.memory_info().rss, time.monotonic()
         completed = {name: self.server.node(node["class_type"], **node["inputs"]) for name, node in nodes.items()}
         prompt_id = self.server.post_json("/prompt", {"prompt": completed})["prompt_id"]
         accepted = time.monotonic() - began
         cancelled = False
-        with self._highest() as highest:
+        with self._peak_memory() as peak:
             while prompt_id not in (history := self.server.get_json(f"/history/{prompt_id}")):
                 if cancel_after and not cancelled and time.monotonic() - began > cancel_after:
                     self.server.post_json("/interrupt", {"prompt_id": prompt_id})
@@ -88,35 +96,36 @@ class Run:
         seconds, found = time.monotonic() - began, history[prompt_id]
         if found["status"]["status_str"] != "success":
             last = found["status"]["messages"][-1]
-            if not (cancelled and last[0] == "execution_interrupted"):  # as it is before the first step
-                raise SystemExit(f"the graph failed: {last}")
-        growth = (highest[0] - before) / 1e6
+            if not (cancelled and last[0] == "execution_interrupted"):  # cancelled before the first step
+                raise SystemExit(f"The workflow failed: {last}")
+        growth = (peak[0] - before) / 1e6
         return {"accepted": accepted, "seconds": seconds, "growth": growth, "outputs": found["outputs"]}
 
     @contextmanager
-    def _highest(self) -> Iterator[list[int]]:
-        highest, end = [0], threading.Event()
+    def _peak_memory(self) -> Iterator[list[int]]:
+        """Record the server's peak resident memory in this block, in bytes, in a list of one element."""
+        peak, stopped = [0], threading.Event()
 
-        def watch() -> None:
-            while not end.wait(0.02):
-                highest[0] = max(highest[0], self.process.memory_info().rss)
+        def sample() -> None:
+            while not stopped.wait(0.02):
+                peak[0] = max(peak[0], self.process.memory_info().rss)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        sampler = threading.Thread(target=sample)
+        sampler.start()
         try:
-            yield highest
+            yield peak
         finally:
-            end.set()
-            watcher.join()
+            stopped.set()
+            sampler.join()
 
     def held(self) -> dict[str, Any]:
-        """What the server holds in memory."""
+        """Return the probe's report of the server's memory, in MB."""
         found = dict(self.server.get_json("/held"))
         return found | {"memory": found["memory"] / 1e6, "gpu": found["gpu"] / 1e6}
 
 
 def many_runs(run: Run, runs: int, resolution: int, file: str) -> list[dict[str, Any]]:
-    """What the server holds after each training."""
+    """Return the probe's report after each training."""
     rows = []
     for number in range(runs):
         cancelled, text = number % 4 == 3, number % 3 == 1
@@ -133,7 +142,7 @@ def many_runs(run: Run, runs: int, resolution: int, file: str) -> list[dict[str,
 
 
 def thousand(run: Run, count: int) -> dict[str, Any]:
-    """A folder of so many small pictures, learned from twice."""
+    """Train on a folder of many small images: the first time, again, and after one caption changed."""
     folder = run.base / "input" / "thousand"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -149,7 +158,7 @@ def thousand(run: Run, count: int) -> dict[str, Any]:
 
 
 def huge(run: Run) -> dict[str, Any]:
-    """Pictures of 100 megapixels, one at a time."""
+    """Encode images of 100 megapixels, one at a time."""
     rows = {}
     for kind, mode, suffix in (
         ("RGB", "RGB", "png"),
@@ -159,9 +168,9 @@ def huge(run: Run) -> dict[str, Any]:
     ):
         folder = run.base / "input" / f"huge {kind}"
         folder.mkdir()
-        picture = Image.new(mode, (SIDE, SIDE), 900 if mode == "I;16" else (9, 120, 60, 99)[: len(mode)])
-        picture.save(folder / f"huge.{suffix}")
-        del picture
+        image = Image.new(mode, (SIDE, SIDE), 900 if mode == "I;16" else (9, 120, 60, 99)[: len(mode)])
+        image.save(folder / f"huge.{suffix}")
+        del image
         nodes = prompt(folder.name, 128, 0, 1)
         nodes = {name: nodes[name] for name in ("base", "data")}
         row = run.do(nodes | {"look": {"class_type": "PreviewAny", "inputs": {"source": ["data", 0]}}})
@@ -170,16 +179,18 @@ def huge(run: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.trouble", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--host", type=Path, default=OWN)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--only-runs", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="instead of the tiny base; only with --only-runs")
-    parser.add_argument("--resolution", type=int, default=128, help="of the pictures of the runs")
+    parser.add_argument("--resolution", type=int, default=128, help="of the images in the runs")
     options = parser.parse_args()
     if options.checkpoint and not options.only_runs:
-        parser.error("--checkpoint is for --only-runs: the other measurements are those of the tiny base.")
+        parser.error("--checkpoint needs --only-runs: the other measurements always use the tiny base.")
     file = options.checkpoint.name if options.checkpoint else ""
     cuda = has_cuda(Path(sys.executable))
     with tempfile.TemporaryDirectory() as place:
@@ -197,7 +208,7 @@ def main() -> None:
             run = Run(server, base)
             found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
             if not options.only_runs:
-                found |= {"thousand": thousand(run, options.pictures), "huge": huge(run)}
+                found |= {"thousand": thousand(run, options.images), "huge": huge(run)}
     for name in found.keys() - {"runs"}:
         for which, row in found[name].items():
             print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)

@@ -1,8 +1,8 @@
-"""What a running ComfyUI holds in memory, for tests and measurements: copied into custom_nodes, it answers at a page.
+"""A node pack that reports what a running ComfyUI holds in memory; copied into custom_nodes for tests and benchmarks.
 
-Asked while nothing runs, it first lets go of whatever nobody needs any more, and waits until the
-server, which frees models in another thread, has done so too. Another page unloads every model at once, as some packs
-do, where the host's own waits until nothing runs. Its one node gives a MODEL as some packs' loaders do.
+GET /held collects garbage, waits until the server has freed unused models (which it does in another thread) and returns
+the memory. POST /unload_at_once unloads every model immediately, as some node packs do; ComfyUI's own route waits until
+nothing runs. The node LoadWithoutWord returns a MODEL that cannot be reloaded, like some packs' loaders.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-_SETTLED = 2_000_000  # bytes between two readings
+_SETTLED = 2_000_000  # bytes; a smaller fall between two readings counts as settled
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class LoadWithoutWord:
-    """Gives a MODEL that has no word of how to load it a second time, and tells whether its weights are streamed."""
+    """Return the MODEL without its reload function, and show whether its weights are streamed."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "load"
@@ -50,11 +50,11 @@ NODE_CLASS_MAPPINGS = {"LoadWithoutWord": LoadWithoutWord}
 
 @PromptServer.instance.routes.get("/held")
 async def held(request: web.Request) -> web.Response:
-    """Memory, threads, files, and the state of every diffusion model that is somewhere in memory."""
+    """Return the memory, threads and files, and the state of every diffusion model in memory."""
     process = psutil.Process()
     memory = await _settled_memory(process)
     objects = gc.get_objects()
-    # Their types, since asking some lazy objects for their class runs code.
+    # type(), as reading __class__ of some lazy objects runs code.
     networks = [each for each in objects if issubclass(type(each), comfy.model_base.BaseModel)]
     temp = Path(folder_paths.get_temp_directory())
     return web.json_response(
@@ -73,13 +73,13 @@ async def held(request: web.Request) -> web.Response:
 
 @PromptServer.instance.routes.post("/unload_at_once")
 async def unload_at_once(request: web.Request) -> web.Response:
-    """Unloads every model, whatever runs."""
+    """Unload every model, even while a workflow runs."""
     comfy.model_management.unload_all_models()
     return web.json_response({"loaded": len(comfy.model_management.current_loaded_models)})
 
 
 async def _settled_memory(process: psutil.Process) -> int:
-    """The resident memory in bytes, read until it no longer falls."""
+    """Return the resident memory in bytes once it no longer falls."""
     memory = _memory(process)
     for _ in range(10):
         await asyncio.sleep(0.4)
@@ -92,7 +92,7 @@ async def _settled_memory(process: psutil.Process) -> int:
 def _memory(process: psutil.Process) -> int:
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory stays with the process for the next time
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise the C library keeps freed memory
     return int(process.memory_info().rss)
 
 

@@ -1,4 +1,4 @@
-"""bench/no_search.py: which pictures it takes, in which order it works, and what it makes of the numbers."""
+"""bench.no_search: the choice of images, the order of the jobs and the evaluation of the results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import pytest
 
 from aclora_core.config.train_config import TrainConfig
 from bench.no_search import __main__ as no_search
-from bench.no_search import images as pictures
-from bench.no_search import pool, tables
+from bench.no_search import images, pool, tables
 from bench.no_search.jobs import Job, Row, marks_up_to, ordered
-from bench.no_search.verdict import Results, joined, spread_over_seeds
+from bench.no_search.verdict import Results, join, spread_over_seeds
 from bench.no_search.worker import finite
 from tests.support.icon_packs import BLACK_SQUARE, pack
 from tools.tiny_base import icons
@@ -71,67 +70,67 @@ def complete(style: str = "one", seed: int = 0, factor: float = 1.0) -> list[Row
     return [base_row(style), *(grid_row(style, seed, rank, factor) for rank in LOSSES)]
 
 
-# --- pictures ---
+# --- images ---
 
 
-def test_no_picture_is_learned_from_and_judged_by() -> None:
+def test_training_and_test_images_are_disjoint() -> None:
     concepts = [f"thing {number}" for number in range(30)]
     drawings = [str(number).encode() for number in range(30)]
-    training, verdict = pictures.shared_out(concepts, drawings, 6, 20)
+    training, verdict = images.split_indices(concepts, drawings, 6, 20)
     assert (len(training), len(verdict)) == (6, 20)
     assert not set(training) & set(verdict)
 
 
-def test_a_drawing_or_concept_that_comes_again_is_left_out() -> None:
-    training, verdict = pictures.shared_out(["a", "b", "a", "c", "d"], [b"1", b"1", b"2", b"3", b"4"], 2, 1)
+def test_repeated_drawings_and_concepts_are_skipped() -> None:
+    training, verdict = images.split_indices(["a", "b", "a", "c", "d"], [b"1", b"1", b"2", b"3", b"4"], 2, 1)
     assert (training, verdict) == ([0, 3], [4])  # b has a's drawing, the third is a again
 
 
-def test_too_few_drawings_are_an_error_that_counts_them() -> None:
-    with pytest.raises(ValueError, match="There are 2 different drawings, but 2 to learn from and 1"):
-        pictures.shared_out(["a", "b"], [b"1", b"2"], 2, 1)
+def test_too_few_drawings_raise_an_error_with_their_number() -> None:
+    with pytest.raises(ValueError, match="There are 2 different drawings, but 2 for training and 1"):
+        images.split_indices(["a", "b"], [b"1", b"2"], 2, 1)
 
 
-def test_the_order_follows_from_the_seed_alone() -> None:
+def test_the_order_depends_on_the_seed_only() -> None:
     concepts = [f"thing {number}" for number in range(20)]
-    first = pictures.in_random_order(concepts, 3)
-    assert first == pictures.in_random_order(concepts[::-1], 3)
-    assert first != pictures.in_random_order(concepts, 4)
+    first = images.in_random_order(concepts, 3)
+    assert first == images.in_random_order(concepts[::-1], 3)
+    assert first != images.in_random_order(concepts, 4)
     assert sorted(first) == sorted(concepts)
 
 
-def test_only_styles_that_the_base_never_saw_are_taken(tmp_path: Path) -> None:
-    assert set(pictures.STYLES) <= set(icons.HELD_OUT_STYLES)
-    assert not set(pictures.STYLES) & set(icons.BASE_STYLES)
+def test_styles_of_the_base_training_are_refused(tmp_path: Path) -> None:
+    assert set(images.STYLES) <= set(icons.HELD_OUT_STYLES)
+    assert not set(images.STYLES) & set(icons.BASE_STYLES)
     with pytest.raises(KeyError, match="was trained on 'twemoji'"):
-        pictures.draw_style(tmp_path, "twemoji", 1, 1, 0)
+        images.draw_style(tmp_path, "twemoji", 1, 1, 0)
 
 
-def test_a_style_is_drawn_with_captions_from_what_the_base_knows(tmp_path: Path) -> None:
+def test_a_style_has_images_and_captions_of_known_concepts(tmp_path: Path) -> None:
     names = ["apple", "boat", "cactus", "dragon", "unheard-of"]
     bodies = {name: {"body": BLACK_SQUARE.replace("8v", f"{place + 2}v")} for place, name in enumerate(names)}
     pack(tmp_path, icons.REFERENCE, names[:4])
     pack(tmp_path, "openmoji", names, **bodies)
-    style = pictures.draw_style(tmp_path, "openmoji", 1, 3, 0)
+    style = images.draw_style(tmp_path, "openmoji", 1, 3, 0)
     assert sorted(style.training.captions + style.verdict.captions) == ["a boat", "a cactus", "a dragon", "an apple"]
-    assert style.verdict.pictures.shape == (3, 128, 128, 3)
+    assert style.verdict.images.shape == (3, 128, 128, 3)
 
 
-def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_the_file_is_read_back_unchanged(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     styles = {
-        name: pictures.Style(pictures.Part(values[:2], ["a fish", "a pâté"]), pictures.Part(values[2:], list("abc")))
+        name: images.Style(images.Part(values[:2], ["a fish", "a pâté"]), images.Part(values[2:], list("abc")))
         for name in ("second", "first")
     }
-    path = tmp_path / "folder" / "pictures.zip"
-    pictures.write(path, styles)
-    found = pictures.read(path)
+    path = tmp_path / "folder" / "images.zip"
+    images.write(path, styles)
+    found = images.read(path)
     assert list(found) == ["second", "first"]
     assert found["first"].training.captions == ["a fish", "a pâté"]
-    np.testing.assert_array_equal(found["first"].verdict.pictures, values[2:])
-    assert pictures.digest(found) == pictures.digest(styles)
+    np.testing.assert_array_equal(found["first"].verdict.images, values[2:])
+    assert images.digest(found) == images.digest(styles)
     values[4, 0, 0, 0] ^= 1
-    assert pictures.digest(found) != pictures.digest(styles)
+    assert images.digest(found) != images.digest(styles)
 
 
 # --- jobs ---
@@ -142,7 +141,7 @@ def test_the_last_step_is_always_a_mark() -> None:
     assert marks_up_to((13, 25, 38), 30) == (13, 25, 30)
 
 
-def test_jobs_go_seed_by_seed_with_the_base_first() -> None:
+def test_jobs_are_ordered_by_seed_after_the_base() -> None:
     jobs = ordered(["one", "two"], [5, 6], [1, 2], {"paper": {"mode": "paper"}}, {"alpha": 4.0}, (3, 9))
     assert [job.kind for job in jobs[:2]] == ["base", "base"]
     assert [job.seed for job in jobs[2:]] == [5] * 6 + [6] * 6
@@ -164,9 +163,9 @@ def test_training_accepts_every_setting() -> None:
         TrainConfig(**setting)
 
 
-def test_options_narrow_the_jobs_down() -> None:
+def test_options_select_jobs() -> None:
     words = ["--styles", "one", "--seeds", "4", "--ranks", "--steps", "7"]
-    args = no_search.options([*words, "--settings", "paper, *", "off, rank 16"])
+    args = no_search.parse_options([*words, "--settings", "paper, *", "off, rank 16"])
     jobs = no_search.planned_jobs(args, ["one", "two"], {})
     names = {job.name for job in jobs}
     assert {"paper, rank 16", "off, rank 16"} < names and "product, rank 16" not in names
@@ -177,7 +176,7 @@ def test_options_narrow_the_jobs_down() -> None:
         no_search.planned_jobs(args, ["one", "two"], {})
 
 
-def test_processes_are_shared_out_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_distributed_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert no_search.gpus(3, 1) == [None] * 3
     assert no_search.gpus(3, 2) == ["0", "1", "0"]
@@ -189,7 +188,7 @@ def test_processes_are_shared_out_over_the_gpus(monkeypatch: pytest.MonkeyPatch)
 
 
 def answer(deadline: float, waiting: deque[Job], said: Row | None) -> tuple[list[Row], Any]:
-    """What comes of one message, or of a process's end, and what the process is told."""
+    """Return the rows after one message, or after the end of a process, and the answer to the process."""
     ours, theirs = multiprocessing.Pipe()
     running: dict[Any, Job | None] = {ours: Job("setting", "paper", "one", 1, {})}
     rows: list[Row] = []
@@ -204,14 +203,14 @@ def answer(deadline: float, waiting: deque[Job], said: Row | None) -> tuple[list
     return rows, told
 
 
-def test_a_process_that_dies_costs_its_job_only() -> None:
+def test_a_dead_process_loses_only_its_own_job() -> None:
     waiting = deque([Job("base", "base", "one", 0, {})])
     rows, _ = answer(math.inf, waiting, None)
     assert rows[0]["name"] == "paper" and "ended before the job did" in rows[0]["error"]
     assert len(waiting) == 1
 
 
-def test_no_job_begins_after_the_deadline() -> None:
+def test_no_job_starts_after_the_deadline() -> None:
     job = Job("base", "base", "one", 0, {})
     assert answer(math.inf, deque([job]), {"loss": 1.0}) == ([{"loss": 1.0}], job)
     waiting = deque([job])
@@ -219,11 +218,11 @@ def test_no_job_begins_after_the_deadline() -> None:
     assert len(waiting) == 1
 
 
-def test_numbers_that_json_cannot_say_become_none() -> None:
+def test_non_finite_numbers_become_none() -> None:
     assert finite({"a": [1.0, math.nan], "b": math.inf, "c": "text"}) == {"a": [1.0, None], "b": None, "c": "text"}
 
 
-def test_results_are_on_disk_after_every_row(tmp_path: Path) -> None:
+def test_results_are_written_after_every_row(tmp_path: Path) -> None:
     path = tmp_path / "results" / "out.json"
     run = no_search.Run({"data": "x", "common": {}}, path, 2)
     for row in (base_row("one"), {**setting_row("one", 0, 1.0), "loss": None}):
@@ -246,12 +245,12 @@ def test_the_best_and_the_median_of_the_grid() -> None:
     assert (last.loss, last.rank, last.steps) == (0.8, 1, 20)
 
 
-def test_of_an_even_number_of_ranks_the_median_is_the_better_one() -> None:
+def test_the_median_of_an_even_number_of_ranks_is_the_better_middle_one() -> None:
     results = Results(row for row in complete() if row["settings"].get("max_rank") != 1)
     assert results.median_rank()["one", 0].rank == 4
 
 
-def test_one_rank_and_step_for_all_need_not_be_the_best_of_any() -> None:
+def test_the_best_rank_and_step_for_all_may_be_best_for_none() -> None:
     rows = complete("one") + complete("two")
     for row in rows[-3:]:
         row["losses"] = {"10": row["losses"]["20"], "20": row["losses"]["10"]}
@@ -270,21 +269,21 @@ def test_a_setting_is_compared_pair_by_pair() -> None:
     assert line.to_median == pytest.approx((1.1 / 1.2 + 0.5 / 0.6) / 2)
     assert line.to_median_last == pytest.approx((1.1 / 1.6 + 0.5 / 0.8) / 2)
     assert line.size_to_best == pytest.approx(0.5)
-    assert line.before_cut == pytest.approx((1.0 + 0.4) / 4)
+    assert line.before_truncation == pytest.approx((1.0 + 0.4) / 4)
     assert math.isnan(line.spread)
 
 
-def test_settings_come_with_the_best_first() -> None:
+def test_settings_are_sorted_best_first() -> None:
     rows = [*complete(), setting_row("one", 0, 1.5, "worse"), setting_row("one", 0, 1.0, "better")]
     assert [line.name for line in Results(rows).lines()][-2:] == ["better", "worse"]
 
 
-def test_spread_is_over_seeds_that_have_all_styles() -> None:
+def test_spread_uses_seeds_with_all_styles_only() -> None:
     losses = {("one", 0): 1.0, ("two", 0): 3.0, ("one", 1): 2.0, ("two", 1): 4.0, ("one", 2): 9.0}
     assert spread_over_seeds(losses) == pytest.approx(math.sqrt(0.5))  # of 2.0 and 3.0
 
 
-def test_seeds_without_the_whole_grid_are_left_out() -> None:
+def test_seeds_with_an_incomplete_grid_are_skipped() -> None:
     rows = [*complete(), grid_row("one", 1, 4), setting_row("one", 0, 1.0), setting_row("one", 1, 0.1)]
     line = Results(rows).lines()[-1]
     assert (line.runs, line.loss) == (1, 0.5)
@@ -297,20 +296,20 @@ def test_a_failed_job_is_listed_and_a_later_run_replaces_it() -> None:
     assert not again.errors and "paper" in again.settings
 
 
-def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+def test_a_non_finite_loss_is_never_the_best() -> None:
     rows = complete()
     rows[-1]["losses"]["10"] = rows[-2]["loss"] = None  # rank 4 at step 10; rank 2 after the last, unused
     assert Results(rows).best()["one", 0].rank == 2
 
 
-def test_only_runs_on_the_same_pictures_and_options_are_joined() -> None:
+def test_only_runs_on_the_same_images_and_options_are_joined() -> None:
     first = {"data": "x", "common": {}, "rows": complete("one")}
     second = {"data": "x", "common": {}, "rows": complete("two")}
-    assert len(Results(joined([first, second])["rows"]).grid) == 2
+    assert len(Results(join([first, second])["rows"]).grid) == 2
     with pytest.raises(ValueError, match="differ in 'data'"):
-        joined([first, {**second, "data": "y"}])
+        join([first, {**second, "data": "y"}])
     with pytest.raises(ValueError, match="differ in 'common'"):
-        joined([first, {**second, "common": {"alpha": 4.0}}])
+        join([first, {**second, "common": {"alpha": 4.0}}])
 
 
 def test_the_report_says_which_aims_are_met() -> None:
@@ -322,5 +321,5 @@ def test_the_report_says_which_aims_are_met() -> None:
     assert worse.count("not met") == 3
 
 
-def test_without_a_grid_the_report_says_so() -> None:
+def test_the_report_says_when_the_grid_is_missing() -> None:
     assert "No style and seed has the whole grid" in tables.report(Results([base_row("one")]))

@@ -1,4 +1,4 @@
-"""Saving and loading LoRAs through the running server, as the front end does."""
+"""Saving and loading LoRAs through a running server, as the front end does."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ BASE = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
 
 @pytest.fixture
 def lora(server):
-    """A LoRA file that some other program left in models/loras."""
+    """A LoRA file of another program in models/loras."""
     state = {f"{BASE}.lora_B.weight": torch.ones(6, 2), f"{BASE}.lora_A.weight": torch.ones(2, 4)}
     save_file(state, server.base / "models" / "loras" / "foreign.safetensors")
     return "foreign.safetensors"
@@ -33,7 +33,7 @@ def preview(source):
     return {"class_type": "PreviewAny", "inputs": {"source": source}}
 
 
-def test_a_file_is_loaded_saved_and_loaded_again_by_the_linked_name(server, lora):
+def test_a_file_is_loaded_saved_and_reloaded_by_its_linked_name(server, lora):
     prompt = {
         "1": load_node(lora),
         "2": save_node("copies/again", ["1", 2], trigger="tusche"),
@@ -47,7 +47,7 @@ def test_a_file_is_loaded_saved_and_loaded_again_by_the_linked_name(server, lora
     assert (server.base / "models" / "loras" / "copies" / "again_00001.safetensors").is_file()
 
 
-def test_all_loaders_offer_the_new_file_and_the_library_reads_its_metadata(server, lora):
+def test_all_loaders_list_the_new_file_and_its_metadata_is_served(server, lora):
     server.run({"1": load_node(lora), "2": save_node("listed", ["1", 2], overwrite=True, trigger="tusche")})
     info = server.get_json("/object_info")
     assert "listed.safetensors" in info["LoraLoader"]["input"]["required"]["lora_name"][0]
@@ -63,7 +63,7 @@ def test_all_loaders_offer_the_new_file_and_the_library_reads_its_metadata(serve
         ({"1": load_node("gone.safetensors"), "2": preview(["1", 3])}, "1", "no LoRA file 'gone.safetensors'"),
     ],
 )
-def test_bad_input_is_refused_on_its_node_before_anything_runs(server, lora, prompt, node, sentence):
+def test_bad_input_is_refused_on_its_node_when_queued(server, lora, prompt, node, sentence):
     with pytest.raises(HTTPError) as refusal:
         server.post_json("/prompt", {"prompt": prompt})
     errors = json.loads(refusal.value.read())["node_errors"]
@@ -72,8 +72,8 @@ def test_bad_input_is_refused_on_its_node_before_anything_runs(server, lora, pro
 
 
 async def messages(server, prompt):
-    """What the front end is told while a prompt runs: events by their type, and the texts shown on nodes."""
-    import aiohttp  # the host's; without a host these tests are skipped
+    """Return the messages to the front end while a prompt runs: events by type, and the texts shown on nodes."""
+    import aiohttp  # comes with ComfyUI; without it these tests are skipped
 
     events, texts = {}, {}
     address = server.server.address
@@ -81,7 +81,7 @@ async def messages(server, prompt):
         await session.post(f"{address}/prompt", json={"prompt": prompt, "client_id": "me"})
         async for message in socket:
             if message.type == aiohttp.WSMsgType.BINARY:
-                length = int.from_bytes(message.data[4:8], "big")  # after the number of the event
+                length = int.from_bytes(message.data[4:8], "big")  # after the event number
                 texts[message.data[8 : 8 + length].decode()] = message.data[8 + length :].decode()
                 continue
             event = json.loads(message.data)
@@ -91,20 +91,20 @@ async def messages(server, prompt):
     raise AssertionError("the server closed the connection")
 
 
-def test_the_node_shows_where_the_file_went(server, lora):
+def test_the_node_shows_the_saved_file(server, lora):
     prompt = {"1": load_node(lora), "2": save_node("shown", ["1", 2])}
     _, texts = asyncio.run(asyncio.wait_for(messages(server, prompt), 60))
     assert "Saved shown_00001.safetensors: " in texts["2"]
 
 
-def test_an_output_without_its_input_says_so_where_it_is_used(server, lora):
+def test_an_output_without_its_input_fails_where_it_is_used(server, lora):
     prompt = {"1": load_node(lora), "2": preview(["1", 0]), "3": preview(["1", 3])}
     events, _ = asyncio.run(asyncio.wait_for(messages(server, prompt), 60))
     assert events["execution_error"]["node_id"] == "2"
     assert "gives a model only where one is connected" in events["execution_error"]["exception_message"]
 
 
-def test_a_changed_file_is_read_again_by_the_same_workflow(server, lora):
+def test_a_changed_file_is_reloaded_by_the_same_workflow(server, lora):
     prompt = {"1": load_node("changing.safetensors"), "2": preview(["1", 3])}
     tables = []
     for rank in (1, 2):

@@ -1,4 +1,4 @@
-"""Every options node and every kind of picture in one prompt, in the real server, from the folder to a picture."""
+"""Every options node and every kind of image in one prompt, from the folder to a sample, in the real server."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from safetensors import safe_open
 from aclora_core.adapter.rank_report import RankReport
 from tests.support.host_server import HostServer
 from tests.support.server_runs import adapter
-from tests.support.trouble import TRAIN, drawing, noise_pictures, prompt, says
+from tests.support.trouble import TRAIN, drawing, noise_images, prompt, says
 
 
 @pytest.mark.slow
-def test_everything_at_once(server: HostServer) -> None:
-    style = noise_pictures(server.base / "input" / "all_style", 9, (128, 128))
+def test_all_options_together(server: HostServer) -> None:
+    style = noise_images(server.base / "input" / "all_style", 9, (128, 128))
     Image.new("L", (128, 128)).save(style / "0-masklabel.png")
     with Image.open(style / "0-masklabel.png") as mask:
         mask.paste(255, (32, 32, 96, 96))
         mask.save(style / "0-masklabel.png")
-    plain = noise_pictures(server.base / "input" / "all_plain", 2, (128, 128))
+    plain = noise_images(server.base / "input" / "all_plain", 2, (128, 128))
     try:
         base = prompt(server, "all", "all_style", 64, steps=6, layers="all")
         base["dataset"]["inputs"] |= {
@@ -56,7 +56,7 @@ def test_everything_at_once(server: HostServer) -> None:
     finally:
         shutil.rmtree(style)
         shutil.rmtree(plain)
-    assert says(history).startswith("6 steps over 9 pictures") and len(server.pictures(history)) == 1
+    assert says(history).startswith("6 steps over 9 pictures") and len(server.images(history)) == 1
     assert list((server.base / "models" / "aclora_checkpoints" / "all").glob("first_*"))
     learned = adapter(server, "all")
     text = [key for key in learned if key.startswith("text_encoders.") and key.endswith("lora_down.weight")]

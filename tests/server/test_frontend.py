@@ -26,8 +26,8 @@ NEWER_BOXES = """() => {
   });
 }"""
 LISTEN = """() => {
-  window.heard = {pictures: 0, texts: 0};
-  window.app.api.addEventListener('b_preview', () => window.heard.pictures++);
+  window.heard = {images: 0, texts: 0};
+  window.app.api.addEventListener('b_preview', () => window.heard.images++);
   window.app.api.addEventListener('progress_text', () => window.heard.texts++);
 }"""
 
@@ -46,7 +46,7 @@ def page(server: HostServer) -> Iterator[Page]:
 
 @pytest.fixture
 def workflow(request: pytest.FixtureRequest, page: Page, server: HostServer) -> dict[str, Any]:
-    """A workflow as the template browser gets it, opened in the front end."""
+    """A workflow as served to the template browser, opened in the front end."""
     from tests.support.browser import load_workflow
 
     loaded = server.get_json(f"/api/workflow_templates/{server.pack_folder}/{request.param}.json")
@@ -54,12 +54,12 @@ def workflow(request: pytest.FixtureRequest, page: Page, server: HostServer) -> 
     return dict(loaded)
 
 
-def test_the_workflows_are_there() -> None:
+def test_the_workflows_exist() -> None:
     assert {"quickstart", "inspect_and_resize"} <= set(WORKFLOWS)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
-def test_no_node_is_missing(workflow: dict[str, Any], page: Page, request: pytest.FixtureRequest) -> None:
+def test_no_node_type_is_missing(workflow: dict[str, Any], page: Page, request: pytest.FixtureRequest) -> None:
     from tests.support.browser import screenshot, unknown_nodes
 
     screenshot(page, RUNTIME / "screenshots" / f"{request.node.callspec.params['workflow']}.png")
@@ -67,7 +67,7 @@ def test_no_node_is_missing(workflow: dict[str, Any], page: Page, request: pytes
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
-def test_front_end_sends_the_prompt_that_the_tests_run(
+def test_the_front_end_sends_the_prompt_that_the_tests_run(
     workflow: dict[str, Any], page: Page, request: pytest.FixtureRequest
 ) -> None:
     from tests.support.browser import api_form
@@ -77,13 +77,13 @@ def test_front_end_sends_the_prompt_that_the_tests_run(
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
-def test_no_node_lies_on_another(workflow: dict[str, Any], page: Page) -> None:
+def test_nodes_do_not_overlap(workflow: dict[str, Any], page: Page) -> None:
     assert_apart(page.evaluate("() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])"))
 
 
 @pytest.fixture(scope="module")
 def newer_nodes(page: Page) -> Iterator[None]:
-    """ComfyUI's Nodes 2.0, which are parts of the page, in a window in which all of a graph is in sight."""
+    """ComfyUI's Nodes 2.0, which are HTML elements, in a window that shows the whole graph."""
     before = page.viewport_size
     page.set_viewport_size({"width": 3200, "height": 2000})
     page.evaluate(SET_NEWER, True)
@@ -93,12 +93,12 @@ def newer_nodes(page: Page) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
-def test_no_node_of_the_newer_kind_lies_on_another(newer_nodes: None, workflow: dict[str, Any], page: Page) -> None:
+def test_nodes_2_0_do_not_overlap(newer_nodes: None, workflow: dict[str, Any], page: Page) -> None:
     from tests.support.browser import FIT_VIEW
 
     page.evaluate(FIT_VIEW)
     page.wait_for_function(f"wanted => ({NEWER_BOXES})().length === wanted", arg=len(workflow["nodes"]))
-    page.wait_for_timeout(1000)  # until they have their sizes
+    page.wait_for_timeout(1000)  # until the nodes have their sizes
     assert_apart(page.evaluate(NEWER_BOXES))
 
 
@@ -113,13 +113,13 @@ def assert_apart(boxes: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("values", "sent"),
     [
-        (["ink.safetensors", 0.5, 1.0], {"cut": "no cut"}),  # as saved before the node could cut
+        (["ink.safetensors", 0.5, 1.0], {"cut": "no cut"}),  # as saved before the node could truncate
         (["ink.safetensors", 0.5, 1.0, "rank", 4], {"cut": "rank", "cut.rank": 4}),
         (["ink.safetensors", 0.5, 1.0, "energy", 0.9], {"cut": "energy", "cut.keep": 0.9}),
     ],
     ids=["older", "rank", "energy"],
 )
-def test_load_sends_its_cut_and_older_workflows_load_the_whole(
+def test_load_sends_its_truncation_and_older_workflows_load_the_whole_lora(
     page: Page, values: list[Any], sent: dict[str, Any]
 ) -> None:
     from tests.support.browser import api_form, load_workflow
@@ -133,25 +133,23 @@ def test_load_sends_its_cut_and_older_workflows_load_the_whole(
 
 
 @pytest.mark.slow
-def test_a_page_that_is_loaded_again_gets_the_chart_of_a_training_and_another_only_its_text(
-    page: Page, server: HostServer
-) -> None:
+def test_a_reloaded_page_gets_the_training_chart_and_another_page_only_the_text(page: Page, server: HostServer) -> None:
     from tests.support.browser import visit, wait_until_ready
 
     queue = "async prompt => (await window.app.api.queuePrompt(0, {output: prompt, workflow: {}})).prompt_id"
     page.evaluate(LISTEN)
     training = page.evaluate(queue, prompt(server, "watched", steps=100_000))
     try:
-        page.wait_for_function("() => window.heard.pictures > 0")
+        page.wait_for_function("() => window.heard.images > 0")
         page.reload()
         wait_until_ready(page)
         other = page.context.browser.new_page()
         visit(other, server.server.address)
         for each in (page, other):
             each.evaluate(LISTEN)
-        page.wait_for_function("() => window.heard.pictures > 1")
+        page.wait_for_function("() => window.heard.images > 1")
         assert other.evaluate("() => window.heard.texts") > 0
-        assert other.evaluate("() => window.heard.pictures") == 0
+        assert other.evaluate("() => window.heard.images") == 0
         other.close()
     finally:
         server.post_json("/interrupt", {"prompt_id": training})

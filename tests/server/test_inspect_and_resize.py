@@ -31,7 +31,7 @@ RANK = 16
 
 @pytest.fixture(scope="module")
 def prompt() -> dict[str, Any]:
-    """The API form of workflows/inspect_and_resize.json; a few steps are enough to tell pictures apart."""
+    """Return the API form of workflows/inspect_and_resize.json, with few sampling steps."""
     nodes = dict(json.loads(PROMPT.read_text(encoding="utf-8")))
     for node in nodes.values():
         if node["class_type"] == "KSampler":
@@ -41,7 +41,7 @@ def prompt() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lora(server: HostServer, prompt: dict[str, Any]) -> Iterator[Path]:
-    """The file that the workflow loads: on the tiny base's layers, each component 0.7 times the one before."""
+    """The file that the workflow loads: layers of the tiny base whose singular values fall by a factor of 0.7."""
     (name,) = (node["inputs"]["lora_name"] for node in prompt.values() if node["class_type"] == "ACLoRALoad")
     path = server.base / "models" / "loras" / name
     before = path.read_bytes() if path.exists() else None
@@ -80,12 +80,12 @@ def finished(server: HostServer, prompt: dict[str, Any], lora: Path) -> dict[str
     return server.run(prompt, timeout=300)
 
 
-def test_the_larger_cut_changes_the_pictures_more(
+def test_stronger_truncation_changes_the_images_more(
     server: HostServer, prompt: dict[str, Any], finished: dict[str, Any]
 ) -> None:
     titles = ("The whole LoRA", "Cut to 90 %", "Cut to 0.1 MB")
     whole, ninety, tiny = (pixels(server, finished, titled(prompt, title)) for title in titles)
-    assert min(picture.std() for picture in (whole, ninety, tiny)) > 0.02
+    assert min(image.std() for image in (whole, ninety, tiny)) > 0.02
     assert 0.0 < np.abs(whole - ninety).mean() < 0.7 * np.abs(whole - tiny).mean()
 
 
@@ -98,18 +98,18 @@ def test_charts_and_tables_show_the_file_and_its_training(prompt: dict[str, Any]
     assert "held-out loss" in table and "diffusion_model.joint_blocks.0.x_block.attn.qkv" in table
 
 
-def test_both_cuts_tell_what_they_lose(prompt: dict[str, Any], finished: dict[str, Any]) -> None:
+def test_both_truncations_report_what_they_lose(prompt: dict[str, Any], finished: dict[str, Any]) -> None:
     ninety, tiny = (
         finished["outputs"][titled(prompt, f"What the cut to {part} loses")]["text"][0] for part in ("90 %", "0.1 MB")
     )
-    # 1 - 0.7^2k of the energy is in the first k components: four are the fewest that hold 90 %.
+    # The first k components have 1 - 0.7^2k of the energy: at least four are needed for 90 %.
     layers = int(re.search(r"Layers: (\d+), dropped: 0", ninety)[1])  # type: ignore[index]
     assert f"Sum of ranks: {RANK * layers} -> {4 * layers}." in ninety
     size = re.search(r"-> ([\d.]+) MB", tiny)
     assert size and float(size[1]) < 0.1 and " dropped: 0." not in tiny
 
 
-def test_the_saved_cut_keeps_the_report_and_has_a_preview(
+def test_the_truncated_file_has_the_report_and_a_preview(
     server: HostServer, prompt: dict[str, Any], finished: dict[str, Any], lora: Path
 ) -> None:
     text = finished["outputs"][titled(prompt, "Save the cut of 90 %")]["text"][0]
@@ -123,7 +123,7 @@ def test_the_saved_cut_keeps_the_report_and_has_a_preview(
     path.unlink()
 
 
-def test_before_the_quickstart_a_sentence_says_to_run_it(server: HostServer, prompt: dict[str, Any]) -> None:
+def test_without_the_quickstarts_file_the_error_says_to_run_it(server: HostServer, prompt: dict[str, Any]) -> None:
     early = json.loads(json.dumps(prompt).replace("ink_00001", "ink_09999"))
     with pytest.raises(HTTPError) as refusal:
         server.post_json("/prompt", {"prompt": early})

@@ -1,4 +1,4 @@
-"""The pack in the real ComfyUI: it loads quietly, and every node explains itself."""
+"""The pack in the real ComfyUI: it loads without warnings, and every node is documented."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NODES = {f"ACLoRA{name}" for name in (*STEPS, *(f"{kind}Options" for kind in OPT
 
 @pytest.fixture(scope="module")
 def object_info(server: HostServer) -> dict[str, Any]:
-    """What the server says of the pack's nodes, by node id."""
+    """The server's descriptions of the pack's nodes, by node id."""
     nodes = server.get_json("/object_info").items()
     module = f"custom_nodes.{server.pack_folder}"
     return {node_id: node for node_id, node in nodes if node["python_module"] == module}
@@ -31,7 +31,7 @@ def object_info(server: HostServer) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def node_classes(pack: ModuleType) -> list[Any]:
-    """The pack's node classes, as it hands them to ComfyUI."""
+    """The pack's node classes, as ComfyUI gets them."""
 
     async def ask() -> list[Any]:
         return await (await pack.comfy_entrypoint()).get_node_list()
@@ -49,11 +49,11 @@ def test_loading_adds_no_warning_or_error(server: HostServer, host: Path, tmp_pa
     assert "IMPORT FAILED" not in server.log.read_text(encoding="utf-8")
 
 
-def test_all_nodes_are_there(object_info: dict[str, Any]) -> None:
+def test_all_nodes_are_registered(object_info: dict[str, Any]) -> None:
     assert NODES <= set(object_info)
 
 
-def test_every_node_describes_itself(object_info: dict[str, Any]) -> None:
+def test_every_node_has_a_description(object_info: dict[str, Any]) -> None:
     for node_id, node in object_info.items():
         assert node_id.startswith("ACLoRA")
         assert node["category"] == ("AC-LoRA/options" if node_id.endswith("Options") else "AC-LoRA"), node_id
@@ -80,7 +80,7 @@ def test_node_id_is_the_class_name(node_classes: list[Any]) -> None:
         assert node.define_schema().node_id == node.__name__
 
 
-def test_every_node_has_a_help_page_that_is_served(object_info: dict[str, Any], server: HostServer) -> None:
+def test_the_help_page_of_every_node_is_served(object_info: dict[str, Any], server: HostServer) -> None:
     assert object_info
     for node_id in object_info:
         page = DOCS / f"{node_id}.md"
@@ -98,7 +98,7 @@ def test_workflows_are_served_as_templates(server: HostServer) -> None:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_every_workflow_has_a_thumbnail_beside_it(workflow: str, server: HostServer) -> None:
+def test_every_workflow_has_a_thumbnail(workflow: str, server: HostServer) -> None:
     address = f"/api/workflow_templates/{server.pack_folder}/{workflow}"
     assert server.get_json(f"{address}.json")["nodes"]
     assert server.get(f"{address}.jpg").startswith(b"\xff\xd8"), "the template browser asks for a .jpg"

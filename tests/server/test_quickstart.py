@@ -1,4 +1,4 @@
-"""The quickstart, as `python3 run.py quickstart` sends it to the server."""
+"""The quickstart workflow, as `python3 run.py quickstart` sends it to the server."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PATIENCE = 600  # seconds; three minutes on two cores, and other machines are sl
 
 @pytest.fixture(scope="module")
 def prompt() -> dict[str, Any]:
-    """The API form of workflows/quickstart.json."""
+    """Return the API form of workflows/quickstart.json."""
     return dict(json.loads(PROMPT.read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="module")
 def older_adapters(server: HostServer) -> set[Path]:
-    """The adapters that other tests have saved."""
+    """The adapters that other tests saved before."""
     return adapters(server)
 
 
@@ -38,27 +38,27 @@ def finished(server: HostServer, prompt: dict[str, Any], older_adapters: set[Pat
 
 
 def adapters(server: HostServer) -> set[Path]:
-    """The files in the server's models/loras."""
+    """Return the files in the server's models/loras."""
     return set((server.base / "models" / "loras").rglob("*.safetensors"))
 
 
 def nodes_of(prompt: dict[str, Any], kind: str) -> list[str]:
-    """The ids of the nodes of a class."""
+    """Return the ids of the nodes of a class."""
     return [node_id for node_id, node in prompt.items() if node["class_type"] == kind]
 
 
 def pixels(path: Path) -> np.ndarray:
-    """A picture as numbers from 0 to 1."""
+    """Read an image as floats in 0..1."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
-def named(pictures: list[Path], word: str) -> list[Path]:
-    """The pictures with this word in their name, in order."""
-    return sorted(path for path in pictures if word in path.name.lower())
+def named(images: list[Path], word: str) -> list[Path]:
+    """Return the images with this word in their name, in order."""
+    return sorted(path for path in images if word in path.name.lower())
 
 
-def test_adapter_is_saved_where_the_loaders_look(
+def test_the_adapter_is_saved_in_the_loaders_folder(
     server: HostServer, finished: dict[str, Any], older_adapters: set[Path]
 ) -> None:
     (file,) = adapters(server) - older_adapters
@@ -68,20 +68,20 @@ def test_adapter_is_saved_where_the_loaders_look(
     assert "ss_network_module" in metadata
 
 
-def test_style_changes_the_pictures(server: HostServer, finished: dict[str, Any]) -> None:
-    pictures = server.pictures(finished)
-    before, after = named(pictures, "before"), named(pictures, "after")
+def test_the_style_changes_the_images(server: HostServer, finished: dict[str, Any]) -> None:
+    images = server.images(finished)
+    before, after = named(images, "before"), named(images, "after")
     assert before and len(before) == len(after)
     for old, new in zip(before, after, strict=True):
         assert np.abs(pixels(old) - pixels(new)).mean() > 0.02, (old.name, new.name)
 
 
-def test_pictures_are_not_blank(server: HostServer, finished: dict[str, Any]) -> None:
-    for picture in server.pictures(finished):
-        assert pixels(picture).std() > 0.02, picture.name
+def test_images_are_not_blank(server: HostServer, finished: dict[str, Any]) -> None:
+    for path in server.images(finished):
+        assert pixels(path).std() > 0.02, path.name
 
 
-def test_second_run_trains_nothing(server: HostServer, prompt: dict[str, Any], finished: dict[str, Any]) -> None:
+def test_a_second_run_trains_nothing(server: HostServer, prompt: dict[str, Any], finished: dict[str, Any]) -> None:
     again = server.run(prompt, timeout=PATIENCE)
     cached = next(data["nodes"] for kind, data in again["status"]["messages"] if kind == "execution_cached")
     costly = [node for kind in ("ACLoRADataset", "ACLoRATrain", "KSampler") for node in nodes_of(prompt, kind)]

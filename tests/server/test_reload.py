@@ -1,4 +1,4 @@
-"""A MODEL whose weights the host streams, from a loader that leaves no word of how to load it again; in the server."""
+"""A MODEL with streamed weights from a loader without a reload function, in the real server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOADER = "loader"
 
 @pytest.fixture
 def streaming(probed: HostServer, gpu: bool) -> HostServer:
-    """A server that streams weights, with nothing in memory."""
+    """A server that streams weights, without models in memory."""
     if not gpu:
         pytest.skip("ComfyUI streams weights only on a GPU: run pytest with --gpu")
     let_go(probed)
@@ -25,7 +25,7 @@ def streaming(probed: HostServer, gpu: bool) -> HostServer:
 
 
 def loaded_without_word(server: HostServer, base: dict[str, Any], node: str) -> dict[str, Any]:
-    """The prompt with the MODEL of this node from such a loader."""
+    """Return the prompt with the MODEL of this node from such a loader."""
     base[node]["inputs"]["model"] = [LOADER, 0]
     return {**base, LOADER: server.node("LoadWithoutWord", model=["base", 0])}
 
@@ -34,12 +34,12 @@ def drawn(server: HostServer, name: str) -> np.ndarray:
     history = server.run(loaded_without_word(server, drawing(server, name), "draw"))
     if history["outputs"][LOADER]["text"] != ["streamed"]:
         pytest.skip("this ComfyUI does not stream weights: comfy-aimdo does not work here")
-    (picture,) = server.pictures(history)
-    with Image.open(picture) as image:
+    (path,) = server.images(history)
+    with Image.open(path) as image:
         return np.asarray(image)
 
 
-def test_a_streamed_model_without_a_word_is_trained_as_any_other_and_left_as_it_was(streaming: HostServer) -> None:
+def test_a_streamed_model_without_a_reload_function_is_trained_and_unchanged(streaming: HostServer) -> None:
     before = drawn(streaming, "streamed_before")
     (network,) = held(streaming)["networks"]
     streaming.run(loaded_without_word(streaming, prompt(streaming, "streamed", seed=6), TRAIN))

@@ -1,4 +1,4 @@
-"""Checkpoints in the real server: a cancel, a crash, and what the host's cache makes of them."""
+"""Checkpoints in the real server: cancel, crash, and ComfyUI's cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = 24
 
 
 def prompt(server: HostServer, file: str, wished: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    """A short training on the tiny base, with checkpoints where they are asked for."""
+    """Return the prompt of a short training on the tiny base, optionally with checkpoints."""
     found = trouble.prompt(server, file, **{"steps": STEPS} | settings)
     found["ranks"], last = server.node("ACLoRARankOptions", restart_every=2, options=["plain", 0]), "ranks"
     if wished:
@@ -43,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(host: Path, base: Path) -> dict[str, torch.Tensor]:
-    """The adapter of an undisturbed training. Then a second server is killed while it trains the same."""
+    """The adapter of an uninterrupted training; then a second server is killed during the same training."""
     with running(host, base, "first") as server:
         server.run(prompt(server, "whole"))
         server.submit(prompt(server, "crashed", {"checkpoint_every": 3, "checkpoint_name": "crashed"}))
@@ -68,11 +68,11 @@ def assert_whole(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor])
 
 
 def resumed_at(server: HostServer) -> list[int]:
-    """The steps at which trainings have gone on, as the log tells."""
+    """Return the steps at which trainings were resumed, from the log."""
     return [int(step) for step in re.findall(r"resumed at step (\d+) of", server.log.read_text(encoding="utf-8"))]
 
 
-def test_after_a_crash_the_same_workflow_goes_on_to_the_same_bits(server_after: HostServer, whole) -> None:
+def test_a_training_resumed_after_a_crash_gives_the_same_adapter(server_after: HostServer, whole) -> None:
     server = server_after
     assert not (server.base / "models" / "loras" / "crashed.safetensors").exists()
     settings = {"checkpoint_every": 3, "checkpoint_name": "crashed"}
@@ -84,7 +84,7 @@ def test_after_a_crash_the_same_workflow_goes_on_to_the_same_bits(server_after: 
     assert was_cached(again, TRAIN) and len(resumed_at(server)) == 1
 
 
-def test_a_cancelled_training_is_not_served_from_the_cache_but_goes_on(server_after: HostServer, whole) -> None:
+def test_a_cancelled_training_is_resumed_instead_of_cached(server_after: HostServer, whole) -> None:
     server = server_after
     before = len(resumed_at(server))
     queued = prompt(server, "cancelled", {"checkpoint_every": 3, "checkpoint_name": "styles/cancelled"})
@@ -102,7 +102,7 @@ def test_a_cancelled_training_is_not_served_from_the_cache_but_goes_on(server_af
     assert was_cached(server.run(queued), TRAIN)
 
 
-def test_another_setting_is_refused_with_a_sentence_and_more_steps_go_on(server_after: HostServer) -> None:
+def test_a_changed_setting_is_refused_and_more_steps_resume(server_after: HostServer) -> None:
     server = server_after
     settings = {"checkpoint_every": 12, "checkpoint_name": "longer"}
     server.run(prompt(server, "longer", settings))
@@ -114,7 +114,7 @@ def test_another_setting_is_refused_with_a_sentence_and_more_steps_go_on(server_
     assert resumed_at(server)[-1] == STEPS and says(more).startswith(f"{STEPS + 4} steps")
 
 
-def test_a_whole_path_keeps_checkpoints_in_a_folder_of_ones_own(server_after: HostServer, tmp_path: Path) -> None:
+def test_an_absolute_path_keeps_checkpoints_in_that_folder(server_after: HostServer, tmp_path: Path) -> None:
     server, own = server_after, tmp_path / "own"
     before = len(resumed_at(server))
     settings = {"checkpoint_every": 3, "checkpoint_name": str(own)}
@@ -133,7 +133,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_name_that_leads_elsewhere_is_refused_before_the_work(server_after: HostServer, name: str) -> None:
+def test_a_name_outside_the_folder_is_refused_before_the_training(server_after: HostServer, name: str) -> None:
     with pytest.raises(HTTPError) as refusal:
         server_after.post_json("/prompt", {"prompt": prompt(server_after, "bad", {"checkpoint_name": name})})
     assert REFUSED[name] in refusal.value.read().decode()

@@ -1,4 +1,4 @@
-"""A disk that is full when a training writes a checkpoint, a LoRA, or what was encoded, in the real server."""
+"""A full disk when a training writes a checkpoint, a LoRA or the encoding cache, in the real server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.trouble import (
     failure,
     let_go,
     no_file_longer_than,
-    noise_pictures,
+    noise_images,
     prompt,
     says,
     with_checkpoints,
@@ -29,7 +29,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_does_not_fit_is_told_and_the_older_one_stays(probed: HostServer) -> None:
+def test_a_failed_checkpoint_is_reported_and_the_older_one_is_kept(probed: HostServer) -> None:
     folder = probed.base / "models" / "aclora_checkpoints" / "full"
     queued = with_checkpoints(probed, prompt(probed, "full", steps=30, seed=11), "full")
     del queued[SAVE]
@@ -43,7 +43,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_older_one_stays(probed: 
     told = says(history)
     assert told.startswith("30 steps") and "no checkpoint" in told and "Free some space" in told
     assert sum(name.startswith("first_") for name in left) == len(left) >= 2
-    # Space is there again: the same workflow goes on from the checkpoint that was kept, and trains only the rest.
+    # With space again the same workflow resumes from the kept checkpoint and trains the remaining steps.
     let_go(probed)
     again = probed.run(queued)
     assert says(again).startswith("30 steps") and "no checkpoint" not in says(again)
@@ -52,7 +52,9 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_the_older_one_stays(probed: 
     assert f"resumed at step {int(max(left).split('_')[1].split('.')[0])} of 30" in log
 
 
-def test_a_lora_that_does_not_fit_is_an_error_and_the_next_run_saves_it_without_training(probed: HostServer) -> None:
+def test_a_lora_that_cannot_be_written_is_an_error_and_the_next_run_saves_it_without_training(
+    probed: HostServer,
+) -> None:
     loras = probed.base / "models" / "loras"
     probed.run(prompt(probed, "kept", seed=12))
     before = content(loras)
@@ -68,8 +70,8 @@ def test_a_lora_that_does_not_fit_is_an_error_and_the_next_run_saves_it_without_
     assert content(loras).keys() == before.keys()
 
 
-def test_a_dataset_is_encoded_and_learned_on_a_full_disk(probed: HostServer) -> None:
-    noise_pictures(probed.base / "input" / "packed", 3)
+def test_a_dataset_is_encoded_and_trained_on_with_a_full_disk(probed: HostServer) -> None:
+    noise_images(probed.base / "input" / "packed", 3)
     queued = prompt(probed, "packed", "packed", 64, steps=2)
     del queued[SAVE]
     queued["look"] = probed.node("PreviewAny", source=[TRAIN, 2])

@@ -1,4 +1,4 @@
-"""Trainings that end, fail or are cancelled leave nothing behind: in the real server, and in this process."""
+"""Finished, failed and cancelled trainings leak nothing, in the real server and in this process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def failed(server: HostServer, seed: int) -> None:
 
 
 def rounds(server: HostServer, first: int) -> dict[str, Any]:
-    """A training that ends, one that is cancelled, one that fails; and what the server holds then."""
+    """Run a finished, a cancelled and a failed training; return the server's memory after each."""
     server.run(prompt(server, "leaks", seed=first))
     cancelled(server, first + 1)
     failed(server, first + 2)
@@ -45,7 +45,7 @@ def rounds(server: HostServer, first: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_trainings_that_ended_were_cancelled_or_failed(probed: HostServer) -> None:
+def test_finished_cancelled_and_failed_trainings_leak_nothing(probed: HostServer) -> None:
     let_go(probed)
     probed.run(drawing(probed, "leaks"))
     (untouched,) = held(probed)["networks"]
@@ -63,11 +63,11 @@ def test_nothing_is_left_of_trainings_that_ended_were_cancelled_or_failed(probed
     assert again["memory"] - empty["memory"] < GROWTH and last["memory"] - first["memory"] < GROWTH
 
 
-@pytest.mark.parametrize("pictures", [2, 9])
-def test_the_memory_of_a_training_is_free_when_it_ends(
-    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, pictures: int
+@pytest.mark.parametrize("images", [2, 9])
+def test_the_memory_of_a_training_is_freed_when_it_ends(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, images: int
 ) -> None:
-    """Not only when Python looks for rings of references: the next node may need it before."""
+    """It is freed before Python's next garbage collection, as the next node may need it."""
     opening = importlib.import_module(f"{pack.__name__}.nodes.host.session")
     passes = importlib.import_module(f"{pack.__name__}.aclora_core.training.trainer")
     alive: list[weakref.ref[Any]] = []
@@ -85,11 +85,11 @@ def test_the_memory_of_a_training_is_free_when_it_ends(
     with torch.inference_mode():
         model, clip, *_ = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         caption = clip.encode_from_tokens_scheduled(clip.tokenize("a cat"))
-        latents = [{"samples": torch.full((1, 16, 16, 16), float(number))} for number in range(pictures)]
+        latents = [{"samples": torch.full((1, 16, 16, 16), float(number))} for number in range(images)]
     gc.disable()
     try:
         settings = {"steps": 2, "batch_size": 2, "max_rank": 4, "layers": "attention"}
-        train(pack, model, latents, [caption] * pictures, settings)
+        train(pack, model, latents, [caption] * images, settings)
         assert len(alive) >= 3 and not [thing() for thing in alive if thing() is not None]
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Prompts that meet, browsers that come and go, and models that are unloaded, in the real server while it trains."""
+"""Queued prompts, reconnecting browsers and unloaded models during a training in the real server."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.support.trouble import (
     drawing,
     held,
     let_go,
-    noise_pictures,
+    noise_images,
     same_bits,
     says,
 )
 
 
-def prompt(server: HostServer, file: str, *pictures: Any, steps: int = 8, **settings: Any) -> dict[str, Any]:
-    """A training that lasts long enough for something to happen meanwhile, on a GPU too."""
-    return trouble.prompt(server, file, *pictures, steps=steps * server.pace, **settings)
+def prompt(server: HostServer, file: str, *images: Any, steps: int = 8, **settings: Any) -> dict[str, Any]:
+    """Return the prompt of a training that is long enough to be disturbed, on a GPU too."""
+    return trouble.prompt(server, file, *images, steps=steps * server.pace, **settings)
 
 
 @pytest.fixture(scope="module")
 def alone(probed: HostServer) -> dict[str, Any]:
-    """The adapter of a training that nothing disturbed."""
+    """The adapter of an undisturbed training."""
     probed.run(prompt(probed, "alone", seed=1))
     return adapter(probed, "alone")
 
@@ -48,7 +48,7 @@ def submit_as(server: HostServer, queued: dict[str, Any], client: str) -> str:
     return str(server.post_json("/prompt", {"prompt": queued, "client_id": client})["prompt_id"])
 
 
-def test_two_trainings_in_the_queue_run_one_after_the_other_and_give_what_each_gives_alone(
+def test_two_queued_trainings_run_in_turn_and_give_their_usual_adapters(
     probed: HostServer, alone: dict[str, Any]
 ) -> None:
     let_go(probed)
@@ -61,9 +61,11 @@ def test_two_trainings_in_the_queue_run_one_after_the_other_and_give_what_each_g
     assert not same_bits(adapter(probed, "queued_2"), alone)
 
 
-def test_a_drawing_queued_while_training_waits_and_is_drawn_as_ever(probed: HostServer, alone: dict[str, Any]) -> None:
-    (before,) = probed.pictures(probed.run(drawing(probed, "before")))
-    let_go(probed)  # else the second picture would come from the cache
+def test_sampling_queued_during_a_training_waits_and_gives_the_same_image(
+    probed: HostServer, alone: dict[str, Any]
+) -> None:
+    (before,) = probed.images(probed.run(drawing(probed, "before")))
+    let_go(probed)  # otherwise the second image would come from the cache
     client = uuid.uuid4().hex
     with Browser(probed, client) as browser:
         training = submit_as(probed, prompt(probed, "drawn_beside", seed=1, steps=9), client)
@@ -73,30 +75,30 @@ def test_a_drawing_queued_while_training_waits_and_is_drawn_as_ever(probed: Host
         assert probed.wait(training)["status"]["status_str"] == "success"
     history = probed.wait(drawn)
     assert not was_cached(history, "draw")
-    (after,) = probed.pictures(history)
+    (after,) = probed.images(history)
     with Image.open(before) as one, Image.open(after) as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def test_a_page_that_comes_back_gets_the_chart_again_and_another_only_the_line_of_text(probed: HostServer) -> None:
+def test_a_reconnected_page_gets_the_chart_and_another_page_only_the_text(probed: HostServer) -> None:
     client = uuid.uuid4().hex
     with Browser(probed, client) as browser:
         training = submit_as(probed, prompt(probed, "watched", seed=3, steps=40), client)
         until(lambda: trains(probed, browser), "the training")
         last = max(value for node, value in browser.progress if node == TRAIN)
-    assert browser.pictures
+    assert browser.images
     with Browser(probed, client) as same, Browser(probed, uuid.uuid4().hex) as another:
         until(lambda: trains(probed, same, int(last) + 2), "progress in the browser that was opened again")
         until(lambda: any(node == TRAIN for node, _ in another.texts), "a line of text in another browser")
         history = probed.wait(training)
         until(lambda: "execution_success" in same.kinds, "the end of the training")
     assert history["status"]["status_str"] == "success" and says(history).startswith(f"{40 * probed.pace} steps")
-    assert same.pictures and same.pictures[-1].width > 100  # the chart
-    assert not another.progress and not another.pictures  # ComfyUI tells it only to the page that queued the prompt
-    assert "executing" in same.kinds  # so the page knows at once which node is at work
+    assert same.images and same.images[-1].width > 100  # the chart
+    assert not another.progress and not another.images  # ComfyUI sends these only to the page that queued the prompt
+    assert "executing" in same.kinds  # tells the page which node runs
 
 
-def test_the_same_again_trains_nothing_and_another_setting_trains(probed: HostServer, alone: dict[str, Any]) -> None:
+def test_the_same_prompt_is_cached_and_a_changed_setting_trains(probed: HostServer, alone: dict[str, Any]) -> None:
     probed.run(prompt(probed, "again", seed=1))
     again = probed.run(prompt(probed, "again", seed=1))
     assert was_cached(again, TRAIN) and was_cached(again, DATASET)
@@ -105,7 +107,7 @@ def test_the_same_again_trains_nothing_and_another_setting_trains(probed: HostSe
     assert not same_bits(adapter(probed, "again"), alone)
 
 
-def test_a_cancelled_training_without_checkpoints_is_given_again(probed: HostServer) -> None:
+def test_a_cancelled_training_without_checkpoints_is_cached(probed: HostServer) -> None:
     client, queued = uuid.uuid4().hex, prompt(probed, "stopped", seed=4, steps=400)
     with Browser(probed, client) as browser:
         training = submit_as(probed, queued, client)
@@ -118,7 +120,7 @@ def test_a_cancelled_training_without_checkpoints_is_given_again(probed: HostSer
     assert same_bits(adapter(probed, "stopped"), learned)
 
 
-def test_unloading_every_model_while_training_disturbs_nothing(probed: HostServer, alone: dict[str, Any]) -> None:
+def test_unloading_every_model_during_a_training_changes_nothing(probed: HostServer, alone: dict[str, Any]) -> None:
     let_go(probed)
     client = uuid.uuid4().hex
     with Browser(probed, client) as browser:
@@ -129,18 +131,18 @@ def test_unloading_every_model_while_training_disturbs_nothing(probed: HostServe
     assert same_bits(adapter(probed, "unloaded"), alone)
 
 
-def test_a_pack_that_unloads_every_model_at_once_disturbs_no_training(
+def test_a_pack_that_unloads_every_model_immediately_changes_no_training(
     probed: HostServer, alone: dict[str, Any]
 ) -> None:
     def on_top_of_alone(file: str) -> dict[str, Any]:
-        """A training of a MODEL with a LoRA on it, which unloading would take off."""
+        """Return the prompt of a training of a MODEL with a LoRA, which unloading would remove."""
         queued = prompt(probed, file, seed=5)
         links = {"model": ["base", 0], "lora_name": "alone.safetensors", "strength_model": 1.0}
         queued[TRAIN]["inputs"]["model"] = ["lora", 0]
         return {**queued, "lora": probed.node("LoraLoaderModelOnly", **links)}
 
     def weights() -> set[str]:
-        """Those of all networks in memory, without LoRAs."""
+        """Return the weight hashes of all networks in memory, without LoRAs."""
         assert probed.post_json("/unload_at_once", {})["loaded"] == 0
         return {network["weights"] for network in held(probed)["networks"]}
 
@@ -159,9 +161,7 @@ def test_a_pack_that_unloads_every_model_at_once_disturbs_no_training(
     assert weights() == before
 
 
-def test_a_model_unloaded_between_dataset_and_training_is_loaded_again(
-    probed: HostServer, alone: dict[str, Any]
-) -> None:
+def test_a_model_unloaded_between_dataset_and_training_is_reloaded(probed: HostServer, alone: dict[str, Any]) -> None:
     let_go(probed)
     whole = prompt(probed, "between", seed=1)
     look = {name: whole[name] for name in ("base", DATASET)}
@@ -172,8 +172,8 @@ def test_a_model_unloaded_between_dataset_and_training_is_loaded_again(
     assert same_bits(adapter(probed, "between"), alone)
 
 
-def test_a_folder_deleted_while_training_is_missed_only_by_the_next_run(probed: HostServer) -> None:
-    folder = noise_pictures(probed.base / "input" / "deleted", 9)
+def test_a_folder_deleted_during_a_training_fails_only_the_next_run(probed: HostServer) -> None:
+    folder = noise_images(probed.base / "input" / "deleted", 9)
     client, queued = uuid.uuid4().hex, prompt(probed, "deleted", "deleted", 64)
     with Browser(probed, client) as browser:
         training = submit_as(probed, queued, client)

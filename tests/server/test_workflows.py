@@ -1,4 +1,4 @@
-"""The workflows beside the quickstart: those on the tiny base run, those for large models are what the server takes."""
+"""The other workflows: those on the tiny base run; those for large models are accepted by the server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOLDERS = {
 
 
 def prompt(name: str, **settings: Any) -> dict[str, Any]:
-    """The API form of a workflow, with few steps of drawing, and these settings of its trainings."""
+    """Return the API form of a workflow, with few sampling steps and these training settings."""
     nodes = dict(json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8")))
     for node in nodes.values():
         if node["class_type"] == "KSampler":
@@ -42,7 +42,7 @@ def prompt(name: str, **settings: Any) -> dict[str, Any]:
 
 
 def model_files(nodes: dict[str, Any]) -> set[tuple[str, str, str]]:
-    """(node, input, file) of every model file that a workflow asks for."""
+    """Return (node, input, file) of every model file that a workflow needs."""
     return {
         (node_id, name, node["inputs"][name])
         for node_id, node in nodes.items()
@@ -58,7 +58,7 @@ def large(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def empty_files(server: HostServer, large: dict[str, Any]) -> Iterator[None]:
-    """Files of the models' names, so that the server takes the workflow."""
+    """Empty files with the models' names, so that the server accepts the workflow."""
     paths = {server.base / "models" / FOLDERS[name] / file for _, name, file in model_files(large)}
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def empty_files(server: HostServer, large: dict[str, Any]) -> Iterator[None]:
         path.unlink()
 
 
-def test_without_the_files_the_server_says_that_they_are_missing_and_nothing_else(
+def test_without_the_files_the_server_reports_only_that_they_are_missing(
     server: HostServer, large: dict[str, Any]
 ) -> None:
     with pytest.raises(HTTPError) as refusal:
@@ -80,7 +80,7 @@ def test_without_the_files_the_server_says_that_they_are_missing_and_nothing_els
     assert {(node_id, place["input_name"], place["received_value"]) for node_id, place in places} == model_files(large)
 
 
-def test_with_the_files_the_server_takes_it_and_begins_to_load(
+def test_with_the_files_the_server_accepts_it_and_starts_to_load(
     server: HostServer, large: dict[str, Any], empty_files: None
 ) -> None:
     history = server.wait(server.submit(large))
@@ -106,7 +106,7 @@ def compared(server: HostServer) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def saved(server: HostServer, name: str) -> tuple[set[int], RankReport]:
-    """The ranks in a file of compare_ranks, and its report."""
+    """Return the ranks in a file of compare_ranks, and its report."""
     path = server.base / "models" / "loras" / "aclora" / f"compare_{name}.safetensors"
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
@@ -114,30 +114,32 @@ def saved(server: HostServer, name: str) -> tuple[set[int], RankReport]:
     return ranks, RankReport.from_json(metadata["aclora.trajectory"])
 
 
-def test_plain_loras_have_the_rank_that_was_set_in_every_layer(server: HostServer, compared: object) -> None:
+def test_plain_loras_have_the_configured_rank_in_every_layer(server: HostServer, compared: object) -> None:
     for rank in (2, 32):
         ranks, report = saved(server, f"rank_{rank}")
         assert ranks == {rank} and report.settings["mode"] == "off"
         assert len(report.losses) == 16 and not report.validation and not report.restarts
 
 
-def test_ac_lora_measures_and_finds_ranks_below_the_bound(server: HostServer, compared: object) -> None:
+def test_ac_lora_validates_and_finds_ranks_below_the_maximum(server: HostServer, compared: object) -> None:
     ranks, report = saved(server, "ac")
     assert report.settings["mode"] == "paper" and report.validation
     assert max(ranks) <= 32 and ranks != {32}
 
 
-def test_the_three_are_drawn_apart_and_inspected(server: HostServer, compared: tuple[dict, dict]) -> None:
+def test_the_three_loras_give_different_images_and_are_inspected(
+    server: HostServer, compared: tuple[dict, dict]
+) -> None:
     nodes, history = compared
     titles = ("A plain LoRA of rank 2", "A plain LoRA of rank 32", "AC-LoRA: rank 32 at most")
     drawn = [pixels(server, history, titled(nodes, title)) for title in titles]
-    assert min(picture.std() for picture in drawn) > 0.02
+    assert min(image.std() for image in drawn) > 0.02
     assert min(np.abs(drawn[i] - drawn[j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-4
     inspected = [node_id for node_id, node in nodes.items() if node["class_type"] == "ACLoRAInspect"]
     assert len(inspected) == 3 and all(len(history["outputs"][node_id]["images"]) >= 3 for node_id in inspected)
 
 
-def test_resume_goes_on_after_a_cancel_and_then_for_more_steps(server: HostServer) -> None:
+def test_resume_continues_after_a_cancel_and_for_more_steps(server: HostServer) -> None:
     steps = 26
     nodes = prompt("resume", steps=steps, batch_size=2, layers="attention")
     train, drawn = titled(nodes, "Train AC-LoRA"), titled(nodes, "What it has learned so far")

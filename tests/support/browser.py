@@ -1,8 +1,8 @@
-"""Open a workflow in ComfyUI's own front end, in a headless browser.
+"""Open a workflow in ComfyUI's front end, in a headless browser.
 
     python tests/support/browser.py ADDRESS WORKFLOW.json PROMPT.json [SCREENSHOT.png]
 
-turns a workflow into the API form, so that nobody writes that by hand. ADDRESS is a running server with the pack in it,
+converts a workflow into the API form. ADDRESS is a running server with the pack in it,
 for instance the one that `python3 run.py serve` prints. Needs playwright from PyPI and a Chromium: the one in
 ACLORA_CHROMIUM, else one that is installed, else playwright's own.
 """
@@ -61,7 +61,7 @@ FIT_VIEW = """() => {
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium, or None."""
+    """Return the path of a Chromium, or None."""
     named = os.environ.get("ACLORA_CHROMIUM")
     found = [named] if named else [path for name in NAMES if (path := shutil.which(name))]
     found += [place for place in PLACES if Path(place).is_file()]
@@ -69,14 +69,14 @@ def find_browser() -> str | None:
 
 
 def _downloaded_browser() -> str | None:
-    """The Chromium that `python -m playwright install chromium` has downloaded, or None."""
+    """Return the Chromium that `python -m playwright install chromium` downloaded, or None."""
     with sync_playwright() as playwright:
         path = playwright.chromium.executable_path
     return path if Path(path).is_file() else None
 
 
 def skip_welcome(route: Route) -> None:
-    """Tell this page alone that the user is no newcomer: the template browser would cover the graph."""
+    """Mark the tutorial as completed for this page, as the template browser would cover the graph."""
     answer = route.fetch()
     settings = answer.json() if route.request.method == "GET" else None
     if isinstance(settings, dict):
@@ -87,7 +87,7 @@ def skip_welcome(route: Route) -> None:
 
 @contextmanager
 def open_front_end(address: str) -> Iterator[Page]:
-    """The front end of a server, ready for a workflow."""
+    """Open the front end of a server, ready for a workflow."""
     browser_path = find_browser()
     if browser_path is None:
         raise RuntimeError(MISSING)
@@ -123,25 +123,25 @@ def load_workflow(page: Page, workflow: dict[str, Any]) -> None:
 
 
 def unknown_nodes(page: Page) -> list[str]:
-    """The types of the open workflow's nodes that the front end does not know."""
+    """Return the node types of the open workflow that the front end does not know."""
     return list(page.evaluate(UNKNOWN_NODES))
 
 
 def api_form(page: Page) -> dict[str, Any]:
-    """The open workflow as the front end would send it to the server."""
+    """Return the open workflow in API form, as the front end would send it."""
     return dict(page.evaluate("async () => (await window.app.graphToPrompt()).output"))
 
 
 def screenshot(page: Page, path: Path) -> None:
-    """Save a picture of the whole graph."""
+    """Save an image of the whole graph."""
     page.evaluate(FIT_VIEW)
-    page.wait_for_timeout(1500)  # pictures on nodes come later than the nodes
+    page.wait_for_timeout(1500)  # images on nodes load later than the nodes
     path.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=path)
 
 
-def main(address: str, workflow_file: str, prompt_file: str, picture_file: str | None = None) -> int:
-    """Write the API form of a workflow; 1 when nodes are missing."""
+def main(address: str, workflow_file: str, prompt_file: str, image_file: str | None = None) -> int:
+    """Write the API form of a workflow; return 1 if nodes are missing."""
     workflow = json.loads(Path(workflow_file).read_text(encoding="utf-8"))
     with open_front_end(address) as page:
         load_workflow(page, workflow)
@@ -150,8 +150,8 @@ def main(address: str, workflow_file: str, prompt_file: str, picture_file: str |
             print(f"Nodes that {address} does not know: {', '.join(sorted(set(unknown)))}", file=sys.stderr)
             return 1
         prompt = api_form(page)
-        if picture_file:
-            screenshot(page, Path(picture_file))
+        if image_file:
+            screenshot(page, Path(image_file))
     Path(prompt_file).write_text(json.dumps(prompt, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{prompt_file}: {len(prompt)} nodes")
     return 0

@@ -1,4 +1,4 @@
-"""The families of models that the host knows, each small."""
+"""Small models of every family that ComfyUI knows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _whole_mask(generator: torch.Generator) -> Tensor:
 
 
 def _fast_fp8() -> dict[str, Any]:
-    """The layers that multiply in fp8, which the host takes on a GPU that can."""
+    """Return ComfyUI's options for fp8 matmul, which it uses on GPUs that support it."""
     import comfy.ops
 
     return {"dtype": torch.float8_e4m3fn, "custom_operations": comfy.ops.fp8_ops}
@@ -33,7 +33,7 @@ def _fast_fp8() -> dict[str, Any]:
 
 def _hidream_tokens(generator: torch.Generator) -> Tensor:
     words = torch.randint(0, 1000, (1, 6), generator=generator)
-    return torch.cat([words, torch.tensor([[151673]])], 1)  # its sign for the noise level
+    return torch.cat([words, torch.tensor([[151673]])], 1)  # the token of the noise level
 
 
 def _t5_tokens(generator: torch.Generator) -> Tensor:
@@ -45,7 +45,7 @@ def _t5_weights(generator: torch.Generator) -> Tensor:
 
 
 def _small_adapter() -> AbstractContextManager[Any]:
-    """Anima's part for words has 130 million parameters, whatever a file says."""
+    """Make Anima's text adapter small: its fixed size has 130 million parameters."""
     import comfy.ldm.anima.model as anima
 
     sizes = {"source_dim": 24, "target_dim": 24, "model_dim": 32, "num_layers": 1, "num_heads": 2}
@@ -70,7 +70,7 @@ FAMILIES = {
         sizes.UNET | {"use_linear_in_transformer": True, "model_channels": 64},
         (4, 8, 8),
         contrast=1.0,
-        # By this the host tells those that predict v from those that predict noise.
+        # ComfyUI detects v-prediction by the deviation of this tensor.
         file={"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.linspace(-1, 1, 8)},
     ),
     "SDXL": Family("SDXL", sizes.SDXL, (4, 8, 8), pooled=16, contrast=1.0),
@@ -83,7 +83,7 @@ FAMILIES = {
         pooled=16,
         contrast=30.0,
         settings={"steps": 48, "schedule": "cosine"},
-        file={"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)},  # as in a file of Playground's
+        file={"edm_mean": torch.zeros(4), "edm_std": torch.ones(4)},  # as in Playground's checkpoint
     ),
     "Stable Cascade C": Family(
         "Stable_Cascade_C",
@@ -91,7 +91,7 @@ FAMILIES = {
         (16, 8, 8),
         pooled=16,
         contrast=0.1,
-        settings={"max_rank": 16, "alpha": 16.0},  # as many as channels, since it foretells noise
+        settings={"max_rank": 16, "alpha": 16.0},  # full rank in its channels, since it predicts noise
     ),
     "SD3": Family("SD3", sizes.SD3, (16, 8, 8), pooled=16),
     "SD3 in fp8": Family("SD3", sizes.SD3, (16, 8, 8), pooled=16, loading=lambda: {"dtype": torch.float8_e4m3fn}),
@@ -110,7 +110,7 @@ FAMILIES = {
     ),
     "Flux.1": Family("Flux", sizes.FLUX_1, (16, 8, 8), pooled=16),
     "Flux.1 schnell": Family("FluxSchnell", sizes.FLUX_1 | {"guidance_embed": False}, (16, 8, 8), pooled=16),
-    # The host adds zeros up to 512 tokens.
+    # ComfyUI pads it with zeros to 512 tokens.
     "Flux.2": Family("Flux2", sizes.FLUX_2, (128, 4, 4), text=(256, 24)),
     "LongCat": Family("LongCatImage", sizes.LONGCAT, (16, 8, 8)),
     "Ovis": Family("FluxSchnell", sizes.LONGCAT | {"yak_mlp": True, "txt_norm": True}, (16, 8, 8)),

@@ -1,4 +1,4 @@
-"""A small model of a family, built by the host's own classes as a loader would, with random weights, and pictures."""
+"""A small random model of a family, built from ComfyUI's classes as a loader does, and its training data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
-# What the layers are called that give the answer.
+# Names of the output layers.
 OUTPUTS = (
     "out.2.weight",
     "final_layer.linear.weight",
@@ -33,24 +33,24 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A model and the sizes of what it learns from."""
+    """A model and the shapes of its training data."""
 
-    config: str  # its class in comfy.supported_models
+    config: str  # class in comfy.supported_models
     network: dict[str, Any]
     latent: tuple[int, ...]  # channels, [frames,] height, width
     text: tuple[int, int] = (7, 24)  # tokens, width
-    pooled: int | None = None  # width of the pooled caption
-    contrast: float = 4.0  # of the two pictures; those that predict the noise alone learn nothing by more
-    settings: dict[str, Any] = field(default_factory=dict)  # of its training, where the common ones do not do
-    extras: dict[str, Callable[[torch.Generator], Any]] = field(default_factory=dict)  # beside the caption
-    file: dict[str, Tensor] = field(default_factory=dict)  # what the host looks at in a file, besides shapes
-    loading: Callable[[], dict[str, Any]] | None = None  # options for the host's loader, which then loads the weights
-    building: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered while it is made
-    dtype: torch.dtype = torch.float32  # of the weights, and of what the network computes in
+    pooled: int | None = None  # width of the pooled caption embedding
+    contrast: float = 4.0  # of the two latents
+    settings: dict[str, Any] = field(default_factory=dict)  # training settings that differ from the common ones
+    extras: dict[str, Callable[[torch.Generator], Any]] = field(default_factory=dict)  # additional conditioning
+    file: dict[str, Tensor] = field(default_factory=dict)  # tensors whose values ComfyUI reads to detect the model
+    loading: Callable[[], dict[str, Any]] | None = None  # options of ComfyUI's loader, if it loads the weights
+    building: Callable[[], AbstractContextManager[Any]] = nullcontext  # entered while the model is built
+    dtype: torch.dtype = torch.float32  # of the weights and the computation
 
 
 def build(family: Family, disable_dynamic: bool = False) -> Any:
-    """The MODEL as a loader gives it, made in the mode in which the host runs its nodes."""
+    """Return the MODEL as a loader gives it, built in inference mode as in ComfyUI's nodes."""
     import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
@@ -58,7 +58,7 @@ def build(family: Family, disable_dynamic: bool = False) -> Any:
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     with torch.inference_mode():
         config = getattr(comfy.supported_models, family.config)(family.network)
-        config.unet_config |= family.network  # some of the host's own settings, which it puts over these, are large
+        config.unet_config |= family.network  # again, as ComfyUI overwrites some with large values
         config.set_inference_dtype(family.dtype, None, device=CPU)
         with family.building():
             base = config.get_model(dict(family.file), "")
@@ -74,7 +74,7 @@ def build(family: Family, disable_dynamic: bool = False) -> Any:
 
 @torch.no_grad()
 def fill(network: nn.Module, seed: int = 0) -> None:
-    """Random weights; those of the last layer are small, so that little is foretold at first."""
+    """Set random weights, small ones in the output layer, so that the first prediction is small."""
     randomise(network, seed)
     weights = network.state_dict()
     (last,) = (weights[name] for name in OUTPUTS if name in weights)
@@ -83,7 +83,7 @@ def fill(network: nn.Module, seed: int = 0) -> None:
 
 @torch.no_grad()
 def randomise(network: nn.Module, seed: int = 0) -> None:
-    """Random weights that keep activations near 1."""
+    """Set random weights that keep activations near 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in network.state_dict().items():
         if not weight.is_floating_point():
@@ -93,11 +93,11 @@ def randomise(network: nn.Module, seed: int = 0) -> None:
         elif name.endswith("bias"):
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
         else:
-            weight.fill_(1)  # of a norm
+            weight.fill_(1)  # weight of a norm
 
 
 def pictures(family: Family) -> tuple[list[dict[str, Tensor]], list[Any]]:
-    """Two latents, each of one colour, and their captions, as the host's nodes hand them on."""
+    """Return two latents, each of one colour, and their captions, as ComfyUI's nodes output them."""
     generator = torch.Generator().manual_seed(1)
     channels, *sides = family.latent
     latents, captions = [], []
@@ -110,7 +110,7 @@ def pictures(family: Family) -> tuple[list[dict[str, Tensor]], list[Any]]:
 
 
 def caption(family: Family, generator: torch.Generator, tokens: int | None = None) -> Any:
-    """A random conditioning, of so many tokens where that is not the family's own number."""
+    """Return a random conditioning. tokens: its length, by default the family's."""
     size = (tokens or family.text[0], family.text[1])
     pooled = torch.randn(1, family.pooled, generator=generator) if family.pooled else None
     extras = {name: make(generator) for name, make in family.extras.items()}

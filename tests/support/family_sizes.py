@@ -1,4 +1,4 @@
-"""Small settings for the networks of every family, named as the host reads them from a file."""
+"""Small network settings of every family, with the names that ComfyUI detects from a file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SDXL: dict[str, Any] = UNET | {
     "model_channels": 64,
     "use_linear_in_transformer": True,
     "num_classes": "sequential",
-    "adm_in_channels": 16 + 6 * 256,  # the pooled caption, and six sizes of the picture
+    "adm_in_channels": 16 + 6 * 256,  # the pooled caption and six size embeddings
 }
 SD3: dict[str, Any] = {
     "in_channels": 16,

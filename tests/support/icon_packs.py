@@ -1,4 +1,4 @@
-"""Icon packages as npm makes them, but small: for the tests of tools.tiny_base.icons."""
+"""Small icon packages in npm's format, for the tests of tools.tiny_base.icons."""
 
 import io
 import json
@@ -11,7 +11,7 @@ BLACK_SQUARE = '<path fill="currentColor" d="M0 0h8v16H0z"/>'  # the left half
 
 
 def pack(cache: Path, style: str, names: list[str], aliases: dict | None = None, **extra: dict) -> None:
-    """A package as npm makes it, in which every icon is a square that has its left half black."""
+    """Write a package in npm's format; every icon is a square with a black left half."""
     data = {
         "width": 16,
         "height": 16,

@@ -1,9 +1,9 @@
-"""Trains the toy in processes of their own and kills them; run as a script by test_checkpoint.py.
+"""Train the toy in child processes and kill them; test_checkpoint.py runs this as a script.
 
     python killed_training.py FOLDER
 
-Importing torch takes longer than training the toy, so one process imports it and forks the ones that are killed.
-Prints JSON: the adapter of an undisturbed training, and for each kill point that of one that was killed and resumed.
+Importing torch takes longer than training the toy, so one process imports it and forks the processes to kill.
+Prints JSON: digests of the adapter of an uninterrupted training, and of one killed and resumed at each kill point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the first optimizer of a process imports it, which takes a second: once here for all
+import torch._dynamo  # otherwise every process would import it with its first optimizer
 
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
@@ -36,19 +36,19 @@ CONFIG = TrainConfig(
     refit=True,
     smallest=True,
 )
-POINTS = 17  # by the model's calls: steps, measurements, cuts
-WRITES = (1, 4, 8)  # and while a checkpoint is written, the first, fourth and eighth
+POINTS = 17  # kill points in the model's calls: steps, validation, truncation
+WRITES = (1, 4, 8)  # and while the first, fourth and eighth checkpoint is written
 
 
 def run(folder: Path | None, at_call: Callable[[int], bool] = lambda call: False) -> tuple[Result, int]:
-    """The training's result, and how often the model was called. at_call: told of every call."""
+    """Return the training's result and the number of model calls. at_call: called before each."""
     model = toy(16, spoil=at_call)
     checkpoints = CheckpointConfig(folder, every=5) if folder else None
     return train(model, CONFIG, checkpoints=checkpoints), len(model.calls)
 
 
 def digest(result: Result) -> str:
-    """Of every bit of the adapter, and of all that the report says except for times."""
+    """Hash the adapter bit by bit, and the report without times."""
     found = hashlib.sha256()
     for name, layer in result.adapter.layers.items():
         found.update(f"{name} {layer.alpha}".encode())
@@ -62,7 +62,7 @@ def digest(result: Result) -> str:
 
 
 def killed(work: Callable[[], object]) -> bool:
-    """Whether the work, done in another process, ended by SIGKILL."""
+    """Run the work in a child process; return whether SIGKILL ended it."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -78,7 +78,7 @@ def die() -> bool:
 
 
 def die_while_writing(folder: Path, number: int) -> None:
-    """Ends when the checkpoint of this number lies complete beside its target, but has not its name yet."""
+    """Die when the checkpoint of this number is written completely but not yet renamed."""
     done, real = [], os.fsync
 
     def fsync(file: int) -> None:
@@ -92,7 +92,7 @@ def die_while_writing(folder: Path, number: int) -> None:
 
 
 def in_child(path: Path, work: Callable[[], str]) -> str:
-    """What the work says; done in another process, as a fork must not follow a backward pass."""
+    """Run the work in a child process and return its text; after a backward pass no fork is possible."""
     pid = os.fork()
     if pid == 0:
         path.write_text(work())

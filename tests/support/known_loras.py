@@ -1,4 +1,4 @@
-"""LoRAs whose spectrum is known, for tests of the nodes."""
+"""LoRAs with a known spectrum, for tests of the nodes."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def attention_names(blocks: int) -> list[str]:
-    """The attention layers of the first blocks of the tiny base's picture side."""
+    """Return the attention layers of the tiny base's first blocks, of the image stream."""
     attention = "diffusion_model.joint_blocks.{}.x_block.attn.{}"
     return [attention.format(block, part) for block in range(blocks) for part in ("qkv", "proj")]
 
 
 def halving_lora(names: Sequence[str], rank: int = 6) -> dict[str, Tensor]:
-    """A LORA_MODEL whose components halve from one to the next, so each holds a quarter of the energy before it."""
+    """Return a LORA_MODEL whose singular values halve, so each has a quarter of the previous one's energy."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What several tests ask of a run in the server, and how they wait for something in it."""
+"""Helpers for runs in a server: waiting, and reading their outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.host_server import HostServer
 
 
 def until(condition: Callable[[], bool], what: str, patience: float = 60) -> None:
-    """Return when the condition holds."""
+    """Wait until the condition holds."""
     end = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < end, f"{what} did not come"
@@ -32,18 +32,18 @@ def was_cached(history: dict[str, Any], node: str) -> bool:
 
 
 def checkpoints(server: HostServer, name: str) -> list[Path]:
-    """Those of a training's first pass."""
+    """Return the checkpoints of a training's first pass."""
     return sorted((server.base / "models" / "aclora_checkpoints" / name).glob("first_*"))
 
 
 def titled(prompt: dict[str, Any], title: str) -> str:
-    """The id of the node with this title."""
+    """Return the id of the node with this title."""
     (found,) = (node_id for node_id, node in prompt.items() if node["_meta"]["title"] == title)
     return found
 
 
 def pixels(server: HostServer, finished: dict[str, Any], node: str) -> np.ndarray:
-    """The picture that a node saved, (height, width, 3) in 0..1."""
+    """Return the image that a node saved, (height, width, 3) in 0..1."""
     (image,) = finished["outputs"][node]["images"]
     with Image.open(server.base / "output" / image["subfolder"] / image["filename"]) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255

@@ -1,4 +1,4 @@
-"""What the tests of training share: the tiny base, two pictures, and how to see that nothing has changed."""
+"""Fixtures for the tests of training: the tiny base, two images, and a check that a MODEL is unchanged."""
 
 import contextlib
 import importlib
@@ -15,7 +15,7 @@ DENOISER = "diffusion_model."
 
 @pytest.fixture(scope="module")
 def parts(pack):
-    """The tiny base's MODEL, CLIP and VAE, made under inference mode as the host runs nodes."""
+    """The tiny base's MODEL, CLIP and VAE, loaded in inference mode as in ComfyUI's nodes."""
     with torch.inference_mode():
         return pack.nodes.tiny_base.ACLoRATinyBase.execute().result
 
@@ -32,7 +32,7 @@ def caption(parts, text):
 
 @pytest.fixture(scope="module")
 def pictures(parts):
-    """Two latents, of a diamond and of a ball, and their captions; made under inference mode too."""
+    """Two latents, of a diamond and of a ball, and their captions, made in inference mode too."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, 128), torch.linspace(-1, 1, 128), indexing="ij")
     drawn = torch.ones(2, 128, 128, 3)
     drawn[0][x.abs() + y.abs() < 0.7] = torch.tensor([0.9, 0.1, 0.1])
@@ -43,12 +43,12 @@ def pictures(parts):
 
 
 def trained(pack, model, latents, conditioning, previews=None, clip=None, **settings):
-    """The node's outputs."""
+    """Run the training node and return its outputs."""
     return train(pack, model, latents, conditioning, QUICK | settings, previews=previews, clip=clip)
 
 
 def first_step(model, conditioning, seed=3):
-    """What the model takes for the picture in pure noise: one step of the host's KSampler without guidance."""
+    """Return the denoised latent of pure noise: one step of ComfyUI's KSampler without guidance."""
     import nodes
 
     channels = model.model.latent_format.latent_channels
@@ -59,7 +59,7 @@ def first_step(model, conditioning, seed=3):
 
 
 def state_of(model):
-    """What training must leave alone in a MODEL, seen while this MODEL's own patches are on the weights."""
+    """Return the state of a MODEL that a training must not change, with its own patches applied."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([model], force_full_load=True)
@@ -78,7 +78,7 @@ def state_of(model):
 
 @contextlib.contextmanager
 def untouched(model):
-    """Fails where the block changes the MODEL, or what the host has set for all models."""
+    """Fail if the block changes the MODEL, or global settings of ComfyUI."""
     import comfy.model_management
 
     before = state_of(model)
@@ -94,7 +94,7 @@ def untouched(model):
 
 @contextlib.contextmanager
 def progress(hook):
-    """Shows every progress to the hook, as the host's server does."""
+    """Call the hook with every progress, as ComfyUI's server does."""
     import comfy.utils
 
     before = comfy.utils.PROGRESS_BAR_HOOK
@@ -107,7 +107,7 @@ def progress(hook):
 
 @pytest.fixture
 def interrupt():
-    """The host's Cancel; taken back when the test ends."""
+    """ComfyUI's Cancel; reset at the end of the test."""
     import comfy.model_management
 
     yield lambda: comfy.model_management.interrupt_current_processing(True)
@@ -119,14 +119,14 @@ def open_training(pack, model, latents, conditioning):
 
 
 def denoising_loss(pack, model, latents, captions):
-    """At fixed noise and noise levels, of the model with the patches that it has."""
+    """Return the loss at fixed noise and noise levels, with the model's patches applied."""
     with torch.inference_mode(), open_training(pack, model, latents, captions) as (frozen, images):
         validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
         return validation.mean_denoising_loss(frozen, images, range(len(latents)), 5)
 
 
 def answer(frozen, images, noisy, sigma, numbers):
-    """What the model takes for the pictures without noise, each with its own caption."""
+    """Return the denoised latents, each with its own caption."""
     return frozen.denoise(noisy, sigma, images.conditioning(numbers))
 
 

@@ -1,4 +1,4 @@
-"""Small models whose best adapter is known, for tests of the training."""
+"""Small models with a known best adapter, for tests of the training."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +13,7 @@ from aclora_core.acceleration.fused_modules import FusableModules
 from aclora_core.diffusion.objective import Objective
 
 WIDTH = 16
-# The model sees the picture itself and must give it back, so that the true update is known.
+# The model gets the clean image and must reproduce it, so the true update is known.
 CLEAN = Objective(
     add_noise=lambda sigma, noise, latent: latent,
     denoised=lambda sigma, output, noisy: output,
@@ -42,7 +42,7 @@ class Toy:
     prefix: str = "toy."
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    spoil: Callable[[int], bool] = lambda call: False  # calls (from 0, the trial) that answer NaN
+    spoil: Callable[[int], bool] = lambda call: False  # whether a call returns NaN; call 0 is the trial run
     fusable: FusableModules = FusableModules()
     text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
@@ -64,21 +64,21 @@ class Toy:
         return None
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        self.calls.append(tuple(condition["pictures"].tolist()))  # the first is the trial before the training
+        self.calls.append(tuple(condition["pictures"].tolist()))  # the first is the trial run
         output = self.network["attn"](noisy.flatten(1)).view(noisy.shape)
         output = output * math.nan if self.spoil(len(self.calls) - 1) else output
         return self.objective.denoised(sigma, output, noisy)
 
 
 def planted(rank: int = 2, size: float = 2.0) -> Tensor:
-    """A matrix with `rank` singular values around `size`, each a bit smaller than the one before."""
+    """Return a matrix with `rank` singular values, starting at `size` and falling by a factor of 0.8."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(WIDTH, rank, generator=generator))[0] for _ in range(2))
     return (u * (size * 0.8 ** torch.arange(rank))) @ v.T
 
 
 def toy(count: int = 48, **changes) -> Toy:
-    """The model with so many random pictures; its error has rank 2."""
+    """Return the model with `count` random images; its error has rank 2."""
     latents = torch.randn(count, 1, WIDTH, 1, 1, generator=torch.Generator().manual_seed(1)).unbind()
     return Toy(**{"error": planted(), "latents": latents, **changes})
 

@@ -1,4 +1,4 @@
-"""Train AC-LoRA called as the host calls it."""
+"""Run the node Train AC-LoRA as ComfyUI does."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def train(
     settings: dict[str, Any],
     **others: Any,
 ) -> tuple[Any, ...]:
-    """The node's outputs: every input a list, under inference mode. settings: of TrainConfig, the node's own or not.
+    """Return the node's outputs: every input is a list, in inference mode.
 
-    others: what the options hold besides.
+    settings: settings of TrainConfig, of the node itself or of its options. others: further fields of the options.
     """
     node = pack.nodes.training.node.ACLoRATrain
     own = {widget.id for widget in node.define_schema().inputs} & settings.keys()

@@ -1,4 +1,4 @@
-"""What the tests of trouble share: small prompts, a browser's connection, waiting, and a disk that is full."""
+"""Helpers for the tests of failures: small prompts, a browser's connection, waiting, and a full disk."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from tests.support.host_server import HostServer
 
 EXAMPLE = "example: fluent-emoji-high-contrast"
 TRAIN, SAVE, DATASET = "train", "save", "dataset"
-PICTURE_EVENT = 1  # ComfyUI's number for a picture; before it come four more bytes, for its format
+IMAGE_EVENT = 1  # ComfyUI's event number of an image; four bytes of its format come before the image
 KNOWN = {"unload_models": True, "free_memory": True}
 
 
 def prompt(server: HostServer, file: str, folder: str = EXAMPLE, size: int = 128, **settings: Any) -> dict[str, Any]:
-    """A short training on the tiny base, saved into a file of this name."""
+    """Return the prompt of a short training on the tiny base, saved into a file of this name."""
     short = {"steps": 8, "batch_size": 2, "max_rank": 4, "layers": "attention"}
-    pictures = {"folder": folder, "resolution": size, "vae": ["base", 2], "clip": ["base", 1]}
+    dataset = {"folder": folder, "resolution": size, "vae": ["base", 2], "clip": ["base", 1]}
     links = {"model": ["base", 0], "latents": [DATASET, 0], "conditioning": [DATASET, 1], "options": ["plain", 0]}
     return {
         "base": server.node("ACLoRATinyBase"),
-        DATASET: server.node("ACLoRADataset", **pictures),
+        DATASET: server.node("ACLoRADataset", **dataset),
         "plain": server.node("ACLoRAValidationOptions", held_out=0.0),
         TRAIN: server.node("ACLoRATrain", **short | settings | links),
         SAVE: server.node("ACLoRASave", lora_model=[TRAIN, 1], filename=file, precision="fp32", overwrite=True),
@@ -44,14 +44,14 @@ def prompt(server: HostServer, file: str, folder: str = EXAMPLE, size: int = 128
 
 
 def with_checkpoints(server: HostServer, base: dict[str, Any], name: str, every: int = 2) -> dict[str, Any]:
-    """The prompt with a checkpoint every so many steps."""
+    """Return the prompt with checkpoints."""
     wished = {"checkpoint_every": every, "checkpoint_name": name, "options": ["plain", 0]}
     train = {**base[TRAIN], "inputs": {**base[TRAIN]["inputs"], "options": ["kept", 0]}}
     return {**base, "kept": server.node("ACLoRACheckpointOptions", **wished), TRAIN: train}
 
 
 def drawing(server: HostServer, prefix: str, steps: int = 4) -> dict[str, Any]:
-    """A picture by the tiny base as it is."""
+    """Return the prompt of an image by the untrained tiny base."""
     text = {"clip": ["base", 1], "text": "a rocket"}
     sampling = {"steps": steps, "cfg": 1.0, "seed": 5, "denoise": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     links = {"model": ["base", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
@@ -74,13 +74,13 @@ def says(history: dict[str, Any], node: str = TRAIN) -> str:
 
 
 def failure(history: dict[str, Any]) -> dict[str, Any]:
-    """What the server tells of the node that failed."""
+    """Return the server's message about the failed node."""
     assert history["status"]["status_str"] == "error"
     return next(facts for kind, facts in history["status"]["messages"] if kind == "execution_error")
 
 
-def noise_pictures(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
-    """A folder of different pictures, each with a caption."""
+def noise_images(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
+    """Make a folder of different images, each with a caption."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(len(folder.name))
     for number in range(count):
@@ -91,15 +91,15 @@ def noise_pictures(folder: Path, count: int, size: tuple[int, int] = (64, 64)) -
 
 
 def held(server: HostServer) -> dict[str, Any]:
-    """What the server holds in memory."""
+    """Return what the server holds in memory."""
     return dict(server.get_json("/held"))
 
 
 def let_go(server: HostServer) -> dict[str, Any]:
-    """What the server holds once it was asked to forget models and results; it does so when nothing runs.
+    """Return what the server holds after it was asked to free models and results, which it does when idle.
 
-    It is asked again and again: asked just after a prompt, between its look at such wishes and its wait for the next
-    prompt, it would not notice until one comes.
+    The request is repeated: sent just after a prompt, between the server's check for requests and its wait for the
+    next prompt, it would stay unnoticed until one comes.
     """
     for _ in range(100):
         server.post_json("/free", KNOWN)
@@ -111,14 +111,14 @@ def let_go(server: HostServer) -> dict[str, Any]:
 
 
 class Browser:
-    """A connection as a browser's, which notes what it is told, in order; of nodes by their names."""
+    """A connection like a browser's, which records the messages in order, by node name."""
 
     def __init__(self, server: HostServer, client: str) -> None:
         self.url = f"{server.server.address}/ws?clientId={client}"
         self.kinds: list[str] = []
         self.progress: list[tuple[str, float]] = []
         self.texts: list[tuple[str, str]] = []
-        self.pictures: list[Image.Image] = []  # that a node shows while it works
+        self.images: list[Image.Image] = []  # shown on a running node
         self._open, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()))
 
@@ -141,8 +141,8 @@ class Browser:
     def _note(self, message: aiohttp.WSMessage) -> None:
         if message.type == aiohttp.WSMsgType.BINARY:
             self.texts += filter(None, [read_text_event(message.data)])
-            if int.from_bytes(message.data[:4], "big") == PICTURE_EVENT:
-                self.pictures.append(Image.open(io.BytesIO(message.data[8:])))
+            if int.from_bytes(message.data[:4], "big") == IMAGE_EVENT:
+                self.images.append(Image.open(io.BytesIO(message.data[8:])))
         elif message.type == aiohttp.WSMsgType.TEXT:
             event = json.loads(message.data)
             self.kinds.append(event["type"])
@@ -152,7 +152,7 @@ class Browser:
 
 @contextlib.contextmanager
 def no_file_longer_than(server: HostServer, size: int) -> Iterator[None]:
-    """The server cannot write a file beyond this many bytes: the kernel ends the write as a full disk does."""
+    """Limit the size of files that the server can write: beyond it a write fails as on a full disk."""
     if sys.platform != "linux":
         pytest.skip("only Linux limits the files of a program that is running")
     assert server.server.process is not None

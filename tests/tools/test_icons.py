@@ -1,4 +1,4 @@
-"""The icon sets: SVGs, pictures, fetching, and the shipped example. Small sets made here stand in for the real ones."""
+"""tools.tiny_base.icons and the shipped example, tested on small icon sets made here."""
 
 import os
 from pathlib import Path
@@ -27,33 +27,33 @@ CACHE = ROOT / ".runtime" / "icons"
         ({"hFlip": True, "rotate": 1}, "bottom right"),  # first the mirror, then the turn
     ],
 )
-def test_icons_are_mirrored_and_turned(entry: dict, corner: str) -> None:
+def test_icons_are_mirrored_and_rotated(entry: dict, corner: str) -> None:
     pytest.importorskip("resvg_py")
-    picture = icons.render(icons.compose_svg({"body": '<path d="M0 0h8v8H0z"/>', **entry}, 16, 16), 16)
+    image = icons.render(icons.compose_svg({"body": '<path d="M0 0h8v8H0z"/>', **entry}, 16, 16), 16)
     rows = slice(0, 8) if "top" in corner else slice(8, 16)
     columns = slice(0, 8) if "left" in corner else slice(8, 16)
-    assert picture[rows, columns].max() == 0
-    assert picture.sum() == 255 * 3 * (256 - 64)  # and everything else is white
+    assert image[rows, columns].max() == 0
+    assert image.sum() == 255 * 3 * (256 - 64)  # and everything else is white
 
 
-def test_a_mirrored_alias_is_a_picture_of_its_own(tmp_path: Path) -> None:
+def test_a_mirrored_alias_is_a_separate_image(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     pack(tmp_path, "noto", ["hand-left"], {"hand-right": {"parent": "hand-left", "hFlip": True}})
-    pictures = {words: icons.render(svg, 16) for words, svg in icons.load_set(tmp_path, "noto").items()}
-    np.testing.assert_array_equal(pictures["hand right"], pictures["hand left"][:, ::-1])
-    assert pictures["hand left"][:, :8].max() == 0 and pictures["hand left"][:, 8:].min() == 255
+    images = {words: icons.render(svg, 16) for words, svg in icons.load_set(tmp_path, "noto").items()}
+    np.testing.assert_array_equal(images["hand right"], images["hand left"][:, ::-1])
+    assert images["hand left"][:, :8].max() == 0 and images["hand left"][:, 8:].min() == 255
 
 
-def test_a_picture_that_is_not_square_is_centred_on_white() -> None:
+def test_a_non_square_image_is_centred_on_white() -> None:
     pytest.importorskip("resvg_py")
     svg = icons.compose_svg({"body": '<path d="M0 0h32v16H0z"/>', "width": 32, "height": 16}, 99, 99)
-    picture = icons.render(svg, 32)
-    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
-    assert picture[8:24].max() == 0
-    assert picture[:8].min() == 255 and picture[24:].min() == 255
+    image = icons.render(svg, 32)
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+    assert image[8:24].max() == 0
+    assert image[:8].min() == 255 and image[24:].min() == 255
 
 
-def test_masks_gradients_and_half_transparent_colours_are_drawn() -> None:
+def test_masks_gradients_and_transparency_are_rendered() -> None:
     pytest.importorskip("resvg_py")
     body = (
         '<defs><mask id="m"><path fill="#fff" d="M0 0h8v16H0z"/></mask><linearGradient id="g" x2="0" y2="1">'
@@ -61,43 +61,43 @@ def test_masks_gradients_and_half_transparent_colours_are_drawn() -> None:
         '<g mask="url(#m)"><path fill="url(#g)" d="M0 0h16v16H0z"/></g>'
         '<path fill="#000" opacity=".5" d="M12 0h4v16h-4z"/>'
     )
-    picture = icons.render(icons.compose_svg({"body": body}, 16, 16), 16).astype(int)
-    assert picture[0, 0, 0] > 230 and picture[15, 0, 2] > 230  # red above, blue below
-    assert (picture[:, 8:12] == 255).all()  # masked away
-    assert abs(picture[:, 12:] - 127).max() <= 1
+    image = icons.render(icons.compose_svg({"body": body}, 16, 16), 16).astype(int)
+    assert image[0, 0, 0] > 230 and image[15, 0, 2] > 230  # red above, blue below
+    assert (image[:, 8:12] == 255).all()  # masked away
+    assert abs(image[:, 12:] - 127).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 says so where torch has threads
-def test_processes_draw_the_same_in_the_same_order() -> None:
+def test_processes_render_in_order() -> None:
     pytest.importorskip("resvg_py")
     bodies = [f'<path d="M0 0h{n % 16 + 1}v16H0z"/>' for n in range(70)]
     svgs = [icons.compose_svg({"body": body}, 16, 16) for body in bodies]
-    pictures = icons.render_many(svgs, 16)
-    assert pictures.shape == (70, 16, 16, 3)
-    assert [int((picture[0, :, 0] == 0).sum()) for picture in pictures] == [n % 16 + 1 for n in range(70)]
+    images = icons.render_many(svgs, 16)
+    assert images.shape == (70, 16, 16, 3)
+    assert [int((image[0, :, 0] == 0).sum()) for image in images] == [n % 16 + 1 for n in range(70)]
     assert icons.render_many([], 16).shape == (0, 16, 16, 3)
 
 
-def test_base_pictures_keep_picture_concept_and_style_together(tmp_path: Path) -> None:
+def test_base_images_keep_image_concept_and_style_together(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     thin = {"body": '<path d="M0 0h1v16H0z"/>'}
     for style in icons.BASE_STYLES:
         pack(tmp_path, style, ["owl", "rocket"], **{"owl": thin})
-    pictures, words, styles = icons.base_pictures(tmp_path, 16)
-    assert pictures.shape == (8, 16, 16, 3)
+    images, words, styles = icons.base_images(tmp_path, 16)
+    assert images.shape == (8, 16, 16, 3)
     assert words == ["owl", "rocket"] * 4
     assert styles == ["noto"] * 2 + ["twemoji"] * 2 + ["emojione"] * 2 + ["fluent"] * 2
-    assert [(picture[0, :, 0] == 0).sum() for picture in pictures] == [1, 8] * 4
+    assert [(image[0, :, 0] == 0).sum() for image in images] == [1, 8] * 4
 
 
-def test_an_icon_is_drawn_on_white_in_the_size_asked_for() -> None:
+def test_an_icon_is_rendered_on_white_in_the_requested_size() -> None:
     pytest.importorskip("resvg_py")
     svg = icons.compose_svg({"body": '<circle cx="8" cy="8" r="4" fill="#00f"/>'}, 16, 16)
     for size in (32, 128):
-        picture = icons.render(svg, size)
-        assert picture.shape == (size, size, 3)
-        assert (picture[0] == 255).all() and (picture[:, 0] == 255).all()
-        assert picture[size // 2, size // 2].tolist() == [0, 0, 255]
+        image = icons.render(svg, size)
+        assert image.shape == (size, size, 3)
+        assert (image[0] == 255).all() and (image[:, 0] == 255).all()
+        assert image[size // 2, size // 2].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_the_view_box_is_the_square_around_the_icon(icon: dict, box: str) -> Non
     assert svg.endswith("><g/></svg>") and "transform" not in svg
 
 
-def test_held_out_pictures_take_held_out_styles_only(tmp_path: Path) -> None:
+def test_held_out_images_accept_held_out_styles_only(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     pack(tmp_path, "noto", ["owl"])
     pack(tmp_path, "openmoji", ["owl"])
-    pictures, words = icons.held_out_pictures(tmp_path, "openmoji", 16)
-    assert pictures.shape == (1, 16, 16, 3) and words == ["owl"]
+    images, words = icons.held_out_images(tmp_path, "openmoji", 16)
+    assert images.shape == (1, 16, 16, 3) and words == ["owl"]
     with pytest.raises(KeyError, match="'noto' is no held-out style"):
-        icons.held_out_pictures(tmp_path, "noto")
+        icons.held_out_images(tmp_path, "noto")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_captions(words: str, expected: str) -> None:
     assert icons.caption(words, "noto") == expected
 
 
-def test_four_styles_are_learned_and_eight_others_are_held_out() -> None:
+def test_four_styles_are_for_the_base_and_eight_are_held_out() -> None:
     held_out = "openmoji fluent-emoji noto-v1 emojione-v1 fxemoji streamline-emojis fluent-emoji-high-contrast"
     assert set(icons.HELD_OUT_STYLES) == {*held_out.split(), "emojione-monotone"}
     assert set(icons.BASE_STYLES) == {"noto", "twemoji", "emojione", "fluent"}
@@ -147,17 +147,17 @@ def test_four_styles_are_learned_and_eight_others_are_held_out() -> None:
     assert {style.licence for style in styles} == {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "MIT"}
 
 
-def test_a_missing_package_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:
+def test_a_missing_package_error_names_the_command_that_fetches_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"noto-1\.2\.9\.tgz is missing: .*python -m tools\.tiny_base\.icons"):
         icons.load_set(tmp_path, "noto")
 
 
-def test_an_unknown_style_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_style_error_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="no icon style is called 'emoji'.*fxemoji"):
         icons.fetch(tmp_path, ["emoji"])
 
 
-def test_without_npm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_npm_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="npm is needed to fetch @iconify-json/noto@1.2.9"):
         icons.fetch(tmp_path, ["noto"])
@@ -172,7 +172,7 @@ def test_without_npm_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         ("echo other > iconify-json-noto-1.2.9.tgz", "SHA-256 .* and is not @iconify-json/noto@1.2.9"),
     ],
 )
-def test_what_npm_gets_wrong_leaves_nothing_behind(
+def test_a_failed_fetch_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     tools, cache = tmp_path / "tools", tmp_path / "cache"
@@ -185,36 +185,36 @@ def test_what_npm_gets_wrong_leaves_nothing_behind(
     assert list(cache.iterdir()) == []
 
 
-def test_a_damaged_package_in_the_cache_is_named(tmp_path: Path) -> None:
+def test_a_damaged_package_in_the_cache_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / icons.BASE_STYLES["noto"].archive
     path.write_bytes(b"half a download")
     with pytest.raises(RuntimeError, match="noto-1.2.9.tgz has SHA-256 .* delete it"):
         icons.fetch(tmp_path, ["noto"])
 
 
-def test_the_shipped_example_has_its_sixteen_pictures_and_captions() -> None:
+def test_the_shipped_example_has_sixteen_captioned_images() -> None:
     files = {path.name for path in EXAMPLE.iterdir()}
     stems = {words.replace(" ", "_"): words for words in example_pictures.CONCEPTS}
     assert len(stems) == 16 and not set(example_pictures.CONCEPTS) & set(example_pictures.KEPT_BACK)
     assert files == {"LICENSE"} | {f"{stem}.{ending}" for stem in stems for ending in ("png", "txt")}
     for stem, words in stems.items():
-        picture = np.asarray(Image.open(EXAMPLE / f"{stem}.png"))
-        assert picture.shape == (128, 128, 3)
-        assert (picture == picture[:, :, :1]).all()  # ink has no colour
-        assert picture[0, 0].min() == 255 and 0.05 < (picture < 128).mean() < 0.7
+        image = np.asarray(Image.open(EXAMPLE / f"{stem}.png"))
+        assert image.shape == (128, 128, 3)
+        assert (image == image[:, :, :1]).all()  # ink has no colour
+        assert image[0, 0].min() == 255 and 0.05 < (image < 128).mean() < 0.7
         article = "an" if words == "elephant" else "a"
         assert (EXAMPLE / f"{stem}.txt").read_text(encoding="utf-8") == f"{article} {words}\n"
     licence = (EXAMPLE / "LICENSE").read_text(encoding="utf-8")
     assert "MIT License" in licence and "Copyright (c) Microsoft Corporation" in licence
 
 
-def test_the_dataset_reader_takes_the_shipped_example_without_complaint() -> None:
+def test_the_shipped_example_is_scanned_without_problems() -> None:
     scan = images.scan_folder(EXAMPLE, "inkstyle")
     assert scan.problems == () and len(scan.pictures) == 16
     assert {"inkstyle, a turtle", "inkstyle, an elephant"} <= {picture.caption for picture in scan.pictures}
 
 
-def test_the_shipped_example_is_what_the_tool_draws_of_concepts_that_all_base_styles_have(tmp_path: Path) -> None:
+def test_the_shipped_example_equals_what_the_tool_makes(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     needed = (*icons.BASE_STYLES, example_pictures.STYLE)
     missing = [name for name in needed if not (CACHE / icons.ALL_STYLES[name].archive).is_file()]
@@ -232,7 +232,7 @@ def test_the_shipped_example_is_what_the_tool_draws_of_concepts_that_all_base_st
         assert set(example_pictures.CONCEPTS + example_pictures.KEPT_BACK) <= set(icons.load_set(CACHE, style)), style
 
 
-def test_the_example_is_made_the_same_every_time_and_names_what_is_missing(tmp_path: Path) -> None:
+def test_the_example_is_reproducible_and_a_missing_icon_is_named(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     names = [words.replace(" ", "-") for words in example_pictures.CONCEPTS]
     one = tmp_path / "one"
@@ -245,5 +245,5 @@ def test_the_example_is_made_the_same_every_time_and_names_what_is_missing(tmp_p
     two.mkdir()
     pack(two, "noto", names)
     pack(two, example_pictures.STYLE, names[1:])
-    with pytest.raises(KeyError, match="has no picture of: elephant"):
+    with pytest.raises(KeyError, match="has no image of: elephant"):
         example_pictures.write_example(two, tmp_path / "third", 16)

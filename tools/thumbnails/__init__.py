@@ -1,1 +1,1 @@
-"""The pictures of the workflows that the template browser shows."""
+"""Make the thumbnails of the workflows for the template browser."""

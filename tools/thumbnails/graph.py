@@ -1,4 +1,4 @@
-"""Makes thumbnails of workflows that show the graph itself, for those whose models are too large to be drawn with here.
+"""Make thumbnails that show a workflow's graph, for workflows whose models are too large to run here.
 
     python -m tools.thumbnails.graph ADDRESS sd15 sdxl flux z_image
 
@@ -18,12 +18,12 @@ from tests.support.browser import load_workflow, open_front_end
 from tools.thumbnails.sheet import WORKFLOWS, save_thumbnail
 
 WIDTH = 1280  # pixels of a thumbnail
-# Written on it, since the graphs look alike.
+# Written on the thumbnail, as the graphs look alike.
 TITLES = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
 MARGIN = 30  # around the graph, in its own units
-ASIDE = (120, 140, 520, 60)  # left, top, right, bottom of the window: the front end's bars and messages
+WINDOW_MARGINS = (120, 140, 520, 60)  # left, top, right, bottom: covered by the front end's bars and messages
 
-# Puts the graph in its own size beside the front end's bars; what is red for want of a file is drawn like the rest.
+# Places the graph at scale 1 beside the front end's bars, without the red frames of missing files.
 PLACE = """([margin, left, top]) => {
   const graph = window.app.graph, canvas = window.app.canvas;
   const boxes = [...graph.nodes.map(node => node.getBounding()), ...graph._groups.map(group => group._bounding)];
@@ -37,21 +37,21 @@ PLACE = """([margin, left, top]) => {
 }"""
 
 
-def picture(page: Page, name: str) -> Image.Image:
-    """The graph of a workflow."""
+def screenshot(page: Page, name: str) -> Image.Image:
+    """Return an image of a workflow's graph."""
     load_workflow(page, json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
-    left, top, right, bottom = ASIDE
+    left, top, right, bottom = WINDOW_MARGINS
     width, height = page.evaluate(PLACE, [MARGIN, left, top])
     page.set_viewport_size({"width": int(width) + left + right, "height": int(height) + top + bottom})
     page.wait_for_timeout(1000)
-    page.evaluate(PLACE, [MARGIN, left, top])  # the new size has moved it
+    page.evaluate(PLACE, [MARGIN, left, top])  # again, as the new window size has moved it
     page.wait_for_timeout(2000)
     shot = page.screenshot(clip={"x": left, "y": top, "width": width, "height": height})
     return Image.open(io.BytesIO(shot)).convert("RGB")
 
 
-def titled(shot: Image.Image, name: str) -> Image.Image:
-    """The thumbnail, with the model's name in large letters on its lower edge."""
+def with_title(shot: Image.Image, name: str) -> Image.Image:
+    """Return the thumbnail, with the model's name in large letters at its lower edge."""
     small = shot.resize((WIDTH, round(shot.height * WIDTH / shot.width)), Image.Resampling.LANCZOS)
     font, place = ImageFont.load_default(150), (40, small.height - 200)
     ImageDraw.Draw(small).text(place, TITLES.get(name, name), "white", font, stroke_width=8, stroke_fill="black")
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     with open_front_end(options.address) as page:
         for name in options.workflows:
-            save_thumbnail(titled(picture(page, name), name), name)
+            save_thumbnail(with_title(screenshot(page, name), name), name)
 
 
 if __name__ == "__main__":

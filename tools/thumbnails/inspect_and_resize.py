@@ -1,8 +1,8 @@
-"""Makes workflows/inspect_and_resize.jpg, the workflow's thumbnail, from what that workflow drew.
+"""Make workflows/inspect_and_resize.jpg, the workflow's thumbnail, from the images that the workflow saved.
 
     python -m tools.thumbnails.inspect_and_resize OUTPUT_FOLDER LORA.safetensors
 
-OUTPUT_FOLDER: the folder with whole_*.png; LORA.safetensors: what was loaded.
+OUTPUT_FOLDER: the folder with whole_*.png; LORA.safetensors: the LoRA that the workflow loaded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from aclora_core.adapter import lora_file as adapter_file
-from aclora_core.adapter.resizing import ResizeConfig, resize
-from aclora_core.adapter.truncation import decompose
-from aclora_core.inspection.charts import inspection_charts
-from aclora_core.inspection.measure import inspect_lora
+from aclora_core.adapter import ResizeConfig, decompose, load, resize, to_state_dict
+from aclora_core.inspection import inspect_lora, inspection_charts
 from aclora_core.text import size_text
 from tools.thumbnails.sheet import newest, save_thumbnail, side_by_side, stacked
 
@@ -26,12 +23,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("lora", type=Path)
     options = parser.parse_args()
-    adapter = adapter_file.load(options.lora)
+    adapter = load(options.lora)
     _, cuts = resize(adapter, decompose(adapter), ResizeConfig("energy", KEEP))
     sizes = [sum(getattr(cut, f"bytes_{when}") for cut in cuts.values()) for when in ("before", "after")]
     names = ("whole", "cut_to_90", "cut_to_100_kB")
     whole, ninety, tiny = (newest(options.folder, name, "inspect_and_resize") for name in names)
-    found = inspect_lora(adapter_file.to_state_dict(adapter), adapter.metadata)
+    found = inspect_lora(to_state_dict(adapter), adapter.metadata)
     charts = inspection_charts(found, (whole.width // 2, whole.width * 5 // 16))[:2]
     rows = [
         ("", side_by_side(charts)),

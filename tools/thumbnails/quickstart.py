@@ -1,4 +1,4 @@
-"""Makes workflows/quickstart.jpg, the workflow's thumbnail and the README's picture, from what a quickstart drew.
+"""Make workflows/quickstart.jpg, the workflow's thumbnail and the README's image, from the quickstart's images.
 
 python -m tools.thumbnails.quickstart OUTPUT_FOLDER        # the folder with before_*.png and after_*.png
 """
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     before, after = (newest(folder, name, "quickstart") for name in ("before", "after"))
-    save_thumbnail(stacked([("Before", before), ("After learning a style from 16 pictures", after)]), "quickstart")
+    save_thumbnail(stacked([("Before", before), ("After learning a style from 16 images", after)]), "quickstart")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Makes workflows/resume.jpg and workflows/compare_ranks.jpg, their thumbnails, from what these workflows drew.
+"""Make workflows/resume.jpg and workflows/compare_ranks.jpg, their thumbnails, from the images that they saved.
 
     python -m tools.thumbnails.resume_and_compare resume OUTPUT_FOLDER
     python -m tools.thumbnails.resume_and_compare compare_ranks OUTPUT_FOLDER LORAS
 
-resume: cancelled once on the way, then run to its end. LORAS: the folder with compare_*.safetensors.
+resume: after a cancelled and a finished run of the workflow. LORAS: the folder with compare_*.safetensors.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ from pathlib import Path
 
 from PIL import Image
 
-from aclora_core.adapter import lora_file as adapter_file
-from aclora_core.inspection.charts import inspection_charts
-from aclora_core.inspection.measure import inspect_lora
+from aclora_core.adapter import load, to_state_dict
+from aclora_core.inspection import inspect_lora, inspection_charts
 from aclora_core.text import size_text
 from tools.thumbnails.sheet import newest, save_thumbnail, side_by_side, stacked
 
-WAYS = {"rank_2": "A plain LoRA of rank 2", "rank_32": "A plain LoRA of rank 32", "ac": "AC-LoRA, rank 32 at most"}
+HEADINGS = {"rank_2": "A plain LoRA of rank 2", "rank_32": "A plain LoRA of rank 32", "ac": "AC-LoRA, rank 32 at most"}
 
 
-def resume(pictures: Path) -> Image.Image:
-    """What was learned up to the cancel, and at the end."""
-    cancelled, end = (newest(pictures, "resume", "resume", back) for back in (1, 0))
-    return stacked([("Cancelled on the way", cancelled), ("Run again: it went on to its end", end)])
+def resume(images: Path) -> Image.Image:
+    """Show the images from the cancelled training and from the finished one."""
+    cancelled, end = (newest(images, "resume", "resume", back) for back in (1, 0))
+    return stacked([("Cancelled", cancelled), ("Run again: resumed and finished", end)])
 
 
-def compare_ranks(pictures: Path, loras: Path) -> Image.Image:
-    """A column for each way to a rank: the size of its file, its spectrum, and what it draws."""
+def compare_ranks(images: Path, loras: Path) -> Image.Image:
+    """Show a column for each LoRA: its file size, its spectrum and its images."""
     columns = []
-    for name, words in WAYS.items():
-        drawn = newest(pictures, f"compare_{name}", "compare_ranks")
+    for name, words in HEADINGS.items():
+        drawn = newest(images, f"compare_{name}", "compare_ranks")
         file = max(loras.glob(f"compare_{name}*.safetensors"))
-        adapter = adapter_file.load(file)
-        found = inspect_lora(adapter_file.to_state_dict(adapter), adapter.metadata)
+        adapter = load(file)
+        found = inspect_lora(to_state_dict(adapter), adapter.metadata)
         chart = inspection_charts(found, (drawn.width, drawn.width * 5 // 8))[0]
         heading = f"{words}: {size_text(file.stat().st_size)}"
         columns.append(stacked([(heading, chart), ("", drawn)]))

@@ -1,1 +1,1 @@
-"""How the tiny base model is made: its pictures, its training, its measurement."""
+"""Make the tiny base model: its images, its training and its evaluation."""

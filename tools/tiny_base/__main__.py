@@ -1,9 +1,9 @@
-"""Makes the tiny base model from nothing: pictures, autoencoder, vocabulary, denoiser, verdict, model card.
+"""Train the tiny base model from scratch: images, autoencoder, vocabulary, denoiser, evaluation, model card.
 
     python -m tools.tiny_base --host path/to/ComfyUI        # one CUDA GPU, under half an hour on an H100
 
-Everything in between is kept in --work, so that a run that was stopped goes on where it was. With --seconds the run
-stops by itself, says so and exits with code 3; the same command then goes on.
+Intermediate results are kept in --work, so an interrupted run resumes. With --seconds the run stops after that time and
+exits with code 3; the same command then resumes it.
 """
 
 from __future__ import annotations
@@ -30,42 +30,45 @@ WORDINGS = ("{caption}", "{caption}", "{concept}, {style} style", "{style} style
 GRID_CONCEPTS = ["rocket", "guitar", "house", "dog face", "bicycle", "cactus", "castle", "octopus"]
 
 
-def arguments() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_base", description=__doc__.split("\n")[0])
     parser.add_argument("--host", type=Path, required=True, help="folder of ComfyUI, whose modules are trained")
     parser.add_argument("--out", type=Path, default=Path("assets/tiny_base"))
-    parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="what is kept in between")
+    parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="folder of intermediate results")
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder of the icon packages")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the denoiser after so long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the denoiser's training")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--denoiser-steps", type=int, default=18000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--judge-prompts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--concepts", type=int, help="learn this many concepts only, to try the script out")
+    parser.add_argument("--concepts", type=int, help="train on this many concepts only, to try the script")
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
 
 
-def to_tensor(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (n, h, w, 3) → float16 (n, 3, h, w) in 0..1."""
-    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).half().div_(255)
+def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
+    """Convert uint8 (n, h, w, 3) to float16 (n, 3, h, w) in 0..1."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).half().div_(255)
 
 
-def make_autoencoder(pictures: Tensor, args: argparse.Namespace) -> torch.nn.Module:
+def make_autoencoder(images: Tensor, args: argparse.Namespace) -> torch.nn.Module:
+    """Load the autoencoder from --work, or train it and save it there."""
     path = args.work / "autoencoder.safetensors"
     if path.is_file():
-        model = autoencoder.build().to(pictures.device)
+        model = autoencoder.build().to(images.device)
         model.load_state_dict(load_file(path))
         return model.eval().requires_grad_(False)
-    batch = min(128, len(pictures))
-    model = autoencoder.train(pictures, args.autoencoder_steps, batch, args.seed, progress("autoencoder"))
+    batch = min(128, len(images))
+    model = autoencoder.train(images, args.autoencoder_steps, batch, args.seed, progress("autoencoder"))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
     return model
 
 
 def progress(name: str):
+    """Return a callback that logs every 500th step."""
     started = time.monotonic()
 
     def show(step: int, loss: float) -> None:
@@ -75,29 +78,29 @@ def progress(name: str):
     return show
 
 
-def jittered(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """A little smaller and moved by a few pixels, each by itself; white comes in at the edges."""
-    n = len(pictures)
+def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Scale each image down and shift it at random by a little, with white at the edges."""
+    n = len(images)
     zoom = 0.9 + 0.1 * torch.rand(n, generator=generator)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
     theta[:, :, 2] = 0.08 * (torch.rand(n, 2, generator=generator) - 0.5)
-    grid = torch.nn.functional.affine_grid(theta.to(pictures.device), list(pictures.shape), align_corners=False)
-    return 1 - torch.nn.functional.grid_sample(1 - pictures.float(), grid, align_corners=False)
+    grid = torch.nn.functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return 1 - torch.nn.functional.grid_sample(1 - images.float(), grid, align_corners=False)
 
 
-def all_latents(model: torch.nn.Module, pictures: Tensor, seed: int, variants: int = 4) -> Tensor:
-    """(variants, n, 16, h/8, w/8): the pictures as they are, and jittered."""
+def all_latents(model: torch.nn.Module, images: Tensor, seed: int, variants: int = 4) -> Tensor:
+    """Encode the images as they are and jittered: (variants, n, 16, h/8, w/8)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for variant in range(variants):
-        chosen = [part if variant == 0 else jittered(part, generator) for part in pictures.split(512)]
+        chosen = [part if variant == 0 else jittered(part, generator) for part in images.split(512)]
         parts.append(torch.cat([autoencoder.encode(model, part) for part in chosen]).half())
     return torch.stack(parts)
 
 
 def all_wordings(concepts: list[str], styles: list[str]) -> list[list[str]]:
-    """For each way of putting it, the caption of every picture."""
+    """Return the captions of all images in every wording."""
     rows = []
     for wording in WORDINGS:
         row = []
@@ -109,7 +112,7 @@ def all_wordings(concepts: list[str], styles: list[str]) -> list[list[str]]:
 
 
 def write_weights(pair: denoiser.Pair, vae: torch.nn.Module, config: dict, out: Path) -> None:
-    """The three halves in float16, in the names that the host's loaders read."""
+    """Write the three models in float16, with the key names that ComfyUI's loaders read."""
 
     def half(module: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:
         return {prefix + name: value.half().cpu().contiguous() for name, value in module.state_dict().items()}
@@ -121,14 +124,14 @@ def write_weights(pair: denoiser.Pair, vae: torch.nn.Module, config: dict, out: 
 
 
 def read_weights(pair: denoiser.Pair, vae: torch.nn.Module, out: Path) -> None:
-    """Puts the written weights back, so that the verdict is on what ships."""
+    """Load the written weights, so that the shipped weights are evaluated."""
     for module, name in ((pair.denoiser, "denoiser"), (pair.text, "text_encoder"), (vae, "autoencoder")):
         module.load_state_dict({key: value.float() for key, value in load_file(out / f"{name}.safetensors").items()})
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    args = arguments()
+    args = parse_options()
     open_host(args.host)
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -138,16 +141,16 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
 
     icons.fetch(args.icons, icons.BASE_STYLES)
-    raw, concepts, styles = icons.base_pictures(args.icons)
+    raw, concepts, styles = icons.base_images(args.icons)
     if args.concepts:
         kept = set(random.Random(args.seed).sample(sorted(set(concepts)), args.concepts))
         chosen = [number for number, concept in enumerate(concepts) if concept in kept]
         raw, concepts, styles = raw[chosen], [concepts[i] for i in chosen], [styles[i] for i in chosen]
-    pictures = to_tensor(raw, device)
-    log.info("pictures: %d drawn, %.0f s", len(pictures), time.monotonic() - started)
-    vae = make_autoencoder(pictures, args)
-    quality = autoencoder.psnr(vae, pictures[:: max(1, len(pictures) // 1000)])
-    log.info("autoencoder: %.1f dB on the base pictures, %.0f s", quality, time.monotonic() - started)
+    images = to_tensor(raw, device)
+    log.info("images: %d drawn, %.0f s", len(images), time.monotonic() - started)
+    vae = make_autoencoder(images, args)
+    quality = autoencoder.psnr(vae, images[:: max(1, len(images) // 1000)])
+    log.info("autoencoder: %.1f dB on the base images, %.0f s", quality, time.monotonic() - started)
 
     rows = all_wordings(concepts, styles)
     folder = args.out / "tokenizer"
@@ -159,7 +162,7 @@ def main() -> int:
     schedule = denoiser.Schedule(args.denoiser_steps, args.batch)
     left = args.seconds - (time.monotonic() - started)
     pair = denoiser.train(
-        all_latents(vae, pictures, args.seed),
+        all_latents(vae, images, args.seed),
         tokens,
         empty,
         config,
@@ -171,13 +174,13 @@ def main() -> int:
         progress("denoiser"),
     )
     if pair is None:
-        log.info("stopped after %.0f s; run the same command again to go on", time.monotonic() - started)
+        log.info("stopped after %.0f s; run the same command again to resume", time.monotonic() - started)
         return 3
     write_weights(pair, vae, config, args.out)
     read_weights(pair, vae, args.out)
     log.info("weights written, %.0f s", time.monotonic() - started)
-    report = verdict(pair, vae, tokenizer, pictures, concepts, styles, args)
-    report |= {"autoencoder_psnr": quality, "pictures": len(pictures), "concepts": len(set(concepts))}
+    report = verdict(pair, vae, tokenizer, images, concepts, styles, args)
+    report |= {"autoencoder_psnr": quality, "pictures": len(images), "concepts": len(set(concepts))}
     kept = ("autoencoder_steps", "denoiser_steps", "batch", "seed")
     report |= {"arguments": {key: getattr(args, key) for key in kept}}
     (args.out / "verdict.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -186,13 +189,13 @@ def main() -> int:
     return 0
 
 
-def verdict(pair, vae, tokenizer, pictures: Tensor, concepts: list[str], styles: list[str], args) -> dict:
-    """Draws prompts of base concepts, judges them, and draws the card's grid."""
-    device = pictures.device
+def verdict(pair, vae, tokenizer, images: Tensor, concepts: list[str], styles: list[str], args) -> dict:
+    """Generate images of base concepts and evaluate them; save the model card's grid."""
+    device = images.device
     words, kinds = sorted(set(concepts)), sorted(set(styles))
     concept_class = torch.tensor([words.index(c) for c in concepts], device=device)
     style_class = torch.tensor([kinds.index(s) for s in styles], device=device)
-    classifier = judge.train(pictures, concept_class, style_class, args.judge_steps, args.seed)
+    classifier = judge.train(images, concept_class, style_class, args.judge_steps, args.seed)
     known = {kind: {c for c, s in zip(concepts, styles, strict=True) if s == kind} for kind in kinds}
     everywhere = sorted(set.intersection(*known.values()))
     chosen = random.Random(args.seed).sample(everywhere, min(args.judge_prompts, len(everywhere)))
@@ -208,7 +211,7 @@ def verdict(pair, vae, tokenizer, pictures: Tensor, concepts: list[str], styles:
         return torch.cat(parts)
 
     wanted = [torch.tensor([names.index(a[k]) for a in asked], device=device) for k, names in ((0, words), (1, kinds))]
-    real = torch.cat([pictures[(concept_class == c) & (style_class == s)][:1] for c, s in zip(*wanted, strict=True)])
+    real = torch.cat([images[(concept_class == c) & (style_class == s)][:1] for c, s in zip(*wanted, strict=True)])
     grid = [(concept, style) for style in kinds for concept in GRID_CONCEPTS]
     card.save_grid(draw(grid), len(GRID_CONCEPTS), args.out / "grid.png")
     return {
@@ -220,12 +223,12 @@ def verdict(pair, vae, tokenizer, pictures: Tensor, concepts: list[str], styles:
 
 
 def held_out_psnr(vae: torch.nn.Module, cache: Path, device: torch.device) -> dict[str, float]:
-    """The autoencoder on styles that it never saw, for those whose package is in the folder."""
+    """Return the autoencoder's PSNR on held-out styles, for those whose package is in the folder."""
     result = {}
     for key, style in icons.HELD_OUT_STYLES.items():
         if (cache / style.archive).is_file():
-            pictures, _ = icons.held_out_pictures(cache, key)
-            result[key] = round(autoencoder.psnr(vae, to_tensor(pictures[:200], device)), 1)
+            images, _ = icons.held_out_images(cache, key)
+            result[key] = round(autoencoder.psnr(vae, to_tensor(images[:200], device)), 1)
     return result
 
 

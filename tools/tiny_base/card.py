@@ -1,4 +1,4 @@
-"""The model card that lies beside the tiny base's weights, and its grid of pictures."""
+"""Write the tiny base's model card and its grid of images."""
 
 from __future__ import annotations
 
@@ -14,66 +14,66 @@ from tools.tiny_base import icons
 
 CARD = """# Model card: the tiny base of AC-LoRA
 
-A text-to-image model of {megabytes:.1f} MB that draws icons at 128 × 128. It ships with the pack so that the \
+A text-to-image model of {megabytes:.1f} MB that generates icons at 128 × 128. It ships with the pack so that the \
 quickstart, the tests
-and the measurements run anywhere with nothing to download. \
+and the measurements run anywhere without a download. \
 It knows {concepts} concepts in four styles and nothing else.
 
 ![Eight concepts in the base styles, one style a row: {rows}](grid.png)
 
 ## How to use it
 
-The node "Load AC-LoRA Tiny Base" (ACLoRATinyBase) gives MODEL, CLIP and VAE. A prompt is a concept and a style, \
-as in "a rocket, noto style".
-The style words are {rows}. 128 × 128 pixels, 20 steps, Euler, guidance 4, and an empty negative prompt suit it.
+The node "Load AC-LoRA Tiny Base" (ACLoRATinyBase) outputs MODEL, CLIP and VAE. A prompt is a concept and a style, \
+such as "a rocket, noto style".
+The style words are {rows}. 128 × 128 pixels, 20 steps, Euler, guidance 4, and an empty negative prompt work well.
 
-## What it is made of
+## Parts
 
 | part | kind | parameters | file |
 | --- | --- | --- | --- |
 {parts}
 
-All parts are the host's own modules, stored in float16: an SD3-type MMDiT \
+All parts are ComfyUI's own modules, stored in float16: an SD3-type MMDiT \
 (rectified flow, patch 2, 16 latent channels), a CLIP-type
-text encoder with a vocabulary of its own (tokenizer/), and a TAESD-shaped autoencoder.
+text encoder with its own vocabulary (tokenizer/), and an autoencoder of TAESD's architecture.
 
-## What it has seen
+## Training data
 
-{pictures} pictures, drawn from SVG on white. Nothing else: no photographs, no people's art.
+{images} images, drawn from SVG on white. Nothing else: no photographs, no people's art.
 
 | style word | set | version | licence | by |
 | --- | --- | --- | --- | --- |
 {sources}
 
-Eight more sets stay out of it for good, so that they can be learned as new styles: {held_out}.
+Eight more sets are held out, so that they can be trained as new styles: {held_out}.
 
-## How good it is
+## Evaluation
 
-A classifier trained on the real pictures, asked about {prompts} pictures drawn for base concepts \
+A classifier trained on the real images, applied to {prompts} images generated for base concepts \
 (`python -m tools.tiny_base` makes
 and measures all of this; verdict.json holds the numbers):
 
-| pictures | concept first | concept in the first five | style |
+| images | concept first | concept in the first five | style |
 | --- | --- | --- | --- |
 | generated | {generated} |
 | real | {real} |
 
-The autoencoder gives back base pictures at {psnr:.1f} dB. On the styles that it never saw, in dB: {held_out_psnr}.
+The autoencoder reconstructs base images at {psnr:.1f} dB PSNR. On held-out styles, in dB: {held_out_psnr}.
 
 Training: {autoencoder_steps} steps of the autoencoder, {denoiser_steps} steps of {batch} \
 of the denoiser and text encoder, seed {seed}.
 
 ## Licence
 
-The weights are under the pack's licence, Apache-2.0. The pictures that they were trained on keep theirs; \
+The weights are under the pack's licence, Apache-2.0. The training images keep theirs; \
 see the table above and the
 file NOTICE.
 """
 
 
-def save_grid(pictures: Tensor, columns: int, path: Path) -> None:
-    """pictures (n, 3, h, w) in 0..1, row by row."""
-    grid = rearrange(pictures, "(r c) k h w -> (r h) (c w) k", c=columns)
+def save_grid(images: Tensor, columns: int, path: Path) -> None:
+    """Save images (n, 3, h, w) in 0..1 as a grid, row by row."""
+    grid = rearrange(images, "(r c) k h w -> (r h) (c w) k", c=columns)
     Image.fromarray((grid.float().cpu().numpy() * 255).round().astype(np.uint8)).save(path, optimize=True)
 
 
@@ -87,7 +87,7 @@ def _shares(verdict: dict[str, float]) -> str:
 
 
 def write(out: Path, report: dict) -> None:
-    """Writes out/MODEL_CARD.md from the report and the files that lie in out."""
+    """Write out/MODEL_CARD.md from the report and the model files in out."""
     names = {"denoiser": "MMDiT, depth 5, width 320", "text_encoder": "CLIP text model", "autoencoder": "TAESD shape"}
     files = {name: out / f"{name}.safetensors" for name in names}
     parts = [
@@ -101,7 +101,7 @@ def write(out: Path, report: dict) -> None:
     card = CARD.format(
         megabytes=sum(path.stat().st_size for path in files.values()) / 1e6,
         concepts=report["concepts"],
-        pictures=report["pictures"],
+        images=report["pictures"],
         rows=", ".join(sorted(s.word for s in icons.BASE_STYLES.values())),
         parts="\n".join(parts),
         sources="\n".join(sources),

@@ -1,7 +1,7 @@
-"""The denoiser of the tiny base: the host's SD3-type MMDiT, small, trained with rectified flow on the icons' latents.
+"""The denoiser of the tiny base: ComfyUI's SD3-type MMDiT, small, trained with rectified flow on the icons' latents.
 
-x_t = (1 - t) x_0 + t ε, and the model predicts ε - x_0 at timestep 1000 t, as the host's flow sampling expects.
-Training can stop at any step and go on from its checkpoint with the same numbers drawn.
+x_t = (1 - t) x_0 + t ε, and the model predicts ε - x_0 at timestep 1000 t, as ComfyUI's flow sampling expects.
+Training can stop at any step and resumes from its checkpoint with the same random numbers.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch import Tensor
 
 from tools.tiny_base import text
 
-DEPTH = 5  # the host reads depth from the width: width = 64 · depth
+DEPTH = 5  # ComfyUI derives it from the width: width = 64 · depth
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast; times in steps."""
+    """The length, batch size and learning rate of the training; durations in steps."""
 
     steps: int
     batch: int = 1024
     learning_rate: float = 1e-3
     warm_up: int = 400
-    cool_down: float = 0.3  # share of the steps over which the rate falls to zero
+    cool_down: float = 0.3  # share of the steps over which the learning rate falls to zero
     ema_decay: float = 0.9995
 
     def rate(self, step: int) -> float:
-        """Warm-up, a plateau, and a fall along 1 - sqrt, which keeps most of the plateau's progress."""
+        """Return the learning rate: linear warm-up, a plateau, then decay along 1 - sqrt."""
         start = self.steps * (1 - self.cool_down)
         fall = 1 - math.sqrt(max(0.0, (step - start) / (self.steps - start)))
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * fall
 
 
 def build(channels: int, text_width: int) -> torch.nn.Module:
-    """The host's MMDiT with fresh weights: plain Xavier, modulation and output at zero."""
+    """Return ComfyUI's MMDiT with new weights: Xavier, with modulation and output layers at zero."""
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 
     model = OpenAISignatureMMDITWrapper(
@@ -69,7 +69,7 @@ def build(channels: int, text_width: int) -> torch.nn.Module:
 
 
 class Pair(torch.nn.Module):
-    """Denoiser and text encoder as one thing to train, compile and average."""
+    """The denoiser and the text encoder as one module, to train, compile and average together."""
 
     def __init__(self, channels: int, config: dict) -> None:
         super().__init__()
@@ -82,26 +82,32 @@ class Pair(torch.nn.Module):
 
 
 def flow_loss(model: Callable[..., Tensor], latents: Tensor, tokens: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the predicted velocity; latents and noise (n, c, h, w), t (n,), tokens (n, length)."""
-    share = t[:, None, None, None]
-    predicted = model((1 - share) * latents + share * noise, t, tokens)
+    """Return the mean squared error of the predicted velocity.
+
+    latents and noise: (n, c, h, w); t: (n,) in 0..1; tokens: (n, length).
+    """
+    fraction = t[:, None, None, None]
+    predicted = model((1 - fraction) * latents + fraction * noise, t, tokens)
     return torch.nn.functional.mse_loss(predicted.float(), noise - latents)
 
 
 def training_step(model, latents: Tensor, tokens: Tensor, empty: Tensor, batch: int, generator) -> Tensor:
-    """One batch: latents (variants, n, c, h, w), tokens (wordings, n, length); logit-normal times; 10 % wordless."""
+    """Return the loss of a random batch, with logit-normal times and 10 % empty captions.
+
+    latents: (variants, n, c, h, w); tokens: (wordings, n, length).
+    """
     device = latents.device
     pick = torch.randint(latents.shape[1], (batch,), generator=generator, device=device)
     variant = torch.randint(latents.shape[0], (batch,), generator=generator, device=device)
     wording = torch.randint(tokens.shape[0], (batch,), generator=generator, device=device)
-    words = tokens[wording, pick]
-    silent = torch.rand(batch, generator=generator, device=device) < 0.1
-    words = torch.where(silent[:, None], empty, words)
+    captions = tokens[wording, pick]
+    dropped = torch.rand(batch, generator=generator, device=device) < 0.1
+    captions = torch.where(dropped[:, None], empty, captions)
     clean = latents[variant, pick].float()
     t = torch.sigmoid(torch.randn(batch, generator=generator, device=device))
     noise = torch.randn(clean.shape, generator=generator, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return flow_loss(model, clean, words, t, noise)
+        return flow_loss(model, clean, captions, t, noise)
 
 
 def train(
@@ -116,9 +122,15 @@ def train(
     compiled: bool = True,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Pair | None:
-    """Trains up to schedule.steps, or until seconds have passed: then it writes the checkpoint and returns None.
+    """Train for schedule.steps and return the averaged weights.
 
-    latents: (variants, n, c, h, w); tokens: (wordings, n, length); empty: (length,). Returns the averaged weights.
+    After the time limit the training writes its checkpoint and returns None; the next call resumes it.
+
+    Args:
+        latents: (variants, n, c, h, w).
+        tokens: (wordings, n, length).
+        empty: tokens of the empty caption, (length,).
+        seconds: the time limit.
     """
     device = latents.device
     torch.manual_seed(seed)
@@ -139,7 +151,7 @@ def train(
     started = time.monotonic()
     parameters, averages = list(model.parameters()), list(average.parameters())
     for step in range(first, schedule.steps):
-        # A generator of its own for each step: a resumed run draws what an unbroken one would have drawn.
+        # A new generator for each step, so that a resumed run draws the same numbers as an uninterrupted one.
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
@@ -182,17 +194,17 @@ def sample(
     guidance: float = 4.0,
     shift: float = 1.0,
 ) -> Tensor:
-    """Euler steps from noise with classifier-free guidance: tokens (n, length) → latents (n, *shape)."""
+    """Sample latents (n, *shape) for tokens (n, length) with Euler steps and classifier-free guidance."""
     device = tokens.device
     generator = torch.Generator("cpu").manual_seed(seed)
     x = torch.randn(len(tokens), *shape, generator=generator).to(device)
     times = torch.linspace(1, 0, steps + 1)
     times = shift * times / (1 + (shift - 1) * times)
-    words = torch.cat([tokens, empty.expand_as(tokens)])
+    prompts = torch.cat([tokens, empty.expand_as(tokens)])
     with torch.no_grad():
         for now, after in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
             t = torch.full((2 * len(x),), now, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                worded, silent = model(torch.cat([x, x]), t, words).float().chunk(2)
-            x = x + (after - now) * (silent + guidance * (worded - silent))
+                conditional, unconditional = model(torch.cat([x, x]), t, prompts).float().chunk(2)
+            x = x + (after - now) * (unconditional + guidance * (conditional - unconditional))
     return x

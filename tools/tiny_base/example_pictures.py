@@ -1,10 +1,10 @@
-"""The example that ships with the pack: 16 pictures of a style that the tiny base model has never seen, with captions.
+"""Make the example dataset of the pack: 16 captioned images of a style that the tiny base was not trained on.
 
     python -m tools.tiny_base.example_pictures CACHE OUT
 
-The base model knows these concepts in each of its four styles. The captions say what is there and no word about the
-style: that is what the trigger word of a training is for. KEPT_BACK stay out on purpose: they are drawn before and
-after a training, and must not have been in it.
+The base model knows these concepts in each of its four styles. The captions name the concept and not the style, for
+which a training has its trigger word. The concepts in KEPT_BACK are left out, as they are generated before and after a
+training.
 """
 
 import argparse
@@ -78,18 +78,18 @@ They are used under the MIT License:
 
 
 def plain_caption(words: str) -> str:
-    """ "cat" -> "a cat"."""
+    """Return the caption without the style: "cat" -> "a cat"."""
     return icons.caption(words, icons.HELD_OUT_STYLES[STYLE].word).rsplit(",", 1)[0]
 
 
 def write_example(cache: Path, out: Path, size: int = 128) -> list[Path]:
-    """Writes a PNG and a .txt caption for every concept, and the licence, into out; the same bytes every time."""
+    """Write a PNG and a .txt caption for every concept, and the licence, into out, reproducibly."""
     out.mkdir(parents=True, exist_ok=True)
     style = icons.HELD_OUT_STYLES[STYLE]
     drawn = icons.load_set(cache, STYLE)
     missing = [words for words in CONCEPTS if words not in drawn]
     if missing:
-        raise KeyError(f"{style.package}@{style.version} has no picture of: {', '.join(missing)}")
+        raise KeyError(f"{style.package}@{style.version} has no image of: {', '.join(missing)}")
     written = []
     for words in CONCEPTS:
         path = out / f"{words.replace(' ', '_')}.png"
@@ -104,10 +104,10 @@ def write_example(cache: Path, out: Path, size: int = 128) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the example dataset.")
     parser.add_argument("cache", type=Path, help="folder of the icon packages")
-    parser.add_argument("out", type=Path, help="folder for the pictures and captions")
+    parser.add_argument("out", type=Path, help="folder for the images and captions")
     args = parser.parse_args()
     icons.fetch(args.cache, (icons.REFERENCE, STYLE))
-    print(f"{len(write_example(args.cache, args.out))} pictures in {args.out}")
+    print(f"{len(write_example(args.cache, args.out))} images in {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""From the names in an icon set to concepts: which icons to keep, and what they are called in a caption.
+"""Map the names in an icon set to concepts: which icons to keep, and their names in captions.
 
-A concept is the icon's name in lower case with spaces for hyphens; no word is lost ("hot-beverage" is "hot beverage").
-The sets name the same picture a little differently, so every name is looked up in the noto set:
+A concept is the icon's name in lower case with spaces for hyphens ("hot-beverage" is "hot beverage").
+The sets name the same image differently, so every name is looked up in the noto set:
 
-1. by its letters and digits alone, which is how fxemoji's "hotbeverage" meets "hot-beverage";
-2. through the aliases that both sets carry ("bear-face" is noto's "bear");
-3. through RENAMED, a short table made by hand, and RENAMED_IN for names that mean something else in one set only
+1. by its letters and digits alone, so fxemoji's "hotbeverage" matches "hot-beverage";
+2. by the aliases of both sets ("bear-face" is noto's "bear");
+3. by RENAMED, a short handmade table, and RENAMED_IN for names with another meaning in one set only
    (fxemoji's "dog" is the face of a dog).
 
-A name that noto does not know stays as it is; in fxemoji, whose words cannot be told apart, it goes.
+A name that noto does not have is kept; in fxemoji, whose names cannot be split into words, its icon is dropped.
 """
 
 import re
@@ -54,8 +54,8 @@ RENAMED: dict[str, str] = {
     "flag-for-triangular-flag": "triangular-flag",
     "flag-for-rainbow-flag": "rainbow-flag",
 }
-# The names that fxemoji alone has, or has for another picture, as fxemoji=noto; with nothing after "=" the picture
-# goes: a second drawing, one of something else, or (heartblue) one that lies outside its own frame.
+# Names that only fxemoji has, or has for another image, as fxemoji=noto; with nothing after "=" the image is dropped:
+# a second drawing, one of something else, or (heartblue) one outside its own frame.
 _FXEMOJI = """
 cat=cat-face catside=cat dog=dog-face dogside=dog mouse=mouse-face mouseside=mouse pig=pig-face pigside=pig
 tiger=tiger-face tigerside=tiger bunny=rabbit-face bunnyside=rabbit spurtingwhale=spouting-whale
@@ -140,7 +140,7 @@ weightlifter=person-lifting-weights whitesmilingface=smiling-face winking=winkin
 whiteexclaimationmark=white-exclamation-mark tent=camping camping=tent screen= dizzyface=
 tearoffcalendar=calendar calendar=tear-off-calendar couple= couplekiss=
 """
-# Flags that streamline-emojis calls by the country alone, and names that stand for another picture there.
+# Flags that streamline-emojis names by the country only, and names that it uses for another image.
 _STREAMLINE = """
 australia= brazil= canada= china= egypt= france= germany= greece= india= iran= iraq= italy= japan= malaysia= mexico=
 nepal= north-korea= pakistan= portugal= russia= singapore= south-africa= south-korea= spain= switzerland= syria=
@@ -151,29 +151,32 @@ RENAMED_IN: dict[str, dict[str, str]] = {
     "fxemoji": dict(pair.split("=") for pair in _FXEMOJI.split()),
     "streamline-emojis": dict(pair.split("=") for pair in _STREAMLINE.split()),
 }
-# Sets whose names nobody can divide into words: what noto does not know would be no caption, and goes.
+# Sets whose names cannot be split into words: icons that noto does not have are dropped.
 _UNDIVIDED = {"fxemoji"}
 # Sets that draw some icons twice, as name-1, name-2, ...: the first one counts.
 _NUMBERED = {"streamline-emojis"}
 
 
 def letters(name: str) -> str:
-    """The letters and digits of a name, the form in which names of different sets are compared."""
+    """Return the letters and digits of a name, by which names of different sets are compared."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def vocabulary(names: Iterable[str], aliases: Mapping[str, str]) -> dict[str, str]:
-    """letters(name) -> name for the names and aliases of the reference set; a real name wins over an alias."""
+    """Return letters(name) -> name for the names and aliases of the reference set; names override aliases."""
     table = {letters(alias): parent for alias, parent in aliases.items()}
     table.update({letters(name): name for name in names})
     return table
 
 
 def is_junk(name: str, names: frozenset[str], known: Mapping[str, str]) -> bool:
-    """Whether an icon gives no concept of its own: skin tones, flags of countries, letters, clock times, variants.
+    """Return whether an icon is no concept of its own: skin tones, flags of countries, letters, clock times, variants.
 
-    names are all names of its set, known is the vocabulary. Variants of gender, hair and direction go where a
-    neutral picture of the same thing exists in the set or in the vocabulary.
+    Variants of gender, hair and direction count as junk if the set or the vocabulary has a neutral one.
+
+    Args:
+        names: all names of the set.
+        known: the vocabulary.
     """
     if _SKIN.search(name) or _HAIR.search(name) or _FAMILY.match(name) or _LETTERS.search(name):
         return True
@@ -198,17 +201,14 @@ def _has_neutral(name: str, names: frozenset[str], known: Mapping[str, str]) -> 
 
 
 def renamed(style: str, name: str) -> str:
-    """The name after the tables made by hand, without a drawing's number; "" for an icon that the tables drop."""
+    """Return the name after the handmade tables, without a drawing's number; "" for an icon to drop."""
     if style in _NUMBERED:
         name = re.sub(r"-\d$", "", name)
     return RENAMED_IN.get(style, {}).get(name, RENAMED.get(name, name))
 
 
 def concept(style: str, name: str, aliases: Iterable[str], known: Mapping[str, str]) -> str:
-    """The words for an icon: its name in the vocabulary if it or one of its aliases is known there, else its own.
-
-    "" where there are no words for it.
-    """
+    """Return an icon's concept: its name or alias in the vocabulary, otherwise its own name; "" to drop it."""
     own = renamed(style, name)
     for each in (own, *aliases):
         if letters(each) in known:

@@ -1,7 +1,7 @@
-"""The twelve icon sets: four that the tiny base model learns, and eight that stay out of it to be learned later.
+"""The twelve icon sets: four that the tiny base is trained on, and eight held-out sets.
 
-Versions and contents are fixed, so that the pictures are the same for everybody. The keys of the tables name a set;
-Style.word is what a caption calls it. A held-out set's word is one that the base model has never read.
+Versions and contents are pinned, so the images are reproducible. The keys of the tables name a set; Style.word is its
+name in captions. The word of a held-out set does not occur in the base model's captions.
 """
 
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ ALL_STYLES = {**BASE_STYLES, **HELD_OUT_STYLES}
 
 
 def known_style(style: str) -> Style:
-    """The set of that key; KeyError with the list of keys for any other word."""
+    """Return the set of a key. Raises KeyError with the list of keys for an unknown one."""
     if style not in ALL_STYLES:
         raise KeyError(f"no icon style is called {style!r}; there are: {', '.join(ALL_STYLES)}")
     return ALL_STYLES[style]

@@ -1,11 +1,10 @@
-"""Icon sets from npm as pictures with captions: the same concepts in several styles, for the tiny base model.
+"""Fetch icon sets from npm and render them as captioned images: the same concepts in several styles.
 
     python -m tools.tiny_base.icons CACHE      # fetches all sets into the folder CACHE and prints a table
 
 Each set is an npm package @iconify-json/<set> with one icons.json: icons {name: {body, width, height}}, aliases
-{name: {parent, hFlip, ...}} and a size for the whole set. Which sets: icon_sets.py. How names become concepts:
-icon_names.py. From 64 pictures on, drawing starts processes: a script that does it needs the guard
-`if __name__ == "__main__"`.
+{name: {parent, hFlip, ...}} and a size for the whole set. icon_sets.py lists the sets, icon_names.py maps names to
+concepts. Rendering 64 images or more starts processes: such a script needs the guard `if __name__ == "__main__"`.
 """
 
 import argparse
@@ -29,13 +28,14 @@ from PIL import Image
 from tools.tiny_base.icon_names import concept, is_junk, renamed, vocabulary
 from tools.tiny_base.icon_sets import ALL_STYLES, BASE_STYLES, HELD_OUT_STYLES, REFERENCE, Style, known_style
 
-_TURNS = ("hFlip", "vFlip", "rotate")  # what an alias can do to the picture of its parent
+_TRANSFORMS = ("hFlip", "vFlip", "rotate")  # of an alias, applied to the image of its parent
 
 
 def fetch(cache: Path, styles: Iterable[str] | None = None) -> list[Path]:
-    """Brings the packages of the styles (all twelve without a list) into cache with `npm pack`; keeps what is there.
+    """Fetch the packages of the styles (all twelve by default) into cache with `npm pack`, unless they are there.
 
-    Raises RuntimeError when npm is missing or fails, or when a package is not, byte for byte, the one meant.
+    Raises:
+        RuntimeError: npm is missing or fails, or a package has another SHA-256.
     """
     cache.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -82,14 +82,14 @@ def _icons_json(cache: Path, style: str) -> dict[str, Any]:
 
 
 def _split_aliases(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """All icons that look different, mirrored aliases among them, and the plain second names {alias: icon}."""
+    """Return all different icons, including transformed aliases, and the plain aliases {alias: icon}."""
     icons = {name: icon for name, icon in data["icons"].items() if not icon.get("hidden")}
     plain: dict[str, str] = {}
     for alias, entry in data.get("aliases", {}).items():
         parent = entry["parent"]
         if entry.get("hidden") or parent not in icons:
             continue
-        if any(entry.get(turn) for turn in _TURNS):
+        if any(entry.get(turn) for turn in _TRANSFORMS):
             icons[alias] = {**icons[parent], **entry}
         else:
             plain[alias] = parent
@@ -97,12 +97,12 @@ def _split_aliases(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dic
 
 
 def compose_svg(icon: dict[str, Any], width: float, height: float) -> str:
-    """The whole <svg> of one icon, in a square viewBox; width and height hold where the icon has none of its own."""
+    """Return the <svg> of an icon in a square viewBox. width and height: the set's default size."""
     width, height = icon.get("width", width), icon.get("height", height)
     left, top = icon.get("left", 0), icon.get("top", 0)
     middle_x, middle_y, side = left + width / 2, top + height / 2, max(width, height)
     body = icon["body"]
-    if any(icon.get(turn) for turn in _TURNS):
+    if any(icon.get(turn) for turn in _TRANSFORMS):
         mirror = f"{-1 if icon.get('hFlip') else 1} {-1 if icon.get('vFlip') else 1}"
         turn = f"rotate({90 * icon.get('rotate', 0)}) scale({mirror})"
         body = f'<g transform="translate({middle_x} {middle_y}) {turn} translate({-middle_x} {-middle_y})">{body}</g>'
@@ -114,7 +114,7 @@ def compose_svg(icon: dict[str, Any], width: float, height: float) -> str:
 
 
 def load_set(cache: Path, style: str) -> dict[str, str]:
-    """{concept: svg} of one style, sorted by concept. Reads the reference set (noto) too, for the common names."""
+    """Return {concept: svg} of a style, sorted by concept. Reads the reference set (noto) too, for its names."""
     known = vocabulary(*_split_aliases(_icons_json(cache, REFERENCE)))
     data = _icons_json(cache, style)
     icons, plain = _split_aliases(data)
@@ -135,32 +135,32 @@ def load_set(cache: Path, style: str) -> dict[str, str]:
 
 
 def render(svg: str, size: int = 128) -> np.ndarray:
-    """The SVG as uint8 (size, size, 3) on white."""
-    import resvg_py  # only what draws needs it; captions and tables do not
+    """Render an SVG as uint8 (size, size, 3) on white."""
+    import resvg_py  # imported here, as captions and tables do not need it
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
 
 
 def render_many(svgs: list[str], size: int = 128) -> np.ndarray:
-    """The SVGs as uint8 (len(svgs), size, size, 3), drawn by all cores: resvg holds the GIL, so by processes."""
-    if len(svgs) < 64:  # starting processes takes longer than drawing these
-        pictures = [render(svg, size) for svg in svgs]
+    """Render SVGs as uint8 (len(svgs), size, size, 3), in processes, as resvg holds the GIL."""
+    if len(svgs) < 64:  # starting processes would take longer
+        images = [render(svg, size) for svg in svgs]
     else:
         with ProcessPoolExecutor() as pool:
-            pictures = list(pool.map(functools.partial(render, size=size), svgs, chunksize=32))
-    return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+            images = list(pool.map(functools.partial(render, size=size), svgs, chunksize=32))
+    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
 
 
-def base_pictures(cache: Path, size: int = 128) -> tuple[np.ndarray, list[str], list[str]]:
-    """Everything the base model learns from: pictures uint8 (N, size, size, 3), their concepts, their style words."""
+def base_images(cache: Path, size: int = 128) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return the base model's training data: images uint8 (N, size, size, 3), their concepts, their style words."""
     rows = [(svg, words, style) for style in BASE_STYLES for words, svg in load_set(cache, style).items()]
-    pictures = render_many([svg for svg, _, _ in rows], size)
-    return pictures, [words for _, words, _ in rows], [BASE_STYLES[style].word for _, _, style in rows]
+    images = render_many([svg for svg, _, _ in rows], size)
+    return images, [words for _, words, _ in rows], [BASE_STYLES[style].word for _, _, style in rows]
 
 
-def held_out_pictures(cache: Path, style: str, size: int = 128) -> tuple[np.ndarray, list[str]]:
-    """The pictures uint8 (N, size, size, 3) and concepts of one style that the base model never sees."""
+def held_out_images(cache: Path, style: str, size: int = 128) -> tuple[np.ndarray, list[str]]:
+    """Return the images uint8 (N, size, size, 3) and concepts of a held-out style."""
     if style not in HELD_OUT_STYLES:
         raise KeyError(f"{style!r} is no held-out style; these are: {', '.join(HELD_OUT_STYLES)}")
     icons = load_set(cache, style)
@@ -168,7 +168,7 @@ def held_out_pictures(cache: Path, style: str, size: int = 128) -> tuple[np.ndar
 
 
 def caption(words: str, style: str) -> str:
-    """ "rocket", "noto" -> "a rocket, noto style". The style is a caption word, as the pictures functions give it."""
+    """Return a caption: "rocket", "noto" -> "a rocket, noto style". The style is a Style.word."""
     silent = words.startswith(("hour", "honest", "heir"))
     spoken_you = words.startswith(("uni", "use", "ufo", "euro", "one", "uk"))
     an = silent or (words[:1] in "aeiou" and not spoken_you)
@@ -176,7 +176,7 @@ def caption(words: str, style: str) -> str:
 
 
 def table(cache: Path) -> str:
-    """For each style: how many concepts it has, how many of them noto has, and how many some base style has."""
+    """Return a table of the concepts in each style, and how many of them noto and the base styles have."""
     concepts = {style: set(load_set(cache, style)) for style in ALL_STYLES}
     base = set().union(*(concepts[style] for style in BASE_STYLES))
     lines = [f"{'style':28}{'word':14}{'licence':14}{'concepts':>9}{'in noto':>9}{'in base':>9}"]
@@ -189,7 +189,7 @@ def table(cache: Path) -> str:
     shared = Counter(words for style in BASE_STYLES for words in concepts[style])
     counts = Counter(shared.values())
     parts = ", ".join(f"{counts[n]} in {n}" for n in sorted(counts, reverse=True))
-    lines.append(f"base: {sum(shared.values())} pictures of {len(shared)} concepts; by number of base styles: {parts}")
+    lines.append(f"base: {sum(shared.values())} images of {len(shared)} concepts; by number of base styles: {parts}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
-"""Does the tiny base draw what the words say? A classifier trained on the real pictures names concept and style.
+"""Evaluate the tiny base's images with a classifier of concepts and styles.
 
-The classifier sees the real base pictures, shifted, scaled and blurred, and never a generated one.
+The classifier is trained on the real images, shifted, scaled and blurred, and never on a generated one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIZE = 64
 
 
 class Block(nn.Module):
-    """Two convolutions with a shortcut, the first one halving the picture."""
+    """A residual block of two convolutions; the first has stride 2."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Picture (n, 3, 64, 64) in 0..1 → scores for every concept and for every style."""
+    """Classify images (n, 3, 64, 64) in 0..1: logits of the concepts and of the styles."""
 
     def __init__(self, concepts: int, styles: int) -> None:
         super().__init__()
@@ -38,47 +38,47 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(*(Block(a, b) for a, b in zip(widths, widths[1:], strict=False)))
         self.concept, self.style = nn.Linear(512, concepts), nn.Linear(512, styles)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(pictures * 2 - 1).mean((2, 3))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(images * 2 - 1).mean((2, 3))
         return self.concept(F.dropout(features, 0.2, self.training)), self.style(features)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Shares of pictures for which the classifier was right."""
+    """Shares of the images for which the classifier is right."""
 
     concept_first: float
     concept_in_five: float
     style: float
 
 
-def _disturb(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    n, device = len(pictures), pictures.device
+def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    n, device = len(images), images.device
     zoom = 0.8 + 0.35 * torch.rand(n, generator=generator, device=device)
     theta = torch.zeros(n, 2, 3, device=device)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
     theta[:, :, 2] = 0.2 * (torch.rand(n, 2, generator=generator, device=device) - 0.5)
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    pictures = 1 - F.grid_sample(1 - pictures, grid, align_corners=False)
-    blurred = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    images = 1 - F.grid_sample(1 - images, grid, align_corners=False)
+    blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
     share = torch.rand(n, 1, 1, 1, generator=generator, device=device)
-    noise = 0.05 * torch.randn(pictures.shape, generator=generator, device=device)
-    return torch.lerp(pictures, blurred, share) + noise
+    noise = 0.05 * torch.randn(images.shape, generator=generator, device=device)
+    return torch.lerp(images, blurred, share) + noise
 
 
-def train(pictures: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: int, batch: int = 512) -> Classifier:
-    """pictures (n, 3, h, w) in 0..1, concepts and styles (n,) class numbers, all on one device."""
+def train(images: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: int, batch: int = 512) -> Classifier:
+    """Train a classifier on images (n, 3, h, w) in 0..1 with class indices (n,), all on one device."""
     torch.manual_seed(seed)
-    device = pictures.device
+    device = images.device
     generator = torch.Generator(device).manual_seed(seed)
-    small = F.interpolate(pictures.float(), (SIZE, SIZE), mode="area")
+    small = F.interpolate(images.float(), (SIZE, SIZE), mode="area")
     model = Classifier(int(concepts.max()) + 1, int(styles.max()) + 1).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         index = torch.randint(len(small), (batch,), generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            concept, style = model(_disturb(small[index], generator))
+            concept, style = model(_augment(small[index], generator))
             loss = F.cross_entropy(concept, concepts[index], label_smoothing=0.1)
             loss = loss + F.cross_entropy(style, styles[index])
         loss.backward()
@@ -88,10 +88,10 @@ def train(pictures: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: 
     return model.eval()
 
 
-def judge(model: Classifier, pictures: Tensor, concepts: Tensor, styles: Tensor) -> Verdict:
-    """How often the classifier finds what was asked for; pictures (n, 3, h, w) in 0..1."""
+def judge(model: Classifier, images: Tensor, concepts: Tensor, styles: Tensor) -> Verdict:
+    """Return how often the classifier finds the concept and style that images (n, 3, h, w) in 0..1 should have."""
     with torch.no_grad():
-        concept, style = model(F.interpolate(pictures.float(), (SIZE, SIZE), mode="area"))
+        concept, style = model(F.interpolate(images.float(), (SIZE, SIZE), mode="area"))
     five = concept.topk(min(5, concept.shape[1]), dim=1).indices
     hit = five == concepts[:, None]
     return Verdict(

@@ -1,7 +1,7 @@
-"""The word half of the tiny base: a small CLIP vocabulary and a small CLIP text encoder, trained with the denoiser.
+"""The text encoder of the tiny base: a small CLIP tokenizer and a small CLIP text model, trained with the denoiser.
 
-The vocabulary is written in the files that CLIP tokenizers read (vocab.json, merges.txt): byte-pair merges learned on
-the captions, so that a word that the captions use often is one token, and any other word falls back to its parts.
+The tokenizer is written in the files that CLIP tokenizers read (vocab.json, merges.txt): byte-pair merges learned on
+the captions, so that a frequent word is one token, and any other word is split.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-LENGTH = 24  # tokens a prompt; longer prompts are cut into several by the host
+LENGTH = 24  # tokens of a prompt; ComfyUI splits longer prompts
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_vocabulary(captions: list[str], size: int, folder: Path) -> None:
-    """Learns byte-pair merges on the captions and writes a CLIP tokenizer's files into folder."""
+    """Learn byte-pair merges on the captions and write a CLIP tokenizer's files into folder."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -55,20 +55,21 @@ def learn_vocabulary(captions: list[str], size: int, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path):
+    """Load the tokenizer from its files."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def tokenize(tokenizer, captions: list[str]) -> Tensor:
-    """captions → token numbers (n, LENGTH), int64: start, words, end, and the end token as padding, as the host's."""
+    """Return the token ids (n, LENGTH), int64: start, words, end, padded with the end token as in ComfyUI."""
     end = tokenizer.convert_tokens_to_ids(END)
     rows = tokenizer(captions)["input_ids"]
     return torch.tensor([(row[: LENGTH - 1] + [end] * LENGTH)[:LENGTH] if row[-1] == end else row for row in rows])
 
 
 def text_config(vocabulary: int, width: int = 256, layers: int = 2) -> dict:
-    """Settings of the text encoder in the host's own terms; written beside the weights."""
+    """Return the config of ComfyUI's CLIP text model; it is written beside the weights."""
     return {
         "hidden_act": "gelu",
         "hidden_size": width,
@@ -82,13 +83,13 @@ def text_config(vocabulary: int, width: int = 256, layers: int = 2) -> dict:
 
 
 def _layer_forward(layer: torch.nn.Module, x: Tensor, mask: Tensor | None, attention) -> Tensor:
-    # The host's layer adds in place, which autograd cannot follow; the same sum out of place can be trained.
+    # ComfyUI's layer adds in place, which autograd does not support here; this adds out of place.
     x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
     return x + layer.mlp(layer.layer_norm2(x))
 
 
 def build(config: dict) -> torch.nn.Module:
-    """The host's CLIP text model with a vocabulary of its own size, freshly initialised and trainable."""
+    """Return ComfyUI's CLIP text model with new weights and the config's vocabulary size, trainable."""
     import comfy.clip_model
     import comfy.ops
 
@@ -111,7 +112,7 @@ def build(config: dict) -> torch.nn.Module:
 
 
 def encode(model: torch.nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """tokens (n, LENGTH) → hidden states (n, LENGTH, width) and pooled, projected state (n, width), as the host's."""
+    """Encode tokens (n, LENGTH) to hidden states (n, LENGTH, width) and the projected pooled state (n, width)."""
     config_end = model.text_model.eos_token_id
     embeds = model.get_input_embeddings()(tokens)
     position = model.text_model.embeddings.position_embedding.weight

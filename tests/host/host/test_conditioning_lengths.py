@@ -1,4 +1,4 @@
-"""Captions of different lengths in one batch: each picture learns from its own words, as if it were alone."""
+"""Batches with captions of different lengths: every image is trained with its own caption, as in a batch of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOINED = ("SD1.5", "SD2.1", "SDXL")
 
 
 def opened(pack, name, lengths):
-    """The model, open for training, with one picture for each number of tokens."""
+    """Open the model for training, with one image for each caption length in tokens."""
     family = FAMILIES[name]
     generator = torch.Generator().manual_seed(2)
     latents, _ = pictures(family)
@@ -35,7 +35,7 @@ def losses(pack, frozen, images, numbers):
 
 
 @pytest.mark.parametrize("name", JOINED)
-def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
+def test_rows_with_different_caption_lengths_train_as_single_batches(pack, name):
     with torch.inference_mode(), opened(pack, name, [8, 16, 8, 24]) as (frozen, images):
         assert len(set(images.batch_keys[:3])) == 1
         layers = pack.aclora_core.lora.targets.preset_layers(frozen.network, "attention")
@@ -56,7 +56,7 @@ def test_rows_of_different_lengths_learn_as_if_alone(pack, name):
         assert together.abs().max() > 1e-4
 
 
-def test_a_repeated_caption_gives_the_same_picture(pack):
+def test_a_repeated_caption_gives_the_same_loss(pack):
     with torch.inference_mode(), opened(pack, "SDXL", [8, 16]) as (frozen, images), torch.no_grad():
         longer = losses(pack, frozen, images, [0])
         before = images.conditions[0]["c_crossattn"]
@@ -65,13 +65,13 @@ def test_a_repeated_caption_gives_the_same_picture(pack):
 
 
 @pytest.mark.parametrize("name", ["SD3", "Flux.1", "Lumina 2", "Qwen-Image"])
-def test_networks_that_would_mix_them_keep_them_apart(pack, name):
+def test_networks_that_would_mix_captions_get_separate_batches(pack, name):
     with torch.inference_mode(), opened(pack, name, [8, 16]) as (frozen, images):
         assert images.batch_keys[0] != images.batch_keys[1]
 
 
 @given(st.sets(st.integers(1, 12).map(lambda chunks: 77 * chunks), min_size=1))
-def test_every_caption_is_repeated_a_few_times_at_most(pack, lengths):
+def test_every_caption_is_repeated_at_most_four_times(pack, lengths):
     targets = pack.nodes.host.conditioning_lengths._targets(lengths)
     assert targets.keys() == lengths
     for length, target in targets.items():

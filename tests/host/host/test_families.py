@@ -1,5 +1,7 @@
-"""Training on every family of models that the host knows, each tiny and random: it learns, its adapter fits the host's
-own loader, captions are not mixed, and the MODEL stays as it was."""
+"""Training a small random model of every family that ComfyUI knows.
+
+The loss falls, the adapter loads with ComfyUI's own loader, captions are not mixed, and the MODEL is unchanged.
+"""
 
 import gc
 import importlib
@@ -28,7 +30,7 @@ PREFIX = "diffusion_model."
 
 @dataclass
 class Learned:
-    """A family's model, its pictures, and what training on them gave."""
+    """A family's model and images, and the outputs of a training on them."""
 
     name: str
     family: Family
@@ -41,13 +43,13 @@ class Learned:
 
 
 def trained(pack, model, latents, captions, **settings):
-    """The node's outputs."""
+    """Run the training node and return its outputs."""
     return train(pack, model, latents, captions, LEARNING | settings)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections(pack) -> Iterator[None]:
-    """Every training lets Python look for rings of objects, which takes long among all those of the host."""
+    """Freeze ComfyUI's objects: every training collects garbage, which is slow with so many."""
     gc.collect()
     gc.freeze()
     yield
@@ -64,7 +66,7 @@ def learned(request, pack) -> Iterator[Learned]:
 
 
 def state_of(model: Any) -> dict[str, Any]:
-    """What training must leave alone in a MODEL, and in the host."""
+    """Return the state of a MODEL and of ComfyUI that a training must not change."""
     import comfy.ldm.flux.math
     import comfy.model_management
     import comfy.ops
@@ -91,7 +93,7 @@ def state_of(model: Any) -> dict[str, Any]:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """For types of numbers that torch does not compare."""
+    """View dtypes that torch cannot compare as bytes."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
@@ -100,14 +102,14 @@ def has_graph(value: Any) -> bool:
 
 
 def denoising_loss(pack, model, latents, captions) -> float:
-    """At fixed noise and noise levels, of the model with the patches that it has."""
+    """Return the loss at fixed noise and noise levels, with the model's patches applied."""
     with torch.inference_mode(), pack.nodes.host.training_session(model, latents, captions) as (frozen, images):
         validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
         return validation.mean_denoising_loss(frozen, images, range(len(latents)), 5)
 
 
 def first_step(model, family: Family, conditioning) -> torch.Tensor:
-    """What the model takes for the picture in pure noise: one step of the host's KSampler without guidance."""
+    """Return the denoised latent of pure noise: one step of ComfyUI's KSampler without guidance."""
     import nodes
 
     with torch.inference_mode():
@@ -116,14 +118,14 @@ def first_step(model, family: Family, conditioning) -> torch.Tensor:
     return drawn[0]["samples"]
 
 
-def test_two_pictures_are_learned(pack, learned):
+def test_training_halves_the_loss_of_two_images(pack, learned):
     before, after = (
         denoising_loss(pack, m, learned.latents, learned.captions) for m in (learned.model, learned.changed)
     )
     assert after < 0.5 * before
 
 
-def test_the_adapter_fits_the_stock_loader_and_changes_the_picture(learned, tmp_path, monkeypatch, caplog):
+def test_the_adapter_loads_with_the_stock_loader_and_changes_the_image(learned, tmp_path, monkeypatch, caplog):
     import folder_paths
     from safetensors.torch import save_file
 
@@ -141,7 +143,7 @@ def test_the_adapter_fits_the_stock_loader_and_changes_the_picture(learned, tmp_
     assert torch.isfinite(ours).all() and (ours - plain).abs().mean() > 0.1
 
 
-def test_the_model_is_left_as_it_was(learned):
+def test_the_model_is_unchanged(learned):
     after = state_of(learned.model)
     assert not learned.before["graphs"] and not learned.before["forwards"]
     for name, weight in learned.before["weights"].items():
@@ -150,11 +152,9 @@ def test_the_model_is_left_as_it_was(learned):
         assert learned.before[kind] == after[kind], kind
 
 
-def test_every_picture_keeps_its_own_caption_in_a_batch(pack, learned):
-    with (
-        pack.nodes.host.training_session(learned.model, learned.latents, learned.captions) as (frozen, images),
-        torch.no_grad(),
-    ):
+def test_every_image_keeps_its_caption_in_a_batch(pack, learned):
+    session = pack.nodes.host.training_session(learned.model, learned.latents, learned.captions)
+    with session as (frozen, images), torch.no_grad():
         assert images.batch_keys[0] == images.batch_keys[1]
         sigma = torch.tensor([frozen.objective.sigma_at(0.4), frozen.objective.sigma_at(0.9)])
         noise = torch.randn(2, *learned.family.latent, generator=torch.Generator().manual_seed(0))
@@ -166,13 +166,13 @@ def test_every_picture_keeps_its_own_caption_in_a_batch(pack, learned):
         together, alone = answer([0, 1], [0, 1]), torch.cat([answer([0], [0]), answer([1], [1])])
         swapped = answer([0, 1], [1, 0])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    least = 1e-3 if learned.name == "CogVideoX" else 2e-3  # whose words are among many more places of the picture
+    least = 1e-3 if learned.name == "CogVideoX" else 2e-3  # its caption tokens are few among the image tokens
     assert (together - swapped).flatten(1).abs().amax(1).min() > least
 
 
-# Those whose blocks write over their input, leave experts out, or ask for kernels that cannot be differentiated.
+# Families whose blocks write in place, skip experts, or use kernels without a backward pass.
 @pytest.mark.parametrize("name", ["Flux.1", "HiDream", "Cosmos Predict 2"])
-def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
+def test_gradient_checkpointing_gives_the_same_adapter(pack, name):
     family = FAMILIES[name]
     once, twice = (
         trained(pack, build(family), *pictures(family), steps=2, checkpointing=checkpointing)
@@ -183,12 +183,12 @@ def test_blocks_that_are_computed_twice_learn_the_same(pack, name):
         torch.testing.assert_close(tensor, twice[1][key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-# As the host would choose for their kind, on a GPU that knows both.
+# The dtypes that ComfyUI would choose on a GPU that supports both.
 SUITED = {"SD1.5": torch.float16, "SDXL": torch.float16, "Flux.1": torch.bfloat16}
 
 
 @pytest.mark.parametrize("name, wanted", SUITED.items(), ids=SUITED)
-def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, monkeypatch, name, wanted):
+def test_float16_weights_are_trained_in_a_dtype_that_suits_the_network(pack, monkeypatch, name, wanted):
     import comfy.model_management
 
     family = replace(FAMILIES[name], dtype=torch.float16)
@@ -196,21 +196,21 @@ def test_weights_in_float16_are_trained_in_a_type_that_suits_the_network(pack, m
     with pack.nodes.host.training_session(build(family), *pictures(family)) as (frozen, images):
         layers = pack.aclora_core.lora.targets.preset_layers(frozen.network, "all").values()
         assert frozen.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
-        # Only then are layers and branches computed together.
+        # Layer and branch are fused only if the dtypes are equal.
         assert {frozen.is_unpatched(layer) for layer in layers} == {wanted == torch.float16}
 
 
 def foreign(model, monkeypatch, dynamic):
-    """A MODEL of a loader that leaves no way to load it again; dynamic: on a GPU, where the host streams weights."""
+    """Make a MODEL that cannot be reloaded. dynamic: as on a GPU, where ComfyUI streams weights."""
     model.cached_patcher_init = None
-    if dynamic:  # on the CPU the host has no such patcher; until it is loaded only this tells it from others
+    if dynamic:  # ComfyUI has no such patcher on the CPU; before loading only this method identifies it
         monkeypatch.setattr(model, "is_dynamic", lambda: True)
     return model
 
 
 @pytest.mark.parametrize("name", ["SD2.1", "SD3 in fp8"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_model_that_cannot_be_loaded_again_is_trained(pack, monkeypatch, name, dynamic):
+def test_a_model_without_a_reload_function_is_trained(pack, monkeypatch, name, dynamic):
     family = FAMILIES[name]
     model, (latents, captions) = foreign(build(family), monkeypatch, dynamic), pictures(family)
     before = {key: bits(weight).clone() for key, weight in model.model.state_dict().items()}
@@ -225,7 +225,7 @@ def test_a_model_that_cannot_be_loaded_again_is_trained(pack, monkeypatch, name,
         assert torch.equal(bits(weight), before[key]), key
 
 
-def test_a_model_that_cannot_be_made_again_gets_a_sentence(pack, monkeypatch):
+def test_a_model_that_cannot_be_rebuilt_is_refused_with_a_message(pack, monkeypatch):
     def fail(weights, prefix):
         raise KeyError("cc_projection.weight")
 
@@ -236,15 +236,15 @@ def test_a_model_that_cannot_be_made_again_gets_a_sentence(pack, monkeypatch):
         trained(pack, model, latents, captions)
 
 
-def test_products_in_fp8_are_not_tried_in_vain(pack, caplog):
+def test_fp8_matmul_without_backward_is_not_tried(pack, caplog):
     family = FAMILIES["SD3 in fast fp8"]
     with caplog.at_level(logging.INFO):
         trained(pack, build(family), *pictures(family), steps=2)
     assert "fp8 op" not in caplog.text
 
 
-def test_what_a_network_keeps_of_its_last_run_holds_no_graph(pack):
-    family = FAMILIES["Cosmos Predict 2"]  # keeps its embedding of the time, which is trained here
+def test_tensors_that_a_network_caches_hold_no_autograd_graph(pack):
+    family = FAMILIES["Cosmos Predict 2"]  # caches its time embedding, which is trained here
     family = replace(family, network=family.network | {"use_adaln_lora": False})
     model = build(family)
     trained(pack, model, *pictures(family), steps=1)

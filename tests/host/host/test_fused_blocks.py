@@ -1,4 +1,4 @@
-"""The host's own residual and transformer blocks, entered in our way: the same numbers, and nothing left behind."""
+"""ComfyUI's residual and transformer blocks with fused modules: equal results, and everything is restored."""
 
 import importlib
 from collections import Counter
@@ -10,14 +10,14 @@ from bench.step_time import models
 from tests.support import families
 from tests.support.kernel_stand_ins import reference_kernels
 
-# Those that rotate their queries and keys, each in a way of its own.
+# Families with different implementations of rotary embeddings.
 ROTATING = ["Flux.2", "Chroma", "Lumina 2", "Z-Image", "Qwen-Image", "Wan 2.1", "HiDream", "Cosmos Predict 2"]
 
 
 def both_ways(pack, monkeypatch, make, given):
-    """Output and gradients of a small model in its own way and in ours; what was counted, and the network's modules.
+    """Return outputs and gradients of a small model without and with fused modules, the call counts and the modules.
 
-    make: gives the MODEL. given: its latents and captions.
+    make: returns the MODEL. given: its latents and captions.
     """
     core = f"{pack.__name__}.aclora_core"
     lora = importlib.import_module(f"{core}.lora")
@@ -60,21 +60,21 @@ def both_ways(pack, monkeypatch, make, given):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_the_blocks_of_a_unet_give_the_same_in_our_way(name, pack, monkeypatch):
+def test_the_blocks_of_a_unet_give_the_same_when_fused(name, pack, monkeypatch):
     case = models.case_named(name, True, 0)
-    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build_model(case), models.random_dataset(case))
     transformers = blocks["BasicTransformerBlock"]
     assert counted["group_norm silu shift"] == blocks["ResBlock"] > 0
     assert counted["residual_norm"] == counted["geglu"] == transformers > 0
     assert counted["residual_norm residual"] == 2 * transformers and not counted["layer_norm"]
 
 
-def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
+def test_flux_gives_the_same_when_fused(pack, monkeypatch):
     import comfy.ldm.flux.math
 
     own = comfy.ldm.flux.math._apply_rope1
     case = models.case_named("flux", True, 0)
-    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build(case), models.pictures(case))
+    counted, blocks = both_ways(pack, monkeypatch, lambda: models.build_model(case), models.random_dataset(case))
     attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
     assert counted["rope"] == 2 * attentions and counted["gelu tanh"] == blocks["SingleStreamBlock"] > 0
     assert counted["rms_norm"] == blocks["RMSNorm"] > 0
@@ -82,8 +82,8 @@ def test_flux_gives_the_same_in_our_way(pack, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ROTATING)
-def test_other_transformers_give_the_same_in_our_way(name, pack, monkeypatch):
+def test_other_transformers_give_the_same_when_fused(name, pack, monkeypatch):
     family = families.FAMILIES[name]
     counted, _ = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
     assert counted["rms_norm"] > 0
-    assert counted["rope"] > 0 or name.startswith("Cosmos")  # which asks for the host's own, fused ones
+    assert counted["rope"] > 0 or name.startswith("Cosmos")  # which uses ComfyUI's own fused kernels

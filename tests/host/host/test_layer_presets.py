@@ -1,4 +1,4 @@
-"""What the presets for layers choose in every family of models that the host knows."""
+"""The layers that each preset selects, in every model family that ComfyUI knows."""
 
 import re
 
@@ -6,11 +6,11 @@ import pytest
 
 from tests.support.families import FAMILIES, build
 
-# The ends of the names of the layers that each preset means: attention, and feed-forward.
+# Suffixes of the layer names of each preset: attention and feed-forward.
 UNET = r"attn[12]\.to_(q|k|v|out\.0)", r"ff\.net\.(0\.proj|2)"
 SD3 = r"attn2?\.(qkv|proj)", r"mlp\.fc[12]"
 LUMINA = r"attention\.(qkv|out)", r"feed_forward\.w[123]"
-# Flux's single blocks hold attention and feed-forward in the same two layers.
+# Flux's single blocks have attention and feed-forward in the same two layers.
 FLUX = r"(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear[12]", r"(img|txt)_mlp\.[02]"
 HUNYUAN = rf"{FLUX[0]}|self_attn\.(qkv|proj)", rf"{FLUX[1]}|blocks\.\d+\.mlp\.[02]"
 HUNYUAN_DIT = r"attn1\.(Wqkv|out_proj)|attn2\.(q_proj|kv_proj|out_proj)", r"mlp\.fc[12]"
@@ -70,12 +70,12 @@ PRESETS = {
     "Mochi": (r"attn\.(qkv|proj)_[xy]", r"mlp_[xy]\.w[12]"),
     "CogVideoX": (r"blocks\.\d+\.([qkv]|attn_out)", r"ff_(proj|out)"),
 }
-# What is named like such a layer elsewhere: what prepares words, noise levels and sizes.
+# Layers with similar names outside the blocks: text, timestep and size embedders.
 ELSEWHERE = re.compile(r"embedder|adapter|mlp_t5")
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_means_the_layers_that_do_it(pack, name):
+def test_a_preset_selects_the_expected_layers(pack, name):
     network, (attention, feed_forward) = build(FAMILIES[name]).model.diffusion_model, PRESETS[name]
     find_layers = pack.aclora_core.lora.targets.preset_layers
     blocks = [layer for layer in find_layers(network, "all") if not ELSEWHERE.search(layer)]

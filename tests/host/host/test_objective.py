@@ -1,4 +1,4 @@
-"""Each kind of prediction that the host knows, against its closed form: target, loss, weights, and levels drawn."""
+"""Every prediction type that ComfyUI knows against its closed form: target, loss, weights, sampled noise levels."""
 
 import importlib
 import math
@@ -18,13 +18,13 @@ def v_wanted(s, noise, latent):
 
 
 def edm_wanted(s, noise, latent, data=0.5):
-    """Karras et al. 2022, with σ_data a half."""
+    """Return the preconditioning of Karras et al. 2022, with σ_data = 0.5."""
     skip, out = data**2 / (s**2 + data**2), s * data / (s**2 + data**2).sqrt()
     return (latent - skip * (latent + s * noise)) / out
 
 
 def v_edm_wanted(s, noise, latent):
-    """The host's v for continuous levels is minus F of EDM."""
+    """ComfyUI's v-prediction with continuous levels is -F of EDM."""
     return -edm_wanted(s, noise, latent, 1.0)
 
 
@@ -33,7 +33,7 @@ def v_ddpm_wanted(s, noise, latent):
     return noise - latent * ((1 + s**2).sqrt() - 1) / s
 
 
-# The host's ModelType and settings -> the right raw output, what is said of it, how its levels are drawn.
+# ComfyUI's ModelType and settings -> the correct raw output, the name in the log, the sampling of noise levels.
 KINDS = {
     "EPS": ({}, lambda s, noise, latent: noise, "ε", "uniform"),
     "V_PREDICTION": ({}, v_wanted, "v", "uniform"),
@@ -61,7 +61,7 @@ KINDS = {
 
 
 class Config:
-    """What the host's model_sampling reads of a model's config."""
+    """The part of a model's config that ComfyUI's model_sampling reads."""
 
     def __init__(self, settings):
         self.sampling_settings = settings
@@ -83,7 +83,7 @@ def objective_of(pack, sampling, **more):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_target_and_the_loss_are_those_of_the_closed_form(pack, core, name):
+def test_target_and_loss_equal_the_closed_form(pack, core, name):
     _, wanted, prediction, sampling = KINDS[name]
     objective = objective_of(pack, sampling_of(name))
     assert (objective.prediction, objective.sampling) == (prediction, sampling)
@@ -96,12 +96,12 @@ def test_the_target_and_the_loss_are_those_of_the_closed_form(pack, core, name):
     )
     x0 = objective.denoised(LEVELS, output, noisy)
     loss = core.loss.prediction_loss(objective, LEVELS, noisy, latent, x0)
-    # The answer of a model is compared in float32.
+    # The model's output is compared in float32.
     torch.testing.assert_close(loss, (output - expected).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_levels_that_are_drawn_are_finite_and_the_models(pack, core, name):
+def test_sampled_noise_levels_are_finite_and_in_the_models_range(pack, core, name):
     sampling = sampling_of(name)
     objective = objective_of(pack, sampling)
     sigmas = core.objective.draw_sigmas(objective, 2000, torch.Generator().manual_seed(0))
@@ -114,7 +114,7 @@ def test_levels_that_are_drawn_are_finite_and_the_models(pack, core, name):
     assert levels == sorted(levels)
 
 
-def test_the_levels_of_cosmos_are_those_of_its_flow(pack, core):
+def test_the_noise_levels_of_cosmos_are_those_of_its_flow(pack, core):
     """The host counts its levels by σ; the model was trained on a logit-normal time t = σ / (1 + σ)."""
     objective = objective_of(pack, sampling_of("FLOW_COSMOS"))
     sigmas = core.objective.draw_sigmas(objective, 4000, torch.Generator().manual_seed(0))
@@ -131,15 +131,15 @@ def test_the_levels_of_cosmos_are_those_of_its_flow(pack, core):
         ("FLUX", 32, math.exp(0.5)),  # μ from 0.5 at 256² to 1.15 at 1024²
     ],
 )
-def test_shifted_levels_follow_the_size_of_the_picture(pack, core, name, side, odds):
+def test_shifted_noise_levels_depend_on_the_image_size(pack, core, name, side, odds):
     objective = core.objective.with_timesteps(objective_of(pack, sampling_of(name), pixels=8), "shifted")
     sigmas = core.objective.draw_sigmas(objective, 9, torch.Generator().manual_seed(0), torch.zeros(1, 16, side, side))
     logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
 
 
-def test_a_model_that_a_node_has_set_to_a_size_is_not_shifted_for_it_twice(pack, core):
-    """ModelSamplingFlux, the host's node, sets μ by the size that it is given."""
+def test_a_model_shifted_by_a_node_is_not_shifted_twice(pack, core):
+    """ComfyUI's node ModelSamplingFlux sets μ for a given image size."""
     sampling, logits = sampling_of("FLUX"), torch.randn(9, generator=torch.Generator().manual_seed(0))
     sampling.set_parameters(shift=0.5)  # as for 256²
     for side, odds in ((32, math.exp(0.5)), (128, math.exp(1.15))):
@@ -148,7 +148,7 @@ def test_a_model_that_a_node_has_set_to_a_size_is_not_shifted_for_it_twice(pack,
         torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
 
 
-def test_x0_as_the_hosts_node_patches_it_is_its_own_target(pack, core):
+def test_x0_patched_by_comfyuis_node_has_x0_as_its_target(pack, core):
     import comfy.model_sampling as host
 
     class Patched(host.ModelSamplingDiscrete, host.X0):
@@ -163,16 +163,16 @@ def test_x0_as_the_hosts_node_patches_it_is_its_own_target(pack, core):
 
 
 @pytest.mark.parametrize("name", ["IMG_TO_IMG", "IMG_TO_IMG_FLOW"])
-def test_models_from_picture_to_picture_are_refused(pack, name):
+def test_image_to_image_models_are_refused(pack, name):
     import comfy.model_base as base
 
     with pytest.raises(ValueError, match="turns one picture into another"):
         objective_of(pack, base.model_sampling(Config({}), base.ModelType[name]))
 
 
-def test_the_sampling_of_another_pack_is_trained_by_what_it_does(pack, core):
+def test_a_foreign_model_sampling_is_trained_by_its_behaviour(pack, core):
     class Own:
-        """A flow that derives from none of the host's classes."""
+        """A flow that is not derived from ComfyUI's classes."""
 
         sigma_max = torch.tensor(1.0)
 

@@ -1,4 +1,4 @@
-"""Models that do not learn from pictures with captions, and those that were made for more than text."""
+"""Models that cannot be trained on captioned images, and models with other conditioning than text."""
 
 import importlib
 
@@ -21,7 +21,7 @@ LEARNING = {
 WAN_I2V = sizes.WAN | {"model_type": "i2v", "out_dim": 16}
 OVERWRITES = "writes over values"
 FOLLOWS = "follows another picture"
-# What is told from others by its network, or by what the host's code does with it.
+# Models that are recognised by their network, or by how ComfyUI's code uses it.
 REFUSED = {
     "LTX-Video": (Family("LTXV", sizes.LTXV, (128, 1, 4, 4), extras=MASK), OVERWRITES),
     "PixelDiT": (Family("PixelDiTT2I", sizes.PIXELDIT, (3, 32, 32), extras=MASK), OVERWRITES),
@@ -60,28 +60,28 @@ def families(pack):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_model_that_would_learn_nothing_gets_a_sentence(pack, name):
+def test_an_untrainable_model_is_refused_with_a_message(pack, name):
     family, sentence = REFUSED[name]
     with pytest.raises(ValueError, match=rf"{sentence}.* (Connect|Train) "):
         train(pack, build(family), *pictures(family), LEARNING)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, sentence) in REFUSED.items() if sentence == OVERWRITES])
-def test_the_hosts_code_for_it_does_overwrite_what_a_gradient_needs(pack, families, monkeypatch, name):
+def test_comfyuis_code_overwrites_a_tensor_that_the_backward_pass_needs(pack, families, monkeypatch, name):
     family, _ = REFUSED[name]
     monkeypatch.setattr(families, "_REFUSED", {})
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         train(pack, build(family), *pictures(family), LEARNING)
 
 
-def test_every_class_that_is_named_is_the_hosts(families):
+def test_every_named_class_exists_in_comfyui(families):
     import comfy.model_base
 
     for name in (*families._REFUSED, *families._NOTES, *families._TEXT_LIKE_OTHERS):
         assert issubclass(getattr(comfy.model_base, name), (comfy.model_base.BaseModel, comfy.model_base.IP2P)), name
 
 
-def test_a_network_of_another_packs_own_is_not_asked_for_its_channels(pack, families):
+def test_a_foreign_network_needs_no_channel_attribute(pack, families):
     model = build(FAMILIES["Flux.1"])
 
     class Own(type(model.model)):
@@ -110,7 +110,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("name, words", NOTES.items(), ids=NOTES)
-def test_a_model_made_for_more_than_text_gets_a_note(pack, families, name, words):
+def test_a_model_with_other_conditioning_gets_a_note(pack, families, name, words):
     family = {**FAMILIES, **MORE}[name]
     note = families.note_on(build(family))
     assert note is None if words is None else words in note
@@ -125,7 +125,7 @@ def test_the_note_is_in_the_log_and_in_the_summary(pack, caplog):
 
 
 @pytest.mark.parametrize("name", ["SD1.5 inpainting", "Flux.1 Fill"])
-def test_a_model_that_fills_in_is_told_to_fill_all_of_an_empty_picture(pack, name):
+def test_an_inpainting_model_gets_an_empty_image_and_a_full_mask(pack, name):
     family = {**FAMILIES, **MORE}[name]
     with pack.nodes.host.training_session(build(family), *pictures(family)) as (frozen, images):
         given = images.conditions[0]["c_concat"].cond
@@ -135,7 +135,7 @@ def test_a_model_that_fills_in_is_told_to_fill_all_of_an_empty_picture(pack, nam
     assert picture.flatten(2).std(-1).max() < 1e-6  # of one colour
 
 
-def test_hidream_o1_keeps_nothing_of_a_step_for_the_next(pack):
+def test_hidream_o1_keeps_no_cache_between_steps(pack):
     family = FAMILIES["HiDream-O1"]
     model = build(family)
     options = {"patches_replace": {"dit": {("double_block", 7): None}, "other": {}}}

@@ -1,4 +1,4 @@
-"""A text encoder that learns too, in the real ComfyUI."""
+"""Training the text encoder in the real ComfyUI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEARNING = {"text_learning": 1.0, "learning_rate": 5e-3, "steps": 4}
 
 @pytest.fixture(scope="module")
 def pictures(pack, parts):
-    """Two latents and their captions, as the dataset node gives them."""
+    """Two latents and their captions, as the dataset node outputs them."""
     captions = ["a red diamond, mine style", "a (blue:1.3) ball " + "on a quiet white page " * 8]
     generator = torch.Generator().manual_seed(0)
     latents = [{"samples": torch.randn(1, 16, 16, 16, generator=generator)} for _ in captions]
@@ -27,7 +27,7 @@ def pictures(pack, parts):
 
 @pytest.fixture(scope="module")
 def learned(pack, parts, pictures):
-    """What comes out, after it was seen that nothing has changed."""
+    """The outputs of a training, after a check that its inputs are unchanged."""
     before = {name: weight.clone() for name, weight in parts[1].cond_stage_model.state_dict().items()}
     with untouched(parts[0]):
         found = trained(pack, parts[0], *pictures, clip=parts[1], **LEARNING)
@@ -43,7 +43,7 @@ def difference(one, other):
     return (one[0][0] - other[0][0]).abs().max().item()
 
 
-def test_what_it_learns_is_in_the_adapter_and_in_the_clip(parts, learned):
+def test_the_trained_layers_are_in_the_adapter_and_in_the_clip(parts, learned):
     _, lora_model, _, report, clip = learned
     text = {key for key in lora_model if key.startswith(TEXT)}
     layers = {key.removesuffix(".alpha") for key in text if key.endswith(".alpha")}
@@ -55,7 +55,7 @@ def test_what_it_learns_is_in_the_adapter_and_in_the_clip(parts, learned):
     assert difference(caption((None, clip), words), caption(parts, words)) > 0.01
 
 
-def test_the_file_gives_the_same_clip_through_the_stock_loader(parts, model, learned, tmp_path, monkeypatch, caplog):
+def test_the_stock_loader_gives_the_same_clip_from_the_file(parts, model, learned, tmp_path, monkeypatch, caplog):
     import folder_paths
     from safetensors.torch import save_file
 
@@ -72,7 +72,7 @@ def test_the_file_gives_the_same_clip_through_the_stock_loader(parts, model, lea
     assert difference(caption((None, clip), words), caption((None, learned[4]), words)) == 0
 
 
-def test_what_training_sees_is_what_the_host_encodes(pack, parts, pictures):
+def test_training_encodes_captions_as_comfyui_does(pack, parts, pictures):
     latents, captions = pictures
     with pack.nodes.host.training_session(parts[0], latents, captions, parts[1]) as (frozen, images):
         for conditioning, text in zip(captions, frozen.text.captions, strict=True):
@@ -86,19 +86,19 @@ def test_what_training_sees_is_what_the_host_encodes(pack, parts, pictures):
                     torch.testing.assert_close(now, cond.cond, rtol=1e-5, atol=1e-5)
 
 
-def test_without_its_node_the_text_encoder_stays_out(pack, parts, pictures):
+def test_the_text_encoder_is_not_trained_without_its_node(pack, parts, pictures):
     _, lora_model, *_, clip = trained(pack, parts[0], *pictures)
     assert clip.message and not any(key.startswith(TEXT) for key in lora_model)
 
 
-def test_it_learns_as_fast_as_is_said(pack, parts, pictures, learned):
+def test_text_learning_scales_the_learning_rate(pack, parts, pictures, learned):
     gentle = trained(pack, parts[0], *pictures, clip=parts[1], **LEARNING | {"text_learning": 0.1})
     words = "a red diamond, mine style"
     far, near = (difference(caption((None, found[4]), words), caption(parts, words)) for found in (learned, gentle))
     assert near < far / 3
 
 
-def test_previews_are_drawn_with_the_words_as_they_are_now(pack, parts, pictures, monkeypatch):
+def test_previews_use_the_current_text_encoder(pack, parts, pictures, monkeypatch):
     given = []
     real = pack.nodes.training.display.host.draw
     monkeypatch.setattr(
@@ -108,7 +108,7 @@ def test_previews_are_drawn_with_the_words_as_they_are_now(pack, parts, pictures
     assert len(given) == 2 and difference(given[0][0], given[1][0]) > 1e-3
 
 
-def test_a_cancel_while_words_are_read_keeps_what_was_learned(pack, parts, pictures, interrupt, monkeypatch):
+def test_a_cancel_while_encoding_captions_keeps_the_adapter(pack, parts, pictures, interrupt, monkeypatch):
     import comfy.model_management
 
     calls = []
@@ -128,7 +128,7 @@ def test_a_cancel_while_words_are_read_keeps_what_was_learned(pack, parts, pictu
     assert not comfy.model_management.processing_interrupted()
 
 
-def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, parts, pictures):
+def test_validation_uses_the_current_text_encoder(pack, parts, pictures):
     core = pack.aclora_core
     latents, captions = pictures
     config = core.config.train_config.TrainConfig(**{"max_rank": 2, "batch_size": 1} | LEARNING)
@@ -137,7 +137,7 @@ def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, pa
         with trainer.ready():
             held = core.training.validation.ValidationSet(model, images, [1], 0)
             kept = [tensor for batch in held._batches for tensor in core.storage.nested.tensors_in(batch)]
-            assert kept and not any(tensor.requires_grad for tensor in kept)  # else its whole history stays with it
+            assert kept and not any(tensor.requires_grad for tensor in kept)  # no graph stays in memory
             before = held.losses()
             assert torch.equal(before, held.losses())
             with torch.no_grad():
@@ -149,7 +149,7 @@ def test_pictures_set_aside_are_measured_with_the_words_as_they_are_now(pack, pa
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_cannot_learn_is_refused_before_the_work(pack, parts, pictures, known, monkeypatch):
+def test_an_untrainable_text_encoder_is_refused_before_the_training(pack, parts, pictures, known, monkeypatch):
     latents, captions = pictures
     if known:
         monkeypatch.setattr(pack.nodes.host.text_encoder.comfy.clip_model, "CLIPTextModel", torch.nn.Linear)
@@ -161,6 +161,6 @@ def test_what_cannot_learn_is_refused_before_the_work(pack, parts, pictures, kno
         trained(pack, parts[0], latents, captions, clip=parts[1], text_learning=1.0)
 
 
-def test_learning_words_without_a_clip_is_refused(pack, parts, pictures):
+def test_text_learning_without_a_clip_is_refused(pack, parts, pictures):
     with pytest.raises(ValueError, match="there is none"):
         trained(pack, parts[0], *pictures, text_learning=1.0)

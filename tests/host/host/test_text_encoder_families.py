@@ -1,4 +1,4 @@
-"""The text encoders of SDXL (CLIP L and OpenCLIP G) and SD2.1 (OpenCLIP H) learn too: the host's own classes, small."""
+"""Training the text encoders of SDXL (CLIP L and OpenCLIP G) and SD2.1 (OpenCLIP H), with small random weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.tiny_base import caption, trained, untouched
 TEXT = "text_encoders."
 WORDS = ("a red diamond, mine style", "a (blue:1.3) ball " + "on a quiet white page " * 20)
 LEARNING = {"text_learning": 1.0, "learning_rate": 5e-3, "steps": 4}
-# Widths add up to that of the families' captions, G's is that of the pooled one; the last layer but one gives the text.
+# The widths add up to the families' caption width, G's is the pooled width; the penultimate layer gives the text.
 SHAPES = {
     "SDXL": {"clip_l": {"hidden_size": 8}, "clip_g": {"hidden_size": 16}},
     "SD2.1": {"clip_h": {"hidden_size": 24}},
@@ -26,7 +26,7 @@ SMALL = {"num_hidden_layers": 3, "intermediate_size": 32, "num_attention_heads":
 
 
 def text_encoder(family: Family, shapes: dict[str, dict[str, int]]) -> Any:
-    """The CLIP as a loader gives it, with random weights."""
+    """Return the CLIP as a loader gives it, with random weights."""
     import comfy.sd
     import comfy.supported_models
 
@@ -40,7 +40,7 @@ def text_encoder(family: Family, shapes: dict[str, dict[str, int]]) -> Any:
 
 @dataclass
 class Learned:
-    """A model and its text encoder, and what training them gave."""
+    """A model and its text encoder, and the outputs of a training of both."""
 
     name: str
     family: Family
@@ -68,16 +68,16 @@ def text_keys(learned: Learned) -> list[str]:
     return [key for key in learned.lora_model if key.startswith(TEXT)]
 
 
-def test_every_layer_learns_that_has_a_part_in_the_caption(learned):
+def test_every_layer_that_affects_the_caption_is_trained(learned):
     parts = {key.removeprefix(TEXT).split(".self_attn")[0].split(".mlp")[0] for key in text_keys(learned)}
     assert len(parts) == 3 * len(SHAPES[learned.name])
     ups = [key for key in text_keys(learned) if key.endswith("lora_up.weight")]
     silent = [key for key in ups if not learned.lora_model[key].any()]
-    # Texts are taken before the last layer, which only G's pooled caption goes through.
+    # Captions are taken before the last layer; only G's pooled output uses it.
     assert len(silent) == 6 and all("clip_g" not in key and ".layers.2." in key for key in silent)
 
 
-def test_the_stock_loader_uses_every_key_on_a_fresh_clip(learned, caplog):
+def test_the_stock_loader_uses_every_key_with_a_new_clip(learned, caplog):
     import comfy.sd
 
     fresh = text_encoder(learned.family, SHAPES[learned.name])
@@ -91,8 +91,8 @@ def test_the_stock_loader_uses_every_key_on_a_fresh_clip(learned, caplog):
         assert difference(stock, ours) == 0 and difference(stock, plain) > 0.1
 
 
-def test_the_clip_that_came_in_is_untouched(learned):
-    # Encoded first: both CLIPs share their weights, on which the host leaves the adapter of the one it used last.
+def test_the_input_clip_is_unchanged(learned):
+    # Encoded first: both CLIPs share weights, which ComfyUI leaves patched for the CLIP that it used last.
     assert difference(caption((None, learned.clip), WORDS[0]), learned.captions[0]) == 0
     after = learned.clip.cond_stage_model.state_dict()
     assert learned.before.keys() == after.keys()
@@ -102,11 +102,9 @@ def test_the_clip_that_came_in_is_untouched(learned):
         assert not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def test_training_sees_what_the_host_encodes(pack, learned):
-    with pack.nodes.host.training_session(learned.model, learned.latents, learned.captions, learned.clip) as (
-        frozen,
-        images,
-    ):
+def test_training_encodes_captions_as_comfyui_does(pack, learned):
+    session = pack.nodes.host.training_session(learned.model, learned.latents, learned.captions, learned.clip)
+    with session as (frozen, _):
         for conditioning, text in zip(learned.captions, frozen.text.captions, strict=True):
             ((seen, more),) = frozen.text.encode(text)
             torch.testing.assert_close(seen, conditioning[0][0].clone(), rtol=1e-5, atol=1e-5)

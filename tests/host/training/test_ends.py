@@ -1,4 +1,4 @@
-"""How a training ends in the real ComfyUI: errors, bad input, a cancel; and what it shows on the way."""
+"""The end of a training in the real ComfyUI: errors, bad input, cancel; and the display during training."""
 
 import logging
 import math
@@ -9,11 +9,11 @@ import torch
 from tests.support import tiny_base as tiny
 from tests.support.tiny_base import first_step, progress, trained, untouched
 
-# Fixtures: the tiny base, two pictures, the host's Cancel.
+# Fixtures: the tiny base, two images, ComfyUI's Cancel.
 parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
 
 
-def test_an_error_while_training_leaves_the_model_as_it_was(pack, model, pictures):
+def test_an_error_during_training_leaves_the_model_unchanged(pack, model, pictures):
     def fail(value, total, preview):
         raise RuntimeError("the browser went away")
 
@@ -21,14 +21,14 @@ def test_an_error_while_training_leaves_the_model_as_it_was(pack, model, picture
         trained(pack, model, *pictures)
 
 
-def test_a_loss_that_is_no_number_ends_with_a_sentence_and_leaves_the_model(pack, model, pictures):
+def test_a_non_finite_loss_ends_with_a_message_and_an_unchanged_model(pack, model, pictures):
     broken = model.clone()
     spoiled = {"samples": torch.full((1, 16, 16, 16), 1e38)}
     with untouched(model), pytest.raises(FloatingPointError, match="10 steps, up to step 10"):
         trained(pack, broken, [spoiled, spoiled], pictures[1], steps=20)
 
 
-def test_the_loss_map_holds_numbers_alone_and_the_hosts_graph_draws_it(pack, model, pictures, monkeypatch):
+def test_the_loss_map_has_finite_losses_only_and_comfyuis_graph_node_accepts_it(pack, model, pictures, monkeypatch):
     from comfy_extras.nodes_train import LossGraphNode
 
     real = pack.nodes.training.node.train
@@ -46,7 +46,7 @@ def test_the_loss_map_holds_numbers_alone_and_the_hosts_graph_draws_it(pack, mod
     assert LossGraphNode.execute(loss_map, "loss").ui
 
 
-def test_progress_comes_with_every_step_and_a_picture_now_and_then(pack, model, pictures):
+def test_progress_is_reported_at_every_step_sometimes_with_an_image(pack, model, pictures):
     seen = []
     with progress(lambda value, total, preview: seen.append((value, total, preview))):
         trained(pack, model, *pictures)
@@ -54,10 +54,10 @@ def test_progress_comes_with_every_step_and_a_picture_now_and_then(pack, model, 
     assert seen[0][2][0] == "JPEG" and seen[-1][2][1].width > 100
 
 
-def test_a_cancel_before_the_first_step_gives_one_step_and_is_taken_as_done(pack, model, pictures, interrupt):
+def test_a_cancel_before_the_first_step_gives_one_step_and_is_cleared(pack, model, pictures, interrupt):
     import comfy.model_management
 
-    def refuse(value, total, preview):  # as the host's own hook does
+    def refuse(value, total, preview):  # as ComfyUI's own hook does
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     with untouched(model), progress(refuse):
@@ -68,8 +68,8 @@ def test_a_cancel_before_the_first_step_gives_one_step_and_is_taken_as_done(pack
     assert not comfy.model_management.processing_interrupted()
 
 
-def test_a_cancel_in_the_middle_of_a_step_ends_the_step_and_keeps_it(pack, model, pictures, interrupt, monkeypatch):
-    """The host asks in every layer and would throw everything away."""
+def test_a_cancel_during_a_step_finishes_and_keeps_the_step(pack, model, pictures, interrupt, monkeypatch):
+    """ComfyUI checks for a cancel in every layer and would discard everything."""
     import comfy.model_management
 
     calls = []
@@ -94,7 +94,7 @@ def test_a_cancel_in_the_middle_of_a_step_ends_the_step_and_keeps_it(pack, model
         assert torch.equal(tensor, whole[1][key]), key
 
 
-def test_a_cancel_while_a_block_is_computed_anew_on_the_way_back_keeps_the_step(
+def test_a_cancel_during_recomputation_in_the_backward_pass_keeps_the_step(
     pack, model, pictures, interrupt, monkeypatch
 ):
     import comfy.model_management
@@ -107,7 +107,7 @@ def test_a_cancel_while_a_block_is_computed_anew_on_the_way_back_keeps_the_step(
 
     def press_cancel(*inputs, **named):
         calls.append(torch._C._current_graph_task_id())
-        if len(calls) == 4:  # forwards and backwards of the trial and of the first step
+        if len(calls) == 4:  # forward and backward pass of the trial run and of the first step
             interrupt()
         return forward(*inputs, **named)
 
@@ -119,7 +119,7 @@ def test_a_cancel_while_a_block_is_computed_anew_on_the_way_back_keeps_the_step(
     assert not comfy.model_management.processing_interrupted()
 
 
-def test_a_cancel_before_eight_pictures_were_measured_is_told_as_it_is(pack, model, pictures, interrupt):
+def test_a_cancel_before_the_first_validation_is_reported(pack, model, pictures, interrupt):
     latents, captions = pictures
     many = [{"samples": latents[0]["samples"] + 0.01 * number} for number in range(9)]
     with untouched(model), progress(lambda value, total, preview: interrupt()):
@@ -130,7 +130,7 @@ def test_a_cancel_before_eight_pictures_were_measured_is_told_as_it_is(pack, mod
     assert pack.nodes.training.node._summary(report, False).endswith("change the seed to train anew.")
 
 
-def test_a_cancel_on_the_way_keeps_what_was_learned(pack, model, pictures, interrupt, caplog):
+def test_a_cancel_during_training_keeps_the_adapter(pack, model, pictures, interrupt, caplog):
     import comfy.model_management
 
     steps = []
@@ -175,13 +175,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_gets_a_sentence_and_leaves_the_model(pack, model, pictures, what):
+def test_bad_input_is_refused_with_a_message_and_an_unchanged_model(pack, model, pictures, what):
     change, settings, sentence = BAD[what]
     with untouched(model), pytest.raises(ValueError, match=sentence):
         trained(pack, *change(model, *pictures), **settings)
 
 
-def test_the_node_says_loss_rate_steps_left_out_and_the_time_left(pack, monkeypatch):
+def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack, monkeypatch):
     made, clock = pack.nodes.training.node, [0.0]
     monkeypatch.setattr(pack.nodes.host.progress.time, "monotonic", lambda: clock[0])
     bar = pack.nodes.host.Bar(10)
@@ -199,7 +199,7 @@ def test_the_node_says_loss_rate_steps_left_out_and_the_time_left(pack, monkeypa
     assert made._line(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
 
 
-def test_the_expected_memory_and_the_latest_note_stand_below_the_loss(pack):
+def test_the_expected_memory_and_the_latest_note_are_shown_below_the_loss(pack):
     progress = pack.nodes.training.node.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
     first, *others = pack.nodes.training.node._line(progress, pack.nodes.host.Bar(10)).split("\n")
     assert first.startswith("training, loss 0.500") and others == ["3 GB of 8", "newer"]

@@ -1,4 +1,4 @@
-"""A step over captions of different lengths: its gradient is the mean of those of its pictures, each taken alone."""
+"""A step over captions of different lengths: its gradient is the mean of the single images' gradients."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from tests.support.families import FAMILIES, build, caption
 
-TOKENS = (8, 12, 12, 20)  # no one of them is repeated to another's length by the networks below
+TOKENS = (8, 12, 12, 20)  # the networks below repeat no caption to another's length
 NAMES = ("SD3", "Flux.1", "Chroma", "Lumina 2", "Qwen-Image", "Wan 2.1")
 
 
 def opened(pack: Any, family: Any) -> Any:
-    """The model, open for training, with a picture of its own for each caption."""
+    """Open the model for training, with one image for each caption."""
     generator = torch.Generator().manual_seed(3)
     with torch.inference_mode():
         latents = [{"samples": torch.randn(1, *family.latent, generator=generator)} for _ in TOKENS]
@@ -24,14 +24,14 @@ def opened(pack: Any, family: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mixed_step_learns_the_mean_of_its_pictures(pack: Any, name: str) -> None:
+def test_the_gradient_of_a_mixed_step_is_the_mean_over_its_images(pack: Any, name: str) -> None:
     core = pack.aclora_core
     config = core.config.train_config.TrainConfig(batch_size=4, max_rank=2, alpha=2.0, mode="off", layers="all")
     with torch.inference_mode(), opened(pack, FAMILIES[name]) as (model, images):
         progress = core.training.progress.Progress(1)
         trainer = core.training.trainer.Trainer(model, images, config, range(len(TOKENS)), progress, 1)
         parameters = trainer.adapted.parameters
-        with torch.no_grad():  # lora_up starts as zero, where half of the gradients are zero too
+        with torch.no_grad():  # with lora_up at zero, half of the gradients would be zero
             parameters.master.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
         parameters.refresh()
         with trainer.ready():
@@ -53,7 +53,7 @@ def gradient(trainer: Any, batches: Any) -> torch.Tensor:
 
 
 def alone(core: Any, images: Any, batch: Any, count: int) -> list[Any]:
-    """The pictures of a batch one by one, with the noise that they have in it, each weighing 1 / count."""
+    """Split a batch into single images with the same noise, each with weight 1 / count."""
     known = list(enumerate(images.latents))
     numbers = [next(n for n, own in known if torch.equal(own, row)) for row in batch.latents.split(1)]
     rows = zip(numbers, batch.noise.split(1), batch.sigma.split(1), strict=True)

@@ -1,4 +1,4 @@
-"""Training models of other kinds in the real ComfyUI: a UNet, quantised weights, float16."""
+"""Training other models in the real ComfyUI: a UNet, quantised weights, float16."""
 
 import logging
 import math
@@ -18,13 +18,13 @@ from tests.support.tiny_base import (
     untouched,
 )
 
-# Fixtures: the tiny base, two pictures, the host's Cancel.
+# Fixtures: the tiny base, two images, ComfyUI's Cancel.
 parts, pictures = tiny.parts, tiny.pictures
 
 
 @pytest.fixture
 def unet(pack):
-    """A random UNet of SD1.5's shape, made narrow, with the host's classes; predicts ε."""
+    """A random narrow UNet of SD1.5's architecture, of ComfyUI's classes; predicts ε."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -81,8 +81,8 @@ def test_a_unet_is_trained_with_its_convolutions(pack, unet, caplog):
     assert kernel.shape == (4, 32, 3, 3) and len(changed.patches) == len(lora_model) // 3
 
 
-def test_the_saved_adapter_is_what_was_trained(pack, unet):
-    """Branches beside the layers and the host's patched weights give the same answer, convolutions and strides too."""
+def test_the_saved_adapter_equals_the_trained_one(pack, unet):
+    """LoRA branches and ComfyUI's patched weights give the same output, also for strided convolutions."""
     core = pack.aclora_core
     latents, captions = unet_pictures()
     changed, lora_model, _, *_ = trained(pack, unet, latents, captions, layers="all", learning_rate=1e-2)
@@ -103,8 +103,8 @@ def test_the_saved_adapter_is_what_was_trained(pack, unet):
     assert (answers[0] - answers[2]).abs().max() > 0.01
 
 
-def test_a_unets_noise_is_its_own(pack, unet):
-    """ε-prediction: the target variance is 1, and the noise levels are those of the host's schedule."""
+def test_a_unet_is_trained_with_its_own_noise_schedule(pack, unet):
+    """ε-prediction: the target variance is 1, and the noise levels are those of ComfyUI's schedule."""
     core = pack.aclora_core
     with torch.inference_mode(), open_training(pack, unet, *unet_pictures()) as (frozen, images):
         assert frozen.objective.sampling == "uniform"
@@ -116,7 +116,7 @@ def test_a_unets_noise_is_its_own(pack, unet):
 
 
 def test_a_quantised_model_is_trained(pack, parts, pictures):
-    """Eight-bit weights with a scale, as the host loads them, never read by the adapter."""
+    """Eight-bit weights with a scale, as ComfyUI loads them; the adapter never reads them."""
     import json
 
     import comfy.sd
@@ -140,13 +140,13 @@ def test_a_quantised_model_is_trained(pack, parts, pictures):
     assert lora_model[f"{DENOISER}joint_blocks.0.x_block.attn.qkv.lora_up.weight"].any()
     losses = loss_map["loss"]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4]) and denoising_loss(pack, changed, *pictures) < sum(losses[:4]) / 4
-    first_step(model, pictures[1][0])  # takes the patches of the changed copy off again
+    first_step(model, pictures[1][0])  # removes the patches of the changed copy
     assert isinstance(qkv.weight, QuantizedTensor) and torch.equal(qkv.weight.dequantize(), before)
     assert not qkv._forward_hooks
 
 
 def test_a_model_in_float16_is_trained(pack, parts, pictures):
-    """Its gradients are scaled; no step is lost to that."""
+    """The loss is scaled; no step is skipped."""
     import comfy.sd
     from safetensors.torch import load_file
 

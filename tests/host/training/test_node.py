@@ -1,4 +1,4 @@
-"""Training in the real ComfyUI: what it learns, and what it leaves as it was."""
+"""Training in the real ComfyUI: its results, and what it must not change."""
 
 import logging
 import math
@@ -20,22 +20,22 @@ from tests.support.tiny_base import (
     untouched,
 )
 
-# Fixtures: the tiny base, two pictures, the host's Cancel.
+# Fixtures: the tiny base, two images, ComfyUI's Cancel.
 parts, model, pictures = tiny.parts, tiny.model, tiny.pictures
 
 
-def test_an_overfit_of_two_pictures_is_learned_and_drawn(pack, parts, model, pictures):
+def test_two_images_are_overfitted_and_sampled(pack, parts, model, pictures):
     latents, captions = pictures
     with untouched(model):
         result = trained(pack, model, latents, captions, steps=40, learning_rate=2e-3, max_rank=8)
     losses = result[2]["loss"]
-    # Single steps vary with the noise level that they drew; the fixed noise below is the sharp measure.
+    # The loss of a step varies with its noise level; the fixed noise below is the precise measure.
     assert len(losses) == 40 and sum(losses[-16:]) < 0.75 * sum(losses[:16])
     before, after = (denoising_loss(pack, m, latents, captions) for m in (model, result[0]))
     assert after < 0.5 * before
 
 
-def test_the_outputs_are_what_the_hosts_nodes_take(pack, parts, model, pictures):
+def test_the_outputs_are_accepted_by_comfyuis_nodes(pack, parts, model, pictures):
     changed, lora_model, loss_map, report, clip = trained(pack, model, *pictures)
     assert "only where AC-LoRA Text Encoder Options is connected" in clip.message
     assert type(changed) is type(model) and changed is not model and changed.model is model.model
@@ -47,7 +47,7 @@ def test_the_outputs_are_what_the_hosts_nodes_take(pack, parts, model, pictures)
     assert report.facts.images == 2 and set(report.signal) == {key[:-6] for key in lora_model if "alpha" in key}
 
 
-def test_the_adapter_goes_through_the_stock_loader_without_a_warning(
+def test_the_stock_loader_loads_the_adapter_without_a_warning(
     pack, parts, model, pictures, tmp_path, monkeypatch, caplog
 ):
     import folder_paths
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_adapter(pack, model, pictures):
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 1]])
-def test_every_picture_keeps_its_own_caption_in_a_batch(pack, model, pictures, order):
+def test_every_image_keeps_its_caption_in_a_batch(pack, model, pictures, order):
     with torch.inference_mode(), open_training(pack, model, *pictures) as (frozen, images), torch.no_grad():
         noisy, sigma = noisy_pair(frozen, images)
         together = answer(frozen, images, noisy, sigma, order)
@@ -88,7 +88,7 @@ def test_every_picture_keeps_its_own_caption_in_a_batch(pack, model, pictures, o
     assert (together - swapped).abs().amax((1, 2, 3)).min() > 0.01
 
 
-def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictures):
+def test_the_gradient_of_a_batch_is_the_mean_over_its_images(pack, model, pictures):
     core = pack.aclora_core
     with torch.inference_mode(), open_training(pack, model, *pictures) as (frozen, images):
         layers = core.lora.targets.preset_layers(frozen.network, "attention")
@@ -116,8 +116,8 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures(pack, model, pictur
         torch.testing.assert_close(whole, (one + two) / 2, rtol=1e-3, atol=1e-6)
 
 
-def test_what_training_sees_is_what_the_sampler_sees(pack, model, pictures):
-    """The answer to pure noise is that of the host's own KSampler, so conditioning and scaling are the host's."""
+def test_training_and_sampler_give_the_same_output(pack, model, pictures):
+    """The output for pure noise equals ComfyUI's KSampler, so conditioning and scaling are the same."""
     import comfy.sample
 
     latents, captions = pictures
@@ -127,7 +127,7 @@ def test_what_training_sees_is_what_the_sampler_sees(pack, model, pictures):
     torch.testing.assert_close(found, first_step(model, captions[1]), rtol=1e-3, atol=1e-3)
 
 
-def test_captions_of_different_lengths_are_trained_but_not_joined(pack, parts, model, pictures):
+def test_captions_of_different_lengths_are_trained_in_separate_batches(pack, parts, model, pictures):
     latents, captions = [*pictures[0], pictures[0][0]], [*pictures[1], caption(parts, LONG)]
     assert captions[2][0][0].shape[1] > captions[0][0][0].shape[1]
     with torch.inference_mode(), open_training(pack, model, latents, captions) as (frozen, images):
@@ -136,14 +136,14 @@ def test_captions_of_different_lengths_are_trained_but_not_joined(pack, parts, m
     assert report.facts.epochs == 2 and report.facts.images == 3
 
 
-def test_pictures_of_different_sizes_are_trained_but_not_joined(pack, model, pictures):
+def test_images_of_different_sizes_are_trained_in_separate_batches(pack, model, pictures):
     wide = {"samples": torch.randn(1, 16, 12, 20, generator=torch.Generator().manual_seed(0))}
     latents, captions = [*pictures[0], wide], [*pictures[1], pictures[1][0]]
     result = trained(pack, model, latents, captions, steps=2)
     assert result[3].facts.resolution == "128x128" and all(map(math.isfinite, result[2]["loss"]))
 
 
-def test_inputs_are_not_changed(pack, model, pictures):
+def test_inputs_are_unchanged(pack, model, pictures):
     latents, captions = pictures
     before = [latent["samples"].clone() for latent in latents], [text[0][0].clone() for text in captions]
     keys = [set(text[0][1]) for text in captions]
@@ -154,13 +154,13 @@ def test_inputs_are_not_changed(pack, model, pictures):
         assert torch.equal(text[0][0], words) and set(text[0][1]) == names
 
 
-def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_as_it_is(pack, model, pictures):
+def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_with_both(pack, model, pictures):
     import comfy_extras.nodes_model_advanced as advanced
 
     shifted = advanced.ModelSamplingSD3().patch(model, 3.0)[0]
     styled = trained(pack, shifted, *pictures, learning_rate=5e-3)[0]
     shifted_too, _ = pack.nodes.host.with_adapter(styled, None, {})
-    seen = first_step(styled, pictures[1][0])  # the host puts patches onto the shared weights here
+    seen = first_step(styled, pictures[1][0])  # ComfyUI patches the shared weights here
     with untouched(shifted_too):
         with torch.inference_mode(), open_training(pack, shifted_too, *pictures) as (frozen, images), torch.no_grad():
             assert frozen.objective.sigma_at(0.5) == pytest.approx(0.75)  # 3 t / (1 + 2 t)
@@ -174,7 +174,7 @@ def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_as_it_is(pack, mo
     assert all(len(patches) == 2 for patches in again[0].patches.values())
 
 
-def test_settings_of_learning_reach_the_training(pack, model, pictures, caplog):
+def test_learning_options_reach_the_training(pack, model, pictures, caplog):
     settings = {
         "optimizer": "Adafactor",
         "schedule": "cosine",

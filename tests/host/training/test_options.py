@@ -1,4 +1,4 @@
-"""The options nodes: together they reach every setting of a training, and what they say holds."""
+"""The options nodes: together they cover every setting of a training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def node_of(pack: ModuleType, kind: str) -> Any:
 
 
 def widgets(node: Any) -> dict[str, Any]:
-    """The defaults of a node's widgets."""
+    """Return the defaults of a node's widgets."""
     return {each.id: each.default for each in node.define_schema().inputs if hasattr(each, "default")}
 
 
@@ -30,7 +30,7 @@ def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_chain_adds_up_and_changes_nothing_given(pack: ModuleType, kind: str) -> None:
+def test_chained_options_are_merged_and_inputs_unchanged(pack: ModuleType, kind: str) -> None:
     Options = pack.nodes.training.options.options.Options
     node = node_of(pack, kind)
     name, default = next(iter(widgets(node).items()))
@@ -40,7 +40,7 @@ def test_a_chain_adds_up_and_changes_nothing_given(pack: ModuleType, kind: str) 
     assert after.previews == "kept" and before.settings == {"steps": 5, name: "earlier"}
 
 
-def test_the_text_encoder_learns_where_its_node_is(pack: ModuleType) -> None:
+def test_the_text_encoder_node_enables_its_training(pack: ModuleType) -> None:
     before = pack.nodes.training.options.options.Options({"alpha": 2.0})
     node = pack.nodes.training.options.text_encoder.ACLoRATextEncoderOptions
     after = node.execute("the clip", options=before, **widgets(node)).result[0]
@@ -66,7 +66,7 @@ def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
         ("previews", {"preview_prompts": "\n", "previews": True}, "nothing to preview"),
     ],
 )
-def test_what_cannot_be_is_refused_when_it_is_queued(pack: ModuleType, kind: str, given: Any, sentence: str) -> None:
+def test_invalid_options_are_refused_when_queued(pack: ModuleType, kind: str, given: Any, sentence: str) -> None:
     assert sentence in node_of(pack, kind).validate_inputs(**given)
 
 
@@ -74,11 +74,11 @@ def test_what_cannot_be_is_refused_when_it_is_queued(pack: ModuleType, kind: str
     ("kind", "given"),
     [
         ("layers", {"include_layers": "attn", "exclude_layers": "", "layer_ranks": "attn=4"}),
-        ("layers", dict.fromkeys(("include_layers", "exclude_layers", "layer_ranks"))),  # linked: not known yet
+        ("layers", dict.fromkeys(("include_layers", "exclude_layers", "layer_ranks"))),  # linked: value not known yet
         ("ranks", {"lowest_threshold": 0.2, "highest_threshold": 0.9}),
         ("previews", {"preview_prompts": "", "previews": False}),
         ("previews", {"preview_prompts": None, "previews": True}),
     ],
 )
-def test_what_can_be_is_queued(pack: ModuleType, kind: str, given: Any) -> None:
+def test_valid_options_are_queued(pack: ModuleType, kind: str, given: Any) -> None:
     assert node_of(pack, kind).validate_inputs(**given) is True

@@ -1,4 +1,4 @@
-"""Live previews in the real ComfyUI: what they show, what they leave alone, and what happens when they cannot be."""
+"""Live previews in the real ComfyUI: their images, their lack of side effects, and failures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from tests.support import tiny_base as tiny
 from tests.support.tiny_base import caption, progress, trained, untouched
 
-# Fixtures: the tiny base, two pictures, and the host's Cancel.
+# Fixtures: the tiny base, two images, and ComfyUI's Cancel.
 parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
 PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
 
 
 def wishes(pack, parts, prompts=PROMPTS, **changes):
-    """What the options node hands to the training."""
+    """Return the previews that the options node outputs."""
     inputs = {"preview_every": 2, "preview_prompts": prompts, "preview_guidance": 4.0, "clip": parts[1]}
-    inputs["preview_share"] = 1.0  # a picture takes longer than these few steps
+    inputs["preview_share"] = 1.0  # an image takes longer than these few steps
     with torch.inference_mode():
         node = pack.nodes.training.options.previews.ACLoRAPreviewOptions
         return node.execute(**inputs | {"vae": parts[2]} | changes).result[0].previews
@@ -26,7 +26,7 @@ def wishes(pack, parts, prompts=PROMPTS, **changes):
 
 @pytest.fixture
 def drawn(pack, monkeypatch):
-    """The pictures of each preview, as they come."""
+    """The images of each preview, in order."""
     sets = []
     real = pack.nodes.training.display.host.draw
 
@@ -38,7 +38,7 @@ def drawn(pack, monkeypatch):
     return sets
 
 
-def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, model, pictures, drawn):
+def test_previews_show_the_training_and_do_not_change_its_result(pack, parts, model, pictures, drawn):
     settings = {"learning_rate": 1e-2}
     shown = []
     with untouched(model), progress(lambda value, total, preview: shown.append(preview)):
@@ -51,10 +51,10 @@ def test_previews_show_the_style_as_it_grows_and_change_nothing(pack, parts, mod
         assert torch.equal(tensor, result[1][key]), key
     assert "Previews took " in pack.nodes.training.node.training_summary(result[3])
     assert result[3].facts.preview_seconds > 0 and not result[3].facts.notes
-    assert shown[-1][1].height > shown[0][1].height  # pictures stand below the chart
+    assert shown[-1][1].height > shown[0][1].height  # images are below the chart
 
 
-def test_switched_off_nothing_is_encoded_or_drawn(pack):
+def test_disabled_previews_encode_and_sample_nothing(pack):
     node, options = (
         pack.nodes.training.options.previews.ACLoRAPreviewOptions,
         pack.nodes.training.options.options.Options,
@@ -65,7 +65,7 @@ def test_switched_off_nothing_is_encoded_or_drawn(pack):
     assert node.execute(**given).result[0] == options()
 
 
-def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, model, pictures, drawn):
+def test_a_preview_equals_an_image_sampled_with_the_trained_model(pack, parts, model, pictures, drawn):
     import nodes
 
     result = trained(pack, model, *pictures, wishes(pack, parts), steps=2, learning_rate=1e-2)
@@ -80,27 +80,27 @@ def test_a_preview_is_what_a_sampler_draws_with_the_trained_model(pack, parts, m
     assert (drawn[0][0] - found[1]).abs().mean() > 0.01
 
 
-def test_without_a_vae_the_latents_are_shown(pack, parts, model, pictures, drawn):
+def test_latents_are_shown_without_a_vae(pack, parts, model, pictures, drawn):
     with untouched(model):
         trained(pack, model, *pictures, wishes(pack, parts, vae=None), steps=2)
     assert drawn[0][0].shape == (16, 16, 3) and 0.02 < drawn[0][0].std()
 
 
-def test_pictures_without_a_vae_are_said_to_be_rough(pack, parts):
+def test_previews_without_a_vae_get_a_remark(pack, parts):
     for vae, said in ((None, True), (parts[2], False)):
         shown = pack.nodes.training.display.LivePreviews(wishes(pack, parts, vae=vae))
-        assert not shown.remark  # before there is a picture
+        assert not shown.remark  # before the first image
         shown.pictures = [torch.zeros(8, 8, 3)]
         assert ("as no VAE is connected" in shown.remark) is said
 
 
-def test_a_vae_that_does_not_fit_beside_the_model_is_left_out(pack, parts, model, pictures, drawn, monkeypatch):
+def test_a_vae_that_does_not_fit_in_memory_is_not_used(pack, parts, model, pictures, drawn, monkeypatch):
     monkeypatch.setattr(pack.nodes.host.preview_sampling, "_fits", lambda *_: False)
     trained(pack, model, *pictures, wishes(pack, parts), steps=2)
     assert drawn[0][0].shape == (16, 16, 3)
 
 
-def test_a_sampler_that_fails_ends_the_previews_alone(pack, parts, model, pictures, monkeypatch, caplog):
+def test_a_failing_sampler_ends_the_previews_only(pack, parts, model, pictures, monkeypatch, caplog):
     import comfy.samplers
 
     def fail(*_, **__):
@@ -113,7 +113,7 @@ def test_a_sampler_that_fails_ends_the_previews_alone(pack, parts, model, pictur
     assert len(result[2]["loss"]) == 4 and "without previews" in result[3].facts.notes
 
 
-def test_a_cancel_while_a_preview_is_drawn_keeps_the_work(pack, parts, model, pictures, interrupt, monkeypatch):
+def test_a_cancel_during_a_preview_keeps_the_adapter(pack, parts, model, pictures, interrupt, monkeypatch):
     import comfy.model_management
     import comfy.samplers
 
@@ -131,12 +131,12 @@ def test_a_cancel_while_a_preview_is_drawn_keeps_the_work(pack, parts, model, pi
 
 
 @pytest.mark.parametrize(("prompts", "sentence"), [(" \n", "nothing to preview"), ("a ball\n" * 9, "has 9 lines")])
-def test_prompts_that_cannot_be_shown_are_refused(pack, parts, prompts, sentence):
+def test_too_few_or_too_many_prompts_are_refused(pack, parts, prompts, sentence):
     with pytest.raises(ValueError, match=sentence):
         wishes(pack, parts, prompts)
 
 
-def test_guidance_is_what_the_node_says(pack, parts, model, pictures, drawn):
+def test_previews_use_the_guidance_of_the_node(pack, parts, model, pictures, drawn):
     for guidance in (1.0, 6.0):
         trained(pack, model, *pictures, wishes(pack, parts, preview_guidance=guidance), steps=2)
     assert (drawn[0][0] - drawn[1][0]).abs().mean() > 0.005

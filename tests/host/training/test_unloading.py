@@ -1,4 +1,4 @@
-"""Models that are unloaded in the middle of a step, as other packs' pages and threads may ask of the host."""
+"""Models that are unloaded during a step, as routes and threads of other node packs may do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ parts, model, pictures = tiny.parts, tiny.model, text_pictures
 
 @pytest.fixture
 def unloading(pack, monkeypatch):
-    """Has every model unloaded, by another thread, before and after the network computes; counts how often."""
+    """Unload every model from another thread before and after each forward pass; counts the unloads."""
     import comfy.model_management
 
     calls = []
@@ -39,11 +39,11 @@ def unloading(pack, monkeypatch):
     return calls, lambda: monkeypatch.setattr(frozen, "denoise", denoise)
 
 
-def test_models_unloaded_while_a_step_computes_stay_until_the_training_has_ended(pack, parts, pictures, unloading):
+def test_models_unloaded_during_a_step_stay_until_the_training_ends(pack, parts, pictures, unloading):
     import comfy.model_management
 
     calls, begin = unloading
-    # With an adapter on them: its weights would be taken off.
+    # With an adapter on them, which unloading would remove.
     with_adapter = trained(pack, parts[0], *pictures, clip=parts[1], **LEARNING)
     model, clip = with_adapter[0], with_adapter[4]
     alone = trained(pack, model, *pictures, clip=clip, **LEARNING)[1]

@@ -1,4 +1,4 @@
-"""Many pictures, a huge one, broken ones, and a cancel while they are encoded, in the real server."""
+"""Many images, a very large one, broken ones, and a cancel during encoding, in the real server."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 
 from tests.support.host_server import HostServer
 from tests.support.server_runs import adapter, until, was_cached
-from tests.support.trouble import DATASET, Browser, noise_pictures, prompt, says
+from tests.support.trouble import DATASET, Browser, noise_images, prompt, says
 
 MANY = 200
 HUGE = (10_000, 10_000)
 
 
 def encoded(server: HostServer) -> tuple[int, int]:
-    """Pictures and captions that the last dataset knew from before, and those it encoded."""
+    """Return the numbers of cached and of newly encoded images and captions of the last dataset."""
     found = re.findall(r"(\d+) pictures and captions were encoded before, (\d+) anew", server.log.read_text("utf-8"))
     return int(found[-1][0]), int(found[-1][1])
 
 
-def test_cancel_while_encoding_keeps_what_is_encoded(probed: HostServer) -> None:
-    noise_pictures(probed.base / "input" / "many", MANY)
+def test_a_cancel_during_encoding_keeps_the_encoded_images(probed: HostServer) -> None:
+    noise_images(probed.base / "input" / "many", MANY)
     client, queued = uuid.uuid4().hex, prompt(probed, "many", "many", 64, steps=4)
     with Browser(probed, client) as browser:
         running = str(probed.post_json("/prompt", {"prompt": queued, "client_id": client})["prompt_id"])
@@ -39,7 +39,7 @@ def test_cancel_while_encoding_keeps_what_is_encoded(probed: HostServer) -> None
     assert adapter(probed, "many")
 
 
-def test_many_pictures_are_known_at_once_the_next_time(probed: HostServer) -> None:
+def test_many_images_come_from_the_cache_the_next_time(probed: HostServer) -> None:
     began = time.monotonic()
     probed.run(prompt(probed, "many", "many", 64, steps=4, seed=2))
     assert time.monotonic() - began < 30
@@ -47,8 +47,8 @@ def test_many_pictures_are_known_at_once_the_next_time(probed: HostServer) -> No
     assert was_cached(again, DATASET)
 
 
-def test_a_picture_of_100_megapixels_takes_little_memory(probed: HostServer) -> None:
-    folder = noise_pictures(probed.base / "input" / "huge", 1)
+def test_an_image_of_100_megapixels_takes_little_memory(probed: HostServer) -> None:
+    folder = noise_images(probed.base / "input" / "huge", 1)
     Image.new("RGB", HUGE, "#c04020").save(folder / "huge.png", compress_level=1)
     assert probed.server.process is not None
     process = psutil.Process(probed.server.process.pid)
@@ -59,11 +59,11 @@ def test_a_picture_of_100_megapixels_takes_little_memory(probed: HostServer) -> 
         time.sleep(0.02)
     history = probed.wait(running)
     assert history["status"]["status_str"] == "success" and says(history, DATASET).startswith("2 images")
-    assert highest - before < 700e6  # the picture itself takes 400 MB, as Pillow keeps four bytes for a pixel
+    assert highest - before < 700e6  # the image itself takes 400 MB: Pillow uses four bytes a pixel
 
 
-def test_a_broken_and_a_cut_off_picture_and_a_bomb_are_named_and_left_out(probed: HostServer) -> None:
-    folder = noise_pictures(probed.base / "input" / "broken", 3)
+def test_broken_truncated_and_oversized_images_are_named_and_skipped(probed: HostServer) -> None:
+    folder = noise_images(probed.base / "input" / "broken", 3)
     (folder / "text.png").write_text("no picture", encoding="utf-8")
     whole = (folder / "0.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])

@@ -1,0 +1,1 @@
+"""Measurements of the pack; see bench/README.md."""
