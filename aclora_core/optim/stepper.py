@@ -109,9 +109,9 @@ class Stepper:
             told = self.graphs.call(self._update, alone, alone, self._changed())
         else:
             told = self._update(alone)
-        read = self.graphs.reading(told)
+        read = self.graphs.async_read(told)
         for batch in meanwhile()[:1]:
-            if self.graphs.recorded(self._accumulate, batch.key) and not _learned(batch):
+            if self.graphs.is_captured(self._accumulate, batch.key) and not _learned(batch):
                 self._accumulated(batch)
                 self._begun = batch
         value, overflowed = read()

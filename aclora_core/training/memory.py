@@ -40,7 +40,7 @@ class MemoryPlan:
         if free is None:
             return
         expected, fewer = self.memory.fit(kept, rows, free)
-        twice = f"{len(self.memory.again)} of {len(self.memory.blocks)} blocks computed twice"
+        twice = f"{len(self.memory.recomputed)} of {len(self.memory.blocks)} blocks computed twice"
         if fewer < rows:
             self.drawing.rows = fewer
             twice += f", pictures {fewer} at a time"
@@ -66,7 +66,7 @@ class MemoryPlan:
 
     def _less(self, rows: int) -> str:
         """Has a step of so many rows at once take less, and says how; nothing where there is nothing left to do."""
-        if self.memory.all_again():
+        if self.memory.recompute_all():
             return "Out of memory: each block is computed twice from now on, which needs less and is slower."
         if rows < 2:
             return ""

@@ -215,7 +215,7 @@ class TrainingPass:
         """
         batch = self._drawing.trial(self._pictures[0])
         if self.config.checkpointing == "all" or (self.config.checkpointing == "automatic" and self._on_gpu):
-            self.memory.all_again()
+            self.memory.recompute_all()
         kernels = find_kernels(self.model.device, self.model.dtype, "lora")
         kind = type(self.model.network), self.model.dtype, self.model.device, self.config.max_rank, self.config.layers
         if kernels is not None and kind not in _compiled_for:
@@ -228,12 +228,12 @@ class TrainingPass:
         join_siblings()
         self.stepper.clear_gradients()
         if self.config.checkpointing == "automatic":
-            self.memory.again.clear()
+            self.memory.recomputed.clear()
 
     def _there_and_back(self, batch: Batch) -> None:
         if not self._works(batch):
             # Most likely the network overwrites what its backward pass needs; that shows in many ways.
-            self.memory.out_of_place = True
+            self.memory.no_inplace_add = True
             self._loss(batch)[0].backward()
 
     def _works(self, batch: Batch) -> bool:
@@ -245,13 +245,13 @@ class TrainingPass:
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:
-            overwritten.let_go()
+            overwritten.detach_all()
             return False
         return True
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What a batch adds to what its step makes smaller, and to the loss that is told, which AC-LoRA Eq. 5 takes."""
-        with NoInplaceAdd() if self.memory.out_of_place else nullcontext():
+        with NoInplaceAdd() if self.memory.no_inplace_add else nullcontext():
             losses = denoising_losses(self.model, batch)
             weighed = losses * batch.weight
             told = weighed.sum()

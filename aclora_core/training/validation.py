@@ -54,7 +54,7 @@ class ValidationSet:
         mask_floor: float = 0.0,
     ) -> None:
         self.model, self.pictures, self._mask_floor = model, list(pictures), mask_floor
-        self._graphs = graphs or CudaGraphRunner(model.device, wished=False)
+        self._graphs = graphs or CudaGraphRunner(model.device, enabled=False)
         together = group_by_key(pictures, model.batch_keys, batch_size)
         self._batches = [
             (numbers, self._rows(numbers, place, seed)) for place in range(len(SHARES)) for numbers in together

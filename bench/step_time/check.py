@@ -23,7 +23,7 @@ _WORSE = 1.2  # times PyTorch's distance from float32 that the kernels may have
 DELTA_TOLERANCE = 0.05  # Frobenius norm of the difference of all ΔW, relative to that of ΔW
 
 
-_FAILURES = "cannot be recorded", "no preview", "no checkpoint"  # in what the pack says
+_FAILURES = "cannot be captured", "no preview", "no checkpoint"  # in what the pack says
 
 
 @dataclass(frozen=True)

@@ -372,9 +372,9 @@ def test_recorded_steps_are_those_of_the_processor(optimizer, dtype: torch.dtype
 
 
 class Ahead(CudaGraphRunner):
-    """As if all were recorded, so that steps are begun as on a GPU."""
+    """As if all were captured, so that steps are begun as on a GPU."""
 
-    def recorded(self, function: object, key: object = ()) -> bool:
+    def is_captured(self, function: object, key: object = ()) -> bool:
         return True
 
 
