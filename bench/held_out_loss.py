@@ -60,7 +60,7 @@ def measure(pack: Any, images: list[tuple[torch.Tensor, str]], seeds: list[int],
 
         def loss(candidate: Any) -> float:
             with training_session(pack, candidate, held, captions) as session:
-                return validation.denoising_loss(session.network, range(len(held)), seed=0)
+                return validation.mean_denoising_loss(session.network, session.images, range(len(held)), seed=0)
 
         result: dict[str, Any] = {"base": loss(model), "adapted": {}, "seconds": [], "measuring": []}
         for seed in seeds:

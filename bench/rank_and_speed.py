@@ -58,7 +58,7 @@ class Bench:
 
     def loss(self, session: Session) -> float:
         """Return the denoising loss of the model as it is now, over all images."""
-        return self.validation.denoising_loss(session.network, range(len(self.images[0])), seed=0)
+        return self.validation.mean_denoising_loss(session.network, session.images, range(len(self.images[0])), seed=0)
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Train once; return the share of the base's loss that is gone at each mark, and ‖ΔW‖ over all layers."""

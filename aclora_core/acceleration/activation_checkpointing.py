@@ -1,8 +1,8 @@
-"""Memory that fits by itself: what a step keeps for its way back, block by block, and computing blocks anew instead.
+"""Activation checkpointing that is sized to the free GPU memory.
 
-A step needs most of its memory for the activations that its backward pass reads. A block of the network can give its
-own up and compute them a second time when they are needed (Chen et al. 2016, arXiv 1604.06174), at a third more time.
-Or the rows of a step go through one part after the other, and their gradients add up.
+A step needs most of its memory for the activations that its backward pass reads. A block of the network can discard
+its own and recompute them when they are needed (Chen et al. 2016, arXiv 1604.06174), at a third more time.
+Alternatively the rows of a step are split into micro-batches, whose gradients add up.
 """
 
 from __future__ import annotations
@@ -21,99 +21,116 @@ from ..storage import map_tensors, tensors_in
 from .inplace import NoInplaceAdd
 from .layers import is_linear
 
-_RESERVE = 0.8  # share of the free memory to plan for: libraries work in some, and allocators leave gaps
+_USABLE = 0.8  # share of the free memory to plan for: libraries need some, and allocators leave gaps
 
+# Times in units of one row's: of each micro-batch, and of recomputing all blocks for a row. Measured for SDXL at 1024²
+# on an H100 (bench/README.md): 59 ms for one row and 182 for four; with all blocks recomputed 82 and 252.
+_MICRO_BATCH_TIME, _RECOMPUTE_TIME = 0.45, 0.38
 
-# What a step takes besides the time of its rows, in that of one: each of its parts, and each row where all blocks are
-# computed twice. Of SDXL at 1024² on an H100 (bench/README.md): 59 ms for one row and 182 for four; then 82 and 252.
-_PART, _AGAIN = 0.45, 0.38
-
-
-_PASSING = 2.0  # times the largest block: its gradients, and the activations that live for a moment only
+_TRANSIENT = 2.0  # memory of gradients and short-lived activations, in units of the largest block's
 
 
 @dataclass(frozen=True)
 class ActivationSizes:
-    """Bytes that one row keeps for the way back."""
+    """Activations that one row saves for the backward pass, in bytes."""
 
     blocks: list[int]  # within each block
-    outside: int  # between and around them
+    outside: int  # between and around the blocks
 
-    def peak(self, rows: int, again: set[int]) -> int:
-        """Bytes that a step of so many rows takes at most, when the blocks `again` are computed twice."""
-        kept = sum(size for number, size in enumerate(self.blocks) if number not in again)
-        return round(rows * (self.outside + kept + _PASSING * max(self.blocks, default=0)))
+    def peak(self, rows: int, recomputed: set[int]) -> int:
+        """Return the peak memory of a step in bytes.
+
+        Args:
+            rows: the number of rows in a micro-batch.
+            recomputed: indices of the blocks that are recomputed.
+        """
+        saved = sum(size for index, size in enumerate(self.blocks) if index not in recomputed)
+        return round(rows * (self.outside + saved + _TRANSIENT * max(self.blocks, default=0)))
 
 
 class _Plan(NamedTuple):
-    """How a step may go, and what it takes."""
+    """A way to run a step."""
 
     fits: bool
-    time: float  # in that of a row
+    time: float  # in units of one row's
     peak: int  # bytes
-    rows: int  # at a time
-    again: set[int]  # blocks that are computed twice
+    rows: int  # of a micro-batch
+    recomputed: set[int]  # indices of blocks
 
 
 def find_blocks(network: nn.Module) -> list[nn.Module]:
-    """The smallest repeated parts of a network that hold two layers with weights or more, in their order."""
+    """Return the smallest repeated parts of a network that hold at least two layers with weights, in order."""
 
-    def weighty(module: nn.Module) -> int:
+    def layer_count(module: nn.Module) -> int:
         return sum(is_linear(part) or isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in module.modules())
 
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
-    parts = {id(part): part for group in lists for part in group if weighty(part) > 1}
-    chosen = [part for part in network.modules() if id(part) in parts]
-    return [part for part in chosen if not any(id(inner) in parts for inner in part.modules() if inner is not part)]
+    candidates = {id(part) for parts in lists for part in parts if layer_count(part) > 1}
+
+    def holds_candidate(module: nn.Module) -> bool:
+        return any(id(part) in candidates for part in module.modules() if part is not module)
+
+    return [module for module in network.modules() if id(module) in candidates and not holds_candidate(module)]
 
 
 class ActivationCheckpointing:
-    """The blocks of a network, and which of them are computed again on the way back."""
+    """Recomputes chosen blocks of a network in the backward pass.
+
+    Attributes:
+        blocks: the blocks of the network that can be recomputed.
+        recomputed: indices of the blocks that are recomputed.
+        no_inplace_add: whether the network overwrites what its backward pass needs, so that in-place additions have to
+            be replaced in recomputation too.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.blocks = [block for block in find_blocks(network) if "forward" not in vars(block)]
-        self.again: set[int] = set()
-        self.out_of_place = False  # whether the network would overwrite what its backward pass needs
+        self.recomputed: set[int] = set()
+        self.no_inplace_add = False
         self._measured: list[int] | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Has the blocks ask how they are to be computed, for as long as the context lasts."""
+        """Wrap the blocks' forwards, which then obey `recomputed`; restored on exit."""
         with ExitStack() as undo:
-            for number, block in enumerate(self.blocks):
-                block.forward = self._asking(number, block.forward)
+            for index, block in enumerate(self.blocks):
+                block.forward = self._wrapped(index, block.forward)
                 undo.callback(delattr, block, "forward")
             yield
 
-    def _asking(self, number: int, compute: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, index: int, compute: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._measured is not None:
-                return self._measure_block(number, compute, args, kwargs)
-            if number in self.again and torch.is_grad_enabled():
+                return self._measure_block(index, compute, args, kwargs)
+            if index in self.recomputed and torch.is_grad_enabled():
                 return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
             return compute(*args, **kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            # The second time is in another thread, where the modes of the first are not known.
-            with NoInplaceAdd() if self.out_of_place else nullcontext():
+            # Recomputation runs in another thread, which does not know the modes of the forward pass.
+            with NoInplaceAdd() if self.no_inplace_add else nullcontext():
                 return compute(*args, **kwargs)
 
         return forward
 
-    def _measure_block(self, number: int, compute: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _measure_block(self, index: int, compute: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._measured is not None
         before = torch.cuda.memory_allocated()
         output = compute(*args, **kwargs)
-        own = sum(tensor.nbytes for tensor in tensors_in(output))
-        self._measured[number] += max(0, torch.cuda.memory_allocated() - before - own)
-        # Cut off from its past, the block's memory is free for the next one.
+        output_bytes = sum(tensor.nbytes for tensor in tensors_in(output))
+        self._measured[index] += max(0, torch.cuda.memory_allocated() - before - output_bytes)
+        # Detached, so that the block's activations are freed before the next block runs.
         return map_tensors(output, lambda it: it.detach().requires_grad_() if it.is_floating_point() else it)
 
     def measure(self, forward: Callable[[], Any]) -> ActivationSizes:
-        """What one row keeps. forward: a forward pass of one row with gradients on, on a CUDA device."""
+        """Measure the activations that one row saves.
+
+        Args:
+            forward: runs a forward pass of one row with gradients enabled, on a CUDA device.
+        """
         self._measured = [0] * len(self.blocks)
         try:
-            forward()  # the first run loads libraries, whose memory is not the activations'
+            forward()  # loads libraries, whose memory is no activation
             self._measured = [0] * len(self.blocks)
             before = torch.cuda.memory_allocated()
             result = forward()
@@ -123,30 +140,37 @@ class ActivationCheckpointing:
         finally:
             self._measured = None
 
-    def fit(self, kept: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
-        """Has blocks computed again, so that a step of so many rows stays within the free memory in the least time.
+    def fit(self, sizes: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
+        """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.
 
-        Gives the bytes expected, and how many rows go through at a time: all, unless fewer are quicker or alone fit.
+        Args:
+            sizes: from measure.
+            rows: the number of rows of a step.
+            free: free memory in bytes.
+
+        Returns:
+            The expected peak in bytes, and the rows of a micro-batch: all, unless fewer are faster or only they fit.
         """
-        plans = [self._plan(kept, rows, parts, free) for parts in range(1, rows + 1)]
+        plans = [self._plan(sizes, rows, micro_batches, free) for micro_batches in range(1, rows + 1)]
         best = min(plans, key=lambda plan: (not plan.fits, plan.time if plan.fits else plan.peak))
-        self.again = best.again
+        self.recomputed = best.recomputed
         return best.peak, best.rows
 
-    def _plan(self, kept: ActivationSizes, rows: int, parts: int, free: int) -> _Plan:
-        """As few blocks computed again as it takes for a step in so many parts, alike in size, to fit."""
-        each, again = math.ceil(rows / parts), set[int]()
-        for number in sorted(range(len(self.blocks)), key=lambda number: -kept.blocks[number]):
-            if kept.peak(each, again) <= free * _RESERVE:
+    def _plan(self, sizes: ActivationSizes, rows: int, micro_batches: int, free: int) -> _Plan:
+        """Recompute as few blocks as possible, the largest first, with equal micro-batches."""
+        rows_each = math.ceil(rows / micro_batches)
+        recomputed: set[int] = set()
+        for index in sorted(range(len(self.blocks)), key=lambda index: -sizes.blocks[index]):
+            if sizes.peak(rows_each, recomputed) <= free * _USABLE:
                 break
-            again.add(number)
-        share = sum(kept.blocks[number] for number in again) / max(1, sum(kept.blocks))
-        time = _PART * math.ceil(rows / each) + rows * (1 + _AGAIN * share)
-        peak = kept.peak(each, again)
-        return _Plan(peak <= free * _RESERVE, time, peak, each, again)
+            recomputed.add(index)
+        share = sum(sizes.blocks[index] for index in recomputed) / max(1, sum(sizes.blocks))
+        time = _MICRO_BATCH_TIME * math.ceil(rows / rows_each) + rows * (1 + _RECOMPUTE_TIME * share)
+        peak = sizes.peak(rows_each, recomputed)
+        return _Plan(peak <= free * _USABLE, time, peak, rows_each, recomputed)
 
-    def all_again(self) -> bool:
-        """Has every block computed again; whether that changes anything."""
-        changed = len(self.again) < len(self.blocks)
-        self.again = set(range(len(self.blocks)))
+    def recompute_all(self) -> bool:
+        """Recompute every block from now on, and return whether that changes anything."""
+        changed = len(self.recomputed) < len(self.blocks)
+        self.recomputed = set(range(len(self.blocks)))
         return changed

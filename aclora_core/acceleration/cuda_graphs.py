@@ -1,7 +1,7 @@
-"""A function recorded once as a CUDA graph and replayed: thousands of kernels for the price of one launch.
+"""Capture a function once as a CUDA graph and replay it: thousands of kernels for the price of one launch.
 
-Small kernels are launched more slowly than they run, so an eager step waits for the processor most of the time. A graph
-has fixed inputs: each call copies its own into them.
+Small kernels take longer to launch than to run, so an eager step mostly waits for the CPU. A graph has fixed inputs;
+each call copies its own into them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..storage import map_tensors, tensors_in
 log = logging.getLogger("aclora")
 
 
-def _given(value: Any, device: torch.device, copy: bool = False) -> Any:
-    """The same on the device as leaves of their own; what asks for a gradient gets it there, not where it came from."""
+def _leaves_on(device: torch.device, value: Any, copy: bool = False) -> Any:
+    """Move nested tensors to the device as new leaves, whose gradients do not flow back to the given tensors."""
 
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().to(device, copy=copy).requires_grad_(tensor.requires_grad)
@@ -32,78 +32,101 @@ def _given(value: Any, device: torch.device, copy: bool = False) -> Any:
 
 
 @functools.lru_cache
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream on which all graphs are recorded: libraries keep memory for every stream that they have seen."""
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which all graphs are captured, since libraries keep memory for every stream they have seen."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
-def _refusing_to_wait() -> Iterator[None]:
-    """Has what waits for the GPU fail, as it would in a recording; there, what comes after is worse than an error.
+def _sync_raises() -> Iterator[None]:
+    """Make any host-device sync raise now.
 
-    With the allocator that ComfyUI chooses, memory of a recording that has failed cannot even be freed.
+    During capture it would fail too, and leave the allocator unusable: with the one that ComfyUI chooses, the memory of
+    a failed capture cannot even be freed.
     """
-    before = torch.cuda.get_sync_debug_mode()
+    previous = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that not everything that waits is found
+        warnings.simplefilter("ignore")  # that it does not detect every sync
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.set_sync_debug_mode(previous)
 
 
 class CudaGraphRunner:
-    """Runs functions on a device, recorded as CUDA graphs where that is possible and wished.
+    """Runs functions on a device, captured as CUDA graphs if enabled and possible.
 
-    All graphs share their memory: a result is good until the next call.
+    All graphs share one memory pool: the result of a call is valid until the next call.
+
+    Args:
+        device: where the functions run.
+        enabled: whether functions are captured; without it, and on other devices than CUDA, they run eagerly.
     """
 
-    def __init__(self, device: torch.device, wished: bool = True) -> None:
+    def __init__(self, device: torch.device, enabled: bool = True) -> None:
         self.device = device
-        self.active = wished and device.type == "cuda"
+        self.active = enabled and device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self.active else None
-        self._recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
+        self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
 
     def call(
-        self, function: Callable[[Any], Any], argument: Any, key: Hashable = (), changes: Sequence[Tensor] = ()
+        self, function: Callable[[Any], Any], argument: Any, key: Hashable = (), mutated: Sequence[Tensor] = ()
     ) -> Any:
-        """function(argument), with the argument's tensors moved to the device.
+        """Run function(argument), with the argument's tensors moved to the device.
 
-        key: what decides the graph besides the function; arguments with one key differ only in their tensors' values.
-        changes: tensors that the function changes in place, so that trial runs can be taken back. A function that
-        cannot be recorded, as it waits for the GPU in its middle, is run as it is from then on.
+        If a function cannot be captured, for instance because it waits for the GPU, this and all later calls run
+        eagerly.
+
+        Args:
+            function: the function; takes and returns nested tensors.
+            argument: its argument.
+            key: selects the graph besides the function; arguments with one key differ only in their tensors' values.
+            mutated: tensors that the function changes in place, so that the runs before the capture can be undone.
+
+        Returns:
+            The function's result, valid until the next call.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: there is too little memory for the function or its capture.
         """
         if not self.active:
-            return function(_given(argument, self.device))
+            return function(_leaves_on(self.device, argument))
         key = (function, key)
-        if key not in self._recorded:
-            # In main memory, since a step may just fit into that of the GPU.
-            before = [tensor.detach().to("cpu", copy=True) for tensor in changes]
+        if key not in self._captured:
+            # In CPU memory, since a step may only just fit into that of the GPU.
+            backups = [tensor.detach().to("cpu", copy=True) for tensor in mutated]
             try:
-                self._recorded[key] = self._record(function, argument)
+                self._captured[key] = self._capture(function, argument)
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self._give_up(error)
-            finally:  # also where memory was too short: the step is done again, and would count twice
+                self._disable(error)
+            finally:  # also if memory ran out: the step is repeated, and would count twice
                 with torch.no_grad():
-                    for tensor, value in zip(changes, before, strict=True):
-                        tensor.copy_(value)
+                    for tensor, backup in zip(mutated, backups, strict=True):
+                        tensor.copy_(backup)
             if not self.active:
-                return function(_given(argument, self.device))
-        graph, inputs, output = self._recorded[key]
+                return function(_leaves_on(self.device, argument))
+        graph, inputs, output = self._captured[key]
         for fixed, given in zip(inputs, tensors_in(argument), strict=True):
             fixed.detach().copy_(given.detach(), non_blocking=True)
         graph.replay()
         return output
 
-    def recorded(self, function: Callable[[Any], Any], key: Hashable = ()) -> bool:
-        """Whether a call only has to be started, so that the processor goes on at once."""
-        return (function, key) in self._recorded
+    def is_captured(self, function: Callable[[Any], Any], key: Hashable = ()) -> bool:
+        """Return whether a call only launches a graph, so that the CPU continues immediately."""
+        return (function, key) in self._captured
 
-    def reading(self, result: Tensor) -> Callable[[], list[float]]:
-        """A function that gives a call's numbers as soon as they are there, whatever is called in the meantime."""
+    def async_read(self, result: Tensor) -> Callable[[], list[float]]:
+        """Start copying a call's result to the CPU.
+
+        Args:
+            result: one axis; later calls may overwrite it before the copy is read.
+
+        Returns:
+            A function that waits for the copy and returns its values.
+        """
         if self.device.type != "cuda":
             return result.tolist
         copied, done = torch.empty_like(result, device="cpu", pin_memory=True), torch.cuda.Event()
@@ -117,35 +140,35 @@ class CudaGraphRunner:
         return read
 
     def clear(self) -> None:
-        """Forgets what was recorded, and frees its memory."""
-        self._recorded.clear()
+        """Discard all graphs and free their memory."""
+        self._captured.clear()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _record(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
-        fixed = _given(argument, self.device, copy=True)
-        stream = capture_stream(self.device)
+    def _capture(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+        fixed = _leaves_on(self.device, argument, copy=True)
+        stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream), _refusing_to_wait():  # libraries choose and load their kernels in a first run
+        with torch.cuda.stream(stream), _sync_raises():  # libraries choose and load their kernels in the first run
             output = map_tensors(function(fixed), lambda tensor: torch.empty_like(tensor, requires_grad=False))
-        # A step that has failed may live on in its error, with nodes that would wait for the stream that it was on.
+        # A failed step may live on in its error, with autograd nodes that would wait for the stream it was on.
         gc.collect()
         torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what the first run held is needed for the graph's own memory
+        torch.cuda.empty_cache()  # the graph's own pool needs the memory of the first run
         graph = torch.cuda.CUDAGraph()
-        # What other threads do with the GPU meanwhile, such as freeing memory, is no part of it and no error.
-        recording = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
-        # The outer context puts the stream back where recording fails; the inner one does not.
-        with torch.cuda.stream(stream), recording:
-            _copy(function(fixed), output)  # so that no memory of the graph is in anybody's hands
-        # A network may keep a tensor of its last run; that memory is only there once the graph has run.
+        # Other threads may use the GPU meanwhile, for instance to free memory, without breaking the capture.
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
+        # The outer context restores the stream if the capture fails; the inner one does not.
+        with torch.cuda.stream(stream), capture:
+            _copy_nested(function(fixed), output)  # so that the result is not in the graph's memory
+        # A network may keep a tensor of its last run, whose memory exists only once the graph has run.
         graph.replay()
         return graph, list(tensors_in(fixed)), output
 
-    def _give_up(self, error: BaseException) -> None:
-        """Goes on without graphs. The last of several errors only says that there was one before."""
-        with suppress(RuntimeError, AttributeError):  # else the allocator waits for the end of what has failed
+    def _disable(self, error: BaseException) -> None:
+        """Continue without graphs. Of a chain of errors the first tells the cause."""
+        with suppress(RuntimeError, AttributeError):  # otherwise the allocator waits for the end of the failed capture
             torch._C._cuda_endAllocateToPool(self.device.index or 0, self._pool)  # type: ignore[arg-type]
         while error.__context__ is not None:
             error = error.__context__
@@ -154,12 +177,12 @@ class CudaGraphRunner:
         self.active = False
         self.clear()
         log.info(
-            "AC-LoRA: this model cannot be recorded as a CUDA graph (%s), so its steps are slower.",
+            "AC-LoRA: steps are slower: this model cannot be captured as a CUDA graph (%s).",
             str(error).split("\n")[0],
         )
 
 
-def _copy(source: Any, target: Any) -> None:
-    """Fills the tensors of one nesting with those of another."""
-    for given, own in zip(tensors_in(source), tensors_in(target), strict=True):
-        own.copy_(given)
+def _copy_nested(source: Any, target: Any) -> None:
+    """Copy nested tensors into others of the same nesting."""
+    for source_tensor, target_tensor in zip(tensors_in(source), tensors_in(target), strict=True):
+        target_tensor.copy_(source_tensor)

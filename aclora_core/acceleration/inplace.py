@@ -1,4 +1,4 @@
-"""For models that overwrite what their own backward pass still needs."""
+"""In-place additions of models that overwrite what their own backward pass still needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class NoInplaceAdd(TorchFunctionMode):
-    """Has x += y make a new tensor for as long as the context lasts.
+    """Make x += y allocate a new tensor while the mode is active and gradients are enabled.
 
-    Some networks add to their activations in place, which costs nothing when drawing but takes from a norm the input
-    that its gradient is computed from. Only to be used where a model fails otherwise: x.add_(y) whose result nobody
-    takes would do nothing.
+    Some networks add to their activations in place. That is harmless in sampling, but in training it overwrites the
+    input a norm has saved for its backward pass. Use it only for models that fail otherwise: a call x.add_(y) whose
+    result is not assigned has no effect.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -24,10 +24,10 @@ class NoInplaceAdd(TorchFunctionMode):
 
 
 class InplaceAddLog(TorchFunctionMode):
-    """Remembers what x += y has written into, for a step that may fail for it.
+    """Record the tensors that x += y overwrites, for a step that may fail because of it.
 
-    What a failed step saved for its way back holds such an x, and that holds the step: without help neither is ever
-    freed, nor the model's weights with them.
+    The saved tensors of the failed step include such an x, whose history is that step: a reference cycle that is never
+    freed, and keeps the model's weights alive.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class InplaceAddLog(TorchFunctionMode):
             self._tensors.append(args[0])
         return func(*args, **(kwargs or {}))
 
-    def let_go(self) -> None:
-        """Takes the step from the tensors."""
+    def detach_all(self) -> None:
+        """Detach the recorded tensors, so that the failed step's graph can be freed."""
         for tensor in self._tensors:
             if not tensor._is_view():
                 tensor.detach_()

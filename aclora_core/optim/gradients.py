@@ -75,7 +75,7 @@ class GradientAccumulator:
 
         Whoever changes the weights before that step calls clear.
         """
-        if self._graphs.recorded(self._forward_backward, batch.key) and not _encoder_outputs(batch):
+        if self._graphs.is_captured(self._forward_backward, batch.key) and not _encoder_outputs(batch):
             self.add(batch)
             self._prefetched = batch
 

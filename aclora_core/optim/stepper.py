@@ -102,7 +102,7 @@ class Stepper:
                 gradients.add(batch)
                 if not in_model_dtype:
                     gradients.to_float32()
-            read_result = self.graphs.reading(self._update.run(self.graphs, in_model_dtype))
+            read_result = self.graphs.async_read(self._update.run(self.graphs, in_model_dtype))
             for batch in meanwhile()[:1]:
                 gradients.prefetch(batch)
             loss, overflowed = read_result()

@@ -57,7 +57,7 @@ class AdaptedModel:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (training loss, reported loss) of a batch on the device, both scalars."""
-        with NoInplaceAdd() if self.checkpointing.out_of_place else nullcontext():
+        with NoInplaceAdd() if self.checkpointing.no_inplace_add else nullcontext():
             return batch_loss(self.model, batch)
 
     def adapter(self) -> Adapter:

@@ -42,7 +42,7 @@ class MemoryPlan:
         if free is None:
             return
         expected, fewer = checkpointing.fit(sizes, rows, free)
-        how = f"{len(checkpointing.again)} of {len(checkpointing.blocks)} blocks recomputed"
+        how = f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} blocks recomputed"
         if fewer < rows:
             self.stream.rows = fewer
             how += f", images {fewer} at a time"
@@ -73,7 +73,7 @@ class MemoryPlan:
 
     def _need_less(self, rows: int) -> str:
         """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
-        if self.adapted.checkpointing.all_again():
+        if self.adapted.checkpointing.recompute_all():
             return "Out of memory: every block is recomputed from now on, which needs less memory and is slower."
         if rows < 2:
             return ""

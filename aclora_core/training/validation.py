@@ -44,7 +44,7 @@ class ValidationSet:
         mask_floor: float = 0.0,
     ) -> None:
         self.model, self.images, self.indices = model, images, list(indices)
-        self._graphs = graphs or CudaGraphRunner(model.device, wished=False)
+        self._graphs = graphs or CudaGraphRunner(model.device, enabled=False)
         self._batches: list[Batch] = []
         for level in range(len(NOISE_FRACTIONS)):
             for group in group_by_key(indices, images.batch_keys, batch_size):

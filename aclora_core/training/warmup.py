@@ -30,7 +30,7 @@ def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_share
     model, checkpointing = adapted.model, adapted.checkpointing
     on_gpu = model.device.type == "cuda"
     if config.checkpointing == "all" or (config.checkpointing == "automatic" and on_gpu):
-        checkpointing.all_again()
+        checkpointing.recompute_all()
     kernels = find_kernels(model.device, model.dtype, "lora")
     network_kind = type(model.network), model.dtype, model.device, config.max_rank, config.layers
     if kernels is not None and network_kind not in _compiled_for:
@@ -42,7 +42,7 @@ def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_share
     trial_step(adapted, batch)
     join_shared_inputs()
     if config.checkpointing == "automatic":
-        checkpointing.again.clear()
+        checkpointing.recomputed.clear()
 
 
 def trial_step(adapted: AdaptedModel, batch: Batch) -> None:
@@ -51,7 +51,7 @@ def trial_step(adapted: AdaptedModel, batch: Batch) -> None:
     Most likely the network overwrites what its backward pass needs, which shows in many ways.
     """
     if not _gives_gradients(adapted, batch):
-        adapted.checkpointing.out_of_place = True
+        adapted.checkpointing.no_inplace_add = True
         adapted.loss(batch)[0].backward()
 
 
@@ -64,6 +64,6 @@ def _gives_gradients(adapted: AdaptedModel, batch: Batch) -> bool:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError:
-        inplace_adds.let_go()
+        inplace_adds.detach_all()
         return False
     return True

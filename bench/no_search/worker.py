@@ -103,7 +103,9 @@ class Bench:
         """Return the model's denoising loss on the test images of a style."""
         if style not in self._verdicts:
             validation_set = self.core["training.validation"].ValidationSet
-            self._verdicts[style] = validation_set(self.session.network, self.indices[style][1], _SEED, _BATCH)
+            self._verdicts[style] = validation_set(
+                self.session.network, self.session.images, self.indices[style][1], _SEED, _BATCH
+            )
         return float(self._verdicts[style].losses().mean())
 
     def verdict_with(self, adapter: Any, style: str) -> float:
@@ -116,7 +118,7 @@ class Bench:
     def _trained(self, job: Job) -> Row:
         config = make_config(self.pack, **job.settings)
         watch = Watch(self, job)
-        result = self.session.train(config, on_step=watch, pictures=self.indices[job.style][0])
+        result = self.session.train(config, on_step=watch, indices=self.indices[job.style][0])
         ranks = [layer.rank for layer in result.adapter.layers.values()]
         report = result.report
         return {

@@ -24,7 +24,7 @@ WITHOUT = "without"  # key of the optimization to disable; it is no setting of t
 _KERNEL_USERS = (  # modules that import find_kernels
     "aclora_core.lora.linear",
     "aclora_core.lora.convolution",
-    "aclora_core.training.trainer",
+    "aclora_core.training.warmup",
     "nodes.host.differentiable_ops",
 )
 

@@ -21,7 +21,7 @@ LOSS_TOLERANCE = 2**-7  # relative difference of a step's loss: two roundings of
 DELTA_TOLERANCE = 0.05  # Frobenius norm of the difference of all ΔW, relative to that of ΔW
 GRADIENTS = "gradients"  # name of the check that compares gradients instead of trainings
 _MAX_GRADIENT_RATIO = 1.2  # the kernels' distance from float32, relative to that of PyTorch's own layers
-_FAILURES = "cannot be recorded", "no preview", "no checkpoint"  # parts of the pack's log messages
+_FAILURES = "cannot be captured", "no preview", "no checkpoint"  # parts of the pack's log messages
 
 
 @dataclass(frozen=True)

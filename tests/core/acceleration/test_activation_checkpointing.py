@@ -1,4 +1,4 @@
-"""Blocks that are computed twice: the same numbers for less memory, and no more of them than it takes."""
+"""Activation checkpointing: equal gradients for less memory, and no more blocks recomputed than needed."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -55,21 +55,21 @@ def gradients(network: Network, memory: ActivationCheckpointing) -> Tensor:
     return weights.gradient
 
 
-@pytest.mark.parametrize("again", [{0}, {0, 1, 2}])
-def test_blocks_computed_twice_give_the_same_gradients(network: Network, again: set[int]) -> None:
+@pytest.mark.parametrize("recomputed", [{0}, {0, 1, 2}])
+def test_recomputed_blocks_give_equal_gradients(network: Network, recomputed: set[int]) -> None:
     expected = gradients(network, ActivationCheckpointing(network))
     for block in network.blocks:
         block.calls = 0
     memory = ActivationCheckpointing(network)
-    memory.again = again
+    memory.recomputed = recomputed
     torch.testing.assert_close(gradients(network, memory), expected, rtol=0, atol=0)
-    assert [block.calls for block in network.blocks] == [1 + (number in again) for number in range(3)]
+    assert [block.calls for block in network.blocks] == [1 + (index in recomputed) for index in range(3)]
     assert all("forward" not in vars(block) for block in network.blocks)
 
 
-def test_without_gradients_nothing_is_computed_twice(network: Network) -> None:
+def test_without_gradients_nothing_is_recomputed(network: Network) -> None:
     memory = ActivationCheckpointing(network)
-    memory.all_again()
+    memory.recompute_all()
     with torch.no_grad(), memory.attached():
         network(torch.zeros(1, 4))
     assert [block.calls for block in network.blocks] == [1, 1, 1]
@@ -83,44 +83,46 @@ def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
     assert find_blocks(nn.Linear(2, 2)) == []
 
 
-KEPT = ActivationSizes([100, 300, 200], 50)
+SIZES = ActivationSizes([100, 300, 200], 50)
 
 
 @pytest.mark.parametrize(
-    ("rows", "free", "again", "fitting", "each"),
+    ("rows", "free", "recomputed", "fitting", "peak_per_row"),
     [
         (2, 10_000, set(), 2, 50 + 600 + 600),
         (2, 2800, {1}, 2, 50 + 300 + 600),  # the largest first: it alone is enough
-        (2, 1900, set(), 1, 50 + 600 + 600),  # one after the other is quicker than two thirds computed twice
+        (2, 1900, set(), 1, 50 + 600 + 600),  # one after the other is faster than recomputing two thirds
         (2, 1500, {1}, 1, 50 + 300 + 600),
-        (5, 5200, set(), 3, 50 + 600 + 600),  # 3 and 2, as near to each other as can be
-        (4, 1, {0, 1, 2}, 1, 50 + 600),  # all there is to give
+        (5, 5200, set(), 3, 50 + 600 + 600),  # 3 and 2, as equal as possible
+        (4, 1, {0, 1, 2}, 1, 50 + 600),  # as little as possible
     ],
 )
-def test_a_step_fits_in_the_least_time(rows: int, free: int, again: set[int], fitting: int, each: int) -> None:
+def test_a_step_fits_in_the_least_time(
+    rows: int, free: int, recomputed: set[int], fitting: int, peak_per_row: int
+) -> None:
     memory = ActivationCheckpointing(Network())
-    assert memory.fit(KEPT, rows, free) == (fitting * each, fitting) and memory.again == again
+    assert memory.fit(SIZES, rows, free) == (fitting * peak_per_row, fitting) and memory.recomputed == recomputed
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("free", range(500, 12_000, 700))
 def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
     memory = ActivationCheckpointing(Network())
-    expected, fitting = memory.fit(KEPT, rows, free)
-    assert expected == KEPT.peak(fitting, memory.again) and 1 <= fitting <= rows
-    if 0.8 * free >= KEPT.peak(1, {0, 1, 2}):
+    expected, fitting = memory.fit(SIZES, rows, free)
+    assert expected == SIZES.peak(fitting, memory.recomputed) and 1 <= fitting <= rows
+    if 0.8 * free >= SIZES.peak(1, {0, 1, 2}):
         assert expected <= 0.8 * free
 
 
-def test_all_again_says_whether_it_helps() -> None:
+def test_recompute_all_returns_whether_it_changes_anything() -> None:
     memory = ActivationCheckpointing(Network())
-    assert memory.all_again() and memory.again == {0, 1, 2}
-    assert not memory.all_again()
+    assert memory.recompute_all() and memory.recomputed == {0, 1, 2}
+    assert not memory.recompute_all()
 
 
 @pytest.fixture
 def full_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[int, int], bool]], list[int]]]:
-    """Has steps run out of memory, by their number and by the most pictures that are in a batch; notes the latter."""
+    """Let steps run out of memory by their number and the most rows of a batch, and record these rows."""
     from aclora_core.optim.stepper import Stepper
 
     rows: list[int] = []
@@ -153,7 +155,7 @@ def with_blocks() -> Toy:
     return model
 
 
-def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_at, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_does_not_fit_is_repeated_and_logged(full_at, caplog: pytest.LogCaptureFixture) -> None:
     rows = full_at(lambda number, most: number == 1)
     with caplog.at_level(logging.INFO, logger="aclora"):
         losses = train(with_blocks(), CONFIG).report.losses
@@ -165,12 +167,12 @@ def test_a_step_that_does_not_fit_is_done_again_with_a_sentence(full_at, caplog:
         train(with_blocks(), replace(CONFIG, checkpointing="off"))
 
 
-def test_where_that_is_not_enough_pictures_go_through_in_parts_and_the_same_is_learned(full_at) -> None:
+def test_if_recomputing_is_not_enough_micro_batches_give_an_equal_adapter(full_at) -> None:
     full_at(lambda number, most: False)
     whole = train(with_blocks(), CONFIG)
     rows = full_at(lambda number, most: number > 2 and most > 1)  # from the third step on
     parted = train(with_blocks(), CONFIG)
-    # The third step is tried with blocks twice, and in halves; the one drawn ahead for after it is split as well.
+    # The third step is repeated with recomputed blocks, then in halves; the next one, drawn ahead, is split as well.
     assert rows == [4, 4, 4, 4, 2, 1, 1, 1, 1]
     torch.testing.assert_close(parted.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
     for name, layer in whole.adapter.layers.items():

@@ -1,5 +1,4 @@
-"""Recording functions as graphs: what a recording that fails leaves behind. The recordings themselves need a GPU, and
-are tested with it in test_stepping.py."""
+"""CUDA graphs: a failed capture leaves nothing behind. Captures themselves need a GPU; test_stepper.py tests them."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aclora_core.acceleration.cuda_graphs import CudaGraphRunner, _given
+from aclora_core.acceleration.cuda_graphs import CudaGraphRunner, _leaves_on
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.storage.nested import tensors_in
 from tests.support.toy import toy, train
@@ -20,7 +19,7 @@ FULL = torch.cuda.OutOfMemoryError("CUDA out of memory")
 
 
 class Replayed:
-    """In place of a CUDA graph: computes again what was recorded."""
+    """In place of a CUDA graph: runs the captured function again."""
 
     def __init__(self, function: Callable[[Any], Any], argument: Any, output: Tensor | None) -> None:
         self.function, self.argument, self.output = function, argument, output
@@ -32,27 +31,27 @@ class Replayed:
 
 
 @pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[str], bool]]:
-    """Has graphs be recorded and replayed on the CPU; "fails" says for which functions memory is too short."""
+def captures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[str], bool]]:
+    """Capture and replay functions on the CPU; "fails" says by their names which of them run out of memory."""
     wishes: dict[str, Callable[[str], bool]] = {"fails": lambda name: False}
 
-    def record(
+    def capture(
         graphs: CudaGraphRunner, function: Callable[[Any], Any], argument: Any
     ) -> tuple[Replayed, list[Tensor], Any]:
-        fixed = _given(argument, CPU, copy=True)
+        fixed = _leaves_on(CPU, argument, copy=True)
         output = function(fixed)  # the first run, in which libraries choose their kernels
         if wishes["fails"](getattr(function, "__name__", "")):
             raise FULL
         return Replayed(function, fixed, output), list(tensors_in(fixed)), output
 
-    made = CudaGraphRunner.__init__
+    init = CudaGraphRunner.__init__
 
-    def active(graphs: CudaGraphRunner, device: torch.device, wished: bool = True) -> None:
-        made(graphs, device, wished)
+    def active(graphs: CudaGraphRunner, device: torch.device, enabled: bool = True) -> None:
+        init(graphs, device, enabled)
         graphs.active = True
 
     monkeypatch.setattr(CudaGraphRunner, "__init__", active)
-    monkeypatch.setattr(CudaGraphRunner, "_record", record)
+    monkeypatch.setattr(CudaGraphRunner, "_capture", capture)
     return wishes
 
 
@@ -63,22 +62,22 @@ def add_one(state: Tensor) -> Callable[[None], None]:
     return step
 
 
-def test_a_first_run_counts_for_nothing_also_where_memory_is_too_short(recordings) -> None:
+def test_the_run_before_a_capture_is_undone_also_if_memory_runs_out(captures) -> None:
     state = torch.zeros(3)
     graphs, step = CudaGraphRunner(CPU), add_one(state)
-    recordings["fails"] = lambda name: True
+    captures["fails"] = lambda name: True
     with pytest.raises(torch.cuda.OutOfMemoryError):
         graphs.call(step, None, "step", [state])
     assert torch.equal(state, torch.zeros(3))
-    recordings["fails"] = lambda name: False
+    captures["fails"] = lambda name: False
     graphs.call(step, None, "step", [state])
     graphs.call(step, None, "step", [state])
     assert torch.equal(state, torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize("what", ["_update", "_forward_backward"])
-def test_a_step_that_is_done_again_for_want_of_memory_counts_once(recordings, what: str) -> None:
-    """Memory is too short once, while a step or the update of the weights is recorded."""
+def test_a_step_repeated_with_less_memory_counts_once(captures, what: str) -> None:
+    """Memory runs out once, while a step or the update of the weights is captured."""
     config = TrainConfig(steps=4, batch_size=4, max_rank=2, mode="off", held_out=0.0, layers="attention")
     tries: list[str] = []
 
@@ -87,7 +86,7 @@ def test_a_step_that_is_done_again_for_want_of_memory_counts_once(recordings, wh
         return name == what and tries.count(what) == 1
 
     calm = train(toy(8), config)
-    recordings["fails"] = once
+    captures["fails"] = once
     pressed = train(toy(8), config)
     assert tries.count(what) > 1
     assert "images go through the model 2 at a time" in pressed.report.facts.notes

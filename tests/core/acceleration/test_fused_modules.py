@@ -1,4 +1,4 @@
-"""Faster ways through frozen modules: the same numbers, only where they may be taken, and gone afterwards."""
+"""Fused modules: equal results, replaced only where they may be, and restored afterwards."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ LAST = torch.channels_last
 
 
 class OwnNorm(nn.GroupNorm):
-    """As a host's, which may cast its weights."""
+    """As the host's, which may cast its weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input)
@@ -39,7 +39,7 @@ class Gate(nn.Module):
 
 
 class Transformer(nn.Module):
-    """As the host's: a picture becomes rows and a picture again, channels first."""
+    """As the host's: an image becomes rows and an image again, channels first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Transformer(nn.Module):
 
 
 class Residual(nn.Module):
-    """As the host's: what it was told of the time is added to every pixel."""
+    """As the host's: the time embedding is added to every pixel."""
 
     def __init__(self, **special: bool) -> None:
         super().__init__()
@@ -101,16 +101,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def picture(seed: int = 1) -> Tensor:
+def image(seed: int = 1) -> Tensor:
     return torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=LAST)
 
 
 def forwards(network: nn.Module) -> list[str]:
-    """The modules that have a forward of their own."""
+    """Names of the modules whose forward is replaced."""
     return [name for name, module in network.named_modules() if "forward" in vars(module)]
 
 
-def everything(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+def output_and_gradient(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach().requires_grad_()
     output = network(x)
     return output.detach(), torch.autograd.grad(output.square().sum(), x)[0]
@@ -120,24 +120,24 @@ def plain(module: nn.Module) -> bool:
     return True
 
 
-def test_the_numbers_stay_and_the_kernels_are_used(network: Network, calls: Counter[str]) -> None:
-    expected = everything(network, picture())
+def test_results_are_equal_and_the_kernels_are_used(network: Network, calls: Counter[str]) -> None:
+    expected = output_and_gradient(network, image())
     with fuse_modules(network, plain, FusableModules(Gate, Transformer)):
-        found = everything(network, picture())
+        found = output_and_gradient(network, image())
     torch.testing.assert_close(found, expected)
     assert calls == {"group_norm silu": 2, "group_norm": 1, "geglu": 1}
     assert not forwards(network)
 
 
-def test_pictures_keep_their_layout_through_a_transformer(network: Network, calls: Counter[str]) -> None:
-    x = picture()
+def test_images_stay_channels_last_through_a_transformer(network: Network, calls: Counter[str]) -> None:
+    x = image()
     assert not network.transformer(x).is_contiguous(memory_format=LAST)
     with fuse_modules(network, plain, FusableModules(transformer=Transformer)):
         assert network.transformer(x).is_contiguous(memory_format=LAST)
         assert x.transpose(2, 3).contiguous().is_contiguous()  # outside it, nothing is changed
 
 
-def test_channels_first_and_other_types_go_the_modules_own_way(network: Network, calls: Counter[str]) -> None:
+def test_channels_first_and_other_dtypes_take_the_modules_own_forward(network: Network, calls: Counter[str]) -> None:
     x = torch.randn(2, 8, 5, 6)
     expected = network.leave(x)
     with fuse_modules(network, plain):
@@ -146,10 +146,10 @@ def test_channels_first_and_other_types_go_the_modules_own_way(network: Network,
     assert not calls
 
 
-def test_a_subclass_is_replaced_only_when_it_is_plain(network: Network, calls: Counter[str]) -> None:
+def test_a_subclass_is_replaced_only_if_it_is_unpatched(network: Network, calls: Counter[str]) -> None:
     with fuse_modules(network, lambda module: False, FusableModules(Gate)):
         assert forwards(network) == ["enter", "enter.0", "transformer.gate"]
-        network(picture())
+        network(image())
     assert calls == {"group_norm silu": 1, "geglu": 1}
 
 
@@ -162,9 +162,9 @@ def test_norms_without_weights_and_gates_of_another_class_are_left_alone(calls: 
         assert not forwards(network)
 
 
-def test_a_sequence_taken_apart_is_computed_in_parts(network: Network, calls: Counter[str]) -> None:
+def test_a_sequence_whose_modules_are_called_one_by_one_is_not_fused(network: Network, calls: Counter[str]) -> None:
     """Some networks put something between the norm and the SiLU."""
-    x = picture()
+    x = image()
     expected = network.leave[1:](2 * network.leave[0](x))
     with fuse_modules(network, plain):
         found = network.leave[1:](2 * network.leave[0](x))
@@ -177,7 +177,7 @@ def test_hooks_on_a_norm_or_its_silu_are_still_called(part: int, network: Networ
     seen: list[Tensor] = []
     handle = network.enter[part].register_forward_hook(lambda module, inputs, output: seen.append(output))
     with fuse_modules(network, plain):
-        network.enter(picture())
+        network.enter(image())
     handle.remove()
     assert len(seen) == 1 and calls == {"group_norm": 1}
 
@@ -188,11 +188,11 @@ def test_a_forward_that_is_already_replaced_stays(network: Network, calls: Count
 
     network.enter[0].forward = forward
     with fuse_modules(network, plain):
-        assert torch.equal(network.enter(picture()), network.enter[2](F.silu(picture())))
+        assert torch.equal(network.enter(image()), network.enter[2](F.silu(image())))
     assert vars(network.enter[0])["forward"] is forward and forwards(network) == ["enter.0"]
 
 
-def test_everything_is_undone_after_an_error(network: Network, calls: Counter[str]) -> None:
+def test_all_forwards_are_restored_after_an_error(network: Network, calls: Counter[str]) -> None:
     with pytest.raises(ZeroDivisionError), fuse_modules(network, plain, FusableModules(Gate, Transformer)):
         assert forwards(network)
         raise ZeroDivisionError
@@ -218,9 +218,9 @@ def nothing(*_: object) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_adapters_learn_the_same_with_and_without(again: bool, network: Network, calls: Counter[str]) -> None:
-    """The gate's projection carries a branch too; blocks may be computed twice."""
+@pytest.mark.parametrize("recompute", [False, True])
+def test_kernels_leave_an_adapters_gradients_equal(recompute: bool, network: Network, calls: Counter[str]) -> None:
+    """The gate's projection has a branch too; blocks may be recomputed."""
 
     def gradient(context: Callable[..., object]) -> Tensor:
         layers = preset_layers(network, "all")
@@ -228,11 +228,11 @@ def test_adapters_learn_the_same_with_and_without(again: bool, network: Network,
         weights.master.normal_(generator=torch.Generator().manual_seed(2))
         weights.refresh()
         memory = ActivationCheckpointing(network)
-        if again:
-            memory.all_again()
+        if recompute:
+            memory.recompute_all()
         quick = context(network, plain, FusableModules(Gate, Transformer))
         with quick, injected(layers, weights.layers, plain), memory.attached():  # type: ignore[attr-defined]
-            network(picture()).square().sum().backward()
+            network(image()).square().sum().backward()
         assert not forwards(network)
         return weights.gradient.clone()
 
@@ -250,26 +250,26 @@ def block_and_gradients(block: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) -> None:
     torch.manual_seed(0)
     block = Residual().requires_grad_(False)
-    expected = block_and_gradients(block, picture())
+    expected = block_and_gradients(block, image())
     with fuse_modules(block, plain, FusableModules(residual=Residual)):
-        found = block_and_gradients(block, picture())
+        found = block_and_gradients(block, image())
         assert calls == {"group_norm silu": 1, "group_norm silu shift": 1}
-        channels_first = block_and_gradients(block, picture().contiguous())
+        channels_first = block_and_gradients(block, image().contiguous())
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(channels_first, expected)
     assert not forwards(block)
 
 
 @pytest.mark.parametrize("special", ["updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint"])
-def test_residual_blocks_that_do_more_go_their_own_way(special: str, calls: Counter[str]) -> None:
+def test_residual_blocks_that_do_more_keep_their_forward(special: str, calls: Counter[str]) -> None:
     block = Residual(**{special: True})
     with fuse_modules(block, plain, FusableModules(residual=Residual)):
         assert "" not in forwards(block)
-        block(picture(), torch.ones(2, 5))
+        block(image(), torch.ones(2, 5))
     assert "group_norm silu shift" not in calls
 
 
-def test_a_residual_block_without_a_norm_to_add_to_goes_its_own_way(calls: Counter[str]) -> None:
+def test_a_residual_block_without_a_fusable_norm_keeps_its_forward(calls: Counter[str]) -> None:
     block = Residual()
     handle = block.out_layers[0].register_forward_hook(lambda *_: None)
     with fuse_modules(block, plain, FusableModules(residual=Residual)):
@@ -281,7 +281,7 @@ class OwnRows(nn.LayerNorm):
     """As a host's, which may cast its weights."""
 
 
-def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) -> None:
+def test_layer_norms_are_replaced_if_they_are_unpatched(calls: Counter[str]) -> None:
     norms = nn.Sequential(nn.LayerNorm(6), OwnRows(6), nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm((5, 6)))
     x = torch.randn(3, 5, 6)
     expected = norms(x)
@@ -292,9 +292,9 @@ def test_norms_of_rows_are_replaced_where_they_are_plain(calls: Counter[str]) ->
     assert calls == {"layer_norm": 1} and not forwards(norms)
 
 
-def test_root_mean_squares_and_gelus_of_parts_are_replaced(calls: Counter[str]) -> None:
+def test_rms_norms_and_gelus_of_strided_rows_are_replaced(calls: Counter[str]) -> None:
     norms = nn.Sequential(nn.RMSNorm(6), nn.RMSNorm(6, eps=0.1), nn.RMSNorm(6, elementwise_affine=False), nn.GELU())
-    x = (torch.randn(3, 5, 12) / 1000)[..., :6]  # so small that it shows what is added to the squares
+    x = (torch.randn(3, 5, 12) / 1000)[..., :6]  # so small that the eps matters
     expected = norms(x)
     with fuse_modules(norms, lambda module: True):
         torch.testing.assert_close(norms(x), expected)
@@ -334,7 +334,7 @@ class Block(nn.Module):
         return self.ff(self.norm3(x)) + x
 
 
-def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
+def test_a_transformer_block_adds_its_residuals_within_its_norms(calls: Counter[str]) -> None:
     torch.manual_seed(0)
     block, context = Block().requires_grad_(False), torch.full((2, 3), 1.5)
     results = []
@@ -346,7 +346,7 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
             undo = fuse_modules(block, plain, FusableModules(block=Block))
             undo.__enter__()
     assert calls == {"residual_norm": 1, "residual_norm residual": 2}
-    assert not block(x, context, {"patches": {"attn1_patch": [None]}}).any()  # goes the block's own way
+    assert not block(x, context, {"patches": {"attn1_patch": [None]}}).any()  # the block's own forward
     torch.testing.assert_close(block.double()(x.double(), context.double()).float(), results[0][0])
     assert calls == {"residual_norm": 1, "residual_norm residual": 2}
     undo.__exit__(None, None, None)
@@ -355,13 +355,13 @@ def test_a_block_adds_up_within_its_norms(calls: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("special", ["ff_in", "disable_self_attn", "switch_temporal_ca_to_sa", "attn2", "is_res"])
-def test_blocks_that_do_more_or_less_go_their_own_way(special: str, calls: Counter[str]) -> None:
+def test_transformer_blocks_that_do_more_or_less_keep_their_forward(special: str, calls: Counter[str]) -> None:
     block = Block(**{special: {"attn2": None, "is_res": False}.get(special, True)})
     with fuse_modules(block, plain, FusableModules(block=Block)):
         assert "" not in forwards(block)
 
 
-def test_a_block_with_a_hook_on_a_norm_goes_its_own_way(calls: Counter[str]) -> None:
+def test_a_transformer_block_with_a_hook_on_a_norm_keeps_its_forward(calls: Counter[str]) -> None:
     block = Block()
     handle = block.norm2.register_forward_hook(lambda *_: None)
     with fuse_modules(block, plain, FusableModules(block=Block)):

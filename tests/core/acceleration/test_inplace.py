@@ -1,4 +1,4 @@
-"""Models that overwrite what their backward pass needs are trained all the same, with the same gradients."""
+"""Models that overwrite what their backward pass needs are trained with the right gradients."""
 
 import gc
 from typing import Any
@@ -45,7 +45,7 @@ def test_a_model_that_adds_in_place_trains_as_one_that_does_not(checkpointing: s
     assert careless == pytest.approx(careful, rel=1e-5) and careless[-1] != careless[0]
 
 
-def test_the_mode_ends_with_its_context_and_leaves_drawing_alone() -> None:
+def test_no_inplace_add_ends_with_its_block_and_leaves_sampling_alone() -> None:
     x = torch.ones(2)
     with NoInplaceAdd():
         y = x
@@ -59,7 +59,7 @@ def test_the_mode_ends_with_its_context_and_leaves_drawing_alone() -> None:
     assert torch.equal(x, torch.full((2,), 3.0))
 
 
-def test_other_errors_are_not_taken_for_it() -> None:
+def test_other_errors_are_not_taken_for_an_inplace_addition() -> None:
     broken = toy(6)
     broken.objective = type(broken.objective)(
         add_noise=broken.objective.add_noise,
@@ -71,25 +71,25 @@ def test_other_errors_are_not_taken_for_it() -> None:
         train(broken, TrainConfig(steps=1, max_rank=2))
 
 
-def test_a_failed_step_is_let_go() -> None:
-    """Its norm has saved what was overwritten, and that knows its norm: unbroken, the ring would never be freed."""
+def test_detach_all_frees_a_failed_step() -> None:
+    """Its norm has saved the overwritten tensor, whose history holds the norm: a cycle that is never freed."""
 
     def accumulator() -> Any:
         return leaf.view_as(leaf).grad_fn.next_functions[0][0]
 
     leaf = torch.ones(3, requires_grad=True)
-    for helped in (False, True):
+    for detached in (False, True):
         overwritten = InplaceAddLog()
         with overwritten:
             x = leaf * 2
-            accumulator().metadata["of this step"] = helped
+            accumulator().metadata["of this step"] = detached
             y = torch.nn.functional.layer_norm(x, (3,))
             x += y
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 x.sum().backward()
-        if helped:
-            overwritten.let_go()
+        if detached:
+            overwritten.detach_all()
         del x, y, overwritten
         gc.collect()
-        assert ("of this step" in accumulator().metadata) != helped
+        assert ("of this step" in accumulator().metadata) != detached
         leaf = torch.ones(3, requires_grad=True)

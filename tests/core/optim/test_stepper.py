@@ -433,7 +433,7 @@ def test_the_fused_update_matches_the_separate_one(dtype: torch.dtype, monkeypat
 class AlwaysCaptured(CudaGraphRunner):
     """Claims that every graph is captured, so that micro-batches are prefetched as on a GPU."""
 
-    def recorded(self, function: object, key: object = ()) -> bool:
+    def is_captured(self, function: object, key: object = ()) -> bool:
         return True
 
 

@@ -1,4 +1,4 @@
-"""Our kernels against float64; test_kernels.py runs this file on the CPU, with Triton's interpreter."""
+"""The fused kernels against float64; test_kernels.py runs this file on the CPU, with Triton's interpreter."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ _patch = interpreter._patch_lang_tensor
 
 
 def _with_index(tensor: Any, *more: Any) -> None:
-    """Newer NumPys do not take an array of one number for a number, as the interpreter does where it counts a loop."""
+    """Newer NumPys do not convert an array of one element to an integer, as the interpreter does in its loops."""
     _patch(tensor, *more)
     tensor.__index__ = lambda self: self.handle.data.item()
 
@@ -57,38 +57,38 @@ def compare(ours: Tensor, x: Tensor, expected: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("shape", [(1, 9, 2 * 260), (1, 2), (8, 2 * 256)], ids=str)
-def test_the_gate_is_that_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_geglu_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     hidden = (3 * draw(*shape)).to(dtype).requires_grad_()
     exact = hidden.detach().double().requires_grad_()
     value, gate = exact.chunk(2, dim=-1)
     compare(geglu(hidden), hidden, value * F.gelu(gate), exact)
 
 
-def test_the_gate_of_rows_that_lie_apart() -> None:
+def test_geglu_of_strided_rows_equals_float64() -> None:
     hidden = draw(4, 6, 20).transpose(0, 1).requires_grad_()
     exact = hidden.detach().double().requires_grad_()
     value, gate = exact.chunk(2, dim=-1)
     compare(geglu(hidden), hidden, value * F.gelu(gate), exact)
 
 
-def test_far_gates_are_open_or_shut() -> None:
+def test_geglu_saturates_for_large_gates() -> None:
     hidden = torch.tensor([[2.0, 2.0, 2.0, -60.0, 0.0, 60.0]]).requires_grad_()
     (gradient,) = torch.autograd.grad(geglu(hidden).sum(), hidden)
     torch.testing.assert_close(geglu(hidden).detach(), torch.tensor([[0.0, 0.0, 120.0]]))
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0, 60.0, 0.0, 1.0, 2.0]]))
 
 
-def picture(n: int, channels: int, height: int, width: int, dtype: torch.dtype, middle: float = 0.5) -> Tensor:
-    """Channels last in memory, each channel with its own spread."""
-    x = draw(n, channels, height, width) * torch.linspace(0.5, 3, channels)[:, None, None] + middle
+def image(n: int, channels: int, height: int, width: int, dtype: torch.dtype, mean: float = 0.5) -> Tensor:
+    """Channels last in memory, each channel with its own standard deviation."""
+    x = draw(n, channels, height, width) * torch.linspace(0.5, 3, channels)[:, None, None] + mean
     return x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_shift_of_all_pixels_is_that_of_float64(dtype: torch.dtype, silu: bool) -> None:
-    """Several tiles that end within, two pictures with shifts of their own."""
-    x, shift = picture(2, 80, 9, 8, dtype), (3 * draw(2, 80, seed=2)).to(dtype).requires_grad_()
+def test_group_norm_with_a_shift_equals_float64(dtype: torch.dtype, silu: bool) -> None:
+    """Several partly filled tiles, two images with different shifts."""
+    x, shift = image(2, 80, 9, 8, dtype), (3 * draw(2, 80, seed=2)).to(dtype).requires_grad_()
     weight, bias = (1 + draw(2, 80, seed=1) / 2).to(dtype)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, shift)]
     expected = F.group_norm(exact[0] + exact[1][:, :, None, None], 4, weight.double(), bias.double(), 1e-5)
@@ -102,12 +102,12 @@ def test_a_shift_of_all_pixels_is_that_of_float64(dtype: torch.dtype, silu: bool
         assert found.dtype == dtype and error <= TOLERANCE[dtype] * 4, error  # a sum of 72 that nearly cancel
 
 
-# Rows and their width: a program of several rows that ends within, a width that fills its tile, a lone number.
+# Rows and their width: a partly filled program, a width that fills its tile, a single element.
 ROWS = [((3, 5, 90), torch.float32), ((9, 256), torch.float16), ((5, 2), torch.bfloat16), ((1, 1), torch.float32)]
 
 
 @pytest.mark.parametrize("shape, dtype", ROWS, ids=str)
-def test_the_norm_of_rows_is_that_of_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_layer_norm_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = (draw(*shape) * 3 + 1).to(dtype).requires_grad_()
     weight, bias = (1 + draw(2, shape[-1], seed=1) / 2).to(dtype)
     exact = x.detach().double().requires_grad_()
@@ -115,15 +115,15 @@ def test_the_norm_of_rows_is_that_of_float64(shape: tuple[int, ...], dtype: torc
     ours = layer_norm(x, weight, bias, 1e-5)
     if shape[-1] > 2:
         compare(ours, x, expected, exact)
-    else:  # where a row has no spread to speak of, the gradient is the rest of numbers that cancel
+    else:  # where a row has almost no variance, the gradient is what is left of numbers that cancel
         torch.testing.assert_close(ours.double(), expected, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("used", ["both", "sum", "norm"])
 @pytest.mark.parametrize("with_sum", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_sum_and_its_norm_are_those_of_float64(dtype: torch.dtype, with_sum: bool, used: str) -> None:
-    """Gradients of both flow back to what was added up, or of one of them."""
+def test_residual_norm_equals_float64(dtype: torch.dtype, with_sum: bool, used: str) -> None:
+    """With gradients of both outputs, and of one of them."""
     given = [(draw(7, 90, seed=seed) + 1).to(dtype).requires_grad_() for seed in range(1 + with_sum)]
     weight, bias = (1 + draw(2, 90, seed=1) / 2).to(dtype)
     exact = [tensor.detach().double().requires_grad_() for tensor in given]
@@ -145,7 +145,7 @@ def test_a_sum_and_its_norm_are_those_of_float64(dtype: torch.dtype, with_sum: b
 
 
 def normed(x: Tensor, groups: int, dtype: torch.dtype, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Ours; float64's, and the input that it came from."""
+    """The kernel's result; that in float64, and its input."""
     weight, bias = (1 + draw(2, x.shape[1], seed=1) / 2).to(dtype)
     exact = x.detach().double().requires_grad_()
     expected = F.group_norm(exact, groups, weight.double(), bias.double(), 1e-5)
@@ -154,43 +154,43 @@ def normed(x: Tensor, groups: int, dtype: torch.dtype, silu: bool) -> tuple[Tens
     return ours, F.silu(expected) if silu else expected, exact
 
 
-# The sizes are: one small tile; several tiles of pixels and channels that end within; groups of uneven size across the
-# tiles; more sums of a group than are joined at once; one channel in a group.
+# One small tile; several partly filled tiles of pixels and channels; groups that do not align with tiles; more sums of a
+# group than are added up at once; one channel in a group.
 SIZES = [(1, 4, 2, 3, 2), (2, 80, 9, 8, 4), (1, 90, 8, 16, 3), (1, 2112, 2, 9, 1), (1, 8, 3, 5, 8)]
 
 
 @pytest.mark.parametrize("size, silu", [(size, number % 2 == 1) for number, size in enumerate(SIZES)], ids=str)
-def test_the_norm_is_that_of_float64(size: tuple[int, int, int, int, int], silu: bool) -> None:
-    x = picture(*size[:4], torch.float32)
+def test_group_norm_equals_float64(size: tuple[int, int, int, int, int], silu: bool) -> None:
+    x = image(*size[:4], torch.float32)
     ours, expected, exact = normed(x, size[4], torch.float32, silu)
     compare(ours, x, expected, exact)
 
 
-SHORT = [(torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
+HALF = [(torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
 
 
-@pytest.mark.parametrize("dtype, of_weight", SHORT, ids=str)
-def test_the_norm_of_short_types(dtype: torch.dtype, of_weight: torch.dtype) -> None:
-    x = picture(2, 20, 9, 8, dtype)
+@pytest.mark.parametrize("dtype, of_weight", HALF, ids=str)
+def test_group_norm_in_half_precision_equals_float64(dtype: torch.dtype, of_weight: torch.dtype) -> None:
+    x = image(2, 20, 9, 8, dtype)
     ours, expected, exact = normed(x, 2, of_weight, silu=True)
     compare(ours, x, expected, exact)
 
 
-def test_a_large_mean_costs_no_digits_but_its_own() -> None:
-    x = picture(1, 12, 16, 9, torch.float32, middle=1000.0)
+def test_group_norm_is_accurate_for_a_large_mean() -> None:
+    x = image(1, 12, 16, 9, torch.float32, mean=1000.0)
     ours, expected, _ = normed(x, 3, torch.float32, silu=False)
     # One step of a float32 at 1000 is 6e-5; sums of squares that are subtracted would be wrong by a tenth.
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=4e-4)
 
 
-def test_a_constant_picture_is_its_bias() -> None:
+def test_group_norm_of_a_constant_image_is_its_bias() -> None:
     x = torch.full((1, 4, 3, 3), 7.0).contiguous(memory_format=torch.channels_last)
     found = group_norm(x, 2, torch.ones(4), torch.arange(4.0), 1e-5)
     torch.testing.assert_close(found, torch.arange(4.0)[:, None, None].expand(1, 4, 3, 3), rtol=0, atol=1e-6)
 
 
-def test_a_gradient_of_another_layout_is_taken() -> None:
-    x = picture(1, 6, 4, 5, torch.float32)
+def test_group_norm_takes_gradients_in_any_memory_format() -> None:
+    x = image(1, 6, 4, 5, torch.float32)
     ours, _, _ = normed(x, 2, torch.float32, silu=False)
     gradient = draw(1, 6, 4, 5)
     (first,) = torch.autograd.grad(ours, x, gradient, retain_graph=True)
@@ -200,26 +200,26 @@ def test_a_gradient_of_another_layout_is_taken() -> None:
     assert math.isfinite(even.sum())
 
 
-def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:
-    x = picture(1, 6, 4, 5, torch.float32)
+def test_nothing_is_saved_without_gradients() -> None:
+    x = image(1, 6, 4, 5, torch.float32)
     with torch.no_grad():
         assert group_norm(x, 2, torch.ones(6), torch.zeros(6), 1e-5).grad_fn is None
         assert geglu(draw(2, 6).requires_grad_()).grad_fn is None
 
 
-# Rows, inputs, outputs, rank and layers: one small tile; tiles that end within, of every size; one row; rows that are
-# summed up in parts.
+# Rows, inputs, outputs, rank and layers: one small tile; partly filled tiles of every size; one row; sums over rows that
+# are split.
 LINEARS = [(5, 64, 64, 2, 1), (70, 128, 192, 16, 3), (1, 64, 128, 5, 2), (300, 192, 64, 20, 1)]
 
 
 class Linears:
-    """Some layers with their branches, in float16: the interpreter has no products of bfloat16."""
+    """Linear layers with their branches, in float16: the interpreter has no matrix products of bfloat16."""
 
     def __init__(self, rows: int, inputs: int, outputs: int, rank: int, count: int) -> None:
         def some(*shape: int) -> list[Tensor]:
             return [(draw(*shape, seed=number) / shape[-1] ** 0.5).half() for number in range(count)]
 
-        self.x = draw(rows, inputs + 8).half()[:, :inputs]  # rows that lie apart
+        self.x = draw(rows, inputs + 8).half()[:, :inputs]  # strided rows
         self.weights, self.biases = some(outputs, inputs), some(1, outputs)
         self.downs, self.ups = some(rank, inputs), some(outputs, rank)
         self.gradients = [draw(rows, outputs + 8, seed=5 + number).half()[:, :outputs] for number in range(count)]
@@ -234,32 +234,32 @@ def close(found: Tensor, right: Tensor, roundings: int = 1) -> None:
 
 @pytest.mark.parametrize("size", LINEARS, ids=str)
 @pytest.mark.parametrize("biased", [True, False])
-def test_layers_and_their_branches_are_those_of_float64(size: tuple[int, int, int, int, int], biased: bool) -> None:
+def test_lora_linear_equals_float64(size: tuple[int, int, int, int, int], biased: bool) -> None:
     it = Linears(*size)
     x = it.x.double()
-    output, inner = lora_linear(it.x, it.weights, it.biases if biased else [], it.downs, it.ups, 0.5)
+    output, x_down = lora_linear(it.x, it.weights, it.biases if biased else [], it.downs, it.ups, 0.5)
     for number, (weight, bias, down, up) in enumerate(zip(it.weights, it.biases, it.downs, it.ups, strict=True)):
-        narrow = x @ down.double().t()
-        right = x @ weight.double().t() + 0.5 * narrow @ up.double().t() + (bias.double() if biased else 0)
-        close(inner[number], narrow)
+        h = x @ down.double().t()
+        right = x @ weight.double().t() + 0.5 * h @ up.double().t() + (bias.double() if biased else 0)
+        close(x_down[number], h)
         close(output[number], right)
 
 
 @pytest.mark.parametrize("size", LINEARS, ids=str)
-def test_what_layers_give_back_to_their_input_is_that_of_float64(size: tuple[int, int, int, int, int]) -> None:
+def test_lora_linear_backward_equals_float64(size: tuple[int, int, int, int, int]) -> None:
     it = Linears(*size)
-    of_input, through = lora_linear_backward(it.gradients, it.weights, it.downs, it.ups, 0.5)
-    right = torch.zeros(of_input.shape, dtype=torch.float64)
+    grad_input, grad_up = lora_linear_backward(it.gradients, it.weights, it.downs, it.ups, 0.5)
+    right = torch.zeros(grad_input.shape, dtype=torch.float64)
     for number, (gradient, weight, down, up) in enumerate(zip(it.gradients, it.weights, it.downs, it.ups, strict=True)):
-        narrow = gradient.double() @ up.double()
-        close(through[number], narrow)
-        right += gradient.double() @ weight.double() + 0.5 * narrow @ down.double()
-    close(of_input, right)
+        h = gradient.double() @ up.double()
+        close(grad_up[number], h)
+        right += gradient.double() @ weight.double() + 0.5 * h @ down.double()
+    close(grad_input, right)
 
 
 @pytest.fixture(params=[512, 20])
-def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Rows that a program sums up at least: for the small examples here all, or a part of them."""
+def min_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows that a program sums at least: for the small examples here all, or a part of them."""
     monkeypatch.setattr(_tiles, "_MIN_ROWS_PER_SPLIT", request.param)
     monkeypatch.setattr(_tiles, "_MIN_SPLIT_ROWS", 2 * request.param)
     for module in (lora_linear_gradients, lora_conv_gradients):
@@ -267,41 +267,39 @@ def shortest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return int(request.param)
 
 
-def test_long_sums_are_shared_out(shortest: int) -> None:
+def test_long_sums_are_split(min_rows: int) -> None:
     plan = _tiles.plan_split_k(70, 5, lora_linear_gradients._BLOCK_K, 64, torch.device("cpu"))
-    assert plan.splits == {512: 1, 20: 3}[shortest]
+    assert plan.splits == {512: 1, 20: 3}[min_rows]
     assert (plan.splits - 1) * plan.rows_per_split < 70 <= plan.splits * plan.rows_per_split
     assert plan.arrived.count_nonzero() == 0  # also after the sums of other tests
 
 
-# The last: numbers of inputs and outputs that are multiples of nothing, which only this kernel takes.
+# The last: inputs and outputs that are no multiples of a block, which only this kernel takes.
 @pytest.mark.parametrize("size", [*LINEARS, (70, 150, 90, 16, 2)], ids=str)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_gradients_of_factors_are_those_of_float64(
-    size: tuple[int, int, int, int, int], wanted: bool, shortest: int
-) -> None:
-    """They are added to what is there."""
+def test_lora_linear_gradients_equal_float64(size: tuple[int, int, int, int, int], wanted: bool, min_rows: int) -> None:
+    """They are added to the gradients so far."""
     it, rows, count = Linears(*size), size[0], size[4]
-    inner, through = draw(count, rows, it.rank).half(), draw(count, rows, it.rank, seed=1).half()
-    of_downs, of_ups = ([tensor.clone() for tensor in factors] for factors in (it.downs, it.ups))
-    of_input = draw(rows, it.inputs, seed=2).half()
-    before, alone = of_input.double(), wanted and count == 1
-    more = (of_input, it.downs[0]) if alone else ()
-    lora_linear_gradients.lora_linear_gradients(it.x, it.gradients, inner, through, of_downs, of_ups, 0.5, *more)
+    x_down, grad_up = draw(count, rows, it.rank).half(), draw(count, rows, it.rank, seed=1).half()
+    down_grads, up_grads = ([tensor.clone() for tensor in factors] for factors in (it.downs, it.ups))
+    grad_input = draw(rows, it.inputs, seed=2).half()
+    before, alone = grad_input.double(), wanted and count == 1
+    more = (grad_input, it.downs[0]) if alone else ()
+    lora_linear_gradients.lora_linear_gradients(it.x, it.gradients, x_down, grad_up, down_grads, up_grads, 0.5, *more)
     for number in range(count):
-        close(of_downs[number], it.downs[number].double() + 0.5 * through[number].double().t() @ it.x.double())
-        of_up = 0.5 * it.gradients[number].double().t() @ inner[number].double()
-        close(of_ups[number], it.ups[number].double() + of_up)
-    close(of_input, before + 0.5 * through[0].double() @ it.downs[0].double() if alone else before)
+        close(down_grads[number], it.downs[number].double() + 0.5 * grad_up[number].double().t() @ it.x.double())
+        of_up = 0.5 * it.gradients[number].double().t() @ x_down[number].double()
+        close(up_grads[number], it.ups[number].double() + of_up)
+    close(grad_input, before + 0.5 * grad_up[0].double() @ it.downs[0].double() if alone else before)
 
 
-# Pictures, heads, queries, keys and channels: tiles that end within; one query and one key; as many as there may be.
+# Images, heads, queries, keys and channels: partly filled tiles; one query and one key; as many as there may be.
 ATTENTIONS = [(2, 2, 130, 21, 40), (1, 2, 1, 1, 64), (1, 1, 65, 128, 128)]
 
 
 @pytest.mark.parametrize("size", ATTENTIONS, ids=str)
 @pytest.mark.parametrize("processors", [1, 99])  # so that a program has all tiles of a head, or one
-def test_attention_is_that_of_float64(
+def test_short_key_attention_equals_float64(
     size: tuple[int, int, int, int, int], processors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_module, "_multiprocessors", lambda device: processors)
@@ -321,8 +319,8 @@ def test_attention_is_that_of_float64(
     assert ours.transpose(1, 2).is_contiguous()
 
 
-# Pictures, inputs, height, width, outputs, rank, kernel, stride, padding and dilation: a sum of several parts and tiles
-# that end within; steps of two; a lone pixel of a kernel; taps that lie apart; no edge; one channel.
+# Images, inputs, height, width, outputs, rank, kernel, stride, padding and dilation: a split sum and partly filled tiles;
+# stride 2; a 1x1 kernel; dilation; no padding; one channel.
 CONVOLUTIONS = [
     (2, 70, 5, 7, 20, 5, (3, 3), (1, 1), (1, 1), (1, 1)),
     (1, 8, 9, 8, 6, 20, (3, 3), (2, 2), (1, 1), (1, 1)),
@@ -334,25 +332,25 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize("size", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, shortest: int) -> None:
-    """All is added to what is there."""
+def test_lora_conv_and_its_gradients_equal_float64(size: tuple, wanted: bool, min_rows: int) -> None:
+    """All results are added to what is there."""
     n, inputs, height, width, outputs, rank, kernel, *steps = size
     last, scale = torch.channels_last, 0.5
     x = draw(n, inputs, height, width).half().contiguous(memory_format=last)
     down, up = draw(rank, inputs, *kernel, seed=1).half(), draw(outputs, rank, seed=2).half()
     exact = [tensor.double().requires_grad_() for tensor in (x, down, up)]
-    narrow = F.conv2d(exact[0], exact[1], None, *steps)
-    result = scale * F.conv2d(narrow, exact[2][:, :, None, None])
+    h = F.conv2d(exact[0], exact[1], None, *steps)
+    result = scale * F.conv2d(h, exact[2][:, :, None, None])
     output = draw(*result.shape, seed=3).half().contiguous(memory_format=last)
     before, turned = output.double(), down.contiguous(memory_format=last)
     bias = draw(outputs, seed=6).half() if wanted else None
-    inner = lora_conv(output, bias, x, turned, up, ConvParams(*steps), scale)
-    close(inner, narrow.detach().permute(0, 2, 3, 1).reshape(-1, rank))
+    x_down = lora_conv(output, bias, x, turned, up, ConvParams(*steps), scale)
+    close(x_down, h.detach().permute(0, 2, 3, 1).reshape(-1, rank))
     added = result.detach() if bias is None else result.detach() + bias.double()[:, None, None]
-    close(output, before + added, roundings=2)  # inner is rounded too
+    close(output, before + added, roundings=2)  # x_down is rounded too
 
     gradient = draw(*result.shape, seed=4).half().contiguous(memory_format=last)
-    through = (gradient.permute(0, 2, 3, 1).reshape(-1, outputs) @ up).contiguous()
+    grad_up = (gradient.permute(0, 2, 3, 1).reshape(-1, outputs) @ up).contiguous()
     grown = [draw(*tensor.shape, seed=5).half() for tensor in (x, down, up)]
     grown[:2] = [tensor.contiguous(memory_format=last) for tensor in grown[:2]]
     expected = torch.autograd.grad(result, exact, gradient.double())
@@ -362,8 +360,8 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
     lora_conv_gradients.lora_conv_gradients(
         x,
         gradient,
-        inner,
-        through,
+        x_down,
+        grad_up,
         turned,
         grown[1],
         grown[2],
@@ -373,11 +371,11 @@ def test_a_convolutions_branch_is_that_of_float64(size: tuple, wanted: bool, sho
     )
     for found, exactly in zip(grown, right, strict=True):
         error = (found.double() - exactly).abs().max() / exactly.abs().max()
-        assert error <= 2 * TOLERANCE[torch.float16], error  # inner and through are rounded too
+        assert error <= 2 * TOLERANCE[torch.float16], error  # x_down and grad_up are rounded too
 
 
 @pytest.mark.parametrize("tiles, heads, processors", [(8, 20, 132), (32, 10, 132), (8, 80, 132), (1, 1, 9), (5, 7, 1)])
-def test_all_tiles_are_shared_out(tiles: int, heads: int, processors: int) -> None:
+def test_all_tiles_of_queries_are_split(tiles: int, heads: int, processors: int) -> None:
     each, parts = attention_module._split_queries(tiles, heads, processors)
     assert each * parts >= tiles and each * (parts - 1) < tiles
     waves = -(-heads * parts // processors)
@@ -385,45 +383,45 @@ def test_all_tiles_are_shared_out(tiles: int, heads: int, processors: int) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_steps_of_adamw_are_those_of_torch(dtype: torch.dtype) -> None:
-    """With a rate that changes, a gradient that is divided, and a step in between that is left out."""
+def test_adamw_equals_torch(dtype: torch.dtype) -> None:
+    """With a changing learning rate, a divisor, and a skipped step in between."""
     count, decay = 2000, 0.05
     weights, before, copy = draw(count), torch.zeros(count), torch.zeros(count, dtype=torch.float16)
     exact = torch.nn.Parameter(weights.clone())
     optimizer = torch.optim.AdamW([exact], lr=0.0, weight_decay=decay)
-    first, second, steps = torch.zeros(count), torch.zeros(count), torch.zeros(())
+    exp_avg, exp_avg_sq, steps = torch.zeros(count), torch.zeros(count), torch.zeros(())
     for number, rate in enumerate((0.1, 0.02, 0.3)):
-        for left_out in (1.0, 0.0):
+        for skipped in (1.0, 0.0):
             gradient = draw(count, seed=3 + number).to(dtype)
-            slope, start, steps = gradient.float() / 4, weights.clone(), steps + 1 - left_out
-            numbers = steps, torch.tensor(rate), torch.tensor(4.0), torch.tensor(left_out)
-            unchanged = [tensor.clone() for tensor in (weights, first, second, before, copy)]
-            adamw(weights, gradient, first, second, before, copy, *numbers, (0.9, 0.999), decay, 1e-8)
+            grad, start, steps = gradient.float() / 4, weights.clone(), steps + 1 - skipped
+            numbers = steps, torch.tensor(rate), torch.tensor(4.0), torch.tensor(skipped)
+            unchanged = [tensor.clone() for tensor in (weights, exp_avg, exp_avg_sq, before, copy)]
+            adamw(weights, gradient, exp_avg, exp_avg_sq, before, copy, *numbers, (0.9, 0.999), decay, 1e-8)
             assert not gradient.any()
-            if left_out:
-                assert all(map(torch.equal, unchanged, (weights, first, second, before, copy)))
-        optimizer.param_groups[0]["lr"], exact.grad = rate, slope
+            if skipped:
+                assert all(map(torch.equal, unchanged, (weights, exp_avg, exp_avg_sq, before, copy)))
+        optimizer.param_groups[0]["lr"], exact.grad = rate, grad
         optimizer.step()
         assert torch.equal(before, start)
         torch.testing.assert_close(weights, exact.detach(), rtol=2e-6, atol=2e-6)
         torch.testing.assert_close(copy, exact.detach().half(), rtol=2e-3, atol=2e-3)
 
 
-def apart(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Heads (n, heads, rows, d) that are parts of wider rows, as attention has them, and the same in float64."""
+def strided_heads(*shape: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Heads (n, heads, rows, d) that are parts of wider rows, as in attention; and a copy in float64."""
     n, heads, rows, width = shape
     wide = (2 * draw(n, rows, 3, heads, width, seed=seed)).to(dtype)
     x = wide.permute(2, 0, 3, 1, 4)[1].requires_grad_()
     return x, x.detach().double().requires_grad_()
 
 
-# Heads: a program that ends within, a width that does not fill its tile, a lone row.
+# Heads: a partly filled program, a width that does not fill its tile, a single row.
 HEADS = [((2, 3, 21, 64), torch.float32), ((1, 2, 9, 24), torch.float16), ((1, 1, 1, 2), torch.bfloat16)]
 
 
 @pytest.mark.parametrize("shape, dtype", HEADS, ids=str)
-def test_heads_are_normed_as_in_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x, exact = apart(*shape, dtype=dtype)
+def test_rms_norm_of_heads_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, exact = strided_heads(*shape, dtype=dtype)
     weight = (1 + draw(shape[-1], seed=1) / 2).to(dtype)
     ours = rms_norm(x, weight, 1e-3)
     compare(ours, x, F.rms_norm(exact, shape[-1:], weight.double(), 1e-3), exact)
@@ -433,9 +431,9 @@ def test_heads_are_normed_as_in_float64(shape: tuple[int, ...], dtype: torch.dty
 
 @pytest.mark.parametrize("places", [(1, 1, 21), (2, 1, 21), (1, 3, 21)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_rotations_are_those_of_float64(places: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Any matrices, one for each place or for all."""
-    x, exact = apart(2, 3, 21, 48, dtype=dtype)
+def test_rope_equals_float64(places: tuple[int, ...], dtype: torch.dtype) -> None:
+    """With any matrices, one for each position or for all."""
+    x, exact = strided_heads(2, 3, 21, 48, dtype=dtype)
     table = draw(*places, 24, 2, 2, seed=1)
     ours, pairs = rope(x, table), exact.unflatten(-1, (24, 1, 2))
     compare(ours, x, (pairs * table.double()).sum(-1).flatten(-2), exact)
@@ -444,7 +442,7 @@ def test_rotations_are_those_of_float64(places: tuple[int, ...], dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("tanh", [True, False])
-def test_gelu_of_a_part_is_that_of_float64(tanh: bool, dtype: torch.dtype) -> None:
+def test_gelu_of_strided_rows_equals_float64(tanh: bool, dtype: torch.dtype) -> None:
     wide = (3 * draw(2, 9, 1300)).to(dtype)
     for x in (wide[..., 700:], wide[..., :40].transpose(1, 2), wide[:1, :2, :5]):
         x = x.detach().requires_grad_()
@@ -452,7 +450,7 @@ def test_gelu_of_a_part_is_that_of_float64(tanh: bool, dtype: torch.dtype) -> No
         compare(gelu(x, tanh), x, F.gelu(exact, approximate="tanh" if tanh else "none"), exact)
 
 
-def test_gelu_far_from_zero_is_open_or_shut() -> None:
+def test_gelu_saturates_far_from_zero() -> None:
     for tanh in (True, False):
         x = torch.tensor([[-60.0, 0.0, 60.0]]).requires_grad_()
         (gradient,) = torch.autograd.grad(gelu(x, tanh).sum(), x)
