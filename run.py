@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Try AC-LoRA with one command.
 
-    python3 run.py quickstart        learn a style from sixteen pictures and draw with it
+    python3 run.py quickstart        learn a style from sixteen images and draw with it
     python3 run.py serve             start ComfyUI with the pack in it and print the address
     python3 run.py test [OPTIONS]    run every check and test; the options go to pytest
 
-The first start sets up what is missing, in the folder .runtime of this checkout; later starts take seconds.
+The first start installs what is missing into the folder .runtime of this checkout; later starts take seconds.
 
-Which ComfyUI is used: the folder in COMFYUI_PATH; the one whose custom_nodes this checkout lies in; else one of its own
-in .runtime. A ComfyUI that was there before runs with the Python in ACLORA_PYTHON, else with its own environment (venv,
-.venv, python_embeded), else with the Python that runs this file; its torch is never touched.
+The ComfyUI is the folder in COMFYUI_PATH, or the one whose custom_nodes holds this checkout, or else one of its own in
+.runtime. A ComfyUI that was installed before runs with the Python in ACLORA_PYTHON, or with its own environment (venv,
+.venv, python_embeded), or else with the Python that runs this file; its torch is never touched.
 
 Needs Python 3.11 or newer and nothing but the standard library.
 """
@@ -29,7 +29,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from launcher.console import Step, StepFailed, clock, say
+from launcher.console import Step, StepError, clock, say
 from launcher.environment import LOGS, ROOT, RUNTIME, has_cuda
 from launcher.host import Host, link_pack, prepare
 from launcher.server import Server
@@ -37,33 +37,28 @@ from launcher.server import Server
 CHECKOUT = Path(__file__).absolute().parent  # not resolved: a link in custom_nodes tells which ComfyUI is meant
 PROMPT = ROOT / "tests" / "prompts" / "quickstart.json"
 OUTPUT = RUNTIME / "output"
-# import-linter cannot be started with -m, and where its command lies differs between systems.
-LINT_IMPORTS = """
-from importlinter.cli import lint_imports_command
-lint_imports_command(["--cache-dir", ".runtime/import_linter_cache"])
-"""
 
 
 def main() -> int:
-    """Run the command; 0 when everything went well."""
+    """Run the command. Return 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="quickstart | serve | test")
-    commands.add_parser("quickstart", help="learn a style from sixteen pictures and draw with it")
+    commands.add_parser("quickstart", help="learn a style from sixteen images and draw with it")
     serving = commands.add_parser("serve", help="start ComfyUI with the pack in it")
     serving.add_argument("--port", type=int, default=8188, help="wanted port; another is taken when it is in use")
     commands.add_parser("test", help="run every check and test", add_help=False)
     options, rest = parser.parse_known_args()
     if rest and options.command != "test":
-        parser.error(f"{options.command} does not know {' '.join(rest)}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped then, too
+        parser.error(f"{options.command} has no option {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped too
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     try:
         if options.command == "quickstart":
             return quickstart()
         return serve(options.port) if options.command == "serve" else test(rest)
-    except StepFailed as failure:
-        say(f"\nFailed: {failure.step}\n\n{failure.reason}\n\nWhat to do: {failure.cure}")
+    except StepError as failure:
+        say(f"\nFailed: {failure.step}\n\n{failure.reason}\n\nWhat to do: {failure.hint}")
         return 1
     except KeyboardInterrupt:
         say("\nStopped.")
@@ -71,27 +66,29 @@ def main() -> int:
 
 
 def device(host: Host) -> list[str]:
-    """The option that says what to compute on."""
+    """Return ComfyUI's option for the device."""
     with Step("Looking for a GPU"):
         return [] if has_cuda(host.python) else ["--cpu"]
 
 
 def own_folders() -> list[str]:
-    """Options that put pictures, previews, settings and the database into .runtime."""
+    """Return options that put images, previews, settings and the database into .runtime."""
     folders = {"output": OUTPUT, "temp": RUNTIME / "temp", "user": RUNTIME / "user"}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    words = [word for name, folder in folders.items() for word in (f"--{name}-directory", str(folder))]
-    return [*words, "--database-url", f"sqlite:///{(RUNTIME / 'user' / 'comfyui.db').as_posix()}"]
+    options = ["--database-url", f"sqlite:///{(RUNTIME / 'user' / 'comfyui.db').as_posix()}"]
+    for name, folder in folders.items():
+        options += [f"--{name}-directory", str(folder)]
+    return options
 
 
 def quickstart() -> int:
-    """Train a style on the pictures that come with the pack, draw before and after, and say where everything is."""
+    """Train a style on the images that come with the pack, draw before and after, and print where the files are."""
     if not PROMPT.is_file():
-        raise StepFailed("Reading the workflow", f"{PROMPT} is missing.", "Get it back with: git checkout -- tests")
+        raise StepError("Reading the workflow", f"{PROMPT} is missing.", "Get it back with: git checkout -- tests")
     host = prepare(CHECKOUT)
     options = [*device(host), *own_folders(), "--disable-api-nodes"]
-    # Alone in there: another pack that is broken or slow must not spoil the first try.
+    # Without other packs: one that is broken or slow must not spoil the first try.
     options += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", link_pack(host.folder / "custom_nodes")]
     log, result = LOGS / "quickstart-server.log", LOGS / "quickstart-result.json"
     server = Server(host.folder, host.python, options, log)
@@ -109,7 +106,7 @@ def quickstart() -> int:
 
 
 def follow(host: Host, server: Server, result: Path) -> dict:
-    """Run the quickstart through the client, which shows the progress, and give the nodes' outputs."""
+    """Run the quickstart through the client, which shows the progress, and return the nodes' outputs."""
     result.unlink(missing_ok=True)
     client = ROOT / "launcher" / "client.py"
     command = [str(host.python), str(client), server.address, str(PROMPT), str(result)]
@@ -119,27 +116,27 @@ def follow(host: Host, server: Server, result: Path) -> dict:
     answer = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     if code or "outputs" not in answer:
         error = answer.get("error", {"step": "the client that follows the workflow", "reason": f"exit code {code}"})
-        raise StepFailed(
+        raise StepError(
             f"Running the quickstart, in {error['step']}",
             error["reason"],
             f"The server's log tells more: {server.log}\n"
             "If files are missing from the checkout, get them back with: git checkout -- .\n"
-            "Else please report it, with that log.",
+            "Otherwise please report it, with that log.",
         )
     return answer["outputs"]
 
 
 def new_adapters(host: Host, since: float) -> list[Path]:
-    """The adapters written since then."""
+    """Return the LoRA files that were written since a time, in seconds since the epoch."""
     folders = (host.folder / "models" / "loras", OUTPUT / "loras")
     files = (file for folder in folders if folder.is_dir() for file in folder.rglob("*.safetensors"))
-    return sorted(file for file in files if file.stat().st_mtime >= since - 2)  # some disks keep two-second times
+    return sorted(file for file in files if file.stat().st_mtime >= since - 2)  # some file systems round to two seconds
 
 
 def report(outputs: dict, adapters: list[Path]) -> None:
-    """Say where the pictures and the adapter are."""
+    """Print where the images and the adapter are."""
     images = [image for node in outputs.values() for image in node.get("images", ()) if image.get("type") == "output"]
-    say("Pictures:")
+    say("Images:")
     for image in images:
         say(f"  {OUTPUT / image.get('subfolder', '') / image['filename']}")
     say("Adapter:")
@@ -154,7 +151,7 @@ def serve(port: int) -> int:
     """Start ComfyUI with the pack in it and keep it running until Ctrl-C."""
     host = prepare(CHECKOUT)
     link_pack(host.folder / "custom_nodes")
-    options = [*device(host), *(own_folders() if host.own else [])]  # another's ComfyUI starts with its own folders
+    options = [*device(host), *(own_folders() if host.own else [])]  # an existing ComfyUI keeps its own folders
     with Server(host.folder, host.python, options, log=None, port=port) as server:
         say(f"\nComfyUI with AC-LoRA is ready: {server.address}\nCtrl-C stops it.\n")
         assert server.process is not None
@@ -168,8 +165,8 @@ def test(pytest_options: list[str]) -> int:
     checks = {
         "ruff (style)": ["-m", "ruff", "check", "."],
         "ruff format (layout of the code)": ["-m", "ruff", "format", "--check", "."],
-        "mypy (types of aclora_core)": ["-m", "mypy"],
-        "import-linter (rooms import downwards)": ["-c", LINT_IMPORTS],
+        "mypy (types of aclora_core)": ["-m", "launcher.checks", "types"],
+        "import-linter (rooms import downwards)": ["-m", "launcher.checks", "imports"],
         "pytest (tests; skipped ones are listed above)": ["-m", "pytest", *pytest_options],
     }
     codes = {}

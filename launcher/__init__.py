@@ -1,1 +1,1 @@
-"""What run.py is made of: a ComfyUI to run in, its Python, a server, and a client that follows a workflow."""
+"""The parts of run.py: finding or installing ComfyUI, its Python, a server, and a client that follows a workflow."""

@@ -3,7 +3,7 @@
     python client.py ADDRESS PROMPT.json RESULT.json
 
 ComfyUI's own Python runs this, because ComfyUI brings aiohttp; run.py itself needs only the standard library. The
-result file gets {"outputs": what the nodes gave} or {"error": {"step": ..., "reason": ...}}.
+result file gets {"outputs": the outputs of the nodes} or {"error": {"step": ..., "reason": ...}}.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if __package__:
 else:
     from console import LiveLine, clock  # run as a script: its folder is on the path
 
-TEXT_EVENT = 3  # ComfyUI's number for a text that a node sends about itself
-BAR = 24
+TEXT_EVENT = 3  # ComfyUI's number for the text that a node shows about itself
+BAR = 24  # characters
 
 
-class RunFailed(Exception):
-    """The workflow did not run; `step` is the node, or what was tried."""
+class RunError(Exception):
+    """A workflow that did not run. `step` is the node that failed, or the action."""
 
     def __init__(self, step: str, reason: str) -> None:
         super().__init__(reason)
@@ -37,13 +37,13 @@ class RunFailed(Exception):
 
 
 def node_title(prompt: dict[str, Any], node_id: str) -> str:
-    """What a person calls a node: its title in the workflow, else its class."""
+    """Return the title of a node in the workflow, or else its class."""
     node = prompt.get(node_id, {})
     return str(node.get("_meta", {}).get("title") or node.get("class_type") or f"node {node_id}")
 
 
 class Progress:
-    """The progress of each node as a line, which is rewritten while the node works."""
+    """Print the progress of each node as one line, which is rewritten while the node runs."""
 
     def __init__(self, prompt: dict[str, Any]) -> None:
         self.prompt, self.line = prompt, LiveLine()
@@ -52,7 +52,7 @@ class Progress:
         self.began, self.tenth = 0.0, 0
 
     def start(self, node: str | None) -> None:
-        """Another node works now; None: the workflow is at its end."""
+        """Begin the line of another node; None ends the last one."""
         if node == self.node:
             return
         if self.total > 1 or self.node is not None and time.monotonic() - self.began >= 1:
@@ -63,20 +63,20 @@ class Progress:
             self.line.show(self.describe())
 
     def advance(self, node: str, done: float, total: float) -> None:
-        """The node has done so much of the total."""
+        """Show that the node has done so much of the total."""
         if node != self.node:
             self.start(node)
         self.done, self.total = done, max(total, 1.0)
         self.redraw()
 
-    def tell(self, node: str, text: str) -> None:
-        """The node says something about itself, such as its loss."""
+    def set_text(self, node: str, text: str) -> None:
+        """Show a node's text about itself, such as its loss."""
         if node == self.node and text:
             self.text = text.splitlines()[0]
             self.redraw()
 
     def redraw(self) -> None:
-        """Rewrite the line; where that cannot be, print one for each tenth of the work."""
+        """Rewrite the line, or print one for each tenth of the work where lines cannot be rewritten."""
         if self.line.live:
             self.line.show(self.describe())
         elif self.total > 1 and int(10 * self.done / self.total) > self.tenth:
@@ -85,17 +85,17 @@ class Progress:
                 self.line.keep(self.describe())
 
     def describe(self, ended: bool = False) -> str:
-        """The line: title, bar, count, what the node says, time."""
-        words = [f"  {node_title(self.prompt, self.node or ''):<28}"]
+        """Return the line: title, bar, count, the node's text, time."""
+        parts = [f"  {node_title(self.prompt, self.node or ''):<28}"]
         if self.total > 1:
             filled = BAR if ended else int(BAR * self.done / self.total)
-            words.append(f"[{'#' * filled}{'-' * (BAR - filled)}] {self.done:.0f}/{self.total:.0f}")
-        words += [self.text, f"({clock(time.monotonic() - self.began)})"]
-        return " ".join(word for word in words if word)
+            parts.append(f"[{'#' * filled}{'-' * (BAR - filled)}] {self.done:.0f}/{self.total:.0f}")
+        parts += [self.text, f"({clock(time.monotonic() - self.began)})"]
+        return " ".join(part for part in parts if part)
 
 
 def read_text_event(message: bytes) -> tuple[str, str] | None:
-    """(node id, text) of a binary message, or None when it is something else, such as a preview picture."""
+    """Return (node id, text) of a binary message, or None for another kind, such as a preview image."""
     if len(message) < 8 or struct.unpack(">I", message[:4])[0] != TEXT_EVENT:
         return None
     length = struct.unpack(">I", message[4:8])[0]
@@ -103,7 +103,11 @@ def read_text_event(message: bytes) -> tuple[str, str] | None:
 
 
 def handle(event: dict[str, Any], prompt_id: str, progress: Progress) -> bool:
-    """Show one event of the server; True when it was the last of this workflow."""
+    """Show one event of the server. Return True if it was the last of this workflow.
+
+    Raises:
+        RunError: the workflow failed or was cancelled.
+    """
     kind, data = event.get("type"), event.get("data", {})
     if data.get("prompt_id") != prompt_id:
         return False
@@ -115,14 +119,14 @@ def handle(event: dict[str, Any], prompt_id: str, progress: Progress) -> bool:
                 progress.advance(str(node["display_node_id"]), node["value"], node["max"])
     elif kind == "execution_error":
         title = node_title(progress.prompt, str(data["node_id"]))
-        raise RunFailed(f"the node '{title}' ({data['node_type']})", str(data["exception_message"]).strip())
+        raise RunError(f"the node '{title}' ({data['node_type']})", str(data["exception_message"]).strip())
     elif kind == "execution_interrupted":
-        raise RunFailed("the workflow", "it was cancelled.")
+        raise RunError("the workflow", "it was cancelled.")
     return kind == "execution_success"
 
 
-def explain_refusal(prompt: dict[str, Any], answer: dict[str, Any]) -> RunFailed:
-    """What the server said against a prompt, as one sentence for each node."""
+def explain_refusal(prompt: dict[str, Any], answer: dict[str, Any]) -> RunError:
+    """Turn the server's refusal of a prompt into an error with one sentence for each node."""
     reasons = [
         f"{node_title(prompt, node_id)}: {error['message']} ({error['details']})"
         for node_id, node in (answer.get("node_errors") or {}).items()
@@ -130,11 +134,15 @@ def explain_refusal(prompt: dict[str, Any], answer: dict[str, Any]) -> RunFailed
     ]
     error = answer.get("error")
     whole = error.get("message") if isinstance(error, dict) else error
-    return RunFailed("ComfyUI's check of the workflow", "\n".join(reasons) or str(whole))
+    return RunError("ComfyUI's check of the workflow", "\n".join(reasons) or str(whole))
 
 
 async def follow(address: str, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Send the prompt, show its progress, and give the outputs of its nodes."""
+    """Queue the prompt, show its progress, and return the outputs of its nodes.
+
+    Raises:
+        RunError: the server refused the workflow, or it failed.
+    """
     client = uuid.uuid4().hex
     progress = Progress(prompt)
     async with aiohttp.ClientSession() as session:
@@ -145,34 +153,34 @@ async def follow(address: str, prompt: dict[str, Any]) -> dict[str, Any]:
                 raise explain_refusal(prompt, reply)
             async for message in socket:
                 if message.type == aiohttp.WSMsgType.BINARY:
-                    told = read_text_event(message.data)
-                    if told:
-                        progress.tell(*told)
+                    text_event = read_text_event(message.data)
+                    if text_event:
+                        progress.set_text(*text_event)
                 elif message.type == aiohttp.WSMsgType.TEXT and handle(message.json(), reply["prompt_id"], progress):
                     progress.start(None)
                     break
             else:
-                raise RunFailed("the ComfyUI server", "it stopped in the middle of the workflow.")
+                raise RunError("the ComfyUI server", "it stopped in the middle of the workflow.")
         return await finished_outputs(session, f"{address}/history/{reply['prompt_id']}", reply["prompt_id"])
 
 
 async def finished_outputs(session: aiohttp.ClientSession, url: str, prompt_id: str) -> dict[str, Any]:
-    """The outputs from the server's history, which is written a moment after the last event."""
+    """Return the outputs from the server's history, which is written a moment after the last event."""
     for _ in range(100):
         async with session.get(url) as answer:
             history = await answer.json()
         if prompt_id in history:
             return dict(history[prompt_id]["outputs"])
         await asyncio.sleep(0.1)
-    raise RunFailed("the ComfyUI server", "it kept no history of the workflow.")
+    raise RunError("the ComfyUI server", "it kept no history of the workflow.")
 
 
 def main(address: str, prompt_file: str, result_file: str) -> int:
-    """Run the prompt and write the result file; 0 when it went well."""
+    """Run the prompt and write the result file. Return 0 on success."""
     prompt = json.loads(Path(prompt_file).read_text(encoding="utf-8"))
     try:
         result: dict[str, Any] = {"outputs": asyncio.run(follow(address, prompt))}
-    except RunFailed as error:
+    except RunError as error:
         result = {"error": {"step": error.step, "reason": error.reason}}
     except aiohttp.ClientError as error:
         result = {"error": {"step": "the ComfyUI server", "reason": f"it cannot be reached: {error}"}}

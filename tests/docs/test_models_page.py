@@ -1,4 +1,4 @@
-"""The page that tells users which models can be trained, against ComfyUI's list and what is tested."""
+"""docs/models.md, compared with ComfyUI's list of models and with the families under test."""
 
 import importlib
 import inspect
@@ -11,11 +11,11 @@ from tests.host.host.test_other_families import REFUSED
 from tests.support.families import FAMILIES
 
 PAGE = ROOT / "docs" / "models.md"
-FROM_PICTURE_TO_PICTURE = {"LotusD", "WAN21_FlowRVS"}  # refused by how they are sampled: test_prediction_types.py
+IMAGE_TO_IMAGE = {"LotusD", "WAN21_FlowRVS"}  # refused by their sampling: tests/host/host/test_objective.py
 
 
 def rows() -> dict[str, list[tuple[set[str], str]]]:
-    """By the title above it, each line of a table: the classes in it, and the line."""
+    """Return the rows of the tables, by the title above: the classes in a row, and its line."""
     found: dict[str, list[tuple[set[str], str]]] = {}
     title = ""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
@@ -36,20 +36,20 @@ def test_every_model_of_comfyui_is_in_a_table(pack):
     assert classes_under(*rows()) == {config.__name__ for config in comfy.supported_models.models}
 
 
-def test_the_page_tells_what_is_trained_in_a_test():
+def test_yes_stands_where_a_test_trains_the_family():
     trained = [row for title in list(rows())[:2] for row in rows()[title]]
     tested = {name for classes, line in trained if "| yes |" in line for name in classes}
     # Inpainting models of SD1.5 and SD2 have the class of those that draw from text alone.
     assert tested == {family.config for family in FAMILIES.values()}
 
 
-def test_what_the_page_says_cannot_be_trained_is_refused(pack):
+def test_models_that_cannot_be_trained_are_refused(pack):
     import comfy.model_base
     import comfy.supported_models
 
     families = importlib.import_module(f"{pack.__name__}.nodes.host.families")
     by_network = {family.config for family, _ in REFUSED.values()}
-    for name in classes_under("What cannot be trained") - by_network - FROM_PICTURE_TO_PICTURE:
+    for name in classes_under("What cannot be trained") - by_network - IMAGE_TO_IMAGE:
         source = inspect.getsource(getattr(comfy.supported_models, name).get_model)
         kind = getattr(comfy.model_base, re.findall(r"model_base\.(\w+)\(", source)[0])
         with pytest.raises(ValueError, match="This model"):

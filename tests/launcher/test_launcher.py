@@ -1,4 +1,4 @@
-"""What run.py is made of, as far as it needs no network: finding a host, linking the pack, stamps, and progress."""
+"""The parts of run.py that need no network: finding ComfyUI, linking the pack, stamps, checks and progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import environment, host
-from launcher.console import StepFailed, clock, run_step
+from launcher import checks, environment, host
+from launcher.console import StepError, clock, run_step
 from launcher.server import free_port
 
 client = pytest.importorskip(
@@ -27,7 +27,7 @@ def make_comfyui(folder: Path) -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the pack."""
+    """A folder in the place of the checkout."""
     folder = tmp_path / "pack"
     folder.mkdir()
     monkeypatch.setattr(host, "ROOT", folder)
@@ -50,7 +50,7 @@ def test_comfyui_around_the_checkout_comes_second(tmp_path: Path, monkeypatch: p
 
 def test_wrong_comfyui_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(StepFailed, match=tmp_path.name):
+    with pytest.raises(StepError, match=tmp_path.name):
         host.given_folder(tmp_path)
 
 
@@ -80,11 +80,11 @@ def test_checkout_under_another_name_is_recognised(tmp_path: Path, checkout: Pat
     assert host.link_pack(nodes) == "my-copy"
 
 
-def test_folder_of_somebody_else_is_left_alone(tmp_path: Path, checkout: Path) -> None:
+def test_foreign_folder_is_left_alone(tmp_path: Path, checkout: Path) -> None:
     theirs = tmp_path / "custom_nodes" / host.PACK_FOLDER / "file"
     theirs.parent.mkdir(parents=True)
     theirs.touch()
-    with pytest.raises(StepFailed, match="not this checkout"):
+    with pytest.raises(StepError, match="not this checkout"):
         host.link_pack(tmp_path / "custom_nodes")
     assert theirs.exists()
 
@@ -105,22 +105,22 @@ def test_copy_is_renewed_where_links_are_not_allowed(
     assert not (copy / ".runtime").exists()
 
 
-def test_install_happens_once_for_the_same_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_requirements_are_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
     monkeypatch.setattr(environment, "run_step", lambda name, command, *_: commands.append(command))
-    wishes = tmp_path / "requirements.txt"
+    requirements = tmp_path / "requirements.txt"
     for text in ("a", "a", "b"):
-        wishes.write_text(text, encoding="utf-8")
-        environment.install("things", Path(sys.executable), [], [wishes], tmp_path)
+        requirements.write_text(text, encoding="utf-8")
+        environment.install("things", Path(sys.executable), [], [requirements], tmp_path)
     assert len(commands) == 2
 
 
-def test_failed_step_tells_its_last_lines_and_the_cure(tmp_path: Path) -> None:
+def test_failed_step_has_its_last_lines_and_the_hint(tmp_path: Path) -> None:
     log = tmp_path / "step.log"
-    with pytest.raises(StepFailed) as caught:
+    with pytest.raises(StepError) as caught:
         run_step("Trying", [sys.executable, "-c", "print('out of paper'); raise SystemExit(3)"], log, "Buy paper.")
     assert "out of paper" in caught.value.reason
-    assert caught.value.cure.startswith("Buy paper.") and str(log) in caught.value.cure
+    assert caught.value.hint.startswith("Buy paper.") and str(log) in caught.value.hint
     assert "out of paper" in log.read_text(encoding="utf-8")
 
 
@@ -133,7 +133,7 @@ def test_port_in_use_is_not_taken() -> None:
         assert free_port(port) != port
 
 
-def test_text_of_a_node_is_read_and_pictures_are_not() -> None:
+def test_text_of_a_node_is_read_and_images_are_not() -> None:
     text = struct.pack(">II", 3, 2) + b"12" + "loss 0.1 →".encode()
     assert client.read_text_event(text) == ("12", "loss 0.1 →")
     assert client.read_text_event(struct.pack(">II", 1, 2) + b"\xff\xd8") is None
@@ -142,9 +142,9 @@ def test_text_of_a_node_is_read_and_pictures_are_not() -> None:
 
 def test_progress_shows_title_bar_and_loss(capsys: pytest.CaptureFixture[str]) -> None:
     progress = client.Progress({"7": {"class_type": "ACLoRATrain", "_meta": {"title": "Train AC-LoRA"}}})
-    progress.tell("7", "too early")
+    progress.set_text("7", "too early")
     progress.start("7")
-    progress.tell("7", "loss 0.25\nsecond line")
+    progress.set_text("7", "loss 0.25\nsecond line")
     progress.advance("7", 5, 10)
     progress.start(None)
     middle, end = capsys.readouterr().out.splitlines()
@@ -155,10 +155,30 @@ def test_progress_shows_title_bar_and_loss(capsys: pytest.CaptureFixture[str]) -
 def test_failing_node_is_named() -> None:
     progress = client.Progress({"7": {"class_type": "ACLoRATrain", "_meta": {"title": "Train AC-LoRA"}}})
     data = {"prompt_id": "p", "node_id": "7", "node_type": "ACLoRATrain", "exception_message": "rank is 99\n"}
-    with pytest.raises(client.RunFailed, match="rank is 99") as caught:
+    with pytest.raises(client.RunError, match="rank is 99") as caught:
         client.handle({"type": "execution_error", "data": data}, "p", progress)
     assert "Train AC-LoRA" in caught.value.step
     assert client.handle({"type": "execution_error", "data": {**data, "prompt_id": "other"}}, "p", progress) is False
+
+
+def test_checks_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert checks.main(["nonsense"]) == 2
+    assert "launcher.checks types" in capsys.readouterr().out
+
+
+def test_checks_run_mypy_and_import_linter_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[list[str], Path]] = []
+
+    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        calls.append((command[1:], cwd))
+        return subprocess.CompletedProcess(command, returncode=len(calls))
+
+    monkeypatch.setattr(checks.subprocess, "run", run)
+    assert [checks.main(["types"]), checks.main(["imports"])] == [1, 2]
+    (types, _), (imports, _) = calls
+    assert types == ["-m", "mypy"] and "lint_imports_command" in imports[1]
+    assert {cwd for _, cwd in calls} == {environment.ROOT}
+    assert any(entry.resolve() == environment.ROOT for entry in (environment.RUNTIME / "types").iterdir())
 
 
 def test_clock() -> None:
