@@ -36,10 +36,10 @@ def open_host(folder: Path, cpu: bool | None = None, base_directory: Path | None
         comfy.cli_args.args.base_directory = str(base_directory)
 
 
-def load_pack() -> ModuleType:
+def load_pack(folder: Path = ROOT) -> ModuleType:
     """Load the pack as ComfyUI does and return it; its modules are pack.nodes.tiny_base and so on.
 
-    Call open_host first.
+    Call open_host first. folder: another checkout of the pack, where that is meant.
     """
     spec = importlib.util.spec_from_file_location(
         PACK_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]

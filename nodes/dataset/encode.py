@@ -12,7 +12,7 @@ from torch import Tensor, stack
 from ...aclora_core.dataset import CaptionedImage, at_latent_size, is_black, load_image, load_mask
 from ...aclora_core.text import name_list
 from .. import host
-from ..host.encoding_keys import KnownEncodings
+from ..host import KnownEncodings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE

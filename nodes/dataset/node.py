@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ...aclora_core.dataset import MAX_RESOLUTION, MIN_RESOLUTION, CaptionedImage, parse_resolutions
 from ...aclora_core.inspection import contact_sheet
 from .. import host
-from ..host.encoding_keys import KnownEncodings
+from ..host import KnownEncodings
 from .encode import MaskSource, encode_captions, encode_images
 from .folders import dataset_folders, first_example
 from .inputs import advanced_inputs

@@ -15,7 +15,7 @@ from ...aclora_core.dataset import (
     scan_folder,
     variants,
 )
-from ..host.private_keys import VARIANT_KEY
+from ..host import VARIANT_KEY
 from .encode import EncodedFolder, EncodedImage, Size, View
 from .folders import resolve_folder
 

@@ -1,9 +1,11 @@
 """The one place that knows ComfyUI from the inside: its MODEL as something to train, its progress bar, its cancel."""
 
 from .apply_lora import applied, with_adapter
+from .encoding_keys import KnownEncodings
 from .families import note_on
 from .model import PREFIX, HostModel
 from .preview_sampling import draw, encoded
+from .private_keys import VARIANT_KEY
 from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
 from .session import training_session
 from .text_encoder import with_caption
@@ -14,7 +16,9 @@ __all__ = [
     "Bar",
     "HostModel",
     "HostTrainingSet",
+    "KnownEncodings",
     "PREFIX",
+    "VARIANT_KEY",
     "accept_cancel",
     "applied",
     "blocked",

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from aclora_core.adapter import to_state_dict
 from aclora_core.config import CheckpointConfig, TrainConfig
-from aclora_core.training import Result, train
-from tests.support.toy import toy
+from aclora_core.training import Result
+from tests.support.toy import toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -36,7 +36,7 @@ def test_report_is_read() -> None:
     check_report(adapter, report)
     assert report.losses == pytest.approx(TRAINED["losses"], rel=1e-3)
     assert [step for step, _ in report.validation] == [step for step, _ in TRAINED["validation"]]
-    assert [cut.name for cut in report.cuts] == [name for name, _, _ in TRAINED["cuts"]]
+    assert [cut.name for cut in report.truncations] == [name for name, _, _ in TRAINED["cuts"]]
     assert report.restarts and report.layer_names() == ["toy.attn"]
     assert report.settings.items() >= {**TRAINED["settings"], **TRAINED["facts"]}.items()
 

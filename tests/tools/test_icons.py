@@ -210,8 +210,8 @@ def test_the_shipped_example_has_sixteen_captioned_images() -> None:
 
 def test_the_shipped_example_is_scanned_without_problems() -> None:
     scan = images.scan_folder(EXAMPLE, "inkstyle")
-    assert scan.problems == () and len(scan.pictures) == 16
-    assert {"inkstyle, a turtle", "inkstyle, an elephant"} <= {picture.caption for picture in scan.pictures}
+    assert scan.problems == () and len(scan.images) == 16
+    assert {"inkstyle, a turtle", "inkstyle, an elephant"} <= {image.caption for image in scan.images}
 
 
 def test_the_shipped_example_equals_what_the_tool_makes(tmp_path: Path) -> None:
