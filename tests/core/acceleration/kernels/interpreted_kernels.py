@@ -154,8 +154,8 @@ def normed(x: Tensor, groups: int, dtype: torch.dtype, silu: bool) -> tuple[Tens
     return ours, F.silu(expected) if silu else expected, exact
 
 
-# One small tile; several partly filled tiles of pixels and channels; groups that do not align with tiles; more sums of a
-# group than are added up at once; one channel in a group.
+# One small tile; several partly filled tiles of pixels and channels; groups that do not align with tiles; more sums of
+# a group than are added up at once; one channel in a group.
 SIZES = [(1, 4, 2, 3, 2), (2, 80, 9, 8, 4), (1, 90, 8, 16, 3), (1, 2112, 2, 9, 1), (1, 8, 3, 5, 8)]
 
 
@@ -207,8 +207,8 @@ def test_nothing_is_saved_without_gradients() -> None:
         assert geglu(draw(2, 6).requires_grad_()).grad_fn is None
 
 
-# Rows, inputs, outputs, rank and layers: one small tile; partly filled tiles of every size; one row; sums over rows that
-# are split.
+# Rows, inputs, outputs, rank and layers: one small tile; partly filled tiles of every size; one row; split sums over
+# rows.
 LINEARS = [(5, 64, 64, 2, 1), (70, 128, 192, 16, 3), (1, 64, 128, 5, 2), (300, 192, 64, 20, 1)]
 
 
@@ -319,8 +319,8 @@ def test_short_key_attention_equals_float64(
     assert ours.transpose(1, 2).is_contiguous()
 
 
-# Images, inputs, height, width, outputs, rank, kernel, stride, padding and dilation: a split sum and partly filled tiles;
-# stride 2; a 1x1 kernel; dilation; no padding; one channel.
+# Images, inputs, height, width, outputs, rank, kernel, stride, padding and dilation: a split sum and partly filled
+# tiles; stride 2; a 1x1 kernel; dilation; no padding; one channel.
 CONVOLUTIONS = [
     (2, 70, 5, 7, 20, 5, (3, 3), (1, 1), (1, 1), (1, 1)),
     (1, 8, 9, 8, 6, 20, (3, 3), (2, 2), (1, 1), (1, 1)),
