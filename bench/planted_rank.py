@@ -25,10 +25,11 @@ from torch import Tensor
 
 from aclora_core.config.choices import RestartMode, Threshold
 from aclora_core.config.train_config import TrainConfig
+from aclora_core.method.ac_lora import dynamic_threshold
 from aclora_core.method.rank_rules import rank_rule
 from aclora_core.method.restart import restart_adapter
 from aclora_core.method.spectrum import delta_singular_values, truncate
-from aclora_core.method.thresholds import Measure, dynamic_threshold, is_restart_epoch, signal_counts
+from aclora_core.method.thresholds import Measure, SignalThreshold, is_restart_epoch, signal_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(64, 64), (128, 48), (48, 128)]
@@ -90,11 +91,11 @@ class Layers:
             losses.append(float(each.detach().mean()) / self.unit)
         return losses
 
-    def restart(self, setting: Setting, threshold: float | None) -> list[int]:
+    def restart(self, setting: Setting, threshold: SignalThreshold) -> list[int]:
         """Restarts every layer, unless that is off; the components of its delta that were signal."""
         if setting.mode == "off":
             values = self.spectra()
-            return signal_counts(values, (RANK, RANK), threshold, setting.measure).tolist()
+            return signal_counts(values, RANK, RANK, threshold, setting.measure).tolist()
         pairs = zip(self.down.detach(), self.up.detach(), strict=True)
         layers = {str(place): (down, up, SCALE) for place, (down, up) in enumerate(pairs)}
         results = restart_adapter(layers, threshold, self.generator, setting.mode, setting.measure)
@@ -107,9 +108,12 @@ class Layers:
     def spectra(self) -> Tensor:
         return delta_singular_values(self.down.detach(), self.up.detach(), SCALE).double()
 
-    def results(self, at_last_restart: list[int], setting: Setting, threshold: float | None) -> list[Found]:
+    def results(self, at_last_restart: list[int], setting: Setting, threshold: SignalThreshold) -> list[Found]:
         """What is reported in the end, by the rule of aclora_core.training."""
-        rule = rank_rule("noise_floor") if threshold is None else rank_rule(setting.measure, max(threshold, 1e-6))
+        if threshold == "noise floor":
+            rule = rank_rule("noise_floor")
+        else:
+            rule = rank_rule(setting.measure, max(threshold, 1e-6))
         found = []
         for place, values in enumerate(self.spectra()):
             down, up, true = self.down[place].detach(), self.up[place].detach(), self.update[place]

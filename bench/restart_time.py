@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from aclora_core.lora.targets import preset_layers
-from aclora_core.method import restart as adapter_restart
+from aclora_core.method import Mode, SignalThreshold, restart_adapter
 from launcher.environment import ROOT
 from launcher.inprocess import open_host
 
 RANKS = 16, 64  # the default, and a generous one
-THRESHOLDS = None, 0.7  # the noise floor, which is the default, and a share of the energy
+THRESHOLDS: tuple[SignalThreshold, ...] = "noise floor", 0.7  # the default, and a share of the energy
 # The settings by which ComfyUI knows SDXL's UNet.
 SDXL: dict[str, Any] = {
     "image_size": 32,
@@ -73,14 +73,14 @@ def adapter(shapes: list[tuple[int, int]], most: int, device: str) -> dict[str, 
 
 
 def timed(
-    layers: dict[str, tuple[Tensor, Tensor, float]], threshold: float | None, mode: Any, device: str, repeats: int
+    layers: dict[str, tuple[Tensor, Tensor, float]], threshold: SignalThreshold, mode: Any, device: str, repeats: int
 ) -> list[float]:
     """Seconds of each restart; on a GPU after one that is not counted."""
     generator = torch.Generator(device).manual_seed(1)
     seconds = []
     for _ in range(repeats + (device == "cuda")):
         began = time.perf_counter()
-        adapter_restart.restart_adapter(layers, threshold, generator, mode)
+        restart_adapter(layers, threshold, generator, mode)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -102,11 +102,11 @@ def main() -> None:
         shapes = shapes[:: max(1, len(shapes) // args.layers)][: args.layers]
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"\nOne restart of {len(shapes)} layers on {name}, median of {repeats}")
-    timed(adapter(shapes[::20], 4, device), None, "paper", device, 1)  # loads the libraries
+    timed(adapter(shapes[::20], 4, device), "noise floor", "paper", device, 1)  # loads the libraries
     rows = []
-    for rank, threshold, mode in itertools.product(args.ranks, THRESHOLDS, get_args(adapter_restart.Mode)):
+    for rank, threshold, mode in itertools.product(args.ranks, THRESHOLDS, get_args(Mode)):
         seconds = timed(adapter(shapes, rank, device), threshold, mode, device, repeats)
-        share = "noise floor" if threshold is None else f"share {threshold}"
+        share = threshold if threshold == "noise floor" else f"share {threshold}"
         rows.append({"rank": rank, "threshold": share, "mode": mode, "seconds": seconds})
         print(f"rank {rank:<4}{share:14}{mode:16}{statistics.median(seconds):8.3f} s", flush=True)
     result = {"device": name, "torch": torch.__version__, "layers": len(shapes), "rows": rows}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
-from aclora_core.method.thresholds import dynamic_threshold
+from aclora_core.method.ac_lora import dynamic_threshold
 from aclora_core.optim.lr_schedule import learning_rate_at
 from aclora_core.training import trainer as training_pass
 from aclora_core.training.progress import Progress
