@@ -1,8 +1,8 @@
-"""How long one restart of a whole SDXL adapter takes, in every mode, with the noise floor and with a share.
+"""Measure the time of one restart of a whole SDXL adapter, in every mode, for both kinds of threshold.
 
     python -m bench.restart_time --host path/to/ComfyUI [--layers 100] [--ranks 16]
 
-The layers are those of the host's SDXL, Linear and convolutions, with random weights whose spectrum falls.
+The layers are those of ComfyUI's SDXL, linear and convolutional, with random weights and a decaying spectrum.
 Runs on the GPU if there is one. Writes bench/results/restart_time_DEVICE.json.
 """
 
@@ -50,7 +50,7 @@ SDXL: dict[str, Any] = {
 
 
 def sizes() -> list[tuple[int, int]]:
-    """Outputs and inputs (kernel included) of every layer of SDXL that can be adapted."""
+    """Return (out, in · kh · kw) of every SDXL layer that can be adapted."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -60,7 +60,7 @@ def sizes() -> list[tuple[int, int]]:
 
 
 def adapter(shapes: list[tuple[int, int]], most: int, device: str) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Random factors whose components grow weaker, as those of a trained adapter do."""
+    """Make random factors with a decaying spectrum, as a trained adapter has."""
     generator = torch.Generator(device).manual_seed(0)
     layers = {}
     for number, (outputs, inputs) in enumerate(shapes):
@@ -75,7 +75,7 @@ def adapter(shapes: list[tuple[int, int]], most: int, device: str) -> dict[str, 
 def timed(
     layers: dict[str, tuple[Tensor, Tensor, float]], threshold: SignalThreshold, mode: Any, device: str, repeats: int
 ) -> list[float]:
-    """Seconds of each restart; on a GPU after one that is not counted."""
+    """Return the seconds of each restart, on a GPU after one warm-up."""
     generator = torch.Generator(device).manual_seed(1)
     seconds = []
     for _ in range(repeats + (device == "cuda")):
@@ -90,9 +90,9 @@ def timed(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.restart_time", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    parser.add_argument("--layers", type=int, help="only so many layers, evenly chosen")
+    parser.add_argument("--layers", type=int, help="use only this many layers, evenly spaced")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
-    parser.add_argument("--repeats", type=int, help="restarts of each kind: 5 on a GPU, 1 on a CPU if left out")
+    parser.add_argument("--repeats", type=int, help="restarts per setting (default: 5 on a GPU, 1 on a CPU)")
     args = parser.parse_args()
     open_host(args.host)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,7 +102,7 @@ def main() -> None:
         shapes = shapes[:: max(1, len(shapes) // args.layers)][: args.layers]
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"\nOne restart of {len(shapes)} layers on {name}, median of {repeats}")
-    timed(adapter(shapes[::20], 4, device), "noise floor", "paper", device, 1)  # loads the libraries
+    timed(adapter(shapes[::20], 4, device), "noise floor", "paper", device, 1)  # warm-up: loads the libraries
     rows = []
     for rank, threshold, mode in itertools.product(args.ranks, THRESHOLDS, get_args(Mode)):
         seconds = timed(adapter(shapes, rank, device), threshold, mode, device, repeats)
