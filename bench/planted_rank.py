@@ -1,11 +1,11 @@
-"""Does the reported signal rank tell the truth? Layers whose true update has rank 3 are fitted from noisy data.
+"""Is the reported signal rank the true one? Layers whose true update has rank 3 are fitted to noisy data.
 
     python -m bench.planted_rank [--seeds 40]
 
-A layer learns (W0 + D) x from examples with noise on them, D of rank 3, as a LoRA of rank 16 with AdamW and restarts.
-The three singular values of D are 3, 2.5 and 2 times the edge, where the edge is the largest singular value that the
-noise alone gives the least-squares fit: noise · (√out + √in) / √examples. Every seed is one layer of each shape. Needs
-no ComfyUI. Writes bench/results/planted_rank.json.
+A layer learns (W0 + D) x from noisy examples, with D of rank 3, as a LoRA of rank 16 with AdamW and restarts. The three
+singular values of D are 3, 2.5 and 2 times the edge: the largest singular value that noise alone gives the
+least-squares fit, noise · (√out + √in) / √examples. Each seed is one layer of each shape. Needs no ComfyUI. Writes
+bench/results/planted_rank.json.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from torch import Tensor
 
 from aclora_core.config.choices import RestartMode, Threshold
 from aclora_core.config.train_config import TrainConfig
+from aclora_core.method.ac_lora import dynamic_threshold
 from aclora_core.method.rank_rules import rank_rule
 from aclora_core.method.restart import restart_adapter
 from aclora_core.method.spectrum import delta_singular_values, truncate
-from aclora_core.method.thresholds import Measure, dynamic_threshold, is_restart_epoch, signal_counts
+from aclora_core.method.thresholds import Measure, SignalThreshold, is_restart_epoch, signal_counts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(64, 64), (128, 48), (48, 128)]
@@ -38,7 +39,7 @@ LEARNING_RATE, SCALE, FIXED = 5e-3, TrainConfig.alpha / RANK, TrainConfig.fixed_
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to restart and to tell the signal."""
+    """A restart mode and its rule for what is signal."""
 
     mode: RestartMode
     threshold: Threshold
@@ -47,17 +48,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """What one layer came to."""
+    """The outcome of one layer."""
 
-    at_last_restart: int  # components of the delta that the last restart took for signal
+    at_last_restart: int  # signal components of the delta at the last restart
     reported: int  # signal rank in the report, from the final delta
     by_median: int  # what the median rule for white rank × rank matrices would have reported instead
     error: float  # ‖delta - D‖² / ‖D‖²
-    error_cut: float  # the same after cutting the delta to its reported rank
+    error_cut: float  # that error after truncating the delta to its reported rank
 
 
 class Layers:
-    """All layers of one shape, one for each seed, with their data."""
+    """All layers of one shape, one per seed, with their data."""
 
     def __init__(self, rows: int, cols: int, seeds: int, strength: float) -> None:
         generator = torch.Generator().manual_seed(rows * 1000 + cols)
@@ -71,18 +72,18 @@ class Layers:
         weight = normal(rows, cols) / math.sqrt(cols)
         self.inputs = normal(EXAMPLES, cols)
         outputs = self.inputs @ (weight + self.update).mT + normal(EXAMPLES, rows)
-        self.unit = float(outputs.var())  # the loss of predicting the mean, as training has it
-        self.wanted = outputs - self.inputs @ weight.mT
+        self.unit = float(outputs.var())  # loss of predicting the mean, as in training
+        self.target = outputs - self.inputs @ weight.mT
         start = (torch.rand(seeds, RANK, cols, generator=generator) * 2 - 1) / math.sqrt(cols)
         self.down, self.up = start.requires_grad_(), torch.zeros(seeds, rows, RANK, requires_grad=True)
         self.optimizer = torch.optim.AdamW([self.down, self.up], LEARNING_RATE)
         self.generator = generator
 
     def epoch(self) -> list[float]:
-        """One pass over the examples; the relative losses of its steps."""
+        """Train for one pass over the examples. Return the relative loss of each step."""
         losses = []
         for batch in torch.randperm(EXAMPLES, generator=self.generator).split(BATCH):
-            error = SCALE * (self.inputs[:, batch] @ self.down.mT @ self.up.mT) - self.wanted[:, batch]
+            error = SCALE * (self.inputs[:, batch] @ self.down.mT @ self.up.mT) - self.target[:, batch]
             each = error.square().mean((1, 2))
             self.optimizer.zero_grad()
             each.sum().backward()
@@ -90,11 +91,11 @@ class Layers:
             losses.append(float(each.detach().mean()) / self.unit)
         return losses
 
-    def restart(self, setting: Setting, threshold: float | None) -> list[int]:
-        """Restarts every layer, unless that is off; the components of its delta that were signal."""
+    def restart(self, setting: Setting, threshold: SignalThreshold) -> list[int]:
+        """Restart every layer, unless restarts are off. Return the number of signal components of each delta."""
         if setting.mode == "off":
             values = self.spectra()
-            return signal_counts(values, (RANK, RANK), threshold, setting.measure).tolist()
+            return signal_counts(values, RANK, RANK, threshold, setting.measure).tolist()
         pairs = zip(self.down.detach(), self.up.detach(), strict=True)
         layers = {str(place): (down, up, SCALE) for place, (down, up) in enumerate(pairs)}
         results = restart_adapter(layers, threshold, self.generator, setting.mode, setting.measure)
@@ -107,9 +108,12 @@ class Layers:
     def spectra(self) -> Tensor:
         return delta_singular_values(self.down.detach(), self.up.detach(), SCALE).double()
 
-    def results(self, at_last_restart: list[int], setting: Setting, threshold: float | None) -> list[Found]:
-        """What is reported in the end, by the rule of aclora_core.training."""
-        rule = rank_rule("noise_floor") if threshold is None else rank_rule(setting.measure, max(threshold, 1e-6))
+    def results(self, at_last_restart: list[int], setting: Setting, threshold: SignalThreshold) -> list[Found]:
+        """Report every layer by the rule of aclora_core.training."""
+        if threshold == "noise floor":
+            rule = rank_rule("noise_floor")
+        else:
+            rule = rank_rule(setting.measure, max(threshold, 1e-6))
         found = []
         for place, values in enumerate(self.spectra()):
             down, up, true = self.down[place].detach(), self.up[place].detach(), self.update[place]
@@ -124,29 +128,33 @@ class Layers:
 
 
 def median_rule(values: Tensor) -> int:
-    """Gavish and Donoho 2014 for a square matrix of white noise whose level is not known: 2.858 · median(d)."""
+    """Count values above 2.858 · median(d): Gavish and Donoho 2014, square white noise of unknown level."""
     return max(1, int((values > 2.858 * values.quantile(0.5)).sum()))
 
 
 def fit(setting: Setting, seeds: int, strength: float) -> list[Found]:
-    """Trains a layer of each shape for each seed."""
+    """Train a layer of each shape for each seed."""
     found = []
     for shape in SHAPES:
         layers = Layers(*shape, seeds, strength)
         epochs = STEPS // (EXAMPLES // BATCH)
-        since, kept, threshold = list[float](), list[int](), None
+        since, kept = list[float](), list[int]()
+        threshold: SignalThreshold = "noise floor"
         for epoch in range(1, epochs + 1):
             since += layers.epoch()
             if is_restart_epoch(epoch, INTERVAL, epochs):
-                choices = {"dynamic": dynamic_threshold(statistics.fmean(since), epoch, epochs), "fixed": FIXED}
-                threshold, since = choices.get(setting.threshold), []
+                if setting.threshold == "dynamic":
+                    threshold = dynamic_threshold(statistics.fmean(since), epoch, epochs)
+                elif setting.threshold == "fixed":
+                    threshold = FIXED
+                since = []
                 kept = layers.restart(setting, threshold)
         found += layers.results(kept, setting, threshold)
     return found
 
 
 def summary(found: list[Found]) -> dict[str, float]:
-    """For each column the mean, and for each rank the share of layers in which it is the true one."""
+    """Return the mean of each column, and for each rank the share of layers in which it is the true one."""
     columns = {name: [getattr(each, name) for each in found] for name in Found.__dataclass_fields__}
     shares = {
         f"{name}_right": statistics.fmean(value == TRUE_RANK for value in columns[name])
@@ -161,13 +169,13 @@ def line(*cells: object) -> None:
 
 
 def settings() -> list[Setting]:
-    """All modes, thresholds and measures; the noise floor has no measure."""
+    """Return all combinations of mode, threshold and measure; the noise floor has no measure."""
     combinations = itertools.product(get_args(RestartMode), get_args(Threshold), get_args(Measure))
     return [Setting(*each) for each in combinations if each[1:] != ("noise floor", "sum")]
 
 
 def compare_settings(seeds: int) -> list[dict[str, object]]:
-    """The table of all settings."""
+    """Print and return the table of all settings."""
     line("mode", "threshold", "measure", "rank 3 at last restart", "mean", "rank 3 in report", "mean", "error", "cut")
     line(*["---"] * 9)
     table = []
@@ -189,7 +197,7 @@ def compare_settings(seeds: int) -> list[dict[str, object]]:
 
 
 def compare_strengths(seeds: int, strengths: list[float]) -> dict[float, dict[str, float]]:
-    """The noise floor on weaker and stronger components, and the median rule on the same deltas."""
+    """Compare the noise floor and the median rule for weaker and stronger components."""
     line("weakest component, times the edge", "rank 3 in report", "mean", "rank 3 by the median rule", "mean")
     line(*["---"] * 5)
     table = {}

@@ -1,8 +1,8 @@
-"""How long one restart of a whole SDXL adapter takes, in every mode, with the noise floor and with a share.
+"""Measure the time of one restart of a whole SDXL adapter, in every mode, for both kinds of threshold.
 
     python -m bench.restart_time --host path/to/ComfyUI [--layers 100] [--ranks 16]
 
-The layers are those of the host's SDXL, Linear and convolutions, with random weights whose spectrum falls.
+The layers are those of ComfyUI's SDXL, linear and convolutional, with random weights and a decaying spectrum.
 Runs on the GPU if there is one. Writes bench/results/restart_time_DEVICE.json.
 """
 
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from aclora_core.lora.targets import preset_layers
-from aclora_core.method import restart as adapter_restart
+from aclora_core.method import Mode, SignalThreshold, restart_adapter
 from launcher.environment import ROOT
 from launcher.inprocess import open_host
 
 RANKS = 16, 64  # the default, and a generous one
-THRESHOLDS = None, 0.7  # the noise floor, which is the default, and a share of the energy
+THRESHOLDS: tuple[SignalThreshold, ...] = "noise floor", 0.7  # the default, and a share of the energy
 # The settings by which ComfyUI knows SDXL's UNet.
 SDXL: dict[str, Any] = {
     "image_size": 32,
@@ -50,7 +50,7 @@ SDXL: dict[str, Any] = {
 
 
 def sizes() -> list[tuple[int, int]]:
-    """Outputs and inputs (kernel included) of every layer of SDXL that can be adapted."""
+    """Return (out, in · kh · kw) of every SDXL layer that can be adapted."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -60,7 +60,7 @@ def sizes() -> list[tuple[int, int]]:
 
 
 def adapter(shapes: list[tuple[int, int]], most: int, device: str) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Random factors whose components grow weaker, as those of a trained adapter do."""
+    """Make random factors with a decaying spectrum, as a trained adapter has."""
     generator = torch.Generator(device).manual_seed(0)
     layers = {}
     for number, (outputs, inputs) in enumerate(shapes):
@@ -73,14 +73,14 @@ def adapter(shapes: list[tuple[int, int]], most: int, device: str) -> dict[str, 
 
 
 def timed(
-    layers: dict[str, tuple[Tensor, Tensor, float]], threshold: float | None, mode: Any, device: str, repeats: int
+    layers: dict[str, tuple[Tensor, Tensor, float]], threshold: SignalThreshold, mode: Any, device: str, repeats: int
 ) -> list[float]:
-    """Seconds of each restart; on a GPU after one that is not counted."""
+    """Return the seconds of each restart, on a GPU after one warm-up."""
     generator = torch.Generator(device).manual_seed(1)
     seconds = []
     for _ in range(repeats + (device == "cuda")):
         began = time.perf_counter()
-        adapter_restart.restart_adapter(layers, threshold, generator, mode)
+        restart_adapter(layers, threshold, generator, mode)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -90,9 +90,9 @@ def timed(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.restart_time", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    parser.add_argument("--layers", type=int, help="only so many layers, evenly chosen")
+    parser.add_argument("--layers", type=int, help="use only this many layers, evenly spaced")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
-    parser.add_argument("--repeats", type=int, help="restarts of each kind: 5 on a GPU, 1 on a CPU if left out")
+    parser.add_argument("--repeats", type=int, help="restarts per setting (default: 5 on a GPU, 1 on a CPU)")
     args = parser.parse_args()
     open_host(args.host)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,11 +102,11 @@ def main() -> None:
         shapes = shapes[:: max(1, len(shapes) // args.layers)][: args.layers]
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"\nOne restart of {len(shapes)} layers on {name}, median of {repeats}")
-    timed(adapter(shapes[::20], 4, device), None, "paper", device, 1)  # loads the libraries
+    timed(adapter(shapes[::20], 4, device), "noise floor", "paper", device, 1)  # warm-up: loads the libraries
     rows = []
-    for rank, threshold, mode in itertools.product(args.ranks, THRESHOLDS, get_args(adapter_restart.Mode)):
+    for rank, threshold, mode in itertools.product(args.ranks, THRESHOLDS, get_args(Mode)):
         seconds = timed(adapter(shapes, rank, device), threshold, mode, device, repeats)
-        share = "noise floor" if threshold is None else f"share {threshold}"
+        share = threshold if threshold == "noise floor" else f"share {threshold}"
         rows.append({"rank": rank, "threshold": share, "mode": mode, "seconds": seconds})
         print(f"rank {rank:<4}{share:14}{mode:16}{statistics.median(seconds):8.3f} s", flush=True)
     result = {"device": name, "torch": torch.__version__, "layers": len(shapes), "rows": rows}

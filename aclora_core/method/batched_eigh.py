@@ -30,23 +30,6 @@ def to_float64(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu" if tensor.device.type == "mps" else tensor.device, torch.float64)
 
 
-def svd_from_gram(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the singular values d, left singular vectors U and Gram matrix G of one matrix: G = M Mᵀ = U diag(d²) Uᵀ.
-
-    The product is a batch of one, since a batched product may round differently from a single one.
-
-    Args:
-        matrix: M, (rows, cols) with rows <= cols, float64.
-
-    Returns:
-        d (rows,) in descending order, U (rows, rows) with vectors in columns, G (rows, rows).
-    """
-    batch = matrix[None]
-    gram = batch @ batch.mT
-    values, vectors = batched_eigh(gram)
-    return values[0].sqrt(), vectors[0], gram[0]
-
-
 def batched_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues and eigenvectors of positive semidefinite matrices G = V · diag(values) · Vᵀ.
 

@@ -1,4 +1,4 @@
-"""The experiment of bench/planted_rank.py in small: what the report calls signal is the rank that was planted."""
+"""A small run of bench/planted_rank.py: the reported signal rank is the planted one."""
 
 from bench import planted_rank
 from bench.planted_rank import Setting
@@ -11,12 +11,12 @@ def test_product_with_the_noise_floor_finds_the_planted_rank() -> None:
     assert all(layer.error_cut < 0.2 < layer.error for layer in found)
 
 
-def test_a_share_of_the_energy_takes_noise_for_signal() -> None:
+def test_a_share_of_the_energy_counts_noise_as_signal() -> None:
     found = planted_rank.fit(Setting("product", "fixed", "energy"), seeds=1, strength=2.0)
     assert all(layer.reported > 2 * planted_rank.TRUE_RANK for layer in found)
 
 
-def test_all_settings_are_compared_and_the_noise_floor_without_a_measure() -> None:
+def test_all_settings_are_compared_and_the_noise_floor_has_no_measure() -> None:
     settings = planted_rank.settings()
     assert len(settings) == len(set(settings)) == 4 * 5
     assert {setting.mode for setting in settings} == {"paper", "product", "product_redraw", "off"}

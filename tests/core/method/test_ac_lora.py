@@ -6,10 +6,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aclora_core.method import resampling
-from aclora_core.method.batched_eigh import block_eigen, jacobi_eigen
-from aclora_core.method.resampling import restart_matrices, restart_matrix
-from aclora_core.method.thresholds import dynamic_threshold, is_restart_epoch, signal_count
+from aclora_core.method.ac_lora import dynamic_threshold, restart_layer, restart_matrix, signal_count
+from aclora_core.method.thresholds import is_restart_epoch
 from tests.support import reference
 
 KINDS = ("random", "steep", "low rank", "tied", "zero")
@@ -151,15 +149,6 @@ def test_same_seed_same_matrix_and_the_input_is_unchanged() -> None:
     assert not torch.equal(first, restart_matrix(matrix, 0.5, seeded(2))[0])
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 9), st.one_of(st.none(), st.floats(0.1, 0.9)))
-def test_a_batch_keeps_what_each_matrix_keeps_alone(seed: int, rows: int, cols: int, threshold) -> None:
-    stack = torch.stack([make_matrix(kind, rows, cols, seed) for kind in ("random", "steep", "zero")])
-    new, kept = restart_matrices(stack, threshold, seeded())
-    assert kept == [restart_matrix(matrix, threshold, seeded())[1] for matrix in stack]
-    assert new.shape == stack.shape and torch.equal(new[2], stack[2])
-
-
 def test_zero_and_exactly_low_rank_matrices_get_no_noise() -> None:
     for kind in ("zero", "low rank"):
         matrix = make_matrix(kind, 8, 30, 0)
@@ -174,41 +163,27 @@ def test_a_convolution_keeps_its_shape_and_gradients_stay_out() -> None:
     assert torch.equal(new.flatten(1), restart_matrix(weight.flatten(1), 0.5, seeded())[0]) and 1 <= kept < 6
 
 
-def test_noise_floor_keeps_a_planted_signal_and_drops_pure_noise() -> None:
-    noise = make_matrix("random", 32, 512, 4)
-    planted = noise + 4.0 * make_matrix("random", 32, 2, 5) @ make_matrix("random", 2, 512, 6)
-    assert restart_matrices(torch.stack((noise, planted)), None, seeded())[1] == [1, 2]
+def test_a_layer_restarts_both_factors_at_the_threshold_of_its_loss() -> None:
+    down, up = torch.randn(6, 4, 3, 3, generator=seeded(1)), torch.randn(20, 6, 1, 1, generator=seeded(2))
+    before = down.clone(), up.clone()
+    new_down, new_up = restart_layer(down, up, 0.4, 3, 20, seeded(5))
+    generator, threshold = seeded(5), dynamic_threshold(0.4, 3, 20)
+    assert torch.equal(new_down, restart_matrix(down, threshold, generator)[0])
+    assert torch.equal(new_up.flatten(1).mT, restart_matrix(up.flatten(1).mT, threshold, generator)[0])
+    assert new_up.shape == up.shape and new_down.is_contiguous() and new_up.is_contiguous()
+    assert torch.equal(down, before[0]) and torch.equal(up, before[1])
 
 
-def test_a_matrix_that_is_not_finite_is_named() -> None:
-    stack = torch.ones(3, 2, 4)
-    stack[1, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="Matrix 1 of 3 holds NaN"):
-        restart_matrices(stack, 0.5, seeded())
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        restart_matrix(torch.tensor([[math.inf, 1.0]]), 0.5, seeded())
-
-
-@pytest.mark.parametrize("routine", [block_eigen, jacobi_eigen])
-def test_gpu_sweeps_restart_to_the_same_matrices(monkeypatch: pytest.MonkeyPatch, routine) -> None:
-    stack = torch.stack([make_matrix(kind, 9, 40, 3) for kind in ("random", "steep", "zero", "low rank")])
-    expected, kept = restart_matrices(stack, 0.7, seeded())
-
-    def sweep(grams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        unit = grams.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
-        values, vectors = routine(grams / unit[:, None, None])
-        return values * unit[:, None], vectors
-
-    monkeypatch.setattr(resampling, "batched_eigh", sweep)
-    new, again = restart_matrices(stack, 0.7, seeded())
-    assert again == kept
-    torch.testing.assert_close(new, expected, rtol=1e-5, atol=1e-6)
+def test_a_matrix_that_is_not_finite_is_refused() -> None:
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            restart_matrix(torch.tensor([[bad, 1.0]]), 0.5, seeded())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_gpu_and_processor_restart_to_the_same_matrices() -> None:
-    stack = torch.randn(40, 48, 200, generator=seeded())
-    on_cpu, kept = restart_matrices(stack, 0.7, seeded())
-    on_gpu, kept_gpu = restart_matrices(stack.cuda(), 0.7, seeded())
-    assert kept == kept_gpu
-    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-5, atol=1e-5)
+def test_gpu_and_cpu_restart_to_the_same_matrix() -> None:
+    for matrix in torch.randn(10, 48, 200, generator=seeded()):
+        on_cpu, kept = restart_matrix(matrix, 0.7, seeded())
+        on_gpu, kept_gpu = restart_matrix(matrix.cuda(), 0.7, seeded())
+        assert kept == kept_gpu and on_gpu.device.type == "cuda"
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-5, atol=1e-5)

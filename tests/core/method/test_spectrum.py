@@ -195,8 +195,8 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         effective_rank(torch.tensor([bad, 1.0]))
 
 
-def test_factors_that_do_not_fit_and_ranks_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 3\) and lora_up \(4, 3\) do not fit"):
+def test_factors_that_do_not_match_and_ranks_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\) and lora_up \(4, 3\) do not match"):
         delta_singular_values(torch.ones(2, 3), torch.ones(4, 3), 1.0)
     with pytest.raises(ValueError, match="at least 1, but is 0"):
         truncate(torch.ones(2, 3), torch.ones(4, 2), 1.0, 0)
