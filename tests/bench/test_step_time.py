@@ -21,7 +21,7 @@ from bench.training_session import make_config, training_session
 from launcher.environment import ROOT
 
 CPU = torch.device("cpu")
-QUICK = "--tiny --batches 1 --steps 2 --warm-up 1 --native-steps 1 --rounds 1".split()
+QUICK = ["--tiny", "--batches", "1", "--steps", "2", "--warm-up", "1", "--native-steps", "1", "--rounds", "1"]
 
 
 @pytest.fixture

@@ -160,11 +160,10 @@ def test_only_layers_of_one_kind_are_fused(different: str, calls: list[int]) -> 
 
 def test_inference_passes_are_neither_recorded_nor_fused(calls: list[int]) -> None:
     module = Attention()
-    with injected(layers_of(module), branches_of(module), always_unpatched) as fuse:
-        with torch.inference_mode():
-            for _ in range(2):
-                module(torch.randn(2, 6))
-                fuse()
+    with injected(layers_of(module), branches_of(module), always_unpatched) as fuse, torch.inference_mode():
+        for _ in range(2):
+            module(torch.randn(2, 6))
+            fuse()
     assert calls == [1] * 6
 
 
