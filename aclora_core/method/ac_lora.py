@@ -96,7 +96,7 @@ def restart_matrix(
 def restart_layer(
     lora_down: Tensor, lora_up: Tensor, loss: float, epoch: float, total_epochs: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Restart one layer as the paper does, each factor by itself (AC-LoRA Eq. 2, 3, 5 and 6).
+    """Restart one layer as the paper does every E epochs, each factor by itself (AC-LoRA Eq. 2, 3, 5 and 6).
 
     Args:
         lora_down: (rank, in), or (rank, in, kh, kw) of a convolution.
@@ -105,6 +105,9 @@ def restart_layer(
 
     Returns:
         The new lora_down and lora_up. The inputs are not modified.
+
+    Raises:
+        ValueError: As for dynamic_threshold and restart_matrix.
     """
     threshold = dynamic_threshold(loss, epoch, total_epochs)
     new_down, _ = restart_matrix(lora_down, threshold, generator)
