@@ -40,9 +40,12 @@ class FusableModules(NamedTuple):
     block: type[nn.Module] | None = None
 
 
+_NOTHING_FUSABLE = FusableModules()
+
+
 @contextmanager
 def fuse_modules(
-    network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules = FusableModules()
+    network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules = _NOTHING_FUSABLE
 ) -> Iterator[None]:
     """Compute a network's norms, gates and blocks by fused kernels, where there are any; restored on exit.
 

@@ -31,10 +31,12 @@ class Layer:
 
     @property
     def rank(self) -> int:
+        """Rows of lora_down."""
         return self.lora_down.shape[0]
 
     @property
     def scale(self) -> float:
+        """The factor alpha / rank on the delta."""
         return self.alpha / self.rank
 
     def factors(self) -> tuple[Tensor, Tensor]:

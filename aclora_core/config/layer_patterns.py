@@ -1,6 +1,6 @@
-"""Patterns on the names of layers: which are trained, and with which rank.
+r"""Patterns on the names of layers: which are trained, and with which rank.
 
-A line is a part of a name, such as double_blocks.7., or, where it has one of ^ $ * + ? ( ) [ ] { } | \\, a regular
+A line is a part of a name, such as double_blocks.7., or, where it has one of ^ $ * + ? ( ) [ ] { } | \, a regular
 expression that is searched in the name. Empty lines do not count.
 """
 

@@ -98,6 +98,7 @@ class AdaptedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, conv: AdaptedConv) -> Tensor:
+        """Return the output with the branch added."""
         weight, bias, branch, params = conv
         x = x.contiguous(memory_format=torch.channels_last)
         down = down.contiguous(memory_format=torch.channels_last)  # no copy: factors are stored so
@@ -116,6 +117,7 @@ class AdaptedConvolution(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the input; those of the factors are added in place."""
         x, x_down, weight, down = ctx.saved_tensors
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
         grad_input = None
@@ -167,13 +169,11 @@ class AdaptedPointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, layer: AdaptedLayer) -> Tensor:
+        """Return the output with the branch added."""
         weight, bias, branch = layer
         pixels = x.flatten(2)
         x_down = down.flatten(1) @ pixels
-        if bias is None:
-            output = weight @ pixels
-        else:
-            output = torch.baddbmm(bias[:, None], _expand(weight, pixels), pixels)
+        output = weight @ pixels if bias is None else torch.baddbmm(bias[:, None], _expand(weight, pixels), pixels)
         output.baddbmm_(_expand(up.flatten(1), pixels), x_down, alpha=branch.scale)
         ctx.save_for_backward(pixels, x_down, weight)
         ctx.branch = branch
@@ -184,6 +184,7 @@ class AdaptedPointwise(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the input; those of the factors are added in place."""
         pixels, x_down, weight = ctx.saved_tensors
         branch = ctx.branch
         scale = branch.scale

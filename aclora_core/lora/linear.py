@@ -61,6 +61,7 @@ def adapted_linears(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Tensor, 
 class _AdaptedLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[AdaptedLayer], *factors: Tensor) -> tuple[Tensor, ...]:
+        """Return the output with the branch added."""
         rows = x.reshape(-1, x.shape[-1])
         outputs, x_down = _forward(rows, layers)
         ctx.save_for_backward(rows, x_down)
@@ -72,6 +73,7 @@ class _AdaptedLinears(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the input; those of the factors are added in place."""
         no_factor_grads = (None,) * (2 * len(grad_outputs))  # they are added to .grad
         used = [index for index, gradient in enumerate(grad_outputs) if gradient is not None]
         if not used:
@@ -179,6 +181,7 @@ class LinearBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, branch: LoraLayer):  # type: ignore[no-untyped-def]
+        """Return the output with the branch added."""
         rows = x.reshape(-1, x.shape[-1]).to(down.dtype)
         x_down = rows @ down.t()
         ctx.save_for_backward(rows, x_down)
@@ -190,6 +193,7 @@ class LinearBranch(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor):  # type: ignore[no-untyped-def]
+        """Return the gradient of the input; those of the factors are added in place."""
         x, x_down = ctx.saved_tensors
         branch = ctx.branch
         grad_rows = _rows(grad_output).to(branch.down.compute.dtype)

@@ -50,7 +50,7 @@ def rank_fixed(singular_values: Tensor, rank: float) -> int:
 
 
 def rank_by_ratio(singular_values: Tensor, ratio: float) -> int:
-    """Count d_i > ratio · d₁, with 0 <= ratio < 1. (Tools that ask for d_i > d₁ / p mean ratio = 1 / p.)"""
+    """Count d_i > ratio · d₁, with 0 <= ratio < 1. Tools that ask for d_i > d₁ / p mean ratio = 1 / p."""
     if not 0.0 <= ratio < 1.0:
         raise ValueError(f"The ratio to the largest singular value must be from 0 to below 1, but is {ratio}.")
     return _clamp_rank(int((relative(singular_values) > ratio).sum()), singular_values)

@@ -18,7 +18,7 @@ GB = 10**9
 _MIN_STEPS = 3  # timed steps that a row gets even after its time limit
 
 
-class TimingComplete(Exception):
+class TimingComplete(Exception):  # noqa: N818  # no error: it ends a training
     """Raised in a training's callback to end it when enough steps have been timed."""
 
 

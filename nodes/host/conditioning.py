@@ -17,7 +17,7 @@ from .private_keys import VARIANT_KEY
 
 
 def prepared(
-    base: Any, latents: Sequence[dict], conditioning: Sequence[Any], device: torch.device
+    base: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any], device: torch.device
 ) -> tuple[list[Tensor], list[dict[str, Any]], list[Hashable], Lengths]:
     """Latents as the host's network sees them, what it wants besides, by name, what can share a batch, and lengths."""
     scaled = [base.process_latent_in(latent["samples"].clone().float().cpu()) for latent in latents]
@@ -33,7 +33,7 @@ def prepared(
     lengths = common_lengths(known.values())
     longer = {id(condition): repeated(condition, lengths) for condition in known.values()}
     conditions = [longer[id(condition)] for condition in conditions]
-    groups = [(tuple(s.shape), _signature(c)) for s, c in zip(scaled, conditions, strict=True)]
+    groups: list[Hashable] = [(tuple(s.shape), _signature(c)) for s, c in zip(scaled, conditions, strict=True)]
     return scaled, conditions, groups, lengths
 
 
@@ -61,7 +61,7 @@ def _signature(condition: dict[str, Any]) -> Hashable:
     return tuple((name, type(cond).__name__, kind(cond.cond)) for name, cond in sorted(condition.items()))
 
 
-def masks_of(latents: Sequence[dict], scaled: Sequence[Tensor]) -> dict[int, Tensor]:
+def masks_of(latents: Sequence[dict[str, Any]], scaled: Sequence[Tensor]) -> dict[int, Tensor]:
     """The masks of those that have one, by number, brought down to the size of the network's latents.
 
     Raises:
@@ -86,13 +86,13 @@ def masks_of(latents: Sequence[dict], scaled: Sequence[Tensor]) -> dict[int, Ten
     return masks
 
 
-def regularisation_of(latents: Sequence[dict]) -> dict[int, float]:
+def regularisation_of(latents: Sequence[dict[str, Any]]) -> dict[int, float]:
     """What each regularisation picture counts, by number."""
     marks = {number: latent.get(VARIANT_KEY, {}) for number, latent in enumerate(latents)}
     return {number: float(mark["regularisation"]) for number, mark in marks.items() if "regularisation" in mark}
 
 
-def variants_of(latents: Sequence[dict]) -> dict[int, list[int]]:
+def variants_of(latents: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
     """For the first variant of each picture the numbers of all its variants; empty where the dataset made none."""
     if not any(VARIANT_KEY in latent for latent in latents):
         return {}

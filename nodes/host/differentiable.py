@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ def differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
 
     Weights made under inference mode cannot be used in autograd.
     """
-    swapped = []
+    swapped: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for part in module.modules():
-            for store in (part._parameters, part._buffers):
+            stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+            for store in stores:
                 for name, tensor in store.items():
                     if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
                         swapped.append((store, name, tensor))
@@ -43,7 +45,8 @@ def _alias(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: a tensor made of others, with no memory of its own
         names, facts = tensor.__tensor_flatten__()
         inner = {name: _alias(getattr(tensor, name)) for name in names}
-        alias = type(tensor).__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
+        kind: Any = type(tensor)
+        alias = kind.__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
     else:
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())

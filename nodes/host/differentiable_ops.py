@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -37,8 +38,12 @@ def _plain_rotations() -> Iterator[None]:
     names = [name for name in vars(plain or object) if "rope" in name and not name.endswith("_")]
     with ExitStack() as undo:
         for name in names:
-            undo.enter_context(replaced(kitchen, name, lambda own, name=name: getattr(plain, name)))
+            undo.enter_context(replaced(kitchen, name, partial(_take_plain, plain, name)))
         yield
+
+
+def _take_plain(plain: Any, name: str, own: Any) -> Any:
+    return getattr(plain, name)
 
 
 @contextmanager

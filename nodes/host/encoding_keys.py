@@ -89,11 +89,13 @@ class KnownEncodings:
             return None
 
     def get(self, key: str | None) -> Any | None:
+        """Return a stored encoding, and count whether it was there; None is never there."""
         value = None if key is None else self._files.get(key)
         self._found, self._new = self._found + (value is not None), self._new + (value is None)
         return value
 
     def put(self, key: str | None, value: Any) -> None:
+        """Store an encoding, if it has a key."""
         if key is not None:
             self._files.put(key, value)
 

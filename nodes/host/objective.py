@@ -61,7 +61,7 @@ def objective_of(sampling: Any, pixels: int = 8) -> Objective:
 
 def _share_of(sampling: Any) -> Callable[[float], float]:
     # Its tables may lie on the GPU, and to read one number there is to wait until the GPU has done all that it has to.
-    table = copy.deepcopy(sampling).cpu() if isinstance(sampling, nn.Module) else sampling
+    table: Any = copy.deepcopy(sampling).cpu() if isinstance(sampling, nn.Module) else sampling
     return lambda share: float(table.percent_to_sigma(1.0 - share))
 
 

@@ -69,7 +69,9 @@ def _sample(model: HostModel, noise: Tensor, positive: Any, negative: Any, seed:
     return guider.sample(noise, nothing, sampler, sigmas, callback=each, disable_pbar=True, seed=seed)
 
 
-def _already_loaded(executor: Any, model: Any, noise_shape: Any, conds: Any, **options: Any) -> tuple[Any, Any, list]:
+def _already_loaded(
+    executor: Any, model: Any, noise_shape: Any, conds: Any, **options: Any
+) -> tuple[Any, Any, list[Any]]:
     """Takes the place of the host's loading: that would move weights whose addresses the training relies on."""
     return model.model, conds, []
 

@@ -27,7 +27,7 @@ log = logging.getLogger("aclora")
 
 @contextmanager
 def training_session(
-    model: Any, latents: Sequence[dict], conditioning: Sequence[Any], clip: Any = None
+    model: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any], clip: Any = None
 ) -> Iterator[tuple[HostModel, HostTrainingSet]]:
     """Open a MODEL for training, with its images; afterwards everything is as it was.
 
@@ -83,7 +83,7 @@ def training_session(
         yield HostModel(patcher, device, objective, options, text), images
 
 
-def _check_inputs(model: Any, latents: Sequence[dict], conditioning: Sequence[Any]) -> None:
+def _check_inputs(model: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -> None:
     if not hasattr(getattr(model, "model", None), "diffusion_model"):
         raise ValueError("The model input is no diffusion model that can be trained. Connect a checkpoint's MODEL.")
     check_family(model.model)
@@ -135,9 +135,9 @@ def _patcher_for_training(model: Any) -> Any:
     else:
         patcher = model.clone()
     base = patcher.model
-    if base.get_dtype_inference() == torch.float16 and not _is_at_home_in_float16(base):
-        if comfy.model_management.should_use_bf16(patcher.load_device):
-            patcher.set_model_compute_dtype(torch.bfloat16)
+    in_float16 = base.get_dtype_inference() == torch.float16
+    if in_float16 and not _is_at_home_in_float16(base) and comfy.model_management.should_use_bf16(patcher.load_device):
+        patcher.set_model_compute_dtype(torch.bfloat16)
     return patcher
 
 

@@ -28,6 +28,8 @@ _NO_CLIP = (
 
 
 class ACLoRATrain(io.ComfyNode):
+    """Train AC-LoRA: a folder of images becomes a style."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -45,11 +47,16 @@ class ACLoRATrain(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: list, latents: list, conditioning: list, options: Sequence[Options] = (), **widgets: list
+        cls,
+        model: list[Any],
+        latents: list[Any],
+        conditioning: list[Any],
+        options: Sequence[Options] = (),
+        **widgets: list[Any],
     ) -> io.NodeOutput:
         chosen = options[0] if options else Options()
-        # Every input comes as a list, since the pictures do.
-        config = TrainConfig(**{name: given[0] for name, given in widgets.items()} | chosen.settings)
+        # Every input comes as a list, since the images do.
+        config = TrainConfig(**{**{name: given[0] for name, given in widgets.items()}, **chosen.settings})
         shown = LivePreviews(chosen.previews)
         bar = host.Bar(config.steps, host.hidden_node_id(cls))
         with host.training_session(model[0], latents, conditioning, chosen.clip) as (network, images):

@@ -67,8 +67,5 @@ class _ResidualNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_output is None:
-            grad = grad_y
-        else:
-            grad = norm_backward(grad_output, grad_y, *ctx.saved_tensors)
+        grad = grad_y if grad_output is None else norm_backward(grad_output, grad_y, *ctx.saved_tensors)
         return grad, grad if ctx.needs_input_grad[1] else None, None, None, None

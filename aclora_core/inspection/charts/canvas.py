@@ -68,6 +68,7 @@ class Canvas:
 
     @property
     def dark(self) -> bool:
+        """Whether the canvas has the dark theme."""
         return self.theme is DARK
 
     def axes(self, left: float, bottom: float, right: float, top: float) -> Axes:

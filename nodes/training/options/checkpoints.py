@@ -13,6 +13,8 @@ from .options import Options, schema
 
 
 class ACLoRACheckpointOptions(io.ComfyNode):
+    """AC-LoRA Checkpoint Options: saving and resuming a training."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

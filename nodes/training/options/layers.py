@@ -11,6 +11,8 @@ from .options import Options, check_settings, schema, settings_node
 
 
 class ACLoRALayerOptions(io.ComfyNode):
+    """AC-LoRA Layer Options: which layers are trained."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

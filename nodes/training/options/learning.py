@@ -11,6 +11,8 @@ from .options import Options, schema, settings_node
 
 
 class ACLoRALearningOptions(io.ComfyNode):
+    """AC-LoRA Learning Options: optimizer, schedule, loss weighting."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -18,6 +18,8 @@ _MOST = 8  # prompts
 
 
 class ACLoRAPreviewOptions(io.ComfyNode):
+    """AC-LoRA Preview Options: images drawn while a training runs."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -11,6 +11,8 @@ from .options import Options, check_settings, schema, settings_node
 
 
 class ACLoRARankOptions(io.ComfyNode):
+    """AC-LoRA Rank Options: restarts and their thresholds."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

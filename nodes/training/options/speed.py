@@ -11,6 +11,8 @@ from .options import Options, schema, settings_node
 
 
 class ACLoRASpeedOptions(io.ComfyNode):
+    """AC-LoRA Speed Options: CUDA graphs and activation checkpointing."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

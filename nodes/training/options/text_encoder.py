@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 class ACLoRATextEncoderOptions(io.ComfyNode):
+    """AC-LoRA Text Encoder Options: train the text encoder too."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

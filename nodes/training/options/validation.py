@@ -11,6 +11,8 @@ from .options import Options, schema, settings_node
 
 
 class ACLoRAValidationOptions(io.ComfyNode):
+    """AC-LoRA Validation Options: held-out images and what follows from them."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -367,7 +367,8 @@ def test_captured_steps_match_the_cpu(optimizer, dtype: torch.dtype) -> None:
         batches = [Batch(nothing, nothing, nothing, weight, {}, "one") for weight in weights_of]
         for step, (batch, following) in enumerate(itertools.pairwise(batches)):
             stepper.learning_rate = 0.1 / (1 + step)
-            loss_value = stepper.step([batch, batch], lambda upcoming=following: [upcoming] * 2 if step % 3 else ())
+            upcoming = [following] * 2 if step % 3 else []
+            loss_value = stepper.step([batch, batch], lambda upcoming=upcoming: upcoming)
             assert math.isnan(loss_value) == (step == 4)
         assert graphs.active == (device.type == "cuda")
         with stepper.evaluation_weights():

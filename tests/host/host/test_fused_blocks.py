@@ -32,9 +32,9 @@ def both_ways(pack, monkeypatch, make, given):
             monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda group: ours)
             layers = lora.targets.preset_layers(network, "all")
             for quick in (False, True):
-                monkeypatch.setattr(
-                    pack.nodes.host.differentiable_ops, "find_kernels", lambda *_: ours if quick else None
-                )  # noqa: B023
+                kernels_found = ours if quick else None
+                differentiable_ops = pack.nodes.host.differentiable_ops
+                monkeypatch.setattr(differentiable_ops, "find_kernels", lambda *_, found=kernels_found: found)
                 weights = lora.make_parameters(
                     layers, lora.LoraSpec(4, 4.0), torch.Generator().manual_seed(0), torch.device("cpu")
                 )

@@ -31,10 +31,10 @@ def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_chained_options_are_merged_and_inputs_unchanged(pack: ModuleType, kind: str) -> None:
-    Options = pack.nodes.training.options.options.Options
+    options_class = pack.nodes.training.options.options.Options
     node = node_of(pack, kind)
     name, default = next(iter(widgets(node).items()))
-    before = Options({"steps": 5, name: "earlier"}, previews="kept")
+    before = options_class({"steps": 5, name: "earlier"}, previews="kept")
     after = node.execute(before, **widgets(node)).result[0]
     assert after.settings == {"steps": 5, **widgets(node)} and after.settings[name] == default
     assert after.previews == "kept" and before.settings == {"steps": 5, name: "earlier"}
