@@ -1,11 +1,12 @@
 """Fused Triton kernels for operations that PyTorch runs in several memory passes.
 
-Each operation has a file of its own with four functions: the operation itself, named as the file; `supports`, its
-limits; `reference`, the same in plain PyTorch; and `examples`, small inputs for the self-test. To add a kernel, write
-such a file and give it a row in Kernels below. The self-test and the tests' stand-ins then find it by name.
+Each operation has a file of its own, with the operation, named as the file; `supports`, its limits; `reference`, the
+same in plain PyTorch; `examples`, small inputs for the self-test; and `KERNEL`, which holds them together with the
+group that the kernel is compiled and tested with. To add a kernel, write such a file and give it a row in Kernels
+below. The self-test and the tests' stand-ins then find it by name.
 
-The Triton code stands in the same file as the rest. Those files are imported when kernels are looked for, so importing
-this package does not load Triton. Where Triton is missing the files still import (see _triton.py), and their limits,
+The Triton code stands in the same file. Kernels imports these files when kernels are looked for, so importing this
+package does not load Triton. Where Triton is missing the files still import (see _triton.py), and their limits,
 references and examples can be used.
 
 Triton comes with PyTorch's CUDA builds for Linux. It compiles at the first call and needs a C compiler and Python's
@@ -65,65 +66,20 @@ class Kernels:
         )
 
         self.device = device
-        self.lora_linear = Kernel(
-            device, "lora", lora_linear.lora_linear, lora_linear.supports, lora_linear.reference, lora_linear.examples
-        )
-        self.lora_linear_backward = Kernel(
-            device,
-            "lora",
-            lora_linear_backward.lora_linear_backward,
-            lora_linear_backward.supports,
-            lora_linear_backward.reference,
-            lora_linear_backward.examples,
-        )
-        self.lora_linear_gradients = Kernel(
-            device,
-            "lora",
-            lora_linear_gradients.lora_linear_gradients,
-            lora_linear_gradients.supports,
-            lora_linear_gradients.reference,
-            lora_linear_gradients.examples,
-        )
-        self.adamw = Kernel(device, "lora", adamw.adamw, adamw.supports, adamw.reference, adamw.examples)
-        self.geglu = Kernel(device, "unet", geglu.geglu, geglu.supports, geglu.reference, geglu.examples)
-        self.group_norm = Kernel(
-            device, "unet", group_norm.group_norm, group_norm.supports, group_norm.reference, group_norm.examples
-        )
-        self.layer_norm = Kernel(
-            device, "unet", layer_norm.layer_norm, layer_norm.supports, layer_norm.reference, layer_norm.examples
-        )
-        self.residual_norm = Kernel(
-            device,
-            "unet",
-            residual_norm.residual_norm,
-            residual_norm.supports,
-            residual_norm.reference,
-            residual_norm.examples,
-        )
-        self.short_key_attention = Kernel(
-            device,
-            "unet",
-            short_key_attention.short_key_attention,
-            short_key_attention.supports,
-            short_key_attention.reference,
-            short_key_attention.examples,
-        )
-        self.lora_conv = Kernel(
-            device, "unet", lora_conv.lora_conv, lora_conv.supports, lora_conv.reference, lora_conv.examples
-        )
-        self.lora_conv_gradients = Kernel(
-            device,
-            "unet",
-            lora_conv_gradients.lora_conv_gradients,
-            lora_conv_gradients.supports,
-            lora_conv_gradients.reference,
-            lora_conv_gradients.examples,
-        )
-        self.rms_norm = Kernel(
-            device, "transformer", rms_norm.rms_norm, rms_norm.supports, rms_norm.reference, rms_norm.examples
-        )
-        self.rope = Kernel(device, "transformer", rope.rope, rope.supports, rope.reference, rope.examples)
-        self.gelu = Kernel(device, "transformer", gelu.gelu, gelu.supports, gelu.reference, gelu.examples)
+        self.lora_linear = lora_linear.KERNEL.on(device)
+        self.lora_linear_backward = lora_linear_backward.KERNEL.on(device)
+        self.lora_linear_gradients = lora_linear_gradients.KERNEL.on(device)
+        self.adamw = adamw.KERNEL.on(device)
+        self.geglu = geglu.KERNEL.on(device)
+        self.group_norm = group_norm.KERNEL.on(device)
+        self.layer_norm = layer_norm.KERNEL.on(device)
+        self.residual_norm = residual_norm.KERNEL.on(device)
+        self.short_key_attention = short_key_attention.KERNEL.on(device)
+        self.lora_conv = lora_conv.KERNEL.on(device)
+        self.lora_conv_gradients = lora_conv_gradients.KERNEL.on(device)
+        self.rms_norm = rms_norm.KERNEL.on(device)
+        self.rope = rope.KERNEL.on(device)
+        self.gelu = gelu.KERNEL.on(device)
 
     def by_name(self) -> dict[str, Kernel[..., ..., Any]]:
         """Return the kernels by the names of their operations."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .kernel import HALF_DTYPES, Draw
+from .kernel import HALF_DTYPES, Draw, Kernel
 from .launch import launch
 
 _BLOCK = 1024  # elements of a program
@@ -113,6 +113,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     gradient, compute = draw(2, 1536)
     scalars = [torch.full((), value, device=weights.device) for value in (3.0, 0.1, 2.0, 0.0)]
     yield weights, gradient, exp_avg, root.square(), previous, compute, *scalars, (0.9, 0.999), 0.05, 1e-8
+
+
+KERNEL = Kernel("lora", adamw, supports, reference, examples)
 
 
 @triton.jit(do_not_specialize=["weight_decay", "eps"])

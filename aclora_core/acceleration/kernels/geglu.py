@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._triton import tl, triton
-from .kernel import Draw
+from .kernel import Draw, Kernel
 from .launch import launch
 
 _ROWS, _COLUMNS = 8, 256  # of a tile; a power of two that divides the usual widths
@@ -42,6 +42,9 @@ def reference(hidden: Tensor) -> Tensor:
 def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Fewer rows than a tile has."""
     yield (draw(3, 512).requires_grad_(),)
+
+
+KERNEL = Kernel("unet", geglu, supports, reference, examples)
 
 
 class _Geglu(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._triton import tl, triton
 from .geglu import normal_cdf
-from .kernel import Draw
+from .kernel import Draw, Kernel
 from .launch import launch
 
 _ROWS, _COLUMNS = 4, 512  # of a tile
@@ -48,6 +48,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Half of wider rows, exactly and approximated."""
     for tanh in (True, False):
         yield draw(9, 640)[:, :320].requires_grad_(), tanh
+
+
+KERNEL = Kernel("transformer", gelu, supports, reference, examples)
 
 
 class _Gelu(torch.autograd.Function):

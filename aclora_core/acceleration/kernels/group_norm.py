@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._triton import tl, triton
-from .kernel import Draw
+from .kernel import Draw, Kernel
 from .launch import launch
 
 _PIXELS, _CHANNELS = 64, 64  # of a tile
@@ -65,6 +65,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     yield x, *norm
     yield x, *norm, True
     yield x, *norm, True, draw(2, 320).requires_grad_()
+
+
+KERNEL = Kernel("unet", group_norm, supports, reference, examples)
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -39,21 +39,25 @@ class Kernel(Generic[_P, _Q, _R]):
     """A fused operation, with all that is needed to test it and to decide where to use it.
 
     Attributes:
-        device: the type of the devices it runs on, such as "cuda".
         group: the kernels it is compiled and tested with.
         operation: the fused operation.
         limits: whether it supports some inputs, and is faster than PyTorch for them. Takes some of the operation's
             parameters, under the same names. Device and dtype of the first tensor are checked apart from it.
         reference: the operation in plain PyTorch, with the same parameters, in-place changes and gradients.
         examples: small inputs for tests, each the arguments of one call in their order.
+        device: the type of the devices it is to run on, such as "cuda"; empty until `on` names one.
     """
 
-    device: str
     group: KernelGroup
     operation: Callable[_P, _R]
     limits: Callable[_Q, bool]
     reference: Callable[_P, _R]
     examples: Callable[[Draw], Iterable[tuple[Any, ...]]]
+    device: str = ""
+
+    def on(self, device: str) -> Kernel[_P, _Q, _R]:
+        """Return the kernel for a type of device."""
+        return replace(self, device=device)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Run the fused operation."""

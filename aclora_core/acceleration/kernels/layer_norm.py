@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._triton import tl, triton
-from .kernel import MAX_ROW_WIDTH, Draw
+from .kernel import MAX_ROW_WIDTH, Draw, Kernel
 from .launch import launch
 
 _TILE_ELEMENTS = 2048  # of a program's tile, which holds whole rows
@@ -48,6 +48,9 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Rows of a width that does not fill its tile."""
     yield draw(70, 320).requires_grad_(), draw(320), draw(320), 1e-5
+
+
+KERNEL = Kernel("unet", layer_norm, supports, reference, examples)
 
 
 class _LayerNorm(torch.autograd.Function):

@@ -24,7 +24,7 @@ from ._conv_taps import (
 )
 from ._tiles import add_block, load_block, padded_rank, store_block
 from ._triton import tl, triton
-from .kernel import ConvParams, Draw
+from .kernel import ConvParams, Draw, Kernel
 from .launch import launch
 
 _PIXELS, _CHANNELS = 64, 64  # of a tile
@@ -116,6 +116,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
         draw(*shape).contiguous(memory_format=last) for shape in ((1, 48, 9, 8), (1, 80, 9, 8), (16, 80, 3, 3))
     )
     yield output, draw(48), x, down, draw(48, 16), ConvParams((1, 1), (1, 1), (1, 1)), 0.5
+
+
+KERNEL = Kernel("unet", lora_conv, supports, reference, examples)
 
 
 @triton.jit(do_not_specialize=["pixels", "chunks_per_split", *GEOMETRY_PARAMETERS])

@@ -22,7 +22,7 @@ from ._conv_taps import (
 )
 from ._tiles import accumulate_outer, add_block, load_block, padded_rank, plan_split_k, split_k_reduce
 from ._triton import tl, triton
-from .kernel import ConvParams, Draw
+from .kernel import ConvParams, Draw, Kernel
 from .launch import launch
 
 _PIXELS, _CHANNELS = 64, 64  # of a tile
@@ -137,6 +137,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     params = ConvParams((1, 1), (1, 1), (1, 1))
     rows = draw(72, 16), draw(72, 16)
     yield x, grad_output, *rows, down, down_grad, draw(48, 16), grad_input, params, 0.5
+
+
+KERNEL = Kernel("unet", lora_conv_gradients, supports, reference, examples)
 
 
 @triton.jit(

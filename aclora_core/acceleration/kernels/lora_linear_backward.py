@@ -11,7 +11,7 @@ from torch import Tensor
 from ._linear_tiles import grouped_tile, pointer_offset, pointer_offsets, supports_weight, tile_for
 from ._tiles import load_block, padded_rank, store_block
 from ._triton import tl, triton
-from .kernel import Draw
+from .kernel import Draw, Kernel
 from .launch import launch
 
 _MAX_WEIGHT = 2e6  # elements of a weight beyond which PyTorch's matrix product is faster
@@ -94,6 +94,9 @@ def reference(
 def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Two layers, and enough rows for the largest tile."""
     yield [*draw(2, 2100, 192)], [*draw(2, 192, 128)], [*draw(2, 16, 128)], [*draw(2, 192, 16)], 0.5
+
+
+KERNEL = Kernel("lora", lora_linear_backward, supports, reference, examples)
 
 
 @triton.jit(do_not_specialize=["scale", "rows"])

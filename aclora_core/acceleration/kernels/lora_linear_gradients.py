@@ -11,7 +11,7 @@ from torch import Tensor
 from ._linear_tiles import pointer_offset, pointer_offsets, supports_rows
 from ._tiles import accumulate_outer, add_block, load_block, padded_rank, plan_split_k, split_k_reduce
 from ._triton import tl, triton
-from .kernel import Draw
+from .kernel import Draw, Kernel
 from .launch import launch
 
 _BLOCK_K = 128  # rows that a program sums over in one step
@@ -110,6 +110,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     rows = 2100
     activations = draw(rows, 128), [*draw(2, rows, 192)], draw(2, rows, 16), draw(2, rows, 16)
     yield *activations, [*draw(2, 16, 128)], [*draw(2, 192, 16)], 0.5
+
+
+KERNEL = Kernel("lora", lora_linear_gradients, supports, reference, examples)
 
 
 @triton.jit(do_not_specialize=["splits", "rows_per_split", "scale", "rows", "sums"])

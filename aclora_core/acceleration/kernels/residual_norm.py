@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernel import Draw
+from .kernel import Draw, Kernel
 from .layer_norm import norm_backward, norm_forward
 from .layer_norm import supports as supports_layer_norm
 
@@ -52,6 +52,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Without and with a residual."""
     yield draw(70, 320).requires_grad_(), None, draw(320), draw(320), 1e-5
     yield draw(70, 320).requires_grad_(), draw(70, 320).requires_grad_(), draw(320), draw(320), 1e-5
+
+
+KERNEL = Kernel("unet", residual_norm, supports, reference, examples)
 
 
 class _ResidualNorm(torch.autograd.Function):

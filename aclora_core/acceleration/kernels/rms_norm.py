@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._strided_rows import as_rows, restore_order, row_counts, row_offset, row_strides, row_tile, stride_order
 from ._triton import tl, triton
-from .kernel import MAX_ROW_WIDTH, Draw
+from .kernel import MAX_ROW_WIDTH, Draw, Kernel
 from .launch import launch
 
 _TILE_ELEMENTS = 4096  # of a program's tile, which holds whole rows
@@ -48,6 +48,9 @@ def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Heads that lie side by side in memory."""
     yield draw(2, 7, 5, 64).transpose(1, 2).requires_grad_(), draw(64), 1e-5
+
+
+KERNEL = Kernel("transformer", rms_norm, supports, reference, examples)
 
 
 class _RmsNorm(torch.autograd.Function):

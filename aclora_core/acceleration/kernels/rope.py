@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._strided_rows import as_rows, restore_order, row_counts, row_offset, row_strides, row_tile, stride_order
 from ._triton import tl, triton
-from .kernel import MAX_ROW_WIDTH, Draw
+from .kernel import MAX_ROW_WIDTH, Draw, Kernel
 from .launch import launch
 
 _TILE_ELEMENTS = 2048  # of a program's tile, which holds whole rows
@@ -51,6 +51,9 @@ def reference(x: Tensor, table: Tensor) -> Tensor:
 def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """Heads that lie side by side in memory, with one table for all."""
     yield draw(2, 7, 5, 64).transpose(1, 2).requires_grad_(), draw(1, 1, 7, 32, 2, 2).float()
+
+
+KERNEL = Kernel("transformer", rope, supports, reference, examples)
 
 
 class _Rope(torch.autograd.Function):

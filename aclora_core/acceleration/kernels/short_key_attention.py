@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._triton import tl, triton
-from .kernel import HALF_DTYPES, MAX_KEYS, Draw
+from .kernel import HALF_DTYPES, MAX_KEYS, Draw, Kernel
 from .launch import launch
 
 _BLOCK_Q, _WARPS = 128, 8  # of a tile
@@ -61,6 +61,9 @@ def examples(draw: Draw) -> Iterator[tuple[Any, ...]]:
     """The keys of a CLIP caption."""
     query, key, value = (draw(1, 2, rows, 64).requires_grad_() for rows in (70, 77, 77))
     yield query, key, value, 0.125
+
+
+KERNEL = Kernel("unet", short_key_attention, supports, reference, examples)
 
 
 class _ShortKeyAttention(torch.autograd.Function):

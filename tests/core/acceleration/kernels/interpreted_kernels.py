@@ -96,8 +96,8 @@ def test_group_norm_with_a_shift_equals_float64(dtype: torch.dtype, silu: bool) 
     ours = group_norm(x, 4, weight, bias, 1e-5, silu, shift)
     gradient = draw(*ours.shape, seed=9).to(dtype)
     pairs = [(ours, expected)]
-    ways_back = torch.autograd.grad(ours, (x, shift), gradient), torch.autograd.grad(expected, exact, gradient.double())
-    for found, right in (*pairs, *zip(*ways_back, strict=True)):
+    gradients = torch.autograd.grad(ours, (x, shift), gradient), torch.autograd.grad(expected, exact, gradient.double())
+    for found, right in (*pairs, *zip(*gradients, strict=True)):
         error = (found.double() - right).abs().max() / right.abs().max()
         assert found.dtype == dtype and error <= TOLERANCE[dtype] * 4, error  # a sum of 72 that nearly cancel
 
