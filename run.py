@@ -165,7 +165,7 @@ def test(pytest_options: list[str]) -> int:
     checks = {
         "ruff (style)": ["-m", "ruff", "check", "."],
         "ruff format (layout of the code)": ["-m", "ruff", "format", "--check", "."],
-        "mypy (types of aclora_core)": ["-m", "launcher.checks", "types"],
+        "mypy (types of aclora_core and nodes)": ["-m", "launcher.checks", "types"],
         "import-linter (rooms import downwards)": ["-m", "launcher.checks", "imports"],
         "pytest (tests; skipped ones are listed above)": ["-m", "pytest", *pytest_options],
     }
