@@ -38,7 +38,7 @@ def test_report_is_read() -> None:
     assert [step for step, _ in report.validation] == [step for step, _ in TRAINED["validation"]]
     assert [cut.name for cut in report.cuts] == [name for name, _, _ in TRAINED["cuts"]]
     assert report.restarts and report.layer_names() == ["toy.attn"]
-    assert report.settings.items() >= {**TRAINED["settings"], **TRAINED["facts"]}.items()
+    assert report.settings.items() >= TRAINED["settings"].items()
 
 
 def test_settings_of_the_training_are_read() -> None:
