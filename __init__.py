@@ -3,7 +3,7 @@
 WEB_DIRECTORY = "./nodes/web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     """Return the extension with the pack's nodes; ComfyUI calls this."""
     from .nodes import ACLoRAExtension  # imported here, so that tests can import the pack without ComfyUI
 
