@@ -1,4 +1,4 @@
-"""The nodes that ComfyUI shows under "AC-LoRA"."""
+"""The pack's nodes, which ComfyUI lists under "AC-LoRA"."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -20,10 +20,10 @@ from .training.options.validation import ACLoRAValidationOptions
 
 
 class ACLoRAExtension(ComfyExtension):
-    """What ComfyUI asks for the pack's nodes."""
+    """The extension that ComfyUI loads, with the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """The nodes, in the order in which a workflow uses them."""
+        """Return the nodes, in the order in which a workflow uses them."""
         return [
             ACLoRATinyBase,
             ACLoRADataset,

@@ -1,4 +1,4 @@
-"""Checks of names that users give for files and folders: portable, and inside the folder they belong to."""
+"""Checks of names that users give for files and folders: portable, and inside the right folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from pathlib import Path
 
 import folder_paths
 
-MAX_NAME_BYTES = 200  # of a part of a name; drives allow 255, and a number and an ending are added
+MAX_NAME_BYTES = 200  # of a file or folder name; drives allow 255, and a number and a suffix are added
+
+
+def is_inside(folder: str | Path, path: str | Path) -> bool:
+    """Return whether a path is strictly inside a folder, also when links are followed."""
+    if not folder_paths.is_within_directory(str(folder), str(path)):
+        return False
+    return os.path.abspath(path) != os.path.abspath(folder)
 
 
 def check_name(given: str, name: str, where: str) -> None:
@@ -16,11 +23,11 @@ def check_name(given: str, name: str, where: str) -> None:
 
     Args:
         given: the name as the user wrote it, for the message.
-        name: the name with "/" between folders, without an ending.
+        name: the name with "/" between folders, without a suffix.
         where: the folder for the message, such as "models/loras".
 
     Raises:
-        ValueError: it leads outside, or some system cannot write it.
+        ValueError: it leads outside, or is no valid file name on some system.
     """
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
@@ -33,23 +40,25 @@ def check_name(given: str, name: str, where: str) -> None:
 
 
 def check_place(given: str, folder: Path, path: Path, where: str) -> None:
-    """Check that a path stays inside a folder when links are followed, and can be written to.
+    """Check that a path stays inside a folder when links are followed, and that it can be written.
 
     Args:
         given: the name as the user wrote it, for the message.
+        folder: in which the path must be.
+        path: of the file or folder to write.
         where: the folder for the message, such as "models/loras".
 
     Raises:
-        ValueError: it leads outside, or cannot be written to.
+        ValueError: it leads outside, or cannot be written.
     """
-    if not folder_paths.is_within_directory(str(folder), str(path)):
+    if not is_inside(folder, path):
         raise ValueError(f"'{given}' leads outside {where} through a link. Choose another folder.")
     existing = next(parent for parent in path.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"'{given}' cannot be saved: {existing.name} is no folder that can be written to.")
+        raise ValueError(f"'{given}' cannot be saved: {existing.name} is not a writable folder.")
 
 
 def _is_portable(part: str) -> bool:
-    # Windows reserves some names for devices, with any ending.
+    # Windows reserves some names for devices, with any suffix.
     reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part, flags=re.IGNORECASE)
     return part != "" and part == part.strip(". ") and len(part.encode()) <= MAX_NAME_BYTES and not reserved

@@ -1,4 +1,4 @@
-"""Every setting of a training, checked before the work. Loads nothing but the names of the choices."""
+"""All settings of a training, checked when they are set. Loads nothing that trains."""
 
 from .checkpoints import CheckpointConfig, Resume
 from .choices import LayerPreset, LossWeighting, OptimizerName, Schedule, Timesteps

@@ -1,4 +1,4 @@
-"""Where and how often a training is saved, and whether it resumes."""
+"""Settings of checkpoints: where and how often a training is saved, and whether it resumes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ Resume = Literal["never", "if there is a checkpoint", "for more steps"]
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where and how often a training is saved, and whether it resumes from what is there."""
+    """Where and how often a training is saved, and whether it resumes from its last checkpoint.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
 
     folder: Path  # of this training alone
-    every: int = 50  # steps; one is also written at a cancel and at the end of a pass
-    keep: int = 2  # how many of the last ones stay
+    every: int = 50  # steps; a checkpoint is also written at a cancel and at the end of a pass
+    keep: int = 2  # number of latest checkpoints that are kept
     resume: Resume = "if there is a checkpoint"
 
     def __post_init__(self) -> None:

@@ -7,24 +7,10 @@ from typing import Literal
 from ..method import Mode
 
 Timesteps = Literal["automatic", "uniform", "logit-normal", "shifted"]
-
-
 LossWeighting = Literal["none", "min-SNR", "debiased"]
-
-
 LayerPreset = Literal["attention", "attention and feed-forward", "all"]
-
-
 OptimizerName = Literal["AdamW", "Adafactor", "SGD", "Prodigy", "AdamWScheduleFree", "AdamW8bit"]
-
-
 Schedule = Literal["constant", "cosine", "linear"]
-
-
 RestartMode = Literal[Mode, "off"]
-
-
 Threshold = Literal["dynamic", "fixed", "noise floor"]
-
-
 Checkpointing = Literal["automatic", "all", "off"]

@@ -14,45 +14,50 @@ from .layer_patterns import parse_ranks, pattern_lines, pattern_matcher
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a training. Raises ValueError for a value out of its range."""
+    """The settings of a training.
 
-    steps: int = 600  # optimisation steps, at most
-    learning_rate: float = 5e-4  # of the optimizer
-    batch_size: int = 4  # pictures in a step
+    Checkpoints store the fields by name, and nodes have inputs of the same names.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    steps: int = 600  # maximum number of optimizer steps
+    learning_rate: float = 5e-4
+    batch_size: int = 4  # images per batch
     max_rank: int = 16  # generous upper bound; the signal is found inside it
-    alpha: float = 8.0  # strength of the branches: scale = alpha / rank, so the learning speed does not follow the rank
-    seed: int = 0  # start of the adapter, order of the pictures, noise and timesteps
+    alpha: float = 8.0  # scale = alpha / rank, so that the learning speed does not depend on the rank
+    seed: int = 0  # of the initial adapter, the order of the images, the noise and the timesteps
     layers: LayerPreset = "attention and feed-forward"
-    mode: RestartMode = "paper"  # how noise is redrawn; "off" trains a plain LoRA
-    measure: Measure = "energy"  # what the threshold is a share of
-    restart_every: int = 10  # epochs (E of the paper)
-    threshold: Threshold = "noise floor"  # or from the loss, "dynamic" (AC-LoRA Eq. 5 and 6), or the same always
-    fixed_threshold: float = 0.95  # of threshold "fixed"
-    lowest_threshold: float = 0.0  # the dynamic threshold is kept between these two
+    mode: RestartMode = "paper"  # how restarts resample noise; "off" trains a plain LoRA
+    measure: Measure = "energy"  # what the threshold is a fraction of
+    restart_every: int = 10  # epochs (E in the paper)
+    threshold: Threshold = "noise floor"  # "dynamic": from the loss (AC-LoRA Eq. 5 and 6); "fixed": fixed_threshold
+    fixed_threshold: float = 0.95
+    lowest_threshold: float = 0.0  # bounds of the dynamic threshold
     highest_threshold: float = 1.0
-    clear_moments: bool = True  # forget the optimizer's moments of redrawn factors
+    clear_moments: bool = True  # whether restarts reset the optimizer state of resampled factors
     weight_decay: float = 0.01
-    max_norm: float = 1.0  # gradients are scaled down to this norm
-    held_out: float = 0.2  # share of the pictures to measure by, from eight pictures on; 0 trains on all of them
-    stop_early: bool = True  # once the best step is passed for good
-    refit: bool = True  # afterwards train on all pictures, the held-out ones too, up to the best step
-    smallest: bool = True  # give the smallest cut of the adapter that is within the noise of the best
-    checkpointing: Checkpointing = "automatic"  # whether blocks are computed twice, to need less memory
-    graph: bool = True  # record steps as CUDA graphs where that is possible
-    optimizer: Optimizer = "AdamW"  # the last three come from libraries of their own
-    schedule: Schedule = "constant"  # of the learning rate, over the steps
-    warm_up: int = 0  # steps in which the learning rate grows to its value
-    accumulate: int = 1  # batches that one step learns from
-    ema_decay: float = 0.0  # of the running average of the adapter that is given instead of the last step; 0 for none
-    timesteps: Timesteps = "automatic"  # how noise levels are drawn; automatic goes by the model
-    loss_weight: LossWeighting = "none"  # of noise levels against each other, in what is learned
-    min_snr_gamma: float = 5.0  # of the loss weight min-SNR: the largest signal-to-noise ratio that counts in full
-    include_layers: str = ""  # patterns, one a line: of the layers only those with one of them in their name
-    exclude_layers: str = ""  # and none with one of these
-    layer_ranks: str = ""  # lines of pattern=rank: the maximum rank of layers that get another
-    text_learning: float = 0.0  # how fast text encoders learn, compared with the model; 0 leaves them as they are
-
-    mask_floor: float = 0.0  # what the black of a picture's mask counts; 0 nothing, 1 as much as the white
+    max_norm: float = 1.0  # gradient norm above which gradients are clipped
+    held_out: float = 0.2  # fraction of the images held out for validation if there are eight or more; 0 for none
+    stop_early: bool = True  # early stopping, once the held-out loss has stopped improving
+    refit: bool = True  # afterwards train on all images, the held-out ones too, up to the best step
+    smallest: bool = True  # return the smallest truncation whose held-out loss is within the noise of the best
+    checkpointing: Checkpointing = "automatic"  # which blocks are recomputed in the backward pass, to save memory
+    graph: bool = True  # capture steps as CUDA graphs if possible
+    optimizer: Optimizer = "AdamW"  # the last three come from optional packages
+    schedule: Schedule = "constant"  # of the learning rate, over all steps
+    warm_up: int = 0  # steps over which the learning rate rises to its value
+    accumulate: int = 1  # batches per step, whose gradients are accumulated
+    ema_decay: float = 0.0  # of the EMA of the adapter, which is returned instead of the last step; 0 for none
+    timesteps: Timesteps = "automatic"  # how noise levels are drawn; "automatic" depends on the model
+    loss_weight: LossWeighting = "none"  # of noise levels, in the training loss only
+    min_snr_gamma: float = 5.0  # of min-SNR: the signal-to-noise ratio above which weights are reduced
+    include_layers: str = ""  # patterns, one per line, of which a layer's name must match one
+    exclude_layers: str = ""  # patterns, one per line, of which a layer's name must match none
+    layer_ranks: str = ""  # lines of pattern=rank: maximum ranks that differ from max_rank
+    text_learning: float = 0.0  # learning rate of text encoders relative to the model's; 0 does not train them
+    mask_floor: float = 0.0  # weight of the black parts of masks, relative to the white parts
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
@@ -64,9 +69,9 @@ class TrainConfig:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be 0 or more, but is {self.weight_decay}.")
         if not 0 <= self.held_out <= 0.5:
-            raise ValueError(f"held_out must be 0 (none) to 0.5 (half of the pictures), but is {self.held_out}.")
+            raise ValueError(f"held_out must be 0 (none) to 0.5 (half of the images), but is {self.held_out}.")
         if not 0 <= self.mask_floor <= 1:
-            raise ValueError(f"mask_floor must be 0 (black counts nothing) to 1 (as white), but is {self.mask_floor}.")
+            raise ValueError(f"mask_floor must be 0 (black is ignored) to 1 (as white), but is {self.mask_floor}.")
         if not 0 < self.fixed_threshold <= 1:
             raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
@@ -86,9 +91,10 @@ class TrainConfig:
             "timesteps": Timesteps,
             "loss_weight": LossWeighting,
         }
-        for name, kinds in ((name, get_args(choice)) for name, choice in choices.items()):
-            if getattr(self, name) not in kinds:
-                raise ValueError(f"{name} must be {' or '.join(kinds)}, but is '{getattr(self, name)}'.")
+        for name, choice in choices.items():
+            allowed = get_args(choice)
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, but is '{getattr(self, name)}'.")
         self._check_learning()
 
     def _check_learning(self) -> None:
@@ -100,12 +106,12 @@ class TrainConfig:
             raise ValueError(f"ema_decay must be 0 (no average) or more and below 1, but is {self.ema_decay}.")
         if self.optimizer == "AdamWScheduleFree" and (self.schedule != "constant" or self.ema_decay):
             raise ValueError(
-                "AdamWScheduleFree averages the weights in place of a schedule. Set schedule to constant and ema_decay "
-                f"to 0; they are {self.schedule} and {self.ema_decay}."
+                "AdamWScheduleFree averages the weights instead of using a schedule. Set schedule to constant and "
+                f"ema_decay to 0; they are {self.schedule} and {self.ema_decay}."
             )
         if self.optimizer == "Prodigy" and self.learning_rate < 0.01:
             raise ValueError(
-                "Prodigy finds the learning rate by itself, and learning_rate is a factor of what it finds. It is "
+                "Prodigy finds the learning rate itself, and learning_rate is a factor of what it finds. It is "
                 f"{self.learning_rate}; set it to 1, or at least to 0.01."
             )
         ranked = [pattern for pattern, _ in parse_ranks(self.layer_ranks)]

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 from ..adapter import Adapter, RankReport, TruncationStats, describe_layers, embedded_report, total_energy_kept
-from ..text import size_text
-from .tables import fact_lines
+from ..text import size_text, text_table
 
 MAX_VALUE_LENGTH = 200  # characters; longer values are shortened
 
@@ -120,6 +119,6 @@ def _sections(sections: Mapping[str, Rows]) -> str:
     parts = []
     for heading, rows in sections.items():
         if rows:
-            lines = fact_lines(rows, width)
+            lines = text_table(None, rows, "left", (width, 0))  # the last column needs no width
             parts.append(f"{heading}\n{lines}" if heading else lines)
     return "\n\n".join(parts)

@@ -82,17 +82,7 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
 
 def file_table(facts: FileFacts) -> str:
     """Return the measurements of a LoRA file, one line each."""
-    return fact_lines(file_rows(facts))
-
-
-def fact_lines(rows: Sequence[tuple[str, str]], width: int = 0) -> str:
-    """Lay out rows of name and text in two columns, both aligned on the left.
-
-    Args:
-        width: least width of the first column, so that several tables line up.
-    """
-    width = max([width, *(len(name) for name, _ in rows)])
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    return text_table(None, file_rows(facts), "left")
 
 
 def inspection_json(inspection: Inspection) -> str:

@@ -1,4 +1,4 @@
-"""The report of a training: its trajectory, and the spectrum of what came out."""
+"""The report of a training: its trajectory, and the spectrum and signal ranks of the adapter."""
 
 from __future__ import annotations
 
@@ -16,11 +16,21 @@ from .progress import Progress
 def make_report(
     config: TrainConfig, facts: TrainingFacts, progress: Progress, adapter: Adapter, cuts: list[TruncationLoss]
 ) -> RankReport:
-    """progress: of the pass that gave the adapter."""
-    layers = adapter.layers.items()
-    spectrum = {name: delta_singular_values(*layer.factors(), layer.scale).tolist() for name, layer in layers}
+    """Return the report of a training.
+
+    Args:
+        config: of the training.
+        facts: counts, times and notes.
+        progress: of the pass that trained the adapter.
+        adapter: as it is returned.
+        cuts: truncations that were tried on held-out images, in their order.
+    """
     rule = _signal_rule(config, progress.restarts)
-    signal = {name: rule(torch.tensor(values)) for name, values in spectrum.items()}
+    spectrum: dict[str, list[float]] = {}
+    signal: dict[str, int] = {}
+    for name, layer in adapter.layers.items():
+        spectrum[name] = delta_singular_values(*layer.factors(), layer.scale).tolist()
+        signal[name] = rule(torch.tensor(spectrum[name]))
     return RankReport(
         settings=asdict(config),
         losses=list(progress.losses),
@@ -34,9 +44,9 @@ def make_report(
 
 
 def _signal_rule(config: TrainConfig, restarts: Sequence[Restart]) -> Rule:
-    """Signal is as many components as reach the last threshold, or 95 % of the energy.
+    """Return the rule for signal ranks: the smallest rank that reaches the last threshold, or 95 % of the energy.
 
-    Eq. 3 would count one fewer, and an adapter that was cut to it would lose that one.
+    AC-LoRA Eq. 3 counts one component fewer; an adapter truncated to that rank would lose it.
     """
     if not restarts:
         return rank_rule("energy", 0.95)

@@ -136,7 +136,8 @@ def trained(
         ):
             host, parts = pack.nodes.host, core(pack)
             previews = parts.Previews(
-                preview_every, lambda done: host.draw(session.network, None, captions[:2], 0, 1.0)
+                preview_every,
+                lambda done: host.sample_previews(session.network, session.images, None, captions[:2], 0, 1.0),
             )
             return session.train(
                 config,

@@ -17,7 +17,7 @@ def decompose_with_progress(adapter: Adapter, node_id: str | None) -> dict[str, 
     Raises:
         ValueError: a layer holds NaN or infinity; it is named.
     """
-    bar = host.Bar(len(adapter.layers), node_id)
+    bar = host.ProgressBar(len(adapter.layers), node_id)
     layers: dict[str, SvdLayer] = {}
     for name, layer in adapter.layers.items():
         layers |= decompose(replace(adapter, layers={name: layer}))

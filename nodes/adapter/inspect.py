@@ -82,7 +82,7 @@ class ACLoRAInspect(io.ComfyNode):
     ) -> io.NodeOutput:
         lora = read_source(lora_model, lora_name)
         node_id = host.hidden_node_id(cls)
-        bar = host.Bar(1, node_id)
+        bar = host.ProgressBar(1, node_id)
 
         def show(done: int, total: int) -> None:
             bar.total = total

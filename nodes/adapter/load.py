@@ -107,13 +107,13 @@ class ACLoRALoad(io.ComfyNode):
             host.send_text("\n".join(f"{key}: {value}" for key, value in rows), node_id)
         lora_model = to_state_dict(adapter)
         if (model is not None and strength_model != 0) or (clip is not None and strength_clip != 0):
-            model, clip = host.applied(
+            model, clip = host.apply_loaded_lora(
                 lora_name, lora_model, adapter.metadata, model, clip, strength_model, strength_clip
             )
         if model is None:
-            model = host.blocked("Load AC-LoRA gives a model only where one is connected to its model input.")
+            model = host.block_output("Load AC-LoRA gives a model only where one is connected to its model input.")
         if clip is None:
-            clip = host.blocked("Load AC-LoRA gives a clip only where one is connected to its clip input.")
+            clip = host.block_output("Load AC-LoRA gives a clip only where one is connected to its clip input.")
         return io.NodeOutput(model, clip, lora_model, metadata_table(lora_name, whole, rows), embedded_report(whole))
 
 

@@ -128,7 +128,7 @@ class ACLoRAResize(io.ComfyNode):
         text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
         if dry_run:
-            result = host.blocked("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.")
+            result = host.block_output("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.")
         else:
             result = to_state_dict(truncated)
         return io.NodeOutput(result, text, ui=ui.PreviewText(text))

@@ -197,7 +197,7 @@ def _encode_views(
 
 def _key(known: KnownEncodings, image_view: ImageView) -> str | None:
     image, view = image_view
-    return known.picture_key(image, view.mirrored, view.size)
+    return known.image_key(image, view.mirrored, view.size)
 
 
 def _batches(views: list[ImageView], batch_size: int) -> list[list[ImageView]]:

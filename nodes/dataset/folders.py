@@ -8,6 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...aclora_core.dataset import natural_key
+from ..paths import is_inside
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "example_pictures"
 # Prefixes in the list of folders that are not in ComfyUI's input folder.
@@ -41,7 +42,7 @@ def resolve_folder(folder: str) -> Path:
     name = folder[len(prefix) :]
     for root in _roots()[prefix]:
         target = os.path.abspath(os.path.join(root, name))
-        if not folder_paths.is_within_directory(root, target) or target == os.path.abspath(root):
+        if not is_inside(root, target):
             raise ValueError(
                 f'The folder "{folder}" leads outside the allowed folders. Choose one from the list, or register the '
                 "folder above it as datasets in extra_model_paths.yaml."
@@ -69,7 +70,7 @@ def _subfolders(root: str, folder: str, depth: int = MAX_DEPTH) -> list[str]:
     except OSError:  # missing or unreadable: nothing to choose from, and no reason to fail the whole list
         return found
     for item in sorted(visible, key=lambda item: natural_key(item.name)):
-        if folder_paths.is_within_directory(root, item.path):
+        if is_inside(root, item.path):
             found.append(os.path.relpath(item.path, root).replace(os.sep, "/"))
             if depth > 1:
                 found += _subfolders(root, item.path, depth - 1)

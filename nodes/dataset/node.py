@@ -147,7 +147,7 @@ class ACLoRADataset(io.ComfyNode):
         multiple = vae.spacial_compression_encode()
         plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
         captions = captions_of(plans)
-        bar = host.Bar(_view_count(plans, flip) + len(captions))
+        bar = host.ProgressBar(_view_count(plans, flip) + len(captions))
         with torch.no_grad():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]

@@ -1,38 +1,46 @@
-"""The one place that knows ComfyUI from the inside: its MODEL as something to train, its progress bar, its cancel."""
+"""The only code that uses ComfyUI's internals: models to train, conditionings, sampling, progress and cancel."""
 
-from .apply_lora import applied, with_adapter
+from .apply_lora import apply_loaded_lora, apply_trained_lora
 from .encoding_keys import KnownEncodings
-from .families import note_on
-from .model import PREFIX, HostModel
-from .preview_sampling import draw, encoded
+from .families import training_note
+from .model import MODEL_PREFIX, HostModel
+from .preview_sampling import encode_prompts, sample_previews
 from .private_keys import VARIANT_KEY
-from .progress import Bar, accept_cancel, blocked, cancelled, hidden_node_id, raise_if_cancelled, send_text
+from .progress import (
+    ProgressBar,
+    block_output,
+    cancelled,
+    clear_interrupt,
+    hidden_node_id,
+    raise_if_cancelled,
+    send_text,
+)
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
 from .training_set import HostTrainingSet
 
 __all__ = [
-    "Bar",
     "HostModel",
     "HostTrainingSet",
     "KnownEncodings",
-    "PREFIX",
+    "MODEL_PREFIX",
+    "ProgressBar",
     "VARIANT_KEY",
-    "accept_cancel",
-    "applied",
-    "blocked",
+    "apply_loaded_lora",
+    "apply_trained_lora",
+    "block_output",
     "cancelled",
-    "draw",
-    "encoded",
+    "clear_interrupt",
+    "encode_prompts",
     "hidden_node_id",
     "load_tiny_autoencoder",
     "load_tiny_denoiser",
     "load_tiny_text_encoder",
-    "note_on",
     "raise_if_cancelled",
+    "sample_previews",
     "send_text",
+    "training_note",
     "training_session",
-    "with_adapter",
     "with_caption",
 ]

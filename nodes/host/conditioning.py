@@ -1,4 +1,4 @@
-"""Latents and conditionings as the host hands them out, made ready for its model."""
+"""ComfyUI's LATENTs and conditionings, prepared for its diffusion model."""
 
 from __future__ import annotations
 
@@ -12,46 +12,70 @@ from torch import Tensor
 
 from ...aclora_core.dataset import at_latent_size, is_black
 from ...aclora_core.storage import map_tensors, to_device
-from .conditioning_lengths import Lengths, common_lengths, repeated
+from .conditioning_lengths import Lengths, common_lengths, repeat_to_common_length
 from .private_keys import VARIANT_KEY
 
 
-def prepared(
+def prepare_inputs(
     base: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any], device: torch.device
 ) -> tuple[list[Tensor], list[dict[str, Any]], list[Hashable], Lengths]:
-    """Latents as the host's network sees them, what it wants besides, by name, what can share a batch, and lengths."""
+    """Prepare latents and conditionings for training.
+
+    Args:
+        base: ComfyUI's BaseModel.
+        latents: LATENTs of one image each.
+        conditioning: the conditioning of each image.
+        device: on which models compute their inputs.
+
+    Returns:
+        The latents as the network takes them, float32 in main memory; the network's other inputs for each image, by
+        name; the batch key of each image, as images with one key can share a batch; and the lengths to which captions
+        are repeated.
+    """
     scaled = [base.process_latent_in(latent["samples"].clone().float().cpu()) for latent in latents]
-    # The same tensors come again for repeated pictures and shared captions; each is prepared once.
+    # Repeated images and shared captions have the same tensors; each is prepared once.
     known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {}
     conditions = []
     with torch.no_grad():
         for samples, cond in zip(scaled, conditioning, strict=True):
             key = (id(cond), tuple(samples.shape))
             if key not in known:
-                known[key] = condition_of(base, cond, samples, device)
+                known[key] = model_conditions(base, cond, samples, device)
             conditions.append(known[key])
     lengths = common_lengths(known.values())
-    longer = {id(condition): repeated(condition, lengths) for condition in known.values()}
+    longer = {id(condition): repeat_to_common_length(condition, lengths) for condition in known.values()}
     conditions = [longer[id(condition)] for condition in conditions]
-    groups: list[Hashable] = [(tuple(s.shape), _signature(c)) for s, c in zip(scaled, conditions, strict=True)]
-    return scaled, conditions, groups, lengths
+    batch_keys: list[Hashable] = [
+        (tuple(samples.shape), _signature(condition)) for samples, condition in zip(scaled, conditions, strict=True)
+    ]
+    return scaled, conditions, batch_keys, lengths
 
 
-def condition_of(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
-    """What the host's model wants for one picture, by name, kept in main memory."""
-    # Tensors of earlier nodes were made under inference mode; their clones were not.
+def model_conditions(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:
+    """Return the inputs of the model besides noise for one image, by name, in main memory.
+
+    Args:
+        base: ComfyUI's BaseModel.
+        conditioning: of the image.
+        samples: the image's latent, (1, channels, ...), for its shape.
+        device: on which the inputs are computed.
+    """
+    # Tensors of earlier nodes are inference tensors, which autograd refuses; their clones are not.
     single = comfy.sampler_helpers.convert_cond(map_tensors(conditioning, torch.Tensor.clone))
     noise = torch.zeros_like(samples, device=device)
-    # Models that fill in a part of a picture get an empty one, as when they draw all of it.
+    # Inpainting models get an empty image, as when they generate all of it.
     encoded = comfy.samplers.encode_model_conds(
         base.extra_conds, single, noise, device, "positive", latent_image=noise, denoise_mask=None
     )
-    conds = {n: c.process_cond(batch_size=1, area=None) for n, c in encoded[0]["model_conds"].items()}
-    return {name: cond._copy_with(to_device(cond.cond, torch.device("cpu"))) for name, cond in conds.items()}
+    inputs = {}
+    for name, model_cond in encoded[0]["model_conds"].items():
+        cond = model_cond.process_cond(batch_size=1, area=None)
+        inputs[name] = cond._copy_with(to_device(cond.cond, torch.device("cpu")))
+    return inputs
 
 
 def _signature(condition: dict[str, Any]) -> Hashable:
-    """What two captions must share to be joined: names, kinds and sizes."""
+    """Return the names, kinds and sizes of a condition; images share a batch if all of these are equal."""
 
     def kind(value: Any) -> Hashable:
         if isinstance(value, Tensor):
@@ -61,43 +85,55 @@ def _signature(condition: dict[str, Any]) -> Hashable:
     return tuple((name, type(cond).__name__, kind(cond.cond)) for name, cond in sorted(condition.items()))
 
 
-def masks_of(latents: Sequence[dict[str, Any]], scaled: Sequence[Tensor]) -> dict[int, Tensor]:
-    """The masks of those that have one, by number, brought down to the size of the network's latents.
+def latent_masks(latents: Sequence[dict[str, Any]], scaled: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Return the masks of the latents that have one, in the size of the network's latents.
+
+    Args:
+        latents: LATENTs of one image each.
+        scaled: the latents as the network takes them.
+
+    Returns:
+        The masks in 0 to 1, by the index of the image.
 
     Raises:
-        ValueError: a mask is all black, or holds more than one picture.
+        ValueError: a mask is all black, or holds more than one image.
     """
     masks = {}
-    for number, (latent, samples) in enumerate(zip(latents, scaled, strict=True)):
+    for index, (latent, samples) in enumerate(zip(latents, scaled, strict=True)):
         mask = latent.get("noise_mask")
         if mask is None:
             continue
         if mask.shape[:-2].numel() != 1:
             raise ValueError(
-                f"The mask of latent {number + 1} holds {mask.shape[:-2].numel()} pictures. Give each latent one mask."
+                f"The mask of latent {index + 1} holds {mask.shape[:-2].numel()} images. Give each latent one mask."
             )
         flat = mask.clone().float().cpu().reshape(mask.shape[-2:]).nan_to_num().clamp(0, 1)
-        masks[number] = at_latent_size(flat, samples)
-        if is_black(masks[number]):
+        masks[index] = at_latent_size(flat, samples)
+        if is_black(masks[index]):
             raise ValueError(
-                f"The mask of latent {number + 1} is all black, so that nothing of it would be learned. White is what "
-                "is learned: invert the mask or take the picture away."
+                f"The mask of latent {index + 1} is all black, so nothing of the image would be learned. White parts "
+                "are learned: invert the mask or remove the image."
             )
     return masks
 
 
-def regularisation_of(latents: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """What each regularisation picture counts, by number."""
-    marks = {number: latent.get(VARIANT_KEY, {}) for number, latent in enumerate(latents)}
-    return {number: float(mark["regularisation"]) for number, mark in marks.items() if "regularisation" in mark}
+def regularisation_weights(latents: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Return the weight of each regularisation image, by index."""
+    weights = {}
+    for index, latent in enumerate(latents):
+        facts = latent.get(VARIANT_KEY, {})
+        if "regularisation" in facts:
+            weights[index] = float(facts["regularisation"])
+    return weights
 
 
-def variants_of(latents: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
-    """For the first variant of each picture the numbers of all its variants; empty where the dataset made none."""
+def variant_indices(latents: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
+    """Return the indices of all variants of each image, by the index of its first; empty if no image has variants."""
     if not any(VARIANT_KEY in latent for latent in latents):
         return {}
-    pictures: dict[Any, list[int]] = {}
-    for number, latent in enumerate(latents):
-        known = latent.get(VARIANT_KEY)
-        pictures.setdefault(number if known is None else ("picture", known["picture"]), []).append(number)
-    return {numbers[0]: numbers for numbers in pictures.values()}
+    by_image: dict[Hashable, list[int]] = {}
+    for index, latent in enumerate(latents):
+        facts = latent.get(VARIANT_KEY)
+        image: Hashable = index if facts is None else ("image", facts["picture"])
+        by_image.setdefault(image, []).append(index)
+    return {indices[0]: indices for indices in by_image.values()}

@@ -1,7 +1,8 @@
-"""Captions of different lengths in one batch, where the host itself joins them without changing what comes out.
+"""Captions of different lengths in one batch, repeated to a common length.
 
-Attention to the same words twice over is attention to them once: the shares stay. So the host repeats the shorter of
-two captions until both have one length (comfy.conds.CONDCrossAttn), for networks whose words are only looked at.
+Cross-attention to repeated tokens gives the same output as to the tokens once, since the softmax weights are shared
+evenly between the copies. ComfyUI repeats the shorter of two captions so (comfy.conds.CONDCrossAttn), for networks that
+use the caption in cross-attention only. This module does the same for all captions of a training.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import Any
 
 from comfy.conds import CONDCrossAttn
 
-_MOST = 4  # times that a caption may be repeated, as in the host; more would cost more than it gains
+_MAX_REPEATS = 4  # of a caption, as in ComfyUI; more would cost more time than the larger batch saves
 
-Lengths = Mapping[Hashable, Mapping[int, int]]
+Lengths = Mapping[Hashable, Mapping[int, int]]  # for each kind of condition, the common length of each length
 
 
 def common_lengths(conditions: Iterable[Mapping[str, Any]]) -> Lengths:
-    """To which length each one is repeated, for every kind of condition that may be."""
+    """Return the length to which each condition is repeated, by its kind and its own length.
+
+    Args:
+        conditions: of each caption, the model's inputs by name; those for cross-attention may be repeated.
+    """
     found: dict[Hashable, set[int]] = {}
     for condition in conditions:
         for name, cond in condition.items():
@@ -27,8 +32,8 @@ def common_lengths(conditions: Iterable[Mapping[str, Any]]) -> Lengths:
     return {kind: _targets(lengths) for kind, lengths in found.items()}
 
 
-def repeated(condition: Mapping[str, Any], lengths: Lengths) -> dict[str, Any]:
-    """A condition in its common length."""
+def repeat_to_common_length(condition: Mapping[str, Any], lengths: Lengths) -> dict[str, Any]:
+    """Return a condition whose parts for cross-attention are repeated to their common length."""
     return {name: _repeated(name, cond, lengths) for name, cond in condition.items()}
 
 
@@ -44,12 +49,12 @@ def _kind(name: str, cond: Any) -> Hashable:
 
 
 def _targets(lengths: Iterable[int]) -> dict[int, int]:
-    """The shorter ones first, as many together as can be."""
+    """Group lengths greedily, the shorter ones first, and map each to the least common multiple of its group."""
     targets: dict[int, int] = {}
-    together: list[int] = []
+    group: list[int] = []
     for length in sorted(lengths):
-        if math.lcm(length, *together) > _MOST * min([length, *together]):
-            together = []
-        together.append(length)
-        targets |= dict.fromkeys(together, math.lcm(*together))
+        if math.lcm(length, *group) > _MAX_REPEATS * min([length, *group]):
+            group = []
+        group.append(length)
+        targets |= dict.fromkeys(group, math.lcm(*group))
     return targets

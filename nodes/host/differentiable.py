@@ -12,9 +12,9 @@ from torch import Tensor
 
 @contextmanager
 def differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
-    """Replace the weights of a module by aliases of the same memory that autograd accepts, while this lasts.
+    """Replace the weights of a module by aliases that autograd accepts, and restore them on exit.
 
-    Weights made under inference mode cannot be used in autograd.
+    The aliases share the memory of the weights. Inference tensors themselves cannot be used in autograd.
     """
     swapped: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
@@ -33,7 +33,7 @@ def differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _forget_graphs(module: torch.nn.Module) -> None:
-    """Detach tensors that networks keep of their last run, and with them all that they were computed from."""
+    """Detach tensors that a network keeps from its last run, to free the autograd graphs behind them."""
     for part in module.modules():
         for name, value in list(vars(part).items()):
             if isinstance(value, Tensor) and value.grad_fn is not None:
@@ -42,7 +42,7 @@ def _forget_graphs(module: torch.nn.Module) -> None:
 
 def _alias(tensor: Tensor) -> Tensor:
     """Return a tensor over the same memory that autograd accepts as a constant."""
-    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: a tensor made of others, with no memory of its own
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight, made of other tensors, without memory of its own
         names, facts = tensor.__tensor_flatten__()
         inner = {name: _alias(getattr(tensor, name)) for name in names}
         kind: Any = type(tensor)

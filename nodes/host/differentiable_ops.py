@@ -1,4 +1,4 @@
-"""Which of the host's kernels a training uses: those with a way back, and of these the fast ones."""
+"""Use only differentiable ComfyUI operations during training, the fastest of them."""
 
 from __future__ import annotations
 
@@ -17,38 +17,44 @@ from ...aclora_core.acceleration import MAX_KEYS, find_kernels
 
 
 @contextmanager
-def kernels_for_training() -> Iterator[None]:
-    """As long as the context lasts, everything that the host's networks compute can be differentiated."""
+def differentiable_operations() -> Iterator[None]:
+    """Make all operations of ComfyUI's networks differentiable, and restore them on exit."""
     before = comfy.model_management.in_training
-    # Some of the host's fused kernels have no way back; this flag makes most of its networks leave them out.
+    # Some of ComfyUI's fused kernels have no backward; most networks do not use them while this flag is set.
     comfy.model_management.in_training = True
     try:
-        with _plain_rotations(), _fast_rotations(), _whole_products(), _fast_attention():
+        with _eager_rope(), _fused_rope(), _without_fp8_matmul(), _fast_attention():
             yield
     finally:
         comfy.model_management.in_training = before
 
 
 @contextmanager
-def _plain_rotations() -> Iterator[None]:
-    """For the networks that ask for the fused kernels all the same, such as Cosmos: the same in plain steps."""
+def _eager_rope() -> Iterator[None]:
+    """Replace the fused RoPE kernels by plain ones, for networks that use them in spite of the flag, such as Cosmos."""
     kitchen = getattr(comfy.quant_ops, "ck", None)
     plain = getattr(getattr(kitchen, "backends", None), "eager", None)
-    # Those that end in _ write over what they are given, which no way back would survive.
+    # Those that end in _ work in place, which would overwrite tensors that the backward pass needs.
     names = [name for name in vars(plain or object) if "rope" in name and not name.endswith("_")]
     with ExitStack() as undo:
         for name in names:
-            undo.enter_context(replaced(kitchen, name, partial(_take_plain, plain, name)))
+            undo.enter_context(replaced_attribute(kitchen, name, partial(_eager_function, plain, name)))
         yield
 
 
-def _take_plain(plain: Any, name: str, own: Any) -> Any:
+def _eager_function(plain: Any, name: str, own: Any) -> Any:
     return getattr(plain, name)
 
 
 @contextmanager
-def replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Has owner.name be change(what it was) as long as the context lasts; nothing where there is none."""
+def replaced_attribute(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Set an attribute to change(its value), and restore it on exit. Do nothing if there is no such attribute.
+
+    Args:
+        owner: a module or an object.
+        name: of its attribute.
+        change: from the value to its replacement.
+    """
     own = getattr(owner, name, None)
     try:
         if own is not None:
@@ -59,52 +65,52 @@ def replaced(owner: Any, name: str, change: Callable[[Any], Any]) -> Iterator[No
             setattr(owner, name, own)
 
 
-def _fast_rotations() -> AbstractContextManager[None]:
-    """A kernel of ours for the rotations that the networks take from Flux's as long as in_training is set."""
+def _fused_rope() -> AbstractContextManager[None]:
+    """Use the fused RoPE kernel in networks that take their RoPE from Flux while in_training is set."""
 
-    def rotating(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def rotated(x: Tensor, table: Tensor) -> Tensor:
+    def with_kernel(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def apply_rope(x: Tensor, table: Tensor) -> Tensor:
             kernels = find_kernels(x.device, x.dtype, "transformer")
             if kernels is None or not kernels.rope.supports(x, table):
-                return others(x, table)
+                return fallback(x, table)
             return kernels.rope(x, table)
 
-        return rotated
+        return apply_rope
 
-    return replaced(flux, "_apply_rope1", rotating)
+    return replaced_attribute(flux, "_apply_rope1", with_kernel)
 
 
-def _whole_products() -> AbstractContextManager[None]:
-    """The host's products in fp8 have no way back: each would be tried, fail with a line in the log, and be done anew.
+def _without_fp8_matmul() -> AbstractContextManager[None]:
+    """Disable ComfyUI's fp8 matmul: it has no backward, so every call would fail, log a line and fall back.
 
-    What its layers do then, they do at once where there is no such product.
+    Without it ComfyUI's layers use the fallback at once.
     """
-    return replaced(comfy.ops, "fp8_linear", lambda own: lambda layer, input: None)
+    return replaced_attribute(comfy.ops, "fp8_linear", lambda own: lambda layer, input: None)
 
 
 @contextmanager
 def _fast_attention() -> Iterator[None]:
-    """cuDNN's attention first: on an H100 its way back takes half the time of the one that the host prefers."""
-    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # there only with a GPU
+    """Prefer cuDNN's attention: on an H100 its backward pass takes half the time of ComfyUI's first choice."""
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", [])  # exists with a GPU only
     before = list(order)
     order.sort(key=lambda backend: backend.name != "CUDNN_ATTENTION")
     try:
-        with replaced(comfy.ops, "scaled_dot_product_attention", _for_few_keys):
+        with replaced_attribute(comfy.ops, "scaled_dot_product_attention", _with_short_key_kernel):
             yield
     finally:
         order[:] = before
 
 
-def _for_few_keys(others: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The host's attention, with a kernel of ours where it is that to a caption and nothing special is asked for."""
+def _with_short_key_kernel(fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return an attention that uses the short-key kernel for captions, and ComfyUI's own for everything else."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         special = args or kwargs.get("attn_mask") is not None
         special = special or any(kwargs.get(name) for name in kwargs.keys() - {"attn_mask", "scale"})
-        special = special or k.shape[-2] > MAX_KEYS  # asked here, so that kernels nobody needs are not compiled
+        special = special or k.shape[-2] > MAX_KEYS  # checked first, to compile no kernel that is not used
         kernels = None if special else find_kernels(q.device, q.dtype, "unet")
         if kernels is None or not kernels.short_key_attention.supports(q, k, v):
-            return others(q, k, v, *args, **kwargs)
+            return fallback(q, k, v, *args, **kwargs)
         return kernels.short_key_attention(q, k, v, kwargs.get("scale") or q.shape[-1] ** -0.5)
 
     return attention

@@ -1,4 +1,4 @@
-"""What the VAE and the CLIP gave for the same pictures and captions before, also before a restart of ComfyUI."""
+"""Keys of encoded images and captions, under which encodings are kept across restarts of ComfyUI."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from ...aclora_core.dataset import CaptionedImage, EncodingCache
 from ...aclora_core.storage import UnhashableError, content_hash, weights_hash
 
-VERSION = 1  # raise it whenever images.load_image gives other pixels, or the node hands other things to the VAE or CLIP
-# A VAE's and a text encoder's own settings, as far as they change what it gives.
+VERSION = 1  # to be raised whenever load_image returns other pixels, or the VAE or CLIP is called in another way
+# Settings of a VAE and of a text encoder that change its output.
 _VAE_OPTIONS = ("vae_dtype", "crop_input", "latent_channels", "latent_dim", "extra_1d_channel")
 _CLIP_OPTIONS = ("layer_idx", "tokenizer_options", "use_clip_schedule", "apply_hooks_to_conds")
 _ENCODER_OPTIONS = ("options_default", "enable_attention_masks", "zero_out_masked", "layer_norm_hidden_state")
-# Of the host's patcher: what lies on top of the weights. Functions among it cannot be recognised: they end the cache.
-_ON_TOP = (
+# Attributes of ComfyUI's patcher that change the output. Functions in them cannot be hashed, and so disable caching.
+_PATCHER_STATE = (
     "object_patches",
     "weight_wrapper_patches",
     "model_options",
@@ -37,42 +37,61 @@ logger = logging.getLogger("aclora")
 
 
 def cache_folder() -> Path:
-    """In the user folder, which survives restarts; names with "__" are not served over HTTP."""
+    """Return the folder of the encodings, in ComfyUI's user folder; names with "__" are not served over HTTP."""
     return Path(folder_paths.get_system_user_directory("aclora"), "encodings")
 
 
 class KnownEncodings:
-    """Keys for pictures and captions, and the values stored under them; a key of None is never found nor stored."""
+    """The stored encodings of one VAE and one CLIP, and the keys of images and captions.
+
+    An encoding whose key is None is neither stored nor found.
+
+    Args:
+        vae: ComfyUI's VAE.
+        clip: ComfyUI's CLIP.
+        enabled: whether anything is looked up and stored.
+    """
 
     def __init__(self, vae: Any, clip: Any, enabled: bool = True) -> None:
         self._files = EncodingCache(cache_folder())
         self._found, self._new = 0, 0
-        self._contents: dict[Path, tuple[tuple[int, int], str]] = {}  # of files, by their time and size
-        self._vae = _recognised("VAE", lambda: _vae_hash(vae)) if enabled else None
-        self._clip = _recognised("CLIP", lambda: _clip_hash(clip)) if enabled else None
+        self._contents: dict[
+            Path, tuple[tuple[int, int], str]
+        ] = {}  # hashes of files, each with the file's time and size
+        self._vae = _hash_or_none("VAE", lambda: _vae_hash(vae)) if enabled else None
+        self._clip = _hash_or_none("CLIP", lambda: _clip_hash(clip)) if enabled else None
 
     @property
     def problems(self) -> list[str]:
-        """Why not all could be kept, in sentences for the user."""
+        """Sentences for the user that say why some encodings could not be stored."""
         return [self._files.problem] if self._files.problem else []
 
     def log(self) -> None:
-        """Says how much was known."""
+        """Log how many encodings were found."""
         if self._found:
-            logger.info("AC-LoRA: %d pictures and captions were encoded before, %d anew.", self._found, self._new)
+            logger.info("AC-LoRA: %d encodings of images and captions were reused, %d are new.", self._found, self._new)
 
-    def picture_key(self, picture: CaptionedImage, mirrored: bool, bucket: tuple[int, int]) -> str | None:
-        """By the file's bytes and the size it is brought to, which takes far less time than decoding it."""
+    def image_key(self, image: CaptionedImage, mirrored: bool, bucket: tuple[int, int]) -> str | None:
+        """Return the key of an image, made of the bytes of its file, which is much faster than decoding it.
+
+        Args:
+            image: to be encoded.
+            mirrored: whether it is flipped.
+            bucket: width and height in pixels to which it is scaled.
+
+        Returns:
+            The key; None if the VAE cannot be hashed or the file cannot be read.
+        """
         if self._vae is None:
             return None
         try:
-            content = self._content(picture.path)
-        except OSError:  # gone or locked: reading it says so
+            content = self._content(image.path)
+        except OSError:  # missing or locked: loading the image reports it
             return None
         return content_hash("picture", self._vae, content, bucket, mirrored)
 
     def _content(self, path: Path) -> str:
-        """The hash of a file, which is read again only when it has changed."""
+        """Return the hash of a file, which is read again only if it has changed."""
         state = path.stat()
         sign = state.st_mtime_ns, state.st_size
         if path not in self._contents or self._contents[path][0] != sign:
@@ -80,7 +99,7 @@ class KnownEncodings:
         return self._contents[path][1]
 
     def caption_key(self, tokens: Any) -> str | None:
-        """By what the tokenizer made of the caption, with the embeddings that it names."""
+        """Return the key of a caption, made of its tokens and the embeddings in them; None if they cannot be hashed."""
         if self._clip is None:
             return None
         try:
@@ -89,7 +108,7 @@ class KnownEncodings:
             return None
 
     def get(self, key: str | None) -> Any | None:
-        """Return a stored encoding, and count whether it was there; None is never there."""
+        """Return a stored encoding, or None, and count it as found or new."""
         value = None if key is None else self._files.get(key)
         self._found, self._new = self._found + (value is not None), self._new + (value is None)
         return value
@@ -108,20 +127,20 @@ def _file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _recognised(name: str, hashed: Callable[[], str]) -> str | None:
+def _hash_or_none(name: str, hashed: Callable[[], str]) -> str | None:
     try:
         return hashed()
-    # Other packs bring VAEs and CLIPs of their own making; one that is put together otherwise is encoded each time.
+    # VAEs and CLIPs of other packs may be built differently; what cannot be hashed is encoded each time.
     except (TypeError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        logger.info("AC-LoRA: what this %s encodes is not kept for the next time: %s.", name, error)
+        logger.info("AC-LoRA: encodings of this %s are not stored: %s.", name, error)
         return None
 
 
 def _vae_hash(vae: Any) -> str:
     options = [getattr(vae, name, None) for name in _VAE_OPTIONS]
-    if hasattr(vae, "vae_output_dtype"):  # follows the server's command line
+    if hasattr(vae, "vae_output_dtype"):  # depends on ComfyUI's command line
         options.append(vae.vae_output_dtype())
-    return content_hash(VERSION, options, _code([vae], vae.patcher.model), *_patcher_parts(vae.patcher))
+    return content_hash(VERSION, options, _code_hash([vae], vae.patcher.model), *_patcher_parts(vae.patcher))
 
 
 def _clip_hash(clip: Any) -> str:
@@ -131,20 +150,20 @@ def _clip_hash(clip: Any) -> str:
         for name, part in clip.patcher.model.named_modules()
         if hasattr(part, _ENCODER_OPTIONS[0])
     ]
-    code = _code([clip, clip.tokenizer], clip.patcher.model)
+    code = _code_hash([clip, clip.tokenizer], clip.patcher.model)
     return content_hash(VERSION, options, encoders, code, *_patcher_parts(clip.patcher))
 
 
 def _patcher_parts(patcher: Any) -> list[Any]:
-    """The network's kinds of modules, its weights, and all that the patcher would put on top of them."""
+    """Return what identifies a patched network: its module classes, weights, patches and type of device."""
     kinds = [(name, type(part).__module__, type(part).__qualname__) for name, part in patcher.model.named_modules()]
-    on_top = [_plain(getattr(patcher, name, None)) for name in _ON_TOP]
+    state = [_plain(getattr(patcher, name, None)) for name in _PATCHER_STATE]
     patches = {key: _plain(patch) for key, patch in patcher.patches.items()}
-    return [kinds, weights_hash(_weights(patcher)), on_top, patches, torch.device(patcher.load_device).type]
+    return [kinds, weights_hash(_weights(patcher)), state, patches, torch.device(patcher.load_device).type]
 
 
 def _weights(patcher: Any) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:
-    """The weights as loaded from the file, whatever patches of this or another node are in place just now."""
+    """Yield the names, values and types of the weights as loaded from the file, without any applied patches."""
     modules = dict(patcher.model.named_modules())
     hooked = {name: weight for name, (weight, _) in patcher.hook_backup.items()}
     kept = {name: entry.weight for name, entry in patcher.backup.items()}
@@ -156,7 +175,7 @@ def _weights(patcher: Any) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:
 
 
 def _plain(value: Any) -> Any:
-    """Patches in lists and dicts, with the host's LoRA objects as their kind and tensors."""
+    """Return nested patches with ComfyUI's LoRA objects replaced by their class name and tensors."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -166,8 +185,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _code(wrappers: list[Any], model: torch.nn.Module) -> str:
-    """The content of the files that define these objects' classes: an update may encode otherwise than before."""
+def _code_hash(wrappers: list[Any], model: torch.nn.Module) -> str:
+    """Return a hash of the source files of these objects' classes, as an update may change the encodings."""
     classes = {type(each) for each in (*wrappers, *model.modules())}
     files = {getattr(sys.modules.get(each.__module__), "__file__", None) for each in classes}
     contents = {Path(file).read_bytes() for file in files if file and Path(file).suffix == ".py"}

@@ -1,4 +1,4 @@
-"""ComfyUI's MODEL as the diffusion model that is trained."""
+"""ComfyUI's MODEL as a DiffusionModel that can be trained."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ...aclora_core.acceleration import FusableModules
 from ...aclora_core.diffusion import Objective
-from .text_encoder import PREFIX as TEXT_PREFIX
+from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
 
-# Where the forward of a layer is defined that does nothing of its own.
+# Modules that define the forward of layers without changes of their own.
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
 _PLAIN_CLASSES = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm
 
-PREFIX = "diffusion_model."  # before every layer's name in ComfyUI's LoRA files
+MODEL_PREFIX = "diffusion_model."  # in front of every layer's name in ComfyUI's LoRA files
 
 
 @dataclass
@@ -32,8 +32,8 @@ class HostModel:
     device: torch.device
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
-    text: TextEncoder | None = None  # where it learns too
-    prefix: str = PREFIX
+    text: TextEncoder | None = None  # if it is trained too
+    prefix: str = MODEL_PREFIX
 
     fusable = FusableModules(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
 
@@ -55,7 +55,7 @@ class HostModel:
 
     @property
     def text_encoders(self) -> dict[str, torch.nn.Module]:
-        """The text encoder, where it learns too, by the prefix of its layers' names."""
+        """The text encoder, if it is trained too, by the prefix of its layers' names."""
         return {TEXT_PREFIX: self.text.network} if self.text else {}
 
     @property
@@ -71,9 +71,10 @@ class HostModel:
         return denoised
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[Any]:
-        """Return the conditionings of prompts, and last of an empty one, by a text encoder that learns.
+        """Encode prompts, and last the empty prompt, with the text encoder that is being trained.
 
-        An empty list where none learns.
+        Returns:
+            ComfyUI's conditionings; an empty list if no text encoder is trained.
         """
         return [self.text.encode(prompt) for prompt in (*prompts, "")] if self.text else []
 

@@ -1,4 +1,4 @@
-"""The noise of the host's models: what they predict, and which noise levels they learn best from."""
+"""The training objective of ComfyUI's models: what they predict, and how their noise levels are drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...aclora_core.diffusion import Objective, Sampling
 
-# What the host's classes predict; the first that fits counts, as some derive from others.
+# The prediction of ComfyUI's sampling classes. The first that fits applies, as some derive from others.
 _PREDICTIONS = (
     (comfy.model_sampling.EDM, "F of EDM"),
     ((comfy.model_sampling.V_PREDICTION, comfy.model_sampling.V_PREDICTION_DDPM), "v"),
@@ -20,69 +20,75 @@ _PREDICTIONS = (
     (comfy.model_sampling.EPS, "ε"),
     ((comfy.model_sampling.CONST, comfy.model_sampling.COSMOS_RFLOW), "the velocity of a flow"),
 )
-_PICTURES_TO_PICTURES = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
-_NATIVE = 1024 * 1024  # pixels that the shift of the host's flow models is made for
+_IMAGE_TO_IMAGE = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
+_NATIVE_PIXELS = 1024 * 1024  # pixels of an image for which the shift of ComfyUI's flow models is made
 
 
-def objective_of(sampling: Any, pixels: int = 8) -> Objective:
-    """The model's noise. sampling: the host's model_sampling; pixels: along a side, for each one of a latent.
+def make_objective(sampling: Any, pixels: int = 8) -> Objective:
+    """Return how a model adds noise, what it predicts, and how its noise levels are best drawn.
 
-    Noise levels are drawn as the kind of model was made: around the middle for flows (Esser et al. 2024) and for EDM,
-    whose way is even in log σ (Karras et al. 2022, arXiv 2206.00364, section 5: log σ is normal); evenly for others.
-    Flux and its kin, which are drawn with more noise the larger the picture is, learn so too.
+    Timesteps are drawn from a logit-normal distribution for flow models (Esser et al. 2024, arXiv 2403.03206) and for
+    EDM, whose timesteps are uniform in log σ (Karras et al. 2022, arXiv 2206.00364, section 5: log σ is normal), and
+    from a uniform distribution for others. For Flux and its relatives they are also shifted by the size of the image,
+    as in their sampling.
+
+    Args:
+        sampling: ComfyUI's model_sampling.
+        pixels: along a side of the image, for each pixel of the latent.
 
     Raises:
-        ValueError: the model turns one picture into another, and learns nothing by taking noise off.
+        ValueError: the model maps one image to another without noise.
     """
-    if isinstance(sampling, _PICTURES_TO_PICTURES):
+    if isinstance(sampling, _IMAGE_TO_IMAGE):
         raise ValueError(
-            "This model turns one picture into another in one step, without noise, so a style cannot be trained on it. "
-            "Connect a model that draws from text."
+            "This model turns one image into another in one step, without noise, so a style cannot be trained on it. "
+            "Connect a text-to-image model."
         )
     prediction = next((name for kind, name in _PREDICTIONS if isinstance(sampling, kind)), "")
     cosmos = isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW)
     flow = cosmos or isinstance(sampling, comfy.model_sampling.CONST)
-    if not prediction:  # another pack's own
+    if not prediction:  # a class of another pack
         flow = hasattr(sampling, "shift") or float(sampling.sigma_max) <= 1.0
     log_even = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and not isinstance(
         sampling, comfy.model_sampling.ModelSamplingContinuousV
     )
     by_size = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
-    around_the_middle: Sampling = "shifted" if by_size else "logit-normal"
+    logit_normal: Sampling = "shifted" if by_size else "logit-normal"
     return Objective(
         add_noise=sampling.noise_scaling,
         denoised=sampling.calculate_denoised,
-        sigma_at=_share_of_cosmos(sampling) if cosmos else _share_of(sampling),
-        sampling=around_the_middle if flow or log_even else "uniform",
+        sigma_at=_sigma_at_cosmos(sampling) if cosmos else _sigma_at(sampling),
+        sampling=logit_normal if flow or log_even else "uniform",
         prediction=prediction or "a target of its own",
-        shift_of=_shift_of(sampling, pixels) if flow else None,
+        shift_of=_make_shift(sampling, pixels) if flow else None,
     )
 
 
-def _share_of(sampling: Any) -> Callable[[float], float]:
-    # Its tables may lie on the GPU, and to read one number there is to wait until the GPU has done all that it has to.
+def _sigma_at(sampling: Any) -> Callable[[float], float]:
+    """Return the function from the fraction of noise to σ."""
+    # The tables may be on the GPU, and reading a number there would wait for all of its queued work.
     table: Any = copy.deepcopy(sampling).cpu() if isinstance(sampling, nn.Module) else sampling
-    return lambda share: float(table.percent_to_sigma(1.0 - share))
+    return lambda fraction: float(table.percent_to_sigma(1.0 - fraction))
 
 
-def _share_of_cosmos(sampling: Any) -> Callable[[float], float]:
-    """The host counts these levels by σ; the share of noise is σ / (1 + σ), the time of the flow."""
-    return lambda share: min(share / (1.0 - share), float(sampling.sigma_max))
+def _sigma_at_cosmos(sampling: Any) -> Callable[[float], float]:
+    """Return the function from the fraction of noise t to σ, where t = σ / (1 + σ) is the time of the flow."""
+    return lambda fraction: min(fraction / (1.0 - fraction), float(sampling.sigma_max))
 
 
-def _shift_of(sampling: Any, pixels: int) -> Callable[[Tensor], float]:
-    """What to multiply the odds of a latent's noise levels with, by its size; 1 at the model's own.
+def _make_shift(sampling: Any, pixels: int) -> Callable[[Tensor], float]:
+    """Return the function from a latent to the factor of its noise levels' odds t / (1 - t); 1 at the native size.
 
-    Flux: exp μ, with μ along a line from 0.5 at 256 tokens to 1.15 at 4096, as its authors sample it. A node may have
-    set the model to another size already, which shows in a smaller μ. Others: √(m/n) for m instead of n pixels (Esser
-    et al. 2024, arXiv 2403.03206, section 5.3.2).
+    Flux: exp(μ), where μ is linear in the number of tokens, from 0.5 at 256 to 1.15 at 4096, as its authors sample it.
+    A node may have set the model to another size already, which shows in a smaller μ. Other models: √(m/n) for m
+    instead of n pixels (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
     """
 
     def shift_of(latent: Tensor) -> float:
         size = math.prod(latent.shape[-2:]) * pixels**2
         if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
             own = min(float(sampling.shift), 1.15)
-            return math.exp(1.15 - own + (size - _NATIVE) / 256 * (1.15 - 0.5) / (4096 - 256))
-        return math.sqrt(size / _NATIVE)
+            return math.exp(1.15 - own + (size - _NATIVE_PIXELS) / 256 * (1.15 - 0.5) / (4096 - 256))
+        return math.sqrt(size / _NATIVE_PIXELS)
 
     return shift_of

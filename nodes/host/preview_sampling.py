@@ -1,4 +1,4 @@
-"""Preview pictures through the host's own sampler, on the weights that are being trained."""
+"""Preview images, sampled with ComfyUI's sampler on the weights that are being trained."""
 
 from __future__ import annotations
 
@@ -14,95 +14,113 @@ from torch import Tensor
 
 from ...aclora_core.storage import map_tensors
 from .model import HostModel
-from .progress import cancel_kept, cancelled, raise_if_cancelled
+from .progress import cancelled, keep_interrupt, raise_if_cancelled
 from .training_set import HostTrainingSet
 
 STEPS = 12
-_LARGEST = 96 * 96  # latent pixels; larger ones are drawn smaller
-_ROOM = 1.3  # times the memory that the host expects a VAE to take
+_MAX_LATENT_PIXELS = 96 * 96  # larger latents are sampled at this size
+_VAE_MEMORY_FACTOR = 1.3  # of ComfyUI's estimate for a VAE, to be safe
 
 
-def encoded(clip: Any, prompts: Sequence[str]) -> list[Any]:
-    """The conditioning of each prompt, and last that of an empty one."""
+def encode_prompts(clip: Any, prompts: Sequence[str]) -> list[Any]:
+    """Return ComfyUI's conditionings of the prompts, and last of the empty prompt."""
     return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in (*prompts, "")]
 
 
-def draw(
+def sample_previews(
     model: HostModel, images: HostTrainingSet, vae: Any, conditionings: Sequence[Any], seed: int, guidance: float
 ) -> list[Tensor]:
-    """A picture (height, width, 3) for each conditioning but the last, which is the negative one of all.
+    """Sample an image for each conditioning but the last, which is the negative one of all.
 
-    The model is neither loaded nor moved for it. Where a VAE would not fit beside it, or there is none, pictures are
-    made from the latents alone, small and blurred.
+    The model is neither loaded nor moved. If no VAE is given, or it does not fit into memory beside the model, the
+    images are made from the latents directly, small and blurred. A cancel ends the sampling and stays set.
+
+    Args:
+        model: with the adapter as it is.
+        images: of the training, whose most common size the previews have.
+        vae: ComfyUI's VAE, or None.
+        conditionings: ComfyUI's, as from encode_prompts.
+        seed: of the first image's noise; each further image has the next one.
+        guidance: the sampler's cfg.
+
+    Returns:
+        Images (height, width, 3) in 0 to 1, on the CPU; fewer than prompts after a cancel.
     """
     *positives, negative = conditionings
-    pictures = []
+    previews = []
     for number, positive in enumerate(positives):
         generator = torch.Generator().manual_seed(seed + number)
-        noise = torch.randn(_shape(images.commonest_shape), generator=generator)
-        with cancel_kept():
-            pictures.append(_decode(model, vae, _sample(model, noise, positive, negative, seed, guidance)))
+        noise = torch.randn(_preview_shape(images.commonest_shape), generator=generator)
+        with keep_interrupt():
+            latent = _sample(model, noise, positive, negative, seed, guidance)
+            previews.append(_decode(model, vae, latent))
         if cancelled():
             break
-    return pictures
+    return previews
 
 
-def _shape(commonest: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a preview's latent: the commonest one, made smaller where it is large."""
+def _preview_shape(commonest: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a preview's latent: the most common one, scaled down if it is large."""
     *others, height, width = commonest
-    share = min(1.0, (_LARGEST / (height * width)) ** 0.5)
-    return (*others, *(max(4, round(side * share / 4) * 4) if share < 1 else side for side in (height, width)))
+    factor = (_MAX_LATENT_PIXELS / (height * width)) ** 0.5
+    if factor >= 1:
+        return commonest
+    return (*others, *(max(4, round(side * factor / 4) * 4) for side in (height, width)))
 
 
 def _sample(model: HostModel, noise: Tensor, positive: Any, negative: Any, seed: int, guidance: float) -> Tensor:
     patcher, base = model.patcher, model.base
     guider = comfy.samplers.CFGGuider(patcher)
-    guider.set_conds(map_tensors(positive, Tensor.clone), map_tensors(negative, Tensor.clone))  # not of inference mode
-    guider.set_cfg(1.0 if _knows_guidance(model.network) else guidance)
+    guider.set_conds(map_tensors(positive, Tensor.clone), map_tensors(negative, Tensor.clone))  # no inference tensors
+    guider.set_cfg(1.0 if _has_guidance_embedding(model.network) else guidance)
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     comfy.patcher_extension.add_wrapper_with_key(kind, "aclora", _already_loaded, guider.model_options, True)
     scheduler = "normal" if model.objective.sampling == "uniform" else "simple"
     sigmas = comfy.samplers.calculate_sigmas(base.model_sampling, scheduler, STEPS)
     sampler = comfy.samplers.sampler_object("euler")
-    nothing, each = torch.zeros_like(noise), lambda *_: raise_if_cancelled()
-    return guider.sample(noise, nothing, sampler, sigmas, callback=each, disable_pbar=True, seed=seed)
+    empty = torch.zeros_like(noise)
+
+    def on_step(*_: Any) -> None:
+        raise_if_cancelled()
+
+    return guider.sample(noise, empty, sampler, sigmas, callback=on_step, disable_pbar=True, seed=seed)
 
 
 def _already_loaded(
     executor: Any, model: Any, noise_shape: Any, conds: Any, **options: Any
 ) -> tuple[Any, Any, list[Any]]:
-    """Takes the place of the host's loading: that would move weights whose addresses the training relies on."""
+    """Replace ComfyUI's loading of the model, which would move weights whose addresses the training relies on."""
     return model.model, conds, []
 
 
-def _knows_guidance(network: torch.nn.Module) -> bool:
-    """Whether the guidance is an input of the model, as of Flux; then a second pass for it would be wrong."""
+def _has_guidance_embedding(network: torch.nn.Module) -> bool:
+    """Whether guidance is an input of the network, as in Flux, where classifier-free guidance would be wrong."""
     return bool(getattr(getattr(network, "params", None), "guidance_embed", False))
 
 
 def _decode(model: HostModel, vae: Any, samples: Tensor) -> Tensor:
     if vae is not None and _fits(model, vae, samples):
-        with torch.inference_mode():  # in which the host has made the VAE's weights
+        with torch.inference_mode():  # the mode in which ComfyUI created the VAE's weights
             pixels = vae.decode(samples.clone())
         return pixels.reshape(-1, *pixels.shape[-3:])[0].float().cpu().clamp(0, 1).clone()
     return _from_latent(model.base, samples)
 
 
 def _fits(model: HostModel, vae: Any, samples: Tensor) -> bool:
-    """Whether the host can load and use the VAE without making room, for which it would move the model."""
+    """Whether ComfyUI can load and use the VAE without freeing memory, for which it would move the model."""
     if model.device.type == "cpu" or vae.device != model.device:
         return True
     wanted = vae.model_size() + vae.memory_used_decode(samples.shape, vae.vae_dtype)
     wanted += comfy.model_management.minimum_inference_memory()
-    return bool(comfy.model_management.get_free_memory(model.device) > _ROOM * wanted)
+    return bool(comfy.model_management.get_free_memory(model.device) > _VAE_MEMORY_FACTOR * wanted)
 
 
 def _from_latent(base: Any, samples: Tensor) -> Tensor:
-    """What the host's own quick preview shows: each latent pixel as a colour."""
+    """Return a latent as an image with one colour per latent pixel, as ComfyUI's quick preview shows it."""
     form = base.latent_format
     if form.latent_rgb_factors is None:
-        raise RuntimeError("there is no VAE, or no memory left for it, and this model's latents have no colours")
+        raise RuntimeError("there is no VAE, or no memory for it, and ComfyUI has no quick preview for this model")
     latent = base.process_latent_in(samples).float().cpu()
     if form.latent_rgb_factors_reshape is not None:
         latent = form.latent_rgb_factors_reshape(latent)

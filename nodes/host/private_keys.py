@@ -1,6 +1,6 @@
-"""Keys under which the dataset node leaves facts for training in its latents and conditionings.
+"""Keys under which the dataset node records facts for training in its latents and conditionings.
 
-ComfyUI ignores them. Other nodes may see them, so their values stay as they are.
+ComfyUI ignores them. Other nodes may read them, so their values must not change.
 """
 
 # In a latent dictionary: {"picture": index of the image, repeats counted, "variant": index of its variant}, and for a

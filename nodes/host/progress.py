@@ -1,4 +1,4 @@
-"""What a running node shows, and how it is cancelled."""
+"""What a running node shows, and how a cancel reaches it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 
 
-class Bar:
-    """The node's progress bar, with a live picture and a line of text, and the host's cancel."""
+class ProgressBar:
+    """A node's progress bar, with a live image and text. A cancel does not raise unless asked for.
+
+    Args:
+        total: steps until the bar is full.
+        node_id: of the running node; None outside a prompt.
+    """
 
     def __init__(self, total: int, node_id: str | None = None) -> None:
         self.total = total
@@ -23,28 +28,39 @@ class Bar:
         self.done = 0
         self._started = time.monotonic()
 
-    def show(self, done: int, text: str = "", picture: Image.Image | None = None) -> None:
-        """Moves the bar. A cancel is left for cancelled() and raise_if_cancelled() to tell."""
+    def show(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
+        """Move the bar, and show a text and an image below the node. A cancel stays set and does not raise.
+
+        Args:
+            done: steps done of the total.
+            text: shown on the node; the last one stays if it is empty.
+            image: shown on the node, if any.
+        """
         self.done = done
-        preview = ("JPEG", picture, None) if picture else None
-        with cancel_kept():
+        preview = ("JPEG", image, None) if image else None
+        with keep_interrupt():
             self._bar.update_absolute(done, self.total, preview)
         if text:
             send_text(text, self._node_id)
 
     def advance(self, steps: int) -> None:
-        """Moves the bar on by some steps; on a cancel the prompt ends here."""
+        """Advance the bar by some steps. Raises ComfyUI's interrupt on a cancel, which ends the prompt."""
         self.show(self.done + steps)
         raise_if_cancelled()
 
     def time_left(self, done: int, before: int = 0) -> str:
-        """Minutes and seconds that the rest takes at the pace so far. before: steps that an earlier run had done."""
+        """Return the time left at the average speed so far, as "9:05 left" in minutes and seconds.
+
+        Args:
+            done: steps done of the total.
+            before: steps of these that an earlier run had done.
+        """
         seconds = round((time.monotonic() - self._started) / max(1, done - before) * (self.total - done))
         return f"{seconds // 60}:{seconds % 60:02} left"
 
 
 def send_text(text: str, node_id: str | None) -> None:
-    """Shows text on the node that runs; outside a prompt, in a script or test, there is none."""
+    """Show text on the running node; do nothing outside a prompt, where node_id is None."""
     if node_id is not None:
         from server import PromptServer  # the web server, which scripts do not start
 
@@ -52,34 +68,34 @@ def send_text(text: str, node_id: str | None) -> None:
 
 
 def cancelled() -> bool:
-    """Whether the user has asked to stop."""
+    """Return whether the user has pressed Cancel."""
     return bool(comfy.model_management.processing_interrupted())
 
 
 @contextmanager
-def cancel_kept() -> Iterator[None]:
-    """Ends what is in here on a cancel, which the host would forget as it raises it, and keeps it in mind."""
+def keep_interrupt() -> Iterator[None]:
+    """End the block on ComfyUI's interrupt, and set its flag again, so that later checks still see the cancel."""
     try:
         yield
     except comfy.model_management.InterruptProcessingException:
         comfy.model_management.interrupt_current_processing(True)
 
 
-def accept_cancel() -> None:
-    """Takes the user's stop as done, so that the nodes behind this one still run."""
+def clear_interrupt() -> None:
+    """Clear the flag of a cancel that was handled, so that the nodes after this one still run."""
     comfy.model_management.interrupt_current_processing(False)
 
 
 def raise_if_cancelled() -> None:
-    """Stops the whole prompt where the user has asked for it."""
+    """Raise ComfyUI's interrupt if the user has pressed Cancel, which ends the prompt."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def blocked(reason: str) -> ExecutionBlocker:
-    """An output that stops only the nodes behind it, with a sentence."""
+def block_output(reason: str) -> ExecutionBlocker:
+    """Return an output that blocks only the nodes connected to it, which then show the reason."""
     return ExecutionBlocker(reason)
 
 
 def hidden_node_id(cls: type[io.ComfyNode]) -> str | None:
-    """The id of the node that runs; None outside a prompt."""
+    """Return the id of the running node; None outside a prompt."""
     return getattr(getattr(cls, "hidden", None), "unique_id", None)

@@ -1,7 +1,8 @@
-"""A second, plain copy of a MODEL whose weights the host streams, for loaders that have not said how to load it twice.
+"""A plain copy of a MODEL whose weights ComfyUI streams, for loaders without a reload function.
 
-Weights that are streamed come and go while the network computes, so they cannot be trained beside. Loaders of the
-host's own leave word of how to load a plain copy; other packs' loaders often do not.
+Streamed weights are loaded and dropped while the network runs, so LoRA branches cannot be trained beside them.
+ComfyUI's own loaders register a function that loads the model again with plain weights; those of other packs often do
+not.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import comfy.model_patcher
 
 
 def plain_copy(model: Any) -> Any:
-    """The MODEL with its patches, on a network of its own over the same weights; they are not held twice in memory.
+    """Return the MODEL with its patches on a new network, which shares the weights' memory.
 
     Raises:
-        ValueError: the host cannot make another network of this kind.
+        ValueError: ComfyUI cannot build another network of this kind.
     """
-    # What the host has changed and moved for drawing goes back first: then the weights are those of the file.
+    # Unloading first undoes patches and moves, so that the weights are those of the file.
     comfy.model_management.unload_model_and_clones(model, unload_additional_models=False)
     base = model.model
     try:
         fresh = base.model_config.get_model({}, "")
         fresh.diffusion_model.load_state_dict(base.diffusion_model.state_dict(), assign=True)
-    except Exception as error:  # whatever the maker of this kind of network misses
+    except Exception as error:  # depends on what this kind of network needs
         raise ValueError(
             f"This model ({type(base).__name__}) comes from a loader that leaves no way to load it a second time, and "
-            f"none could be made: {error}. Load it with one of ComfyUI's own nodes, such as Load Checkpoint or Load "
-            "Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
+            f"it could not be copied: {error}. Load it with one of ComfyUI's own nodes, such as Load Checkpoint or "
+            "Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
         ) from error
-    # What a file said beside its weights, such as that the model predicts v, is only known from the first network.
+    # Facts from the file's metadata, such as v-prediction, are known from the first network only.
     fresh.model_type, fresh.model_sampling = base.model_type, copy.deepcopy(base.model_sampling)
     owner = comfy.model_patcher.ModelPatcher(fresh, model.load_device, model.offload_device)
     return model.clone(disable_dynamic=True, model_override=owner.get_clone_model_override())

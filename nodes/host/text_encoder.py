@@ -1,4 +1,4 @@
-"""The host's CLIP as something that learns: captions become conditionings through which gradients flow back."""
+"""ComfyUI's CLIP as a text encoder that is trained: conditionings that gradients flow through."""
 
 from __future__ import annotations
 
@@ -12,55 +12,62 @@ import torch
 
 from .private_keys import CAPTION_KEY
 
-PREFIX = "text_encoders."  # before every layer's name in the host's LoRA files
+TEXT_PREFIX = "text_encoders."  # in front of every layer's name in ComfyUI's LoRA files
 
 
 def with_caption(conditioning: Any, caption: str) -> Any:
-    """A conditioning that says of which caption it is; the host ignores that."""
+    """Return the conditioning with its caption recorded in it, which ComfyUI ignores."""
     return [[encoded, {**more, CAPTION_KEY: caption}] for encoded, more in conditioning]
 
 
 class TextEncoder:
-    """A CLIP, loaded, with the caption of each picture.
+    """A loaded CLIP that is trained, with the caption of each image.
+
+    Args:
+        clip: ComfyUI's CLIP, for its tokenizer and options.
+        patcher: ComfyUI's ModelPatcher of the network to train.
+        conditioning: of each image, with its caption recorded.
 
     Raises:
-        ValueError: captions are not known.
+        ValueError: a caption is not recorded.
     """
 
     def __init__(self, clip: Any, patcher: Any, conditioning: Sequence[Any]) -> None:
-        self.patcher, self.captions = patcher, captions_of(conditioning)
+        self.patcher = patcher
+        self.captions = recorded_captions(conditioning)
         self._clip = clip.clone()
-        self._clip.patcher, self._clip.cond_stage_model = patcher, patcher.model
+        self._clip.patcher = patcher
+        self._clip.cond_stage_model = patcher.model
         self._tokens: dict[str, Any] = {}
 
     @property
     def network(self) -> torch.nn.Module:
-        """All of its text models."""
+        """The network with all text models of the CLIP."""
         network: torch.nn.Module = self.patcher.model
         return network
 
     def encode(self, caption: str) -> Any:
-        """The conditioning of a caption by the weights as they are, as the host gives it."""
+        """Return ComfyUI's conditioning of a caption, computed with the current weights."""
         if caption not in self._tokens:
             self._tokens[caption] = self._clip.tokenize(caption)
-        return _encoded(self._clip, self._tokens[caption])
+        return _encode_tokens(self._clip, self._tokens[caption])
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
-        """CLIP's layers add in place to what a norm has to remember for its gradient; for a while norms take copies."""
+        """Let norms take copies, since CLIP's layers add in place to the tensor that a norm saves for its backward."""
         with ExitStack() as undo:
             for module in self.network.modules():
                 if isinstance(module, torch.nn.LayerNorm):
-                    undo.callback(module.register_forward_pre_hook(_with_a_copy).remove)
+                    undo.callback(module.register_forward_pre_hook(_copy_input).remove)
             yield
 
 
-def _with_a_copy(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _copy_input(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return inputs[0].clone(), *inputs[1:]
 
 
-def _encoded(clip: Any, tokens: Any) -> Any:
-    """What CLIP.encode_from_tokens_scheduled gives, without its loading: the weights stay where they are."""
+def _encode_tokens(clip: Any, tokens: Any) -> Any:
+    """Return the output of CLIP.encode_from_tokens_scheduled without loading the model, so weights stay in place."""
     network = clip.cond_stage_model
     network.reset_clip_options()
     if clip.layer_idx is not None:
@@ -70,25 +77,29 @@ def _encoded(clip: Any, tokens: Any) -> Any:
     return [[encoded, {"pooled_output": pooled, **(more[0] if more else {})}]]
 
 
-def captions_of(conditioning: Sequence[Any]) -> list[str]:
-    """Each picture's caption, as the dataset node left it."""
+def recorded_captions(conditioning: Sequence[Any]) -> list[str]:
+    """Return each image's caption, as recorded by the dataset node.
+
+    Raises:
+        ValueError: a caption is not recorded.
+    """
     found = [entries[0][1].get(CAPTION_KEY) for entries in conditioning]
     if None in found:
         raise ValueError(
-            f"The caption of picture {found.index(None) + 1} is not known, so the text encoder cannot learn from it. "
-            "Take latents and conditioning from Load AC-LoRA Dataset, or leave Text Encoder Options out."
+            f"The caption of image {found.index(None) + 1} is not known, so the text encoder cannot learn from it. "
+            "Take latents and conditioning from Load AC-LoRA Dataset, or remove AC-LoRA Text Encoder Options."
         )
     return found
 
 
-def check_kind(clip: Any) -> None:
-    """Raises ValueError where a text encoder is made of something else than CLIP's text models."""
+def check_text_encoder(clip: Any) -> None:
+    """Check that a text encoder consists of CLIP's text models only. Raises ValueError if it does not."""
     parts = [part for part in clip.cond_stage_model.modules() if isinstance(part, comfy.sd1_clip.SDClipModel)]
     models = [part.transformer for part in parts]
     others = [type(each).__name__ for each in models if not isinstance(each, comfy.clip_model.CLIPTextModel)]
     if others or not parts:
         what = ", ".join(dict.fromkeys(others)) or type(clip.cond_stage_model).__name__
         raise ValueError(
-            f"This text encoder holds {what}, and only CLIP's own text models (as of SD1.5, SD2.1 and SDXL) can learn. "
-            "Leave Text Encoder Options out: the model itself learns the style."
+            f"This text encoder contains {what}, and only CLIP's own text models (of SD1.5, SD2.1 and SDXL) can be "
+            "trained. Remove AC-LoRA Text Encoder Options: the model itself learns the style."
         )

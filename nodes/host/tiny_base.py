@@ -1,4 +1,4 @@
-"""Loaders of the tiny base model, built from the host's own parts."""
+"""Loaders of the tiny base model, built from ComfyUI's own parts."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ import comfy.utils
 
 
 def load_tiny_denoiser(folder: Path, disable_dynamic: bool = False) -> Any:
-    """Load the denoiser as the host's MODEL. It was trained without a timestep shift, so it samples without one.
+    """Load the denoiser as ComfyUI's MODEL. It was trained without a timestep shift, so it samples without one.
 
     Args:
         folder: of the tiny base.
-        disable_dynamic: switches the host's dynamic loading of weights off, as in its own loaders.
+        disable_dynamic: switches ComfyUI's dynamic loading of weights off, as in its own loaders.
     """
     model = comfy.sd.load_diffusion_model(str(folder / "denoiser.safetensors"), disable_dynamic=disable_dynamic)
     model.model.model_sampling.set_parameters(shift=1.0)
-    model.cached_patcher_init = (load_tiny_denoiser, (folder,))  # how the host makes a second copy
+    model.cached_patcher_init = (load_tiny_denoiser, (folder,))  # ComfyUI's way to load it again
     return model
 
 
 def load_tiny_text_encoder(folder: Path, disable_dynamic: bool = False) -> Any:
-    """Load the text encoder and its tokenizer as the host's CLIP. Arguments as for load_tiny_denoiser."""
+    """Load the text encoder and its tokenizer as ComfyUI's CLIP. Arguments as for load_tiny_denoiser."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     target = _clip_target(settings["text"], settings["length"], folder / "tokenizer")
     weights = comfy.utils.load_torch_file(str(folder / "text_encoder.safetensors"))
     size = comfy.utils.calculate_parameters(weights)
     clip = comfy.sd.CLIP(target, parameters=size, state_dict=[weights], disable_dynamic=disable_dynamic)
-    clip.patcher.cached_patcher_init = (_text_encoder_patcher, (folder,))  # how the host makes a second copy
+    clip.patcher.cached_patcher_init = (_text_encoder_patcher, (folder,))  # ComfyUI's way to load it again
     return clip
 
 
 def load_tiny_autoencoder(folder: Path) -> Any:
-    """Load the autoencoder as the host's VAE."""
+    """Load the autoencoder as ComfyUI's VAE."""
     return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(folder / "autoencoder.safetensors")))
 
 
 def _clip_target(config: dict[str, Any], length: int, tokenizer_folder: Path) -> Any:
-    """Return the host's description of a CLIP with the tiny base's text model and tokenizer."""
+    """Return ComfyUI's description of a CLIP with the tiny base's text model and tokenizer."""
     end = config["eos_token_id"]
     encoder = functools.partial(
         comfy.sd1_clip.SDClipModel,
@@ -66,7 +66,7 @@ def _clip_target(config: dict[str, Any], length: int, tokenizer_folder: Path) ->
 
 
 def _text_model(config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> Any:
-    """Build the host's CLIP text model with the small vocabulary in place of CLIP's own."""
+    """Build ComfyUI's CLIP text model with the small vocabulary in place of CLIP's own."""
     model = comfy.clip_model.CLIPTextModel(config, dtype, device, operations)
     size = (config["vocab_size"], config["hidden_size"])
     model.set_input_embeddings(operations.Embedding(*size, dtype=dtype, device=device))

@@ -1,1 +1,1 @@
-"""Train AC-LoRA, what it shows while it runs, and its options."""
+"""The training node: schema and execution, its live display, and its options nodes."""

@@ -1,69 +1,135 @@
-"""Preview pictures on the training node: what is wished of them, and the picture that shows them below the chart."""
+"""What the training node shows: progress, live chart, preview images, and the summary at the end."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 
-from ...aclora_core.inspection import contact_sheet
-from ...aclora_core.training import Previews
+from ...aclora_core.adapter import RankReport, recent_loss
+from ...aclora_core.inspection import contact_sheet, training_chart
+from ...aclora_core.training import Previews, Progress, training_summary
 from .. import host
+from .options.options import PreviewSettings
 
-
-@dataclass(frozen=True)
-class PreviewWishes:
-    """What to draw while a training runs.
-
-    conditionings: the prompts as ComfyUI has encoded them, and last the empty one. guidance: the sampler's cfg.
-    """
-
-    every: int  # steps
-    share: float  # of the training's time that they may take
-    prompts: Sequence[str]
-    conditionings: Sequence[Any]
-    guidance: float
-    vae: Any | None
+_CHART_INTERVAL = 2.0  # seconds between two live charts
 
 
 class LivePreviews:
-    """The latest pictures of what is wished, if anything is."""
+    """The latest preview images of a training, if previews are enabled.
 
-    def __init__(self, wishes: PreviewWishes | None) -> None:
-        self.wishes = wishes
-        self.pictures: list[torch.Tensor] = []
+    Args:
+        settings: what to draw; None disables previews.
+    """
 
-    def drawn_with(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
-        """As training takes them; None where none are wished."""
-        wishes = self.wishes
-        if wishes is None:
+    def __init__(self, settings: PreviewSettings | None) -> None:
+        self.settings = settings
+        self.images: list[torch.Tensor] = []  # each (height, width, 3), in 0 to 1
+
+    def for_training(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
+        """Return the previews that train() takes, which keep their images here; None if previews are disabled."""
+        settings = self.settings
+        if settings is None:
             return None
 
         def draw(done: int) -> None:
-            encoded = model.encode_prompts(wishes.prompts) or wishes.conditionings
-            drawn = host.draw(model, images, wishes.vae, encoded, seed, wishes.guidance)
-            self.pictures = drawn or self.pictures
+            # A text encoder that learns encodes the prompts anew each time.
+            conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
+            drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
+            if drawn:
+                self.images = drawn
 
-        return Previews(wishes.every, draw, wishes.share)
+        return Previews(settings.every, draw, settings.share)
 
     @property
     def remark(self) -> str:
-        """What is to be known of pictures that were drawn; nothing most often."""
-        rough = self.pictures and self.wishes and self.wishes.vae is None
-        return " Previews are rough, as no VAE is connected to AC-LoRA Preview Options." if rough else ""
+        """A sentence that says why the images are blurred, with a space in front; empty if they are not."""
+        blurred = self.images and self.settings and self.settings.vae is None
+        return " Previews are blurred, as no VAE is connected to AC-LoRA Preview Options." if blurred else ""
 
-    def below(self, chart: Image.Image) -> Image.Image:
-        """The chart with the latest pictures under it."""
-        return _stacked(chart, self.pictures, self.wishes.prompts) if self.wishes and self.pictures else chart
+    def add_below(self, chart: Image.Image) -> Image.Image:
+        """Return the chart with the latest images below it, or the chart itself if there are none."""
+        if not self.settings or not self.images:
+            return chart
+        return _stack(chart, self.images, self.settings.prompts)
 
 
-def _stacked(chart: Image.Image, pictures: Sequence[torch.Tensor], prompts: Sequence[str]) -> Image.Image:
-    sheet = contact_sheet(pictures, prompts[: len(pictures)])
+class TrainingDisplay:
+    """The node's live display, called after every step: moves the progress bar and redraws the chart now and then."""
+
+    def __init__(self, bar: host.ProgressBar, previews: LivePreviews) -> None:
+        self.bar = bar
+        self.previews = previews
+        self._last_chart = -math.inf  # when it was drawn, in seconds
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the state of the training, with a chart if the last one is old enough or the training ends."""
+        self.bar.total = progress.total + progress.remaining
+        is_last = progress.done == progress.total or host.cancelled()
+        image = None
+        if is_last or time.monotonic() - self._last_chart > _CHART_INTERVAL:
+            planned = progress.total - progress.done + len(progress.losses)
+            chart = training_chart(progress.losses, planned, progress.restarts, progress.validation)
+            image = self.previews.add_below(chart)
+            self._last_chart = time.monotonic()
+        self.bar.show(progress.done, status_text(progress, self.bar), image)
+
+    def show_result(self, report: RankReport, steps: int) -> None:
+        """Show the chart of the returned adapter, after a cancel, during which ComfyUI shows no images.
+
+        Args:
+            report: of the training.
+            steps: planned steps, the length of the chart's axis.
+        """
+        chart = training_chart(report.losses, steps, report.restarts, report.validation)
+        self.bar.show(self.bar.done, image=self.previews.add_below(chart))
+
+
+def status_text(progress: Progress, bar: host.ProgressBar) -> str:
+    """Return the text below the chart while a training runs: stage, losses, time left, memory, latest note."""
+    loss = recent_loss(progress.losses)
+    parts = [progress.stage, "no finite loss" if loss is None else f"loss {loss:.3f}"]
+    if progress.validation:
+        parts.append(f"held-out loss {progress.validation[-1][1]:.3f}")
+    parts.append(f"learning rate {progress.learning_rate:.2g}")
+    if progress.skipped_steps:
+        parts.append(f"skipped steps: {progress.skipped_steps}")
+    if progress.resumed_at:
+        parts.append(f"resumed at step {progress.resumed_at}")
+    time_left = bar.time_left(progress.done, progress.resumed_at)
+    # A second pass is as long as the first took to its best step, which is not known yet.
+    parts.append(f"up to {time_left}" if progress.remaining else time_left)
+    lines = [", ".join(parts)]
+    if progress.memory:
+        lines.append(progress.memory)
+    lines += progress.notes[-1:]
+    return "\n".join(lines)
+
+
+def result_text(report: RankReport, can_resume: bool) -> str:
+    """Return the summary of a training that has ended; after a cancel also what to do next.
+
+    Args:
+        report: of the training.
+        can_resume: whether it has checkpoints.
+    """
+    summary = training_summary(report)
+    if report.facts.cancelled is None:
+        return summary
+    if can_resume:
+        return f"{summary} Run again to resume."
+    return f"{summary} Running again returns this same result; change the seed to train from the start."
+
+
+def _stack(chart: Image.Image, images: Sequence[torch.Tensor], prompts: Sequence[str]) -> Image.Image:
+    """Return the chart, scaled to the width of the contact sheet of the images, above that sheet."""
+    sheet = contact_sheet(images, prompts[: len(images)])
     lower = Image.fromarray((sheet * 255).round().byte().numpy())
-    upper = chart.resize((lower.width, round(chart.height * lower.width / chart.width)), Image.Resampling.LANCZOS)
+    height = round(chart.height * lower.width / chart.width)
+    upper = chart.resize((lower.width, height), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (lower.width, upper.height + lower.height), "#ffffff")
     both.paste(upper, (0, 0))
     both.paste(lower, (0, upper.height))

@@ -19,7 +19,9 @@ HUGE = (10_000, 10_000)
 
 def encoded(server: HostServer) -> tuple[int, int]:
     """Return the numbers of cached and of newly encoded images and captions of the last dataset."""
-    found = re.findall(r"(\d+) pictures and captions were encoded before, (\d+) anew", server.log.read_text("utf-8"))
+    found = re.findall(
+        r"(\d+) encodings of images and captions were reused, (\d+) are new", server.log.read_text("utf-8")
+    )
     return int(found[-1][0]), int(found[-1][1])
 
 

@@ -1,4 +1,4 @@
-"""The options node about checkpoints, and where they lie."""
+"""The options node for checkpoints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ....aclora_core.config import CheckpointConfig, Resume
-from . import checkpoint_folder
-from .options import Options, schema
+from .checkpoint_folder import cancel_count, resolve_checkpoint_folder
+from .options import Options, options_schema
 
 
 class ACLoRACheckpointOptions(io.ComfyNode):
@@ -17,10 +17,10 @@ class ACLoRACheckpointOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRACheckpointOptions",
             "AC-LoRA Checkpoint Options",
-            "Writes down now and then all that a training knows, so that it goes on after a crash or a cancel as if "
+            "Saves the complete state of a training at intervals, so that it resumes after a crash or a cancel as if "
             "nothing had happened.",
             _inputs(),
             ["resume training", "save state", "continue training", "crash"],
@@ -29,17 +29,18 @@ class ACLoRACheckpointOptions(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, checkpoint_name: str | None = None) -> bool | str:
         try:
-            if checkpoint_name is not None:  # a linked one is not known yet
-                checkpoint_folder.folder_of(checkpoint_name)
+            if checkpoint_name is not None:  # a linked input is not known yet
+                resolve_checkpoint_folder(checkpoint_name)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint_name: str | None = None, resume: str | None = None, **others: Any) -> int:
-        """Changes when a training that can go on was cancelled: what it gave then is not its end."""
-        known = checkpoint_name is not None and resume != "never"
-        return checkpoint_folder.cancels(checkpoint_folder.folder_of(str(checkpoint_name))) if known else 0
+        """Return a number that changes with each cancel of a training that can be resumed, so that it runs again."""
+        if checkpoint_name is None or resume == "never":
+            return 0
+        return cancel_count(resolve_checkpoint_folder(checkpoint_name))
 
     @classmethod
     def execute(
@@ -50,7 +51,7 @@ class ACLoRACheckpointOptions(io.ComfyNode):
         resume: Resume,
         options: Options | None = None,
     ) -> io.NodeOutput:
-        folder = checkpoint_folder.folder_of(checkpoint_name)
+        folder = resolve_checkpoint_folder(checkpoint_name)
         checkpoints = CheckpointConfig(folder, checkpoint_every, checkpoint_keep, resume)
         return io.NodeOutput(replace(options or Options(), checkpoints=checkpoints))
 
@@ -62,28 +63,28 @@ def _inputs() -> list[Any]:
             default=50,
             min=1,
             max=100_000,
-            tooltip="Steps between two checkpoints, from which training goes on after a crash or a cancel. Smaller "
-            "loses less and writes more often.",
+            tooltip="Steps between two checkpoints, from which training resumes after a crash or a cancel. A smaller "
+            "number loses fewer steps and writes more often.",
         ),
         io.String.Input(
             "checkpoint_name",
             default="training",
-            tooltip="A name for the checkpoints of this training: a folder in models/aclora_checkpoints. Or the whole "
-            "path of a folder of your own, such as D:/checkpoints/ink, for a drive with more room.",
+            tooltip="A name for the checkpoints of this training: a folder in models/aclora_checkpoints. Or the full "
+            "path of any other folder, such as D:/checkpoints/ink, for a drive with more space.",
         ),
         io.Int.Input(
             "checkpoint_keep",
             default=CheckpointConfig.keep,
             min=1,
             max=1000,
-            tooltip="How many checkpoints are kept, and besides them the end of the first pass, which more steps go on "
-            "from; older ones are deleted. Each takes about five times the adapter.",
+            tooltip="How many checkpoints are kept; older ones are deleted, except the one at the end of the first "
+            "pass, from which a longer training resumes. Each is about five times as large as the adapter.",
         ),
         io.Combo.Input(
             "resume",
             options=list(get_args(Resume)),
             default=CheckpointConfig.resume,
-            tooltip="Whether to go on from the last checkpoint of this name. never: starts anew, and replaces it. "
-            "for more steps: goes on also where steps was raised.",
+            tooltip="Whether to resume from the last checkpoint of this name. never: starts over and replaces it. "
+            "for more steps: resumes even if steps was raised.",
         ),
     ]

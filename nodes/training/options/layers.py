@@ -1,4 +1,4 @@
-"""The options node about which layers learn."""
+"""The options node for the choice of layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
-from .options import Options, check_settings, schema, settings_node
+from .options import Options, check_settings, options_schema, settings_output
 
 
 class ACLoRALayerOptions(io.ComfyNode):
@@ -15,10 +15,10 @@ class ACLoRALayerOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRALayerOptions",
             "AC-LoRA Layer Options",
-            "Which of a model's layers learn, by their names, and how much each may learn.",
+            "Which layers of a model are trained, by their names, and with which maximum rank.",
             _layers(),
             ["layer filter", "block weights", "target modules", "only some layers", "rank per layer"],
         )
@@ -31,7 +31,7 @@ class ACLoRALayerOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        return settings_node(options, settings)
+        return settings_output(options, settings)
 
 
 def _layers() -> list[Any]:
@@ -40,20 +40,20 @@ def _layers() -> list[Any]:
             "include_layers",
             default=TrainConfig.include_layers,
             multiline=True,
-            tooltip="Of the layers that the training node chooses only those with one of these lines in their name: a "
-            "part of the name, such as double_blocks.7. or a regular expression. Empty takes all.",
+            tooltip="Trains only those of the training node's layers that match one of these lines: a part of the "
+            "layer's name, such as double_blocks.7. or a regular expression. Empty trains all of them.",
         ),
         io.String.Input(
             "exclude_layers",
             default=TrainConfig.exclude_layers,
             multiline=True,
-            tooltip="And none of the layers with one of these lines in their name.",
+            tooltip="Leaves out the layers that match one of these lines.",
         ),
         io.String.Input(
             "layer_ranks",
             default=TrainConfig.layer_ranks,
             multiline=True,
-            tooltip="Lines such as attn=32: layers with this in their name get this maximum rank instead of max_rank. "
-            "Of several lines for a layer the last counts.",
+            tooltip="Lines such as attn=32: layers whose name matches get this maximum rank instead of max_rank. If "
+            "several lines match a layer, the last one applies.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The options node about how steps learn, and from how much noise."""
+"""The options node for the optimizer, the schedule, noise levels and loss weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ....aclora_core.config import LossWeighting, OptimizerName, Schedule, Timesteps, TrainConfig
-from .options import Options, schema, settings_node
+from .options import Options, options_schema, settings_output
 
 
 class ACLoRALearningOptions(io.ComfyNode):
@@ -15,11 +15,11 @@ class ACLoRALearningOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRALearningOptions",
             "AC-LoRA Learning Options",
-            "How the steps of a training learn: the optimizer, its learning rate over time, and how much noise "
-            "the steps are given.",
+            "How a training learns: the optimizer, the learning rate schedule, the noise levels and their loss "
+            "weights.",
             [*_steps(), *_noise(), *_masks()],
             [
                 "optimizer",
@@ -35,7 +35,7 @@ class ACLoRALearningOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        return settings_node(options, settings)
+        return settings_output(options, settings)
 
 
 def _steps() -> list[Any]:
@@ -44,31 +44,31 @@ def _steps() -> list[Any]:
             "optimizer",
             options=list(get_args(OptimizerName)),
             default=TrainConfig.optimizer,
-            tooltip="How steps are made of gradients. AdamW suits. Adafactor and AdamW8bit need less memory. SGD needs "
-            "a learning rate some 1000 times larger. Prodigy finds it by itself: set learning_rate to 1. The last "
-            "three need a Python package each; a message says which.",
+            tooltip="The optimizer. AdamW is a good choice. Adafactor and AdamW8bit need less memory. SGD needs a "
+            "learning rate about 1000 times larger. Prodigy finds its own: set learning_rate to 1. Each of the last "
+            "three needs a Python package; a message says which.",
         ),
         io.Combo.Input(
             "schedule",
             options=list(get_args(Schedule)),
             default=TrainConfig.schedule,
-            tooltip="Whether the learning rate stays, or falls to almost nothing over all steps, along a cosine or a "
-            "line.",
+            tooltip="Whether the learning rate stays constant, or decays to almost zero over all steps along a cosine "
+            "or a line.",
         ),
         io.Int.Input(
             "warm_up",
             default=TrainConfig.warm_up,
             min=0,
             max=100_000,
-            tooltip="Steps in which the learning rate grows to its value. Larger is gentler at the start.",
+            tooltip="Steps over which the learning rate rises to its value. A larger number is gentler at the start.",
         ),
         io.Int.Input(
             "accumulate",
             default=TrainConfig.accumulate,
             min=1,
             max=1024,
-            tooltip="Batches that one step learns from. Larger is as a larger batch_size, without its memory, and a "
-            "step takes so many times as long.",
+            tooltip="Batches per step, whose gradients are accumulated. It works like a larger batch_size without its "
+            "memory; a step takes that many times as long.",
         ),
         io.Float.Input(
             "ema_decay",
@@ -77,8 +77,8 @@ def _steps() -> list[Any]:
             max=0.99999,
             step=0.001,
             round=False,
-            tooltip="Gives a running average of the adapter over its last steps instead of the last one. Larger "
-            "averages over more: 0.99 over some 100 steps. 0 takes the adapter as it is.",
+            tooltip="Decay of an exponential moving average (EMA) of the adapter, which is returned instead of the "
+            "last step. Larger averages over more steps: 0.99 over about 100. 0 switches it off.",
         ),
         io.Float.Input(
             "weight_decay",
@@ -86,7 +86,7 @@ def _steps() -> list[Any]:
             min=0.0,
             max=10.0,
             step=0.001,
-            tooltip="Pulls the adapter's weights towards zero at every step. Larger keeps the style weaker.",
+            tooltip="Pulls the adapter's weights towards zero at every step. A larger value keeps the style weaker.",
         ),
         io.Float.Input(
             "max_norm",
@@ -94,7 +94,8 @@ def _steps() -> list[Any]:
             min=0.001,
             max=1000.0,
             step=0.1,
-            tooltip="Gradients longer than this are shortened to it, so that one odd batch cannot spoil the adapter.",
+            tooltip="Gradients with a larger norm are clipped to this norm, so that one odd batch cannot spoil the "
+            "adapter.",
         ),
     ]
 
@@ -105,16 +106,16 @@ def _noise() -> list[Any]:
             "timesteps",
             options=list(get_args(Timesteps)),
             default=TrainConfig.timesteps,
-            tooltip="How much noise steps are given. uniform: every amount alike. logit-normal: the middle most often. "
-            "shifted: also by the size of the pictures, for flow models such as Flux and SD3. automatic goes by the "
+            tooltip="How noise levels are drawn. uniform: all equally often. logit-normal: medium levels most often. "
+            "shifted: also by the size of the images, for flow models such as Flux and SD3. automatic suits the "
             "model, and the log says how.",
         ),
         io.Combo.Input(
             "loss_weight",
             options=list(get_args(LossWeighting)),
             default=TrainConfig.loss_weight,
-            tooltip="Which amounts of noise count more. none: all alike. min-SNR: little noise counts less. debiased: "
-            "much noise counts more. The loss that is shown stays the same kind of number.",
+            tooltip="How noise levels are weighted in the loss. none: all equally. min-SNR: low noise levels count "
+            "less. debiased: high noise levels count more. The displayed loss is not weighted.",
         ),
         io.Float.Input(
             "min_snr_gamma",
@@ -122,7 +123,7 @@ def _noise() -> list[Any]:
             min=0.01,
             max=1000.0,
             step=0.5,
-            tooltip="For min-SNR: larger lets little noise count more. 5 is usual.",
+            tooltip="For min-SNR: with a larger value low noise levels count more. 5 is common.",
         ),
     ]
 
@@ -137,7 +138,7 @@ def _masks() -> list[Any]:
             step=0.05,
             optional=True,
             advanced=True,
-            tooltip="What the black of a picture's mask counts. 0: nothing, so a watermark under it is never learned. "
-            "0.1 lets the background count a little, for backgrounds that come out empty. 1: as if there were no mask.",
+            tooltip="Weight of the black parts of an image's mask. 0: they are ignored, so a watermark there is never "
+            "learned. 0.1 gives them a little weight, for backgrounds that come out empty. 1: as without a mask.",
         ),
     ]

@@ -1,46 +1,66 @@
-"""What options nodes hand on to each other, and what they have in common."""
+"""Options that are passed along a chain of options nodes, and the parts that these nodes share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ....aclora_core.config import CheckpointConfig, TrainConfig
-from ..display import PreviewWishes
 
 if TYPE_CHECKING:
-    from comfy.sd import CLIP
+    from comfy.sd import CLIP, VAE
 
-TYPE = io.Custom("ACLORA_OPTIONS")
+OPTIONS_TYPE = io.Custom("ACLORA_OPTIONS")
+
+
+@dataclass(frozen=True)
+class PreviewSettings:
+    """Which preview images to draw during a training, and how often."""
+
+    every: int  # steps
+    share: float  # largest fraction of the training's time that previews may take
+    prompts: Sequence[str]
+    conditionings: Sequence[Any]  # ComfyUI's, of each prompt and then of the empty prompt
+    guidance: float  # the sampler's cfg
+    vae: VAE | None
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the nodes of a chain set; nothing here means the default. It is never changed, only replaced.
+    """Options that a chain of options nodes sets; missing ones keep their defaults."""
 
-    settings: of TrainConfig, by name.
-    """
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of TrainConfig, by name
     checkpoints: CheckpointConfig | None = None
-    previews: PreviewWishes | None = None
-    clip: CLIP | None = None  # that learns too
+    previews: PreviewSettings | None = None
+    clip: CLIP | None = None  # a text encoder to train as well
 
     def with_settings(self, settings: Mapping[str, Any]) -> Options:
-        """These options with further settings, which count instead of those that are there."""
+        """Return a copy with further settings, which override those that are set already."""
         return replace(self, settings={**self.settings, **settings})
 
 
-def schema(node_id: str, name: str, description: str, inputs: list[Any], search_aliases: list[str]) -> io.Schema:
-    """The schema of an options node."""
-    chained = TYPE.Input(
+def options_schema(
+    node_id: str, name: str, description: str, inputs: list[Any], search_aliases: list[str]
+) -> io.Schema:
+    """Return the schema of an options node.
+
+    Args:
+        node_id: the node's id, which saved workflows use.
+        name: the display name.
+        description: one or two sentences; how to connect the node is added.
+        inputs: the node's own inputs; the link to another options node is added.
+        search_aliases: words that users may search for.
+    """
+    chained = OPTIONS_TYPE.Input(
         "options",
         optional=True,
-        tooltip="Another options node, whose settings hold as well. Where both set the same, this node counts.",
+        tooltip="Another options node, whose settings apply as well. A setting that both change is taken from this "
+        "node.",
     )
+    output = OPTIONS_TYPE.Output(display_name="options", tooltip="For Train AC-LoRA, or for another options node.")
     return io.Schema(
         node_id=node_id,
         display_name=name,
@@ -48,19 +68,32 @@ def schema(node_id: str, name: str, description: str, inputs: list[Any], search_
         description=f"{description} Connect it to the options of Train AC-LoRA.",
         search_aliases=search_aliases,
         inputs=[chained, *inputs],
-        outputs=[TYPE.Output(display_name="options", tooltip="For Train AC-LoRA, or for another options node.")],
+        outputs=[output],
     )
 
 
 def check_settings(**settings: Any) -> bool | str:
-    """True, or a sentence for what no training could be made with. None stands for a linked input, not known yet."""
+    """Check settings for a node's validate_inputs.
+
+    Args:
+        settings: fields of TrainConfig; None for a linked input, whose value is not known yet.
+
+    Returns:
+        True, or the error message.
+    """
+    known = {name: value for name, value in settings.items() if value is not None}
     try:
-        TrainConfig(**{name: value for name, value in settings.items() if value is not None})
+        TrainConfig(**known)
     except ValueError as error:
         return str(error)
     return True
 
 
-def settings_node(options: Options | None, settings: Mapping[str, Any]) -> io.NodeOutput:
-    """What a node gives that only changes settings of TrainConfig."""
+def settings_output(options: Options | None, settings: Mapping[str, Any]) -> io.NodeOutput:
+    """Return the output of a node that changes settings of TrainConfig only.
+
+    Args:
+        options: of the node before it in the chain, if any.
+        settings: fields of TrainConfig, by name.
+    """
     return io.NodeOutput((options or Options()).with_settings(settings))

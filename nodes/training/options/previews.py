@@ -1,4 +1,4 @@
-"""The options node about pictures that are drawn while a training runs."""
+"""The options node for previews: images sampled while a training runs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ... import host
-from ..display import PreviewWishes
-from .options import Options, schema
+from .options import Options, PreviewSettings, options_schema
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
-_MOST = 8  # prompts
+_MAX_PROMPTS = 8
 
 
 class ACLoRAPreviewOptions(io.ComfyNode):
@@ -22,10 +21,10 @@ class ACLoRAPreviewOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRAPreviewOptions",
             "AC-LoRA Preview Options",
-            "Draws pictures with the style as it grows, and shows them on the training node.",
+            "Samples images with the style while it is being learned, and shows them on the training node.",
             _inputs(),
             ["sample prompts", "live preview", "sample images", "training samples"],
         )
@@ -33,7 +32,7 @@ class ACLoRAPreviewOptions(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preview_prompts: str | None = None, previews: bool | None = None) -> bool | str:
         try:
-            if preview_prompts is not None and previews:  # a linked one is not known yet
+            if preview_prompts is not None and previews:  # a linked input is not known yet
                 _prompts(preview_prompts)
         except ValueError as error:
             return str(error)
@@ -54,19 +53,22 @@ class ACLoRAPreviewOptions(io.ComfyNode):
         options = options or Options()
         if not previews:
             return io.NodeOutput(options)
-        # Encoded here, before the training, so that the text encoder needs no memory beside it.
+        # Encoded before the training, so that the text encoder needs no memory during it.
         prompts = _prompts(preview_prompts)
-        encoded = host.encoded(clip, prompts)
-        wishes = PreviewWishes(preview_every, preview_share, prompts, encoded, preview_guidance, vae)
-        return io.NodeOutput(replace(options, previews=wishes))
+        conditionings = host.encode_prompts(clip, prompts)
+        settings = PreviewSettings(preview_every, preview_share, prompts, conditionings, preview_guidance, vae)
+        return io.NodeOutput(replace(options, previews=settings))
 
 
 def _prompts(text: str) -> list[str]:
+    """Split the text into prompts. Raises ValueError if there are none or too many."""
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
-        raise ValueError("There is nothing to preview. Write prompts into preview_prompts, one a line.")
-    if len(prompts) > _MOST:
-        raise ValueError(f"preview_prompts has {len(prompts)} lines, and {_MOST} are the most. Leave some out.")
+        raise ValueError("There is nothing to preview. Write prompts into preview_prompts, one per line.")
+    if len(prompts) > _MAX_PROMPTS:
+        raise ValueError(
+            f"preview_prompts has {len(prompts)} lines, but at most {_MAX_PROMPTS} are allowed. Remove some."
+        )
     return prompts
 
 
@@ -77,13 +79,13 @@ def _inputs() -> list[Any]:
             default=50,
             min=1,
             max=100_000,
-            tooltip="Steps between two sets of preview pictures. Each picture takes as long as some 5 to 10 steps.",
+            tooltip="Steps between two sets of preview images. Each image takes as long as about 5 to 10 steps.",
         ),
         io.String.Input(
             "preview_prompts",
             default="",
             multiline=True,
-            tooltip=f"What the previews show: one prompt a line, {_MOST} at most.",
+            tooltip=f"What the previews show: one prompt per line, at most {_MAX_PROMPTS}.",
         ),
         io.Float.Input(
             "preview_guidance",
@@ -91,20 +93,20 @@ def _inputs() -> list[Any]:
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="How strictly previews follow their prompts, as a KSampler's cfg. 1 is right for models that are "
-            "told their guidance, such as Flux, and for the tiny base; it takes half the time.",
+            tooltip="How closely previews follow their prompts, as a KSampler's cfg. 1 is right for models that take "
+            "guidance as an input, such as Flux, and for the tiny base; it takes half the time.",
         ),
         io.Clip.Input("clip", tooltip="The text encoder of the model, for the prompts."),
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="The VAE of the model. Without one, or without memory for it, the pictures are small and blurred.",
+            tooltip="The VAE of the model. Without one, or without memory for it, the images are small and blurred.",
         ),
         io.Boolean.Input(
             "previews",
             default=True,
             optional=True,
-            tooltip="Whether previews are drawn. Off saves their time; what is learned is the same.",
+            tooltip="Whether previews are sampled. Off saves their time; the trained style is the same.",
         ),
         io.Float.Input(
             "preview_share",
@@ -113,7 +115,7 @@ def _inputs() -> list[Any]:
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="The most of the training's time that previews may take: 0.2 is a fifth. Where they would take "
-            "more, they come less often than preview_every says. Larger shows more of them.",
+            tooltip="Largest fraction of the training's time that previews may take: 0.2 is a fifth. If they would "
+            "take more, they come less often than preview_every says. A larger fraction shows more of them.",
         ),
     ]

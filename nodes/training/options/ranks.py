@@ -1,4 +1,4 @@
-"""The options node about restarts, which find out the ranks."""
+"""The options node for restarts, which find the ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
-from .options import Options, check_settings, schema, settings_node
+from .options import Options, check_settings, options_schema, settings_output
 
 
 class ACLoRARankOptions(io.ComfyNode):
@@ -15,10 +15,10 @@ class ACLoRARankOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRARankOptions",
             "AC-LoRA Rank Options",
-            "How restarts tell what an adapter has learned from its noise, and what becomes of the noise.",
+            "How restarts tell the signal in an adapter from its noise, and how they replace the noise.",
             [*_restarts(), *_thresholds()],
             ["rank control", "restart", "svd threshold", "noise floor", "alpha", "plain lora"],
         )
@@ -31,7 +31,7 @@ class ACLoRARankOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        return settings_node(options, settings)
+        return settings_output(options, settings)
 
 
 def _restarts() -> list[Any]:
@@ -40,20 +40,21 @@ def _restarts() -> list[Any]:
             "mode",
             options=["paper", "product", "product_redraw", "off"],
             default=TrainConfig.mode,
-            tooltip="How noise in the adapter is replaced at a restart. paper: each matrix by itself, as published. "
-            "product: the noise of both together is dropped. product_redraw: it is drawn anew. off: a plain LoRA.",
+            tooltip="How a restart replaces noise in the adapter. paper: each matrix on its own, as published. "
+            "product: the noise of their product is dropped. product_redraw: it is resampled. off: a plain LoRA.",
         ),
         io.Int.Input(
             "restart_every",
             default=TrainConfig.restart_every,
             min=1,
             max=10_000,
-            tooltip="Epochs between two restarts; an epoch shows every picture once. Smaller restarts more often.",
+            tooltip="Epochs between two restarts; an epoch shows every image once. A smaller number restarts more "
+            "often.",
         ),
         io.Boolean.Input(
             "clear_moments",
             default=TrainConfig.clear_moments,
-            tooltip="Whether the optimizer forgets what it knew of weights that were drawn anew. On suits best.",
+            tooltip="Whether to reset the optimizer state (moments) of resampled weights. Best left on.",
         ),
         io.Float.Input(
             "alpha",
@@ -61,8 +62,8 @@ def _restarts() -> list[Any]:
             min=0.01,
             max=1024.0,
             step=0.5,
-            tooltip="Strength of the adapter while it learns; its scale is alpha divided by the rank. Larger learns "
-            "faster. It need not follow the maximum rank.",
+            tooltip="Strength of the adapter during training; its scale is alpha divided by the rank. A larger value "
+            "learns faster. It need not follow the maximum rank.",
         ),
     ]
 
@@ -73,8 +74,8 @@ def _thresholds() -> list[Any]:
             "threshold",
             options=["dynamic", "fixed", "noise floor"],
             default=TrainConfig.threshold,
-            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a set share. "
-            "noise floor: by what random numbers alone would look like.",
+            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a fixed "
+            "fraction. noise floor: components that stand out from those of a random matrix.",
         ),
         io.Float.Input(
             "fixed_threshold",
@@ -82,7 +83,7 @@ def _thresholds() -> list[Any]:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="The share of an adapter that counts as signal, for the fixed threshold.",
+            tooltip="The fraction of an adapter that counts as signal, for the fixed threshold.",
         ),
         io.Float.Input(
             "lowest_threshold",
@@ -90,8 +91,8 @@ def _thresholds() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="The dynamic threshold, the share of an adapter that is signal, is never below this. Larger keeps "
-            "more.",
+            tooltip="Lower bound of the dynamic threshold, the fraction of an adapter that is signal. A larger bound "
+            "keeps more.",
         ),
         io.Float.Input(
             "highest_threshold",
@@ -99,13 +100,13 @@ def _thresholds() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="The dynamic threshold is never above this. Smaller redraws more.",
+            tooltip="Upper bound of the dynamic threshold. A smaller bound resamples more.",
         ),
         io.Combo.Input(
             "measure",
             options=["energy", "sum"],
             default=TrainConfig.measure,
-            tooltip="What the threshold is a share of: the squared singular values (energy) or the values (sum). sum "
-            "counts more components as noise.",
+            tooltip="What the threshold is a fraction of: the sum of the squared singular values (energy) or of the "
+            "singular values (sum). sum counts fewer components as noise.",
         ),
     ]

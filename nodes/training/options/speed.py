@@ -1,4 +1,4 @@
-"""The options node about memory and speed."""
+"""The options node for memory and speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
-from .options import Options, schema, settings_node
+from .options import Options, options_schema, settings_output
 
 
 class ACLoRASpeedOptions(io.ComfyNode):
@@ -15,17 +15,17 @@ class ACLoRASpeedOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRASpeedOptions",
             "AC-LoRA Speed Options",
-            "Memory against speed. Nothing here changes what is learned.",
+            "Trades memory for speed. Nothing here changes the trained style.",
             _inputs(),
             ["gradient checkpointing", "low vram training", "cuda graph"],
         )
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        return settings_node(options, settings)
+        return settings_output(options, settings)
 
 
 def _inputs() -> list[Any]:
@@ -34,12 +34,14 @@ def _inputs() -> list[Any]:
             "checkpointing",
             options=["automatic", "all", "off"],
             default=TrainConfig.checkpointing,
-            tooltip="Computes parts of the model twice instead of keeping them, which needs less memory and a third "
-            "more time. automatic: as many parts as it takes for a step to fit, and then fewer pictures at a time.",
+            tooltip="Gradient checkpointing: recomputes blocks of the model in the backward pass, which needs less "
+            "memory and a third more time. automatic: as many blocks as a step needs to fit, then fewer images at a "
+            "time.",
         ),
         io.Boolean.Input(
             "graph",
             default=TrainConfig.graph,
-            tooltip="Records the steps as CUDA graphs, which is several times faster. Off only to look for a fault.",
+            tooltip="Captures steps as CUDA graphs, which is several times faster. Switch it off only to track down a "
+            "problem.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The options node about text encoders that learn too."""
+"""The options node for training the text encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from .options import Options, schema
+from .options import Options, options_schema
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -18,26 +18,26 @@ class ACLoRATextEncoderOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRATextEncoderOptions",
             "AC-LoRA Text Encoder Options",
-            "Has the text encoder learn too, so that a new word can come to mean the style.",
+            "Trains the text encoder too, so that a new word can come to mean the style.",
             _inputs(),
             ["train clip", "text encoder lora", "te learning rate", "trigger word"],
         )
 
     @classmethod
     def execute(cls, clip: CLIP, text_learning: float, options: Options | None = None) -> io.NodeOutput:
-        with_learning = (options or Options()).with_settings({"text_learning": text_learning})
-        return io.NodeOutput(replace(with_learning, clip=clip))
+        changed = (options or Options()).with_settings({"text_learning": text_learning})
+        return io.NodeOutput(replace(changed, clip=clip))
 
 
 def _inputs() -> list[Any]:
     return [
         io.Clip.Input(
             "clip",
-            tooltip="The text encoder that the dataset node has as well; of SD1.5, SD2.1 or SDXL. It stays as it is; "
-            "the training node gives a copy that has learned.",
+            tooltip="The text encoder that is also connected to the dataset node; of SD1.5, SD2.1 or SDXL. It is not "
+            "changed; the training node returns a trained copy.",
         ),
         io.Float.Input(
             "text_learning",
@@ -45,7 +45,7 @@ def _inputs() -> list[Any]:
             min=0.01,
             max=10.0,
             step=0.05,
-            tooltip="How fast it learns, compared with the model. Larger ties the style more to its words, and words "
-            "forget more of what they meant.",
+            tooltip="Learning rate of the text encoder relative to the model's. A larger value ties the style more "
+            "closely to its words, and words lose more of their meaning.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The options node about the pictures set aside, which tell the best step and the smallest size."""
+"""The options node for validation on held-out images, which finds the best step and the smallest size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
-from .options import Options, schema, settings_node
+from .options import Options, options_schema, settings_output
 
 
 class ACLoRAValidationOptions(io.ComfyNode):
@@ -15,17 +15,17 @@ class ACLoRAValidationOptions(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return schema(
+        return options_schema(
             "ACLoRAValidationOptions",
             "AC-LoRA Validation Options",
-            "How a training finds its best step and smallest size by pictures that it sets aside.",
+            "How a training finds its best step and smallest size with held-out images.",
             _inputs(),
             ["early stopping", "held-out pictures", "validation split", "overfitting"],
         )
 
     @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        return settings_node(options, settings)
+        return settings_output(options, settings)
 
 
 def _inputs() -> list[Any]:
@@ -36,22 +36,23 @@ def _inputs() -> list[Any]:
             min=0.0,
             max=0.5,
             step=0.05,
-            tooltip="Share of the pictures that are set aside, from eight pictures on, to see which step is best. "
-            "0 learns from all and takes the last step.",
+            tooltip="Fraction of the images held out for validation, if there are eight or more, to find the best "
+            "step. 0 trains on all images and takes the last step.",
         ),
         io.Boolean.Input(
             "stop_early",
             default=TrainConfig.stop_early,
-            tooltip="Stops when the pictures set aside have only got worse for a while.",
+            tooltip="Early stopping: ends the training once the held-out loss has not improved for a while.",
         ),
         io.Boolean.Input(
             "refit",
             default=TrainConfig.refit,
-            tooltip="Once the best step is known, trains again up to it with all pictures, those set aside too.",
+            tooltip="Once the best step is known, trains again up to it on all images, the held-out ones too.",
         ),
         io.Boolean.Input(
             "smallest",
             default=TrainConfig.smallest,
-            tooltip="Gives the smallest adapter that is as good as the whole one, by the pictures set aside.",
+            tooltip="Returns the smallest truncation of the adapter that is as good as the whole on the held-out "
+            "images.",
         ),
     ]

@@ -81,7 +81,7 @@ def test_the_report_counts_them_apart_and_an_epoch_shows_each_once() -> None:
     report = train(model, replace(QUICK, steps=8, batch_size=7)).report
     assert report.facts.images == 12 and report.facts.regularisation_images == 2
     assert report.facts.epochs == 4
-    assert "over 12 pictures and 2 regularisation pictures." in training_summary(report)
+    assert "on 12 images and 2 regularisation images." in training_summary(report)
     assert [sorted(a + b) for a, b in zip(model.calls[1::2], model.calls[2::2], strict=True)] == [list(range(14))] * 4
     assert train(toy(12), QUICK).report.facts.regularisation_images is None
 

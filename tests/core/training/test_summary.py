@@ -1,4 +1,4 @@
-"""What the user reads of a training when it has ended."""
+"""The summary that the user reads when a training has ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = TrainConfig(steps=12, learning_rate=0.01, batch_size=8, max_rank=4, mod
 
 
 def stopped_in(stage: str, config: TrainConfig = CONFIG, **more: CheckpointConfig) -> Result:
-    """A training that somebody cancels at its first chance in this stage."""
+    """Return the result of a training that is cancelled as early as possible in this stage."""
     seen: list[str] = []
 
     def note(progress: Progress) -> None:
@@ -31,29 +31,34 @@ def stopped_in(stage: str, config: TrainConfig = CONFIG, **more: CheckpointConfi
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("stage", "start"),
     [
-        ("training", "Cancelled at step 1: this is what was learned so far. 1 step over 16 pictures."),
-        ("cutting", "Cancelled while the smallest size was looked for: this is the whole. 12 steps over 16 pictures."),
-        ("training on all", "Cancelled while training once more with all pictures: this is the result from before. 13"),
+        ("training", "Cancelled at step 1: the adapter is what was learned so far. 1 step on 16 images."),
+        ("cutting", "Cancelled during the search for the smallest size: the adapter is whole. 12 steps on 16 images."),
+        (
+            "training on all",
+            "Cancelled during the second pass, on all images: the adapter is that of the first pass. 13",
+        ),
     ],
 )
-def test_a_cancelled_training_says_so_first(stage: str, said: str) -> None:
-    assert training_summary(stopped_in(stage).report).startswith(said)
+def test_a_cancelled_training_says_so_first(stage: str, start: str) -> None:
+    assert training_summary(stopped_in(stage).report).startswith(start)
 
 
-def test_one_that_went_on_afterwards_says_nothing_of_it(tmp_path) -> None:
+def test_a_resumed_training_does_not_mention_the_cancel(tmp_path) -> None:
     config = replace(CONFIG, refit=False, smallest=False)
     checkpoints = CheckpointConfig(tmp_path / "ink")
     stopped_in("training", config, checkpoints=checkpoints)
     whole = train(toy(16), config, checkpoints=checkpoints)
-    assert training_summary(whole.report).startswith("12 steps over 16 pictures. Best at step 12: loss ")
+    assert training_summary(whole.report).startswith("12 steps on 16 images. Best at step 12: loss ")
 
 
 def test_both_passes_are_counted() -> None:
-    told = training_summary(train(toy(16), CONFIG).report)
-    assert told.startswith("24 steps over 16 pictures: 12 to find the best, 12 with all. Best at step 12: loss ")
-    assert " on the 3 pictures set aside." in told and told.endswith("1 layer, signal rank 1.0 (1 to 1), 0 restarts.")
+    summary = training_summary(train(toy(16), CONFIG).report)
+    passes = "12 to find the best step, 12 on all images"
+    assert summary.startswith(f"24 steps on 16 images: {passes}. Best at step 12: loss ")
+    assert " on 3 held-out images." in summary
+    assert summary.endswith("1 layer, signal rank 1.0 (1 to 1), 0 restarts.")
 
 
 def test_every_fact_has_its_sentence() -> None:
@@ -73,7 +78,7 @@ def test_every_fact_has_its_sentence() -> None:
     ]
     report = RankReport({}, losses, [], [Restart(4, 2, 0.5, 0.9, ranks)], {}, {"a": 1, "b": 4}, cuts, facts)
     assert training_summary(report) == (
-        "9 steps over 12 pictures and 3 regularisation pictures. Cut to rank 2, 0.3 MB, as good as the whole. "
-        "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps left out, as their loss was not finite: 1. "
-        "Previews took 30 of 100 seconds; 2 sets were left out, to take no more of the time. The disk was full."
+        "9 steps on 12 images and 3 regularisation images. Truncated to rank 2, 0.3 MB, as good as the whole. "
+        "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps skipped because their loss was not finite: 1. "
+        "Previews took 30 of 100 seconds; 2 sets skipped to stay within preview_share. The disk was full."
     )

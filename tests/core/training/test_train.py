@@ -197,7 +197,7 @@ def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_gi
     sentence = "for 10 steps, up to step 13, so training ended there; what had been learned before is kept. Lower the"
     assert sentence in caplog.text and sentence in result.report.facts.notes
     assert sentence in training_summary(result.report)
-    assert "Steps left out, as their loss was not finite: 10." in training_summary(result.report)
+    assert "Steps skipped because their loss was not finite: 10." in training_summary(result.report)
     assert caplog.text.count("step 4 was skipped") == 1 and "step 5 was skipped" not in caplog.text
 
 

@@ -220,7 +220,9 @@ def test_a_new_server_starts_at_once(host: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         with running(host, tmp_path, name) as server:
             history = server.run(prompt)
-        said += [re.findall(r"(\d+) pictures and captions were encoded before, (\d+) anew", server.log.read_text())]
+        said += [
+            re.findall(r"(\d+) encodings of images and captions were reused, (\d+) are new", server.log.read_text())
+        ]
         shown += [[history["outputs"][node]["text"] for node in ("3", "4")]]
     assert said == [[], [("4", "0")]]
     assert shown[0] == shown[1]

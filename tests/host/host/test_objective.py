@@ -78,14 +78,14 @@ def core(pack):
     return importlib.import_module(f"{pack.__name__}.aclora_core.diffusion")
 
 
-def objective_of(pack, sampling, **more):
-    return importlib.import_module(f"{pack.__name__}.nodes.host.objective").objective_of(sampling, **more)
+def make_objective(pack, sampling, **more):
+    return importlib.import_module(f"{pack.__name__}.nodes.host.objective").make_objective(sampling, **more)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_target_and_loss_equal_the_closed_form(pack, core, name):
     _, wanted, prediction, sampling = KINDS[name]
-    objective = objective_of(pack, sampling_of(name))
+    objective = make_objective(pack, sampling_of(name))
     assert (objective.prediction, objective.sampling) == (prediction, sampling)
     generator = torch.Generator().manual_seed(0)
     latent, noise, output = torch.randn(3, 5, 4, 6, 6, generator=generator, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_target_and_loss_equal_the_closed_form(pack, core, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_sampled_noise_levels_are_finite_and_in_the_models_range(pack, core, name):
     sampling = sampling_of(name)
-    objective = objective_of(pack, sampling)
+    objective = make_objective(pack, sampling)
     sigmas = core.objective.draw_sigmas(objective, 2000, torch.Generator().manual_seed(0))
     assert torch.isfinite(sigmas).all() and sigmas.min() > 0 and sigmas.max() <= float(sampling.sigma_max) * 1.001
     for kind in ("min-SNR", "debiased"):
@@ -116,7 +116,7 @@ def test_sampled_noise_levels_are_finite_and_in_the_models_range(pack, core, nam
 
 def test_the_noise_levels_of_cosmos_are_those_of_its_flow(pack, core):
     """The host counts its levels by σ; the model was trained on a logit-normal time t = σ / (1 + σ)."""
-    objective = objective_of(pack, sampling_of("FLOW_COSMOS"))
+    objective = make_objective(pack, sampling_of("FLOW_COSMOS"))
     sigmas = core.objective.draw_sigmas(objective, 4000, torch.Generator().manual_seed(0))
     logs = sigmas.log()
     assert float(logs.mean()) == pytest.approx(0, abs=0.06) and float(logs.std()) == pytest.approx(1, abs=0.06)
@@ -132,7 +132,7 @@ def test_the_noise_levels_of_cosmos_are_those_of_its_flow(pack, core):
     ],
 )
 def test_shifted_noise_levels_depend_on_the_image_size(pack, core, name, side, odds):
-    objective = core.objective.with_timesteps(objective_of(pack, sampling_of(name), pixels=8), "shifted")
+    objective = core.objective.with_timesteps(make_objective(pack, sampling_of(name), pixels=8), "shifted")
     sigmas = core.objective.draw_sigmas(objective, 9, torch.Generator().manual_seed(0), torch.zeros(1, 16, side, side))
     logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
@@ -144,7 +144,7 @@ def test_a_model_shifted_by_a_node_is_not_shifted_twice(pack, core):
     sampling.set_parameters(shift=0.5)  # as for 256²
     for side, odds in ((32, math.exp(0.5)), (128, math.exp(1.15))):
         latent = torch.zeros(1, 16, side, side)
-        sigmas = core.objective.draw_sigmas(objective_of(pack, sampling), 9, torch.Generator().manual_seed(0), latent)
+        sigmas = core.objective.draw_sigmas(make_objective(pack, sampling), 9, torch.Generator().manual_seed(0), latent)
         torch.testing.assert_close(sigmas / (1 - sigmas), odds * logits.exp(), rtol=1e-3, atol=0)
 
 
@@ -154,7 +154,7 @@ def test_x0_patched_by_comfyuis_node_has_x0_as_its_target(pack, core):
     class Patched(host.ModelSamplingDiscrete, host.X0):
         pass
 
-    objective = objective_of(pack, Patched(Config({})))
+    objective = make_objective(pack, Patched(Config({})))
     latent, noise = torch.randn(2, 5, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noisy = objective.add_noise(LEVELS, noise, latent)
     assert objective.prediction == "x0" and torch.equal(
@@ -166,8 +166,8 @@ def test_x0_patched_by_comfyuis_node_has_x0_as_its_target(pack, core):
 def test_image_to_image_models_are_refused(pack, name):
     import comfy.model_base as base
 
-    with pytest.raises(ValueError, match="turns one picture into another"):
-        objective_of(pack, base.model_sampling(Config({}), base.ModelType[name]))
+    with pytest.raises(ValueError, match="turns one image into another"):
+        make_objective(pack, base.model_sampling(Config({}), base.ModelType[name]))
 
 
 def test_a_foreign_model_sampling_is_trained_by_its_behaviour(pack, core):
@@ -185,6 +185,6 @@ def test_a_foreign_model_sampling_is_trained_by_its_behaviour(pack, core):
         def percent_to_sigma(self, percent):
             return 1 - percent
 
-    objective = objective_of(pack, Own())
+    objective = make_objective(pack, Own())
     assert objective.sampling == "logit-normal" and objective.sigma_at(0.25) == 0.25
     assert float(core.objective.snr(objective, torch.tensor([0.25]))) == pytest.approx(9)

@@ -19,8 +19,8 @@ LEARNING = {
     "mode": "off",
 }
 WAN_I2V = sizes.WAN | {"model_type": "i2v", "out_dim": 16}
-OVERWRITES = "writes over values"
-FOLLOWS = "follows another picture"
+OVERWRITES = "overwrites values"
+FOLLOWS = "follows another image"
 # Models that are recognised by their network, or by how ComfyUI's code uses it.
 REFUSED = {
     "LTX-Video": (Family("LTXV", sizes.LTXV, (128, 1, 4, 4), extras=MASK), OVERWRITES),
@@ -90,7 +90,7 @@ def test_a_foreign_network_needs_no_channel_attribute(pack, families):
 
     model.model.__class__ = Own
     families.check_family(model.model)
-    assert families.note_on(model) is None
+    assert families.training_note(model) is None
 
 
 NOTES = {
@@ -98,8 +98,8 @@ NOTES = {
     "SD1.5 inpainting": "fill in",
     "SDXL inpainting": "fill in",
     "Flux.1 Fill": "fill in",
-    "SDXL InstructPix2Pix": "change another picture by words",
-    "SD2.1 unCLIP": "a picture beside the words",
+    "SDXL InstructPix2Pix": "edit another image by instruction",
+    "SD2.1 unCLIP": "an image beside the text",
     "Hunyuan Video 1.5": None,
     "Kandinsky 5": None,
 }
@@ -112,7 +112,7 @@ MORE = {
 @pytest.mark.parametrize("name, words", NOTES.items(), ids=NOTES)
 def test_a_model_with_other_conditioning_gets_a_note(pack, families, name, words):
     family = {**FAMILIES, **MORE}[name]
-    note = families.note_on(build(family))
+    note = families.training_note(build(family))
     assert note is None if words is None else words in note
 
 
@@ -121,7 +121,7 @@ def test_the_note_is_in_the_log_and_in_the_summary(pack, caplog):
     with caplog.at_level("INFO", logger="aclora"):
         report = train(pack, build(family), *pictures(family), LEARNING)[3]
     assert caplog.text.count(NOTES["SDXL InstructPix2Pix"]) == 1
-    assert NOTES["SDXL InstructPix2Pix"] in pack.nodes.training.node.training_summary(report)
+    assert NOTES["SDXL InstructPix2Pix"] in pack.nodes.training.display.training_summary(report)
 
 
 @pytest.mark.parametrize("name", ["SD1.5 inpainting", "Flux.1 Fill"])

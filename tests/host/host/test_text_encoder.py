@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from tests.host.training.test_previews import wishes
+from tests.host.training.test_previews import preview_settings
 from tests.support import tiny_base as tiny
 from tests.support.tiny_base import caption, trained, untouched
 
@@ -100,11 +100,11 @@ def test_text_learning_scales_the_learning_rate(pack, parts, pictures, learned):
 
 def test_previews_use_the_current_text_encoder(pack, parts, pictures, monkeypatch):
     given = []
-    real = pack.nodes.training.display.host.draw
+    real = pack.nodes.training.display.host.sample_previews
     monkeypatch.setattr(
-        pack.nodes.training.display.host, "draw", lambda *inputs: given.append(inputs[3]) or real(*inputs)
+        pack.nodes.training.display.host, "sample_previews", lambda *inputs: given.append(inputs[3]) or real(*inputs)
     )
-    trained(pack, parts[0], *pictures, clip=parts[1], previews=wishes(pack, parts, "a ball"), **LEARNING)
+    trained(pack, parts[0], *pictures, clip=parts[1], previews=preview_settings(pack, parts, "a ball"), **LEARNING)
     assert len(given) == 2 and difference(given[0][0], given[1][0]) > 1e-3
 
 
@@ -156,7 +156,7 @@ def test_an_untrainable_text_encoder_is_refused_before_the_training(pack, parts,
         sentence = "and only CLIP's own text models"
     else:
         captions = [[[cond, {"pooled_output": None}]] for ((cond, _),) in captions]
-        sentence = "caption of picture 1 is not"
+        sentence = "caption of image 1 is not"
     with pytest.raises(ValueError, match=sentence):
         trained(pack, parts[0], latents, captions, clip=parts[1], text_learning=1.0)
 

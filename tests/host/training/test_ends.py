@@ -124,10 +124,11 @@ def test_a_cancel_before_the_first_validation_is_reported(pack, model, pictures,
     many = [{"samples": latents[0]["samples"] + 0.01 * number} for number in range(9)]
     with untouched(model), progress(lambda value, total, preview: interrupt()):
         report = trained(pack, model, many, captions[:1] * 9, steps=40)[3]
-    told = pack.nodes.training.node.training_summary(report)
-    assert len(report.losses) == 1 and "What is given is step 1, which was not measured" in told
-    assert pack.nodes.training.node._summary(report, True).endswith(" Run again to go on.")
-    assert pack.nodes.training.node._summary(report, False).endswith("change the seed to train anew.")
+    display = pack.nodes.training.display
+    summary = display.training_summary(report)
+    assert len(report.losses) == 1 and "The adapter is that of step 1, which was not measured" in summary
+    assert display.result_text(report, True).endswith(" Run again to resume.")
+    assert display.result_text(report, False).endswith("change the seed to train from the start.")
 
 
 def test_a_cancel_during_training_keeps_the_adapter(pack, model, pictures, interrupt, caplog):
@@ -154,17 +155,17 @@ def replaced(latents, samples):
 
 BAD = {
     "more latents than captions": (lambda m, x, c: (m, x, c[:1]), {}, "2 latents but 1 conditionings"),
-    "no pictures": (lambda m, x, c: (m, [], []), {}, "no pictures to learn from"),
+    "no images": (lambda m, x, c: (m, [], []), {}, "no images to learn from"),
     "wrong channels": (
         lambda m, x, c: (m, replaced(x, torch.zeros(1, 4, 16, 16)), c),
         {},
         r"Latent 1 .*\(1, 4, 16, 16\).*16 channels",
     ),
     "a video": (lambda m, x, c: (m, replaced(x, torch.zeros(1, 16, 2, 16, 16)), c), {}, r"Latent 1 has the shape"),
-    "many pictures in one latent": (
+    "many images in one latent": (
         lambda m, x, c: (m, replaced(x, torch.zeros(3, 16, 16, 16)), c),
         {},
-        "Latent 1 holds 3 pictures",
+        "Latent 1 holds 3 images",
     ),
     "NaN": (lambda m, x, c: (m, replaced(x, torch.full((1, 16, 16, 16), torch.nan)), c), {}, "Latent 1 holds NaN"),
     "no model": (lambda m, x, c: (None, x, c), {}, "no diffusion model"),
@@ -182,24 +183,26 @@ def test_bad_input_is_refused_with_a_message_and_an_unchanged_model(pack, model,
 
 
 def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack, monkeypatch):
-    made, clock = pack.nodes.training.node, [0.0]
+    display = pack.nodes.training.display
+    clock = [0.0]
     monkeypatch.setattr(pack.nodes.host.progress.time, "monotonic", lambda: clock[0])
-    bar = pack.nodes.host.Bar(10)
-    show = made._Show(bar, made.LivePreviews(None))
-    show.drawn, clock[0] = 60.0, 60.0  # no chart now
-    progress = made.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, remaining=10)
+    bar = pack.nodes.host.ProgressBar(10)
+    show = display.TrainingDisplay(bar, display.LivePreviews(None))
+    show._last_chart = clock[0] = 60.0  # no chart now
+    progress = display.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, remaining=10)
     show(progress)
     assert bar.total == 20
-    assert made._line(progress, bar) == (
-        "training, loss 0.500, learning rate 0.00012, steps left out: 1, up to 9:00 left"
+    assert display.status_text(progress, bar) == (
+        "training, loss 0.500, learning rate 0.00012, skipped steps: 1, up to 9:00 left"
     )
-    show(made.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4))
+    show(display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4))
     assert bar.total == 10
-    progress = made.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
-    assert made._line(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
+    progress = display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
+    assert display.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
 
 
 def test_the_expected_memory_and_the_latest_note_are_shown_below_the_loss(pack):
-    progress = pack.nodes.training.node.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
-    first, *others = pack.nodes.training.node._line(progress, pack.nodes.host.Bar(10)).split("\n")
+    display = pack.nodes.training.display
+    progress = display.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
+    first, *others = display.status_text(progress, pack.nodes.host.ProgressBar(10)).split("\n")
     assert first.startswith("training, loss 0.500") and others == ["3 GB of 8", "newer"]

@@ -15,7 +15,7 @@ parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.
 PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
 
 
-def wishes(pack, parts, prompts=PROMPTS, **changes):
+def preview_settings(pack, parts, prompts=PROMPTS, **changes):
     """Return the previews that the options node outputs."""
     inputs = {"preview_every": 2, "preview_prompts": prompts, "preview_guidance": 4.0, "clip": parts[1]}
     inputs["preview_share"] = 1.0  # an image takes longer than these few steps
@@ -28,13 +28,13 @@ def wishes(pack, parts, prompts=PROMPTS, **changes):
 def drawn(pack, monkeypatch):
     """The images of each preview, in order."""
     sets = []
-    real = pack.nodes.training.display.host.draw
+    real = pack.nodes.training.display.host.sample_previews
 
     def draw(*arguments):
         sets.append(real(*arguments))
         return sets[-1]
 
-    monkeypatch.setattr(pack.nodes.training.display.host, "draw", draw)
+    monkeypatch.setattr(pack.nodes.training.display.host, "sample_previews", draw)
     return sets
 
 
@@ -42,14 +42,14 @@ def test_previews_show_the_training_and_do_not_change_its_result(pack, parts, mo
     settings = {"learning_rate": 1e-2}
     shown = []
     with untouched(model), progress(lambda value, total, preview: shown.append(preview)):
-        result = trained(pack, model, *pictures, wishes(pack, parts), steps=4, **settings)
+        result = trained(pack, model, *pictures, preview_settings(pack, parts), steps=4, **settings)
     assert [len(pictures) for pictures in drawn] == [2, 2] and drawn[0][0].shape == (128, 128, 3)
     first, last = drawn
     assert (first[0] - last[0]).abs().mean() > 0.005 and (last[0] - last[1]).abs().mean() > 0.01
     plain = trained(pack, model, *pictures, steps=4, **settings)
     for key, tensor in plain[1].items():
         assert torch.equal(tensor, result[1][key]), key
-    assert "Previews took " in pack.nodes.training.node.training_summary(result[3])
+    assert "Previews took " in pack.nodes.training.display.training_summary(result[3])
     assert result[3].facts.preview_seconds > 0 and not result[3].facts.notes
     assert shown[-1][1].height > shown[0][1].height  # images are below the chart
 
@@ -68,7 +68,7 @@ def test_disabled_previews_encode_and_sample_nothing(pack):
 def test_a_preview_equals_an_image_sampled_with_the_trained_model(pack, parts, model, pictures, drawn):
     import nodes
 
-    result = trained(pack, model, *pictures, wishes(pack, parts), steps=2, learning_rate=1e-2)
+    result = trained(pack, model, *pictures, preview_settings(pack, parts), steps=2, learning_rate=1e-2)
     positive, negative = caption(parts, "a red diamond, mine style"), caption(parts, "")
     found = []
     for chosen in (result[0], model):
@@ -82,21 +82,21 @@ def test_a_preview_equals_an_image_sampled_with_the_trained_model(pack, parts, m
 
 def test_latents_are_shown_without_a_vae(pack, parts, model, pictures, drawn):
     with untouched(model):
-        trained(pack, model, *pictures, wishes(pack, parts, vae=None), steps=2)
+        trained(pack, model, *pictures, preview_settings(pack, parts, vae=None), steps=2)
     assert drawn[0][0].shape == (16, 16, 3) and 0.02 < drawn[0][0].std()
 
 
 def test_previews_without_a_vae_get_a_remark(pack, parts):
     for vae, said in ((None, True), (parts[2], False)):
-        shown = pack.nodes.training.display.LivePreviews(wishes(pack, parts, vae=vae))
+        shown = pack.nodes.training.display.LivePreviews(preview_settings(pack, parts, vae=vae))
         assert not shown.remark  # before the first image
-        shown.pictures = [torch.zeros(8, 8, 3)]
+        shown.images = [torch.zeros(8, 8, 3)]
         assert ("as no VAE is connected" in shown.remark) is said
 
 
 def test_a_vae_that_does_not_fit_in_memory_is_not_used(pack, parts, model, pictures, drawn, monkeypatch):
     monkeypatch.setattr(pack.nodes.host.preview_sampling, "_fits", lambda *_: False)
-    trained(pack, model, *pictures, wishes(pack, parts), steps=2)
+    trained(pack, model, *pictures, preview_settings(pack, parts), steps=2)
     assert drawn[0][0].shape == (16, 16, 3)
 
 
@@ -108,7 +108,7 @@ def test_a_failing_sampler_ends_the_previews_only(pack, parts, model, pictures, 
 
     monkeypatch.setattr(comfy.samplers, "sampling_function", fail)
     with untouched(model), caplog.at_level(logging.WARNING, logger="aclora"):
-        result = trained(pack, model, *pictures, wishes(pack, parts), steps=4)
+        result = trained(pack, model, *pictures, preview_settings(pack, parts), steps=4)
     assert "no preview could be drawn (no kernel image is available)" in caplog.text
     assert len(result[2]["loss"]) == 4 and "without previews" in result[3].facts.notes
 
@@ -126,17 +126,17 @@ def test_a_cancel_during_a_preview_keeps_the_adapter(pack, parts, model, picture
 
     monkeypatch.setattr(comfy.samplers, "sampling_function", press_cancel)
     with untouched(model):
-        result = trained(pack, model, *pictures, wishes(pack, parts), steps=20)
+        result = trained(pack, model, *pictures, preview_settings(pack, parts), steps=20)
     assert len(result[2]["loss"]) == 2 and not comfy.model_management.processing_interrupted()
 
 
 @pytest.mark.parametrize(("prompts", "sentence"), [(" \n", "nothing to preview"), ("a ball\n" * 9, "has 9 lines")])
 def test_too_few_or_too_many_prompts_are_refused(pack, parts, prompts, sentence):
     with pytest.raises(ValueError, match=sentence):
-        wishes(pack, parts, prompts)
+        preview_settings(pack, parts, prompts)
 
 
 def test_previews_use_the_guidance_of_the_node(pack, parts, model, pictures, drawn):
     for guidance in (1.0, 6.0):
-        trained(pack, model, *pictures, wishes(pack, parts, preview_guidance=guidance), steps=2)
+        trained(pack, model, *pictures, preview_settings(pack, parts, preview_guidance=guidance), steps=2)
     assert (drawn[0][0] - drawn[1][0]).abs().mean() > 0.005
