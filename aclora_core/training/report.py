@@ -14,7 +14,7 @@ from .progress import Progress
 
 
 def make_report(
-    config: TrainConfig, facts: TrainingFacts, progress: Progress, adapter: Adapter, cuts: list[TruncationLoss]
+    config: TrainConfig, facts: TrainingFacts, progress: Progress, adapter: Adapter, truncations: list[TruncationLoss]
 ) -> RankReport:
     """Return the report of a training.
 
@@ -23,7 +23,7 @@ def make_report(
         facts: counts, times and notes.
         progress: of the pass that trained the adapter.
         adapter: as it is returned.
-        cuts: truncations that were tried on held-out images, in their order.
+        truncations: those that were tried on held-out images, in their order.
     """
     rule = _signal_rule(config, progress.restarts)
     spectrum: dict[str, list[float]] = {}
@@ -38,7 +38,7 @@ def make_report(
         restarts=list(progress.restarts),
         spectrum=spectrum,
         signal=signal,
-        truncations=cuts,
+        truncations=truncations,
         facts=facts,
     )
 

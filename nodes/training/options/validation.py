@@ -20,7 +20,7 @@ class ACLoRAValidationOptions(io.ComfyNode):
             "AC-LoRA Validation Options",
             "How a training finds its best step and smallest size with held-out images.",
             _inputs(),
-            ["early stopping", "held-out pictures", "validation split", "overfitting"],
+            ["early stopping", "held-out images", "validation split", "overfitting"],
         )
 
     @classmethod

@@ -120,7 +120,7 @@ def test_a_latent_with_a_bad_mask_is_refused_before_training(calls: Calls) -> No
     with pytest.raises(ValueError, match="The mask of latent 2 is all black"):
         trained(calls, [latents[0], black, latents[2]], conditioning)
     double = {**latents[1], "noise_mask": torch.ones(2, 1, 48, 80)}
-    with pytest.raises(ValueError, match="The mask of latent 2 holds 2 pictures"):
+    with pytest.raises(ValueError, match="The mask of latent 2 holds 2 images"):
         trained(calls, [latents[0], double, latents[2]], conditioning)
 
 
