@@ -152,7 +152,7 @@ class ACLoRADataset(io.ComfyNode):
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
             conditionings = encode_captions(clip, captions, known, bar.advance)
-        known.log()
+        known.log_counts()
         latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)
         skipped = skipped_images(plans, folders)
         if skipped:

@@ -11,7 +11,7 @@ from typing import Any
 import comfy.sd
 import torch
 
-logger = logging.getLogger("aclora")
+log = logging.getLogger("aclora")
 
 
 def apply_trained_lora(model: Any, clip: Any, state_dict: dict[str, torch.Tensor]) -> tuple[Any, Any]:
@@ -62,7 +62,7 @@ def apply_loaded_lora(
             f"{origin} Connect the model that it was trained on, or choose another LoRA."
         )
     if unused:
-        logger.warning(
+        log.warning(
             "AC-LoRA: %d of the LoRA's %d keys fit neither model nor clip and were ignored; the first is '%s'.",
             len(unused),
             len(lora_model),

@@ -33,7 +33,7 @@ _PATCHER_STATE = (
     "hook_patches",
 )
 
-logger = logging.getLogger("aclora")
+log = logging.getLogger("aclora")
 
 
 def cache_folder() -> Path:
@@ -54,7 +54,8 @@ class KnownEncodings:
 
     def __init__(self, vae: Any, clip: Any, enabled: bool = True) -> None:
         self._files = EncodingCache(cache_folder())
-        self._found, self._new = 0, 0
+        self._found = 0
+        self._new = 0
         self._contents: dict[
             Path, tuple[tuple[int, int], str]
         ] = {}  # hashes of files, each with the file's time and size
@@ -66,10 +67,10 @@ class KnownEncodings:
         """Sentences for the user that say why some encodings could not be stored."""
         return [self._files.problem] if self._files.problem else []
 
-    def log(self) -> None:
+    def log_counts(self) -> None:
         """Log how many encodings were found."""
         if self._found:
-            logger.info("AC-LoRA: %d encodings of images and captions were reused, %d are new.", self._found, self._new)
+            log.info("AC-LoRA: %d encodings of images and captions were reused, %d are new.", self._found, self._new)
 
     def image_key(self, image: CaptionedImage, mirrored: bool, bucket: tuple[int, int]) -> str | None:
         """Return the key of an image, made of the bytes of its file, which is much faster than decoding it.
@@ -110,7 +111,10 @@ class KnownEncodings:
     def get(self, key: str | None) -> Any | None:
         """Return a stored encoding, or None, and count it as found or new."""
         value = None if key is None else self._files.get(key)
-        self._found, self._new = self._found + (value is not None), self._new + (value is None)
+        if value is None:
+            self._new += 1
+        else:
+            self._found += 1
         return value
 
     def put(self, key: str | None, value: Any) -> None:
@@ -132,7 +136,7 @@ def _hash_or_none(name: str, hashed: Callable[[], str]) -> str | None:
         return hashed()
     # VAEs and CLIPs of other packs may be built differently; what cannot be hashed is encoded each time.
     except (TypeError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        logger.info("AC-LoRA: encodings of this %s are not stored: %s.", name, error)
+        log.info("AC-LoRA: encodings of this %s are not stored: %s.", name, error)
         return None
 
 

@@ -297,7 +297,7 @@ def test_a_lora_for_another_model_is_refused_by_name(pack, loras, model):
     loras.mkdir()
     state = {"lora_unet_other.lora_up.weight": torch.ones(2, 1), "lora_unet_other.lora_down.weight": torch.ones(1, 2)}
     save_file(state, loras / "other.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
-    with pytest.raises(ValueError, match=r"None of the 3 keys of 'other\.safetensors' fits.*made for sdxl_base_v1-0"):
+    with pytest.raises(ValueError, match=r"None of the 3 keys of 'other\.safetensors' fits.*trained on sdxl_base_v1-0"):
         pack.nodes.adapter.load.ACLoRALoad.execute("other.safetensors", model=model)
 
 
