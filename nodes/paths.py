@@ -55,7 +55,7 @@ def check_place(given: str, folder: Path, path: Path, where: str) -> None:
         raise ValueError(f"'{given}' leads outside {where} through a link. Choose another folder.")
     existing = next(parent for parent in path.parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"'{given}' cannot be saved: {existing.name} is not a writable folder.")
+        raise ValueError(f"'{given}' cannot be saved: {existing.name} is not a writable folder. Choose another name.")
 
 
 def _is_portable(part: str) -> bool:

@@ -9,13 +9,18 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ...aclora_core.adapter import RankReport, recent_loss
+from ...aclora_core.adapter import RankReport, Stage, recent_loss
 from ...aclora_core.inspection import contact_sheet, training_chart
 from ...aclora_core.training import Previews, Progress, training_summary
 from .. import host
 from .options.options import PreviewSettings
 
 _CHART_INTERVAL = 2.0  # seconds between two live charts
+_STAGE_TEXT: dict[Stage, str] = {
+    "training": "training",
+    "cutting": "finding the smallest size",
+    "training on all": "second pass, on all images",
+}
 
 
 class LivePreviews:
@@ -91,7 +96,7 @@ class TrainingDisplay:
 def status_text(progress: Progress, bar: host.ProgressBar) -> str:
     """Return the text below the chart while a training runs: stage, losses, time left, memory, latest note."""
     loss = recent_loss(progress.losses)
-    parts = [progress.stage, "no finite loss" if loss is None else f"loss {loss:.3f}"]
+    parts = [_STAGE_TEXT[progress.stage], "no finite loss" if loss is None else f"loss {loss:.3f}"]
     if progress.validation:
         parts.append(f"held-out loss {progress.validation[-1][1]:.3f}")
     parts.append(f"learning rate {progress.learning_rate:.2g}")

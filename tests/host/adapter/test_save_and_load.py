@@ -185,7 +185,7 @@ def test_names_are_numbered_unless_overwriting_is_asked_for(pack, loras, model):
         ("styles/nul.ink", "cannot be a file name"),  # a device, on Windows
         ("zero\x00byte", "cannot be a file name"),
         ("墨" * 100, "cannot be a file name"),
-        ("taken/ink", "taken is no folder"),
+        ("taken/ink", "taken is not a writable folder"),
     ],
 )
 def test_a_bad_name_is_refused_before_the_run_and_nothing_is_written(pack, loras, model, tmp_path, name, sentence):

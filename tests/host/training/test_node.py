@@ -159,7 +159,7 @@ def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_with_both(pack, m
 
     shifted = advanced.ModelSamplingSD3().patch(model, 3.0)[0]
     styled = trained(pack, shifted, *pictures, learning_rate=5e-3)[0]
-    shifted_too, _ = pack.nodes.host.with_adapter(styled, None, {})
+    shifted_too, _ = pack.nodes.host.apply_trained_lora(styled, None, {})
     seen = first_step(styled, pictures[1][0])  # ComfyUI patches the shared weights here
     with untouched(shifted_too):
         with torch.inference_mode(), open_training(pack, shifted_too, *pictures) as (frozen, images), torch.no_grad():
