@@ -3,7 +3,7 @@
 Nothing in here knows ComfyUI. See examples/train_without_comfyui.py for a training of a network of your own.
 """
 
-from .adapter import Adapter, Layer, RankReport, ResizeConfig, load, resize, save
+from .adapter import Adapter, Layer, RankReport, ResizeConfig, build_metadata, load, resize, save, to_state_dict
 from .config import CheckpointConfig, TrainConfig
 from .dataset import scan_folder
 from .diffusion import DiffusionModel, Objective, SimpleModel, SimpleTrainingSet, TrainingSet
@@ -25,10 +25,12 @@ __all__ = [
     "SimpleTrainingSet",
     "TrainConfig",
     "TrainingSet",
+    "build_metadata",
     "inspect_lora",
     "load",
     "resize",
     "save",
     "scan_folder",
+    "to_state_dict",
     "train",
 ]
