@@ -1,7 +1,7 @@
 """What a diffusion model predicts, at which noise levels, on which images, and the loss of its prediction."""
 
 from .batch import Batch
-from .loss import batch_loss, denoising_losses, position_weights
+from .loss import denoising_losses, position_weights, prediction_loss, weighted_loss
 from .model import DiffusionModel, SimpleModel
 from .objective import Objective, Sampling, draw_sigmas, loss_weights, target_variance, with_timesteps
 from .training_set import SimpleTrainingSet, TrainingSet
@@ -14,11 +14,12 @@ __all__ = [
     "SimpleModel",
     "SimpleTrainingSet",
     "TrainingSet",
-    "batch_loss",
     "denoising_losses",
     "draw_sigmas",
     "loss_weights",
     "position_weights",
+    "prediction_loss",
     "target_variance",
+    "weighted_loss",
     "with_timesteps",
 ]

@@ -51,12 +51,11 @@ def denoising_losses(model: DiffusionModel, batch: Batch) -> Tensor:
     return prediction_loss(model.objective, batch.sigma, noisy, batch.latents, denoised, batch.position_weights)
 
 
-def batch_loss(model: DiffusionModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return (training loss, reported loss) of a batch on the model's device, both scalars.
+def weighted_loss(losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return (training loss, reported loss) of a batch, both scalars, from the loss of each image, (n,).
 
     The losses of a step's batches add up to those of the step. AC-LoRA Eq. 5 takes the reported loss.
     """
-    losses = denoising_losses(model, batch)
     weighted = losses * batch.weight
     reported = weighted.sum()
     if batch.train_weight is None and batch.noise_level_weight is None:

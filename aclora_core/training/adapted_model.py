@@ -11,7 +11,7 @@ from torch import Tensor
 from ..acceleration import ActivationCheckpointing, CudaGraphRunner, NoInplaceAdd, fuse_modules
 from ..adapter import Adapter
 from ..config import TrainConfig, rank_overrides
-from ..diffusion import Batch, DiffusionModel, batch_loss
+from ..diffusion import Batch, DiffusionModel, prediction_loss, weighted_loss
 from ..lora import LoraSpec, alpha_scales, injected, make_parameters, target_layers
 from ..storage import component_tensors
 
@@ -57,8 +57,12 @@ class AdaptedModel:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (training loss, reported loss) of a batch on the device, both scalars."""
+        sigma, latents, objective = batch.sigma, batch.latents, self.model.objective
         with NoInplaceAdd() if self.checkpointing.no_inplace_add else nullcontext():
-            return batch_loss(self.model, batch)
+            noisy = objective.add_noise(sigma, batch.noise, latents)
+            denoised = self.model.denoise(noisy, sigma, batch.conditioning)
+            losses = prediction_loss(objective, sigma, noisy, latents, denoised, batch.position_weights)
+            return weighted_loss(losses, batch)
 
     def adapter(self) -> Adapter:
         """Return a copy of the adapter in main memory."""

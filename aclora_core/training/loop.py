@@ -47,7 +47,10 @@ def run_pass(
         if not step.reports_style:
             restarts.leave_out(progress.step)
         stepper.learning_rate = trainer.learning_rate_at(progress.step)
-        loss = trainer.memory.step(step.batches, partial(_prefetch, trainer.stream, begin=not restart_due))
+        prefetch = partial(_prefetch, trainer.stream, begin=not restart_due)
+        for batches in trainer.memory.attempts(step.batches):
+            with trainer.memory.out_of_memory_caught(batches):
+                loss = stepper.step(batches, prefetch)
         progress.record(loss / run.unit, stepper.learning_rate)
 
         # AC-LoRA: keep the signal of each layer and redraw its noise.

@@ -6,7 +6,8 @@ This changes nothing of what is learned: a step's images, their noise and their 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -18,8 +19,6 @@ from .progress import Progress
 
 log = logging.getLogger("aclora")
 
-Prefetch = Callable[[], Sequence[Batch]]
-
 
 class MemoryPlan:
     """Plans what a pass's steps need, and falls back to less where they run out of memory all the same."""
@@ -29,6 +28,7 @@ class MemoryPlan:
     ) -> None:
         self.adapted, self.stepper, self.stream, self.progress = adapted, stepper, stream, progress
         self.automatic = automatic  # whether the plan is ours to make
+        self._fallback = ""  # what changes after an attempt that ran out of memory
 
     def make(self) -> None:
         """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs."""
@@ -49,27 +49,36 @@ class MemoryPlan:
         self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {how}"
         log.info("AC-LoRA: %s.", self.progress.memory)
 
-    def step(self, batches: Sequence[Batch], prefetch: Prefetch) -> float:
-        """Take one optimizer step and return its loss; where memory runs out, again with less at a time.
+    def attempts(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of a step; again in a way that needs less, as long as memory ran out.
 
-        Args:
-            batches: the micro-batches of the step.
-            prefetch: called while the GPU works; may return the batches of the next step.
+        The step is taken under out_of_memory_caught.
         """
         while True:
             # Batches that were prefetched may be larger than what was found to fit since.
             batches = [part for batch in batches for part in split_rows(self.stream.images, batch, self.stream.rows)]
-            try:
-                return self.stepper.step(batches, prefetch)
-            except torch.cuda.OutOfMemoryError:
-                sentence = self._need_less(max(len(batch.sigma) for batch in batches)) if self.automatic else ""
-                if not sentence:
-                    raise
-            log.info("AC-LoRA: %s", sentence)
-            self.progress.note(sentence)
+            self._fallback = ""
+            yield batches
+            if not self._fallback:
+                return
+            log.info("AC-LoRA: %s", self._fallback)
+            self.progress.note(self._fallback)
             self.adapted.graphs.clear()
             self.stepper.clear_gradients()
-            prefetch = tuple
+
+    @contextmanager
+    def out_of_memory_caught(self, batches: Sequence[Batch]) -> Iterator[None]:
+        """Let a step that runs out of memory end quietly, where the next attempt needs less.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: nothing more can be done, or the plan is not ours to make.
+        """
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            self._fallback = self._need_less(max(len(batch.sigma) for batch in batches)) if self.automatic else ""
+            if not self._fallback:
+                raise
 
     def _need_less(self, rows: int) -> str:
         """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
