@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..method import LayerRank
+from ..method import LayerRank, SignalThreshold
 from .adapter import Adapter
 from .training_facts import FACT_NAMES, Setting, TrainingFacts
 from .truncation_loss import TruncationLoss
@@ -39,7 +39,7 @@ class Restart:
     step: int
     epoch: int
     loss: float  # mean since the last restart, relative to predicting the mean target
-    threshold: float | None  # share of the spectrum that is signal, 0 to 1; None: the noise floor decided
+    threshold: SignalThreshold  # share of the spectrum that is signal, 0 to 1, or "noise floor"
     layers: dict[str, LayerRank]  # by base name, as in Adapter
 
     def mean_jump(self) -> float | None:
@@ -149,7 +149,7 @@ def _restart_as_dict(restart: Restart, names: Sequence[str]) -> dict[str, Any]:
         "step": restart.step,
         "epoch": restart.epoch,
         "loss": restart.loss,
-        "threshold": restart.threshold,
+        "threshold": None if restart.threshold == "noise floor" else restart.threshold,
         **columns,
     }
 
@@ -196,7 +196,7 @@ def _restart_from_dict(names: Sequence[str], data: Mapping[str, Any]) -> Restart
         for name, down, up, delta, energy, jump in zip(names, *known, jumps, strict=True)
         if down is not None
     }
-    threshold = None if data["threshold"] is None else float(data["threshold"])
+    threshold: SignalThreshold = "noise floor" if data["threshold"] is None else float(data["threshold"])
     return Restart(int(data["step"]), int(data["epoch"]), _float(data["loss"]), threshold, layers)
 
 

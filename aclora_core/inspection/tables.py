@@ -201,7 +201,7 @@ def trajectory_table(report: RankReport) -> str:
         kept_up = mean_and_range([rank.kept_up for rank in ranks])
         energy = math.fsum(rank.energy for rank in ranks) / max(1, len(ranks))
         jump = restart.mean_jump()
-        threshold = "noise floor" if restart.threshold is None else f"{restart.threshold:.3f}"
+        threshold = restart.threshold if isinstance(restart.threshold, str) else f"{restart.threshold:.3f}"
         row = [str(restart.step), str(restart.epoch), f"{restart.loss:.4f}", threshold]
         row += [kept_delta, kept_down, kept_up, f"{energy:.1%}", "-" if jump is None else f"{jump:.1%}"]
         rows.append(row)

@@ -51,6 +51,6 @@ def _signal_rule(config: TrainConfig, restarts: Sequence[Restart]) -> Rule:
     if not restarts:
         return rank_rule("energy", 0.95)
     threshold = restarts[-1].threshold
-    if threshold is None:
+    if threshold == "noise floor":
         return rank_rule("noise_floor")
     return rank_rule("sum" if config.measure == "sum" else "energy", max(threshold, 1e-6))

@@ -72,7 +72,7 @@ class Restarts:
         stepper.restart_ema(factor for name in redrawn for factor in layers[name][:2])
         self._last_step, self._without_style = len(losses), []
         ranks = {name: result.rank for name, result in results.items()}
-        return Restart(len(losses), epoch, loss, None if threshold == "noise floor" else threshold, ranks)
+        return Restart(len(losses), epoch, loss, threshold, ranks)
 
     def _threshold(self, epoch: int, loss: float) -> SignalThreshold:
         """Return the share of a spectrum that is signal, or "noise floor"."""

@@ -157,7 +157,7 @@ def _draw_shares(canvas: Canvas, axes: Axes, restarts: Sequence[Restart]) -> Non
     jumps = [math.nan if jump is None else jump for jump in (restart.mean_jump() for restart in restarts)]
     if not all(map(math.isnan, jumps)):
         curves.append((jumps, "jump", theme.mark, "-."))
-    thresholds = [math.nan if restart.threshold is None else restart.threshold for restart in restarts]
+    thresholds = [math.nan if restart.threshold == "noise floor" else restart.threshold for restart in restarts]
     if not all(map(math.isnan, thresholds)):
         curves.insert(0, (thresholds, "threshold", theme.second, "-"))
     size = 3.5 if len(steps) <= 40 else 0.0

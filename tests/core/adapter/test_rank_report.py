@@ -65,7 +65,7 @@ def test_files_store_settings_and_facts_in_one_object():
 
 
 def test_files_store_the_noise_floor_as_null():
-    text = report(restarts=[restart(4, threshold=None)]).to_json()
+    text = report(restarts=[restart(4, threshold="noise floor")]).to_json()
     assert json.loads(text)["restarts"][0]["threshold"] is None
 
 
@@ -92,12 +92,12 @@ def test_a_report_from_before_there_were_truncations_is_read(form):
 
 
 def test_nan_and_infinity_stay_out_of_the_json():
-    odd = report(losses=[0.5, math.nan, math.inf], restarts=[restart(2, threshold=None)])
+    odd = report(losses=[0.5, math.nan, math.inf], restarts=[restart(2, threshold="noise floor")])
     text = odd.to_json()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     back = RankReport.from_json(text)
     assert back.losses[0] == 0.5 and math.isnan(back.losses[1]) and math.isnan(back.losses[2])
-    assert back.restarts[0].threshold is None
+    assert back.restarts[0].threshold == "noise floor"
 
 
 def test_a_layer_that_a_restart_did_not_see_stays_unseen():
@@ -217,7 +217,7 @@ def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
 
 
 def test_the_trajectory_table_names_the_noise_floor_and_a_training_without_restarts():
-    assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold=None)]))
+    assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold="noise floor")]))
     assert trajectory_table(report(restarts=[])).startswith("No restart")
 
 

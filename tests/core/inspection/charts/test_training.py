@@ -137,7 +137,7 @@ def test_a_long_training_is_drawn_too():
 
 
 def test_the_trajectory_takes_one_restart_and_a_noise_floor_and_refuses_none():
-    assert trajectory_chart(report([restart(10, threshold=None)])).size == NODE
+    assert trajectory_chart(report([restart(10, threshold="noise floor")])).size == NODE
     with pytest.raises(ValueError, match="no restart"):
         trajectory_chart(report([]))
 
