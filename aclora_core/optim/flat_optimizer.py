@@ -22,6 +22,9 @@ from .optimizers import OPTIMIZERS
 class FlatOptimizer:
     """An optimizer over the float32 weights of an adapter, which reads one flat float32 gradient.
 
+    Longer than most classes: each method is one question that differs between torch's optimizers and their libraries,
+    and all of them need the state of the one optimizer.
+
     Attributes:
         skip: scalar on the device; step does nothing where it is 1.
         divisor: scalar on the device; step divides the gradient by it.

@@ -21,7 +21,8 @@ class WeightUpdate:
     """Updates the weights, unless the loss or the gradient is not finite.
 
     Whether the step counts, and how far its gradient is clipped, is decided on the device, so that the CPU never waits
-    for the GPU in between.
+    for the GPU in between. Longer than most classes, as the captured update and the weights that it can fall back to
+    belong together: what one changes, the other has to restore.
 
     Args:
         gradients: the accumulated loss and gradient.

@@ -38,7 +38,11 @@ class StepBatches:
 
 
 class BatchStream:
-    """An endless stream of steps. It owns the generator that images, noise and noise levels are drawn from."""
+    """An endless stream of steps.
+
+    It owns the generator that images, noise and noise levels are drawn from, and everything else that the next step
+    depends on, so that its state is the position of a checkpoint. Hence its many attributes.
+    """
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from functools import partial
 from ..diffusion import Batch
 from .batches import BatchStream
 from .first_pass import FirstPass
+from .resume import save_checkpoint
 from .run import TrainingRun
 from .trainer import Trainer
 from .validation import EarlyStopping
@@ -70,9 +71,9 @@ def run_pass(
             log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", progress.step, steps)
             break
         if run.store and progress.step % run.store.settings.every == 0:
-            run.save(trainer, early_stopping, first)
+            save_checkpoint(run, trainer, early_stopping, first)
     if not trainer.diverged:
-        run.save(trainer, early_stopping, first)
+        save_checkpoint(run, trainer, early_stopping, first)
     stepper.keep_evaluation_weights()
 
 

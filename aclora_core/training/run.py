@@ -1,21 +1,19 @@
-"""What the passes of one training share: settings, callbacks, progress, facts, and checkpoints."""
+"""What the passes of one training share: settings, callbacks, progress and facts."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..adapter import TrainingFacts
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
 from ..text import error_reason
 from .checkpoint import CheckpointStore
-from .first_pass import FirstPass
 from .previews import Previews
 from .progress import Progress
 from .sampler import steps_per_epoch, style_indices
@@ -38,7 +36,8 @@ class TrainingRun:
     """One training: a pass with held-out images, and a second one with all of them where that is asked for.
 
     `facts` grows while it runs; `progress` is that of the pass that runs; `unit` is the loss of predicting the mean
-    target, by which losses are divided.
+    target, by which losses are divided. It has more attributes than most classes, as it is what both passes, the loop
+    and checkpoints would otherwise hand to each other one by one.
     """
 
     def __init__(
@@ -115,59 +114,6 @@ class TrainingRun:
         except Exception as error:  # whatever a model, a driver or a callback raises
             log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
             self.progress.note(f"{what} ({error_reason(error)}); {kept}.")
-
-    def save(self, trainer: Trainer, early_stopping: EarlyStopping | None, first: FirstPass | None) -> None:
-        """Write a checkpoint, where they are on; one that cannot be written is no reason to end.
-
-        first: what the first pass found, in a checkpoint of the second.
-        """
-        name, step = "refit" if first else "first", self.progress.step
-        if self.store is None or self.store.has(name, step):
-            return
-        began = time.monotonic()
-        state: dict[str, Any] = {
-            "work": trainer.state_dict(),
-            "progress": self.progress.state_dict(),
-            "facts": self.facts.to_dict(),
-            "measuring_seconds": self.facts.validation_seconds or 0.0,
-            "planned": self.config.steps,
-        }
-        if first:
-            state |= {"found": first.state_dict(), "first_progress": first.progress.state_dict()}
-        if early_stopping:
-            state["validation"] = early_stopping.state_dict()
-        if problem := self.store.write(name, step, state):
-            self.progress.note(problem)
-        seconds = (self.facts.checkpoint_seconds or 0.0) + time.monotonic() - began
-        self.facts = replace(self.facts, checkpoint_seconds=seconds)
-
-    def restore_facts(self, state: Mapping[str, Any]) -> None:
-        """Take over the facts of a checkpoint."""
-        facts = TrainingFacts.from_dict(state["facts"])
-        self.facts = replace(
-            facts, cancelled=None, checkpoint_seconds=None, validation_seconds=state["measuring_seconds"]
-        )
-
-    def resume(self, state: Mapping[str, Any], trainer: Trainer, early_stopping: EarlyStopping | None) -> None:
-        """Continue a pass from a checkpoint.
-
-        Raises:
-            ValueError: more steps are asked of a training that would stop at once.
-        """
-        trainer.load_state_dict(state["work"])
-        total = self.progress.total
-        self.progress.load_state_dict(state["progress"])
-        self.progress.total = total
-        if early_stopping:
-            early_stopping.load_state_dict(state["validation"])
-            self.progress.validation = early_stopping.history
-        asks_for_more = state["planned"] < self.config.steps
-        if asks_for_more and early_stopping and self.config.stop_early and early_stopping.should_stop():
-            raise ValueError(
-                f"This training had stopped by itself at step {self.progress.step}, as step {early_stopping.best_step} "
-                "was better, and would stop again at once. Switch stop_early off to go on all the same."
-            )
-        log.info("AC-LoRA: resumed at step %d of %d.", self.progress.done, self.progress.total)
 
     def final_facts(self, held_out: int, trained_on: int) -> TrainingFacts:
         """Return the facts at the end.

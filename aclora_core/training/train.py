@@ -21,6 +21,7 @@ from .loop import run_pass
 from .previews import Previews
 from .progress import Progress, Result
 from .report import make_report
+from .resume import restore_facts, resume_pass
 from .run import Callbacks, TrainingRun
 from .sampler import style_indices
 from .trainer import Trainer
@@ -78,7 +79,7 @@ def train(
         )
     saved = store.find() if store else None
     if saved is not None:
-        run.restore_facts(saved)
+        restore_facts(run, saved)
     in_refit = saved is not None and "found" in saved
     first = _saved_first_pass(run, saved) if saved and in_refit else _first_pass(run, learned, held_out, saved)
     refitted = None
@@ -98,7 +99,7 @@ def _first_pass(
     with trainer.ready():
         early_stopping = _early_stopping(run, trainer, held_out) if held_out else None
         if saved is not None:
-            run.resume(saved, trainer, early_stopping)
+            resume_pass(run, saved, trainer, early_stopping)
         run.expect_refit(early_stopping)
         run_pass(run, trainer, config.steps, early_stopping)
         if early_stopping is None:
@@ -166,7 +167,7 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
         trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps)
         with trainer.ready():
             if saved is not None:
-                run.resume(saved, trainer, None)
+                resume_pass(run, saved, trainer, None)
             run_pass(run, trainer, steps, first=first)
             if not run.stopped:
                 return truncated(trainer.adapted.adapter(), first.truncation)

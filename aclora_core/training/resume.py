@@ -1,0 +1,80 @@
+"""Save where a training stands, and continue from there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..adapter import TrainingFacts
+from .first_pass import FirstPass
+from .run import TrainingRun
+from .trainer import Trainer
+from .validation import EarlyStopping
+
+log = logging.getLogger("aclora")
+
+
+def save_checkpoint(
+    run: TrainingRun, trainer: Trainer, early_stopping: EarlyStopping | None, first: FirstPass | None
+) -> None:
+    """Write a checkpoint, where they are on; one that cannot be written is no reason to end.
+
+    Args:
+        run: the training.
+        trainer: of the pass that runs.
+        early_stopping: of the pass that runs; None without validation.
+        first: what the first pass found, in a checkpoint of the second.
+    """
+    name, step = "refit" if first else "first", run.progress.step
+    if run.store is None or run.store.has(name, step):
+        return
+    began = time.monotonic()
+    state: dict[str, Any] = {
+        "work": trainer.state_dict(),
+        "progress": run.progress.state_dict(),
+        "facts": run.facts.to_dict(),
+        "measuring_seconds": run.facts.validation_seconds or 0.0,
+        "planned": run.config.steps,
+    }
+    if first:
+        state |= {"found": first.state_dict(), "first_progress": first.progress.state_dict()}
+    if early_stopping:
+        state["validation"] = early_stopping.state_dict()
+    if problem := run.store.write(name, step, state):
+        run.progress.note(problem)
+    seconds = (run.facts.checkpoint_seconds or 0.0) + time.monotonic() - began
+    run.facts = replace(run.facts, checkpoint_seconds=seconds)
+
+
+def restore_facts(run: TrainingRun, state: Mapping[str, Any]) -> None:
+    """Take over the facts of a checkpoint."""
+    facts = TrainingFacts.from_dict(state["facts"])
+    run.facts = replace(facts, cancelled=None, checkpoint_seconds=None, validation_seconds=state["measuring_seconds"])
+
+
+def resume_pass(
+    run: TrainingRun, state: Mapping[str, Any], trainer: Trainer, early_stopping: EarlyStopping | None
+) -> None:
+    """Continue a pass from a checkpoint.
+
+    Raises:
+        ValueError: more steps are asked of a training that would stop at once.
+    """
+    progress = run.progress
+    trainer.load_state_dict(state["work"])
+    total = progress.total
+    progress.load_state_dict(state["progress"])
+    progress.total = total
+    if early_stopping:
+        early_stopping.load_state_dict(state["validation"])
+        progress.validation = early_stopping.history
+    asks_for_more = state["planned"] < run.config.steps
+    if asks_for_more and early_stopping and run.config.stop_early and early_stopping.should_stop():
+        raise ValueError(
+            f"This training had stopped by itself at step {progress.step}, as step {early_stopping.best_step} was "
+            "better, and would stop again at once. Switch stop_early off to go on all the same."
+        )
+    log.info("AC-LoRA: resumed at step %d of %d.", progress.done, progress.total)
