@@ -1,6 +1,6 @@
 """AC-LoRA in plain PyTorch: train a LoRA whose ranks follow the signal, save it, and look at what it learned.
 
-Nothing in here knows ComfyUI. See examples/train_without_comfyui.py for a training of a network of your own.
+Nothing in here knows ComfyUI. See docs/examples/train_without_comfyui.py for a training of a network of your own.
 """
 
 from .adapter import Adapter, Layer, RankReport, ResizeConfig, build_metadata, load, resize, save, to_state_dict

@@ -192,3 +192,9 @@ def test_a_name_of_a_face_comes_before_a_module_of_that_name(tmp_path: Path) -> 
     caller = tmp_path / "caller.py"
     caller.write_text("from .room import train\n", encoding="utf-8")
     assert reaches(caller) == {tmp_path / "room" / "__init__.py"}
+
+
+def test_no_folder_hides_the_workflows() -> None:
+    """ComfyUI serves templates from the first of these folders that a pack has; ours lie in workflows."""
+    names = ("example_workflows", "example", "examples", "workflow")
+    assert not [name for name in names if (ROOT / name).exists()]

@@ -13,7 +13,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/compatibility/README.md")),
 ]
-FOLDERS = ("aclora_core", "bench", "docs", "examples", "launcher", "nodes", "tests", "tools", "workflows")
+FOLDERS = ("aclora_core", "bench", "docs", "launcher", "nodes", "tests", "tools", "workflows")
 
 
 def page_name(page: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from aclora_core import load
 from launcher.environment import ROOT
 
-SCRIPT = ROOT / "examples" / "train_without_comfyui.py"
+SCRIPT = ROOT / "docs" / "examples" / "train_without_comfyui.py"
 
 
 def test_it_lowers_the_loss_and_saves_a_lora_with_every_layer(tmp_path: Path) -> None:
