@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DIRECTIONS = 32
-QUANTILE = 0.95
 _CMMD_SIGMA = 10.0
 _CMMD_SCALE = 1000.0
 
@@ -175,32 +174,34 @@ def spread(drawn: Tensor) -> float:
     return 1 - _mean_off_diagonal(unit @ unit.T)
 
 
-def nearest_cosines(features: Tensor, training: Tensor) -> Tensor:
-    """Return the cosine (n,) of each image, features (n, d), to the training image (k, d) that it resembles most.
+def nearest_cosines(features: Tensor, others: Tensor) -> Tensor:
+    """Return the cosine (n,) of each image, features (n, d), to the one of the others (k, d) that it resembles most.
 
     Raises:
         ValueError: the shapes do not fit, or there are no images.
     """
-    a, b = _two(features, training, names=("features", "training"))
+    a, b = _two(features, others, names=("features", "others"))
     return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).amax(1)
 
 
 @dataclass(frozen=True)
 class Copies:
-    """How near images come to the training images. The first three are mean cosines to the nearest one."""
+    """How near images come to the training images: mean cosines to the nearest one, and shares."""
 
     drawn: float
     base: float  # of what the base draws without an adapter: nearness that no training has caused
     real: float  # of the real test images: nearness that the style alone causes
-    share: float  # of the drawn images nearer than 95 % of the real ones: about 0.05 without copies, 1 if all are
+    share: float  # of the drawn images that are nearer to a training image than to every real test image; 1: all copied
+    base_share: float  # the same of what the base draws
 
 
 def copies(drawn: Tensor, training: Tensor, base: Tensor, real: Tensor) -> Copies:
     """Compare the nearness of drawn images to the training images with that of the base's and of real test images.
 
-    Distances to test images do not see memorised training images. The similarity to the nearest one is the usual test
-    for replication (Somepalli et al. 2023, arXiv 2212.03860). The threshold here comes from the real test images, as
-    it depends on the network and on the style what counts as near.
+    The other measures do not see memorised training images. The similarity to the nearest one is the usual test
+    (Somepalli et al. 2023, arXiv 2212.03860), but a copy that is a little soft or noisy is far from everything. The
+    share therefore compares two similarities of the same image, to training and to test images (after Meehan et al.
+    2020, arXiv 2004.05675). Without copies it is at most about k / (k + m), and less when the asked concept is drawn.
 
     Args:
         drawn: (n, d).
@@ -211,14 +212,18 @@ def copies(drawn: Tensor, training: Tensor, base: Tensor, real: Tensor) -> Copie
     Raises:
         ValueError: the shapes do not fit, or a set has no images.
     """
-    found = nearest_cosines(drawn, training)
-    usual = nearest_cosines(real, training)
     return Copies(
-        drawn=found.mean().item(),
+        drawn=nearest_cosines(drawn, training).mean().item(),
         base=nearest_cosines(base, training).mean().item(),
-        real=usual.mean().item(),
-        share=(found > usual.quantile(QUANTILE)).double().mean().item(),
+        real=nearest_cosines(real, training).mean().item(),
+        share=_nearer_share(drawn, training, real),
+        base_share=_nearer_share(base, training, real),
     )
+
+
+def _nearer_share(images: Tensor, training: Tensor, real: Tensor) -> float:
+    nearer = nearest_cosines(images, training) > nearest_cosines(images, real)
+    return nearer.double().mean().item()
 
 
 # --- one number ---

@@ -98,17 +98,27 @@ def test_copies_are_caught_although_their_style_is_perfect() -> None:
     caught = found.pop("copies")
     assert caught.share == 1 and caught.drawn > 0.99
     assert caught.base < caught.real < caught.drawn
-    assert all(other.share < 0.2 for other in found.values())
+    chance = TRAINED / (TRAINED + ASKED)
+    assert all(other.share < chance + 0.2 for other in found.values())
+    assert found["real"].share == found["base"].share == caught.base_share == 0
     assert found["base"].drawn == found["base"].base == caught.base
+
+
+def test_soft_copies_are_caught_although_they_are_far_from_everything() -> None:
+    """Softness is a feature of its own, which only drawn images have."""
+
+    def with_softness(images: Tensor, amount: float) -> Tensor:
+        return F.pad(images, (0, 1), value=amount)
+
+    training, base, real = (with_softness(images, 0.0) for images in (TRAINING, DRAWN["base"], REAL))
+    found = measures.copies(with_softness(DRAWN["copies"], 3.0), training, base, real)
+    assert found.drawn < found.real and found.share == 1
+    assert measures.copies(with_softness(DRAWN["real"], 3.0), training, base, real).share == 0
 
 
 def test_few_copies_among_many_images_are_counted() -> None:
     some = torch.cat([DRAWN["copies"][:12], DRAWN["base"][12:]])
     assert measures.copies(some, TRAINING, DRAWN["base"], REAL).share == 0.25
-
-
-def test_real_images_exceed_their_own_threshold_as_often_as_it_says() -> None:
-    assert measures.copies(REAL, TRAINING, REAL, REAL).share == pytest.approx(1 - measures.QUANTILE, abs=1 / ASKED)
 
 
 def test_spread_falls_as_images_become_alike() -> None:
@@ -404,4 +414,4 @@ def test_efficientnet_puts_generated_images_in_order() -> None:
         assert distance(found["noise"], wanted) > distance(found["base"], wanted) > distance(found["real"], wanted)
     copied = measures.copies(training, training, found["base"], wanted)
     assert copied.share == 1 and copied.drawn > copied.real
-    assert measures.copies(found["real"], training, found["base"], wanted).share < 0.5
+    assert measures.copies(found["real"], training, found["base"], wanted).share == 0
