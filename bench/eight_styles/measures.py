@@ -201,7 +201,7 @@ def copies(drawn: Tensor, training: Tensor, base: Tensor, real: Tensor) -> Copie
     The other measures do not see memorised training images. The similarity to the nearest one is the usual test
     (Somepalli et al. 2023, arXiv 2212.03860), but a copy that is a little soft or noisy is far from everything. The
     share therefore compares two similarities of the same image, to training and to test images (after Meehan et al.
-    2020, arXiv 2004.05675). Without copies it is at most about k / (k + m), and less when the asked concept is drawn.
+    2020, arXiv 2004.05675). By chance it is about k / (k + m), and less when the asked concepts are drawn.
 
     Args:
         drawn: (n, d).
