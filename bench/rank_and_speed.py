@@ -49,7 +49,8 @@ class Bench:
         self.pack = pack
         self.validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
         settings = quickstart_settings()
-        self.same = {key: settings[key] for key in SHARED_SETTINGS}
+        defaults = make_config(pack)
+        self.same = {key: settings.get(key, getattr(defaults, key)) for key in SHARED_SETTINGS}
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         dataset = pack.nodes.dataset.node.ACLoRADataset
         self.images = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result

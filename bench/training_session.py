@@ -29,7 +29,7 @@ def training_session(pack: ModuleType, model: Any, latents: Any, captions: Any) 
         latents: ComfyUI's LATENT dicts.
         captions: one conditioning for each latent.
     """
-    open_session = _session_0_3 if hasattr(pack.nodes.host, "training") else _session
+    open_session = _session if hasattr(pack.nodes.host, "training_session") else _session_0_3
     with open_session(pack, model, latents, captions) as session:
         yield session
 
