@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -51,9 +52,9 @@ class SimpleTrainingSet:
     masks: Mapping[int, Tensor] = field(default_factory=dict)
     regularisation: Mapping[int, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def batch_keys(self) -> Sequence[Hashable]:
-        """The shape of each latent."""
+        """The shape of each latent; made once, as every micro-batch asks for it."""
         return [tuple(latent.shape) for latent in self.latents]
 
     def conditioning(self, indices: Sequence[int]) -> Tensor:

@@ -57,6 +57,7 @@ class AdaptedModel:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (training loss, reported loss) of a batch on the device, both scalars."""
+        # As denoising_losses, written out: the whole loss of a step in one view, and the model one call below.
         sigma, latents, objective = batch.sigma, batch.latents, self.model.objective
         with NoInplaceAdd() if self.checkpointing.no_inplace_add else nullcontext():
             noisy = objective.add_noise(sigma, batch.noise, latents)
