@@ -4,6 +4,7 @@ from .batch import Batch
 from .loss import denoising_losses, position_weights, prediction_loss, weighted_loss
 from .model import DiffusionModel, SimpleModel
 from .objective import Objective, Sampling, draw_sigmas, loss_weights, target_variance, with_timesteps
+from .sampling import draw_latents
 from .training_set import SimpleTrainingSet, TrainingSet
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SimpleTrainingSet",
     "TrainingSet",
     "denoising_losses",
+    "draw_latents",
     "draw_sigmas",
     "loss_weights",
     "position_weights",

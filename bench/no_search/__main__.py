@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.no_search import images, tables
-from bench.no_search.jobs import Job, Row, marks_up_to, ordered
+from bench.no_search.jobs import Job, marks_up_to, ordered
 from bench.no_search.verdict import Results, join
+from bench.pool import Row
+from bench.result_file import write
 from launcher.environment import ROOT
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -80,16 +82,6 @@ class Run:
         return f"{time.monotonic() - self.began:6.1f} s"
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Write the results atomically as JSON, one row a line."""
-    head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)
-    rows = ",\n".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in results["rows"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
-    beside.replace(path)
-
-
 def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[str, Any]) -> list[Job]:
     """Return the jobs that the options select."""
     unknown = [style for style in args.styles or [] if style not in styles]
@@ -113,8 +105,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # Imported here: every worker process imports this file, and the tables do not need torch.
     import torch
 
-    from bench.no_search.pool import run_all
-    from bench.no_search.worker import Place
+    from bench.no_search.worker import serve
+    from bench.pool import Place, gpus, run_all
 
     deadline = time.monotonic() + args.seconds
     styles = images.read(args.data)
@@ -137,18 +129,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "processes": args.processes,
     }
     results = Run(facts, args.out, len(jobs))
-    left = run_all(jobs, places, results.started, results.add, deadline)
+    left = run_all(jobs, places, serve, results.started, results.add, deadline)
     if left:
         print(f"{left} jobs were not started: the time limit was reached, or every process had died.", flush=True)
     return {**results.facts, "rows": results.rows}
-
-
-def gpus(processes: int, count: int) -> list[str | None]:
-    """Return the GPU that each process uses, evenly distributed; None for the default device."""
-    if count < 2:
-        return [None] * processes
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    return [names[number % count] for number in range(processes)]
 
 
 def make_images(args: argparse.Namespace, path: Path) -> None:

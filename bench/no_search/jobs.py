@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Row = dict[str, Any]  # the result of a job, as it is written into the JSON file
+from bench.pool import Row
+
 Kind = Literal["base", "grid", "setting"]
 
 

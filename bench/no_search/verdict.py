@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.no_search.jobs import Row
+from bench.pool import Row
 
 Pair = tuple[str, int]  # style and seed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,22 +17,14 @@ import safetensors.torch
 import torch
 
 from bench.no_search import images
-from bench.no_search.jobs import Job, Row
+from bench.no_search.jobs import Job
+from bench.pool import Place, Row
+from bench.result_file import finite
 from bench.training_session import Session, make_config, training_session
 from launcher.inprocess import load_pack, open_host
 
 _SEED = 20_261  # of the test noise; no training uses it
 _BATCH = 240  # test images at once
-
-
-@dataclass(frozen=True)
-class Place:
-    """The folder, data and device of a worker process."""
-
-    host: Path
-    data: Path
-    gpu: str | None  # for CUDA_VISIBLE_DEVICES; None to leave it unset
-    threads: int
 
 
 def serve(connection: Connection, place: Place) -> None:
@@ -165,12 +156,3 @@ class Watch:
 
 def mean(values: list[int]) -> float:
     return sum(values) / len(values)
-
-
-def finite(value: Any) -> Any:
-    """Replace numbers that are not finite by None, as JSON has none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list) else value

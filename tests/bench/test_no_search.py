@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from aclora_core.config.train_config import TrainConfig
+from bench import pool
 from bench.no_search import __main__ as no_search
-from bench.no_search import images, pool, tables
-from bench.no_search.jobs import Job, Row, marks_up_to, ordered
+from bench.no_search import images, tables
+from bench.no_search.jobs import Job, marks_up_to, ordered
 from bench.no_search.verdict import Results, join, spread_over_seeds
-from bench.no_search.worker import finite
+from bench.pool import Row, gpus
+from bench.result_file import finite
 from tests.support.icon_packs import BLACK_SQUARE, pack
 from tools.tiny_base import icons
 
@@ -178,10 +180,10 @@ def test_options_select_jobs() -> None:
 
 def test_processes_are_distributed_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert no_search.gpus(3, 1) == [None] * 3
-    assert no_search.gpus(3, 2) == ["0", "1", "0"]
+    assert gpus(3, 1) == [None] * 3
+    assert gpus(3, 2) == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert no_search.gpus(3, 2) == ["4", "6", "4"]
+    assert gpus(3, 2) == ["4", "6", "4"]
 
 
 # --- processes ---

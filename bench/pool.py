@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from bench.no_search.jobs import Job, Row
-from bench.no_search.worker import Place, serve
+Row = dict[str, Any]  # the result of a job, as it is written into a JSON file
+
+
+class Job(Protocol):
+    """One measurement of a benchmark."""
+
+    def row(self) -> Row:
+        """Return the part of the job's row that is known before it runs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder, data and device of a worker process."""
+
+    host: Path
+    data: Path
+    gpu: str | None  # for CUDA_VISIBLE_DEVICES; None to leave it unset
+    threads: int
 
 
 def run_all(
     jobs: Sequence[Job],
     places: Sequence[Place],
+    serve: Callable[[Connection, Place], None],
     on_start: Callable[[dict[str, Any]], None],
     on_row: Callable[[Row], None],
     deadline: float,
@@ -25,6 +45,9 @@ def run_all(
     If a process dies, the row of its job says so and the others continue.
 
     Args:
+        jobs: what to do.
+        places: one for each process.
+        serve: run in each process: sends a description, then answers each job with its row until None is received.
         on_start: called with a process's description when it is ready.
         on_row: called with each row.
         deadline: time (of time.monotonic) after which no job starts.
@@ -77,3 +100,11 @@ def _answer(
     else:
         connection.send(None)
         connection.close()
+
+
+def gpus(processes: int, count: int) -> list[str | None]:
+    """Return the GPU that each process uses, evenly distributed; None for the default device."""
+    if count < 2:
+        return [None] * processes
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return [names[number % count] for number in range(processes)]
