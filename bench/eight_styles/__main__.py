@@ -1,0 +1,131 @@
+"""Train adapters on eight styles, draw test captions with them, and measure what was drawn.
+
+    python -m bench.eight_styles --prepare .runtime/eight_styles.zip    # needs npm for the icons
+    python -m bench.eight_styles --data FILE --plan table --processes 24 [--seconds 500]
+    python -m bench.eight_styles --table RESULTS.json [MORE.json ...]
+
+Writes bench/results/eight_styles_PLAN.json after every job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bench.eight_styles import explore, plan
+from bench.eight_styles.jobs import Job
+from bench.pool import Row
+from bench.result_file import write
+from launcher.environment import ROOT
+
+PLANS = {"explore": explore.jobs, "table": plan.jobs}
+
+
+class Run:
+    """The results of a run; written now and then, so an interrupted run keeps what it has."""
+
+    def __init__(self, facts: dict[str, Any], path: Path, planned: int) -> None:
+        self.facts, self.path, self.planned = facts, path, planned
+        self.rows: list[Row] = []
+        self.began = self.written = time.monotonic()
+
+    def started(self, said: dict[str, Any]) -> None:
+        self.facts |= said
+        print(f"{self._clock()} a process is ready on {said['device']}", flush=True)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        outcome = row.get("error") or ", ".join(_brief(*cell) for cell in row["cells"].items())
+        done = f"{len(self.rows)}/{self.planned}"
+        print(
+            f"{self._clock()} {done} {row['style']}, seed {row['seed']}, {row['name']}, {row.get('seconds', 0):.0f} s: {outcome}",
+            flush=True,
+        )
+        if time.monotonic() - self.written > 20:
+            self.write()
+
+    def write(self) -> None:
+        write(self.path, {**self.facts, "rows": self.rows})
+        self.written = time.monotonic()
+
+    def _clock(self) -> str:
+        return f"{time.monotonic() - self.began:6.1f} s"
+
+
+def _brief(step: str, cell: dict[str, Any]) -> str:
+    return f"{step} {cell['style']:.2f}/{cell['concept_in_five']:.2f}/{cell['frechet_icons']:.1f}"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the jobs of a plan on the images of a file."""
+    import torch
+
+    from bench.eight_styles.images import read_judge
+    from bench.eight_styles.judging import train_classifier
+    from bench.eight_styles.worker import CLASSIFIER, serve
+    from bench.no_search import images
+    from bench.pool import Place, gpus, run_all
+
+    deadline = time.monotonic() + args.seconds
+    styles = images.read(args.data)
+    jobs = selected(PLANS[args.plan](args.styles or list(styles), args.seeds), args.lines)
+    facts = {
+        "data": images.digest(styles),
+        "processes": args.processes,
+        "plan": args.plan,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    results = Run(facts, args.out or ROOT / "bench" / "results" / f"eight_styles_{args.plan}.json", len(jobs))
+    classifier = args.data.with_suffix(CLASSIFIER)
+    if not classifier.is_file():
+        found = train_classifier(read_judge(args.data), classifier, args.judge_steps)
+        print(f"the classifier finds {found:.3f} of the concepts of real images among five", flush=True)
+    threads = max(1, (os.cpu_count() or 1) // args.processes)
+    places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
+    left = run_all(jobs, places, serve, results.started, results.add, deadline)
+    results.write()
+    if left:
+        print(f"{left} jobs were not started: the time limit was reached, or every process had died.", flush=True)
+
+
+def selected(jobs: Sequence[Job], patterns: Sequence[str] | None) -> list[Job]:
+    """Return the jobs whose name matches a pattern, or all."""
+    return [job for job in jobs if patterns is None or any(fnmatchcase(job.name, pattern) for pattern in patterns)]
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.eight_styles", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--data", type=Path, default=Path(".runtime/eight_styles.zip"), help="the images")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plan", choices=PLANS, default="table")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes that train in parallel")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time limit after which no job starts")
+    parser.add_argument("--styles", nargs="+", help="by default all of the file")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(plan.SEEDS))
+    parser.add_argument("--lines", nargs="+", metavar="NAME", help='such as "rank *"; by default all')
+    parser.add_argument("--judge-steps", type=int, default=1500, help="of the classifier")
+    parser.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE")
+    parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_options()
+    if args.prepare:
+        from bench.eight_styles import images
+
+        images.prepare(args.icons, args.prepare)
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Which settings draw better? Each lever by itself, and some together, at several steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.eight_styles.jobs import Job
+from bench.eight_styles.plan import EVERY, LEVER_STEPS, LEVERS, PLAIN, RESTARTS, THRESHOLDS, anchors, every_style
+
+_FAR = {**RESTARTS, "restart_every": 80, "threshold": "dynamic"}
+
+
+def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Return the jobs, seed by seed, the most informative ones first."""
+    found = anchors(styles)
+    for seed in seeds:
+        for name, settings, rest in lines():
+            settings = {**settings, "steps": LEVER_STEPS[-1]}
+            found += every_style(styles, [seed], "training", name, settings, marks=LEVER_STEPS, **rest)
+    return found
+
+
+def lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return (name, settings, other arguments of Job) of every line."""
+    found: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("plain", PLAIN, {"strengths": (0.8, 1.2, 1.4)}),
+        ("plain, watched", PLAIN, {"watched": True}),
+        ("restarts every 320, dynamic", _FAR, {"strengths": (0.8, 1.2, 1.4)}),
+        ("restarts every 320, dynamic, watched", _FAR, {"watched": True}),
+        ("plain, mirrored", PLAIN, {"mirrored": True}),
+        ("plain, mirrored, EMA 0.99", {**PLAIN, "ema_decay": 0.99}, {"mirrored": True}),
+    ]
+    found += [(f"plain, {name}", {**PLAIN, **lever}, {}) for name, lever in LEVERS.items()]
+    for distance, every in EVERY.items():
+        for threshold, kind in THRESHOLDS.items():
+            name = f"restarts {distance}, {threshold}"
+            if not any(name == line[0] for line in found):
+                found.append((name, {**RESTARTS, **every, **kind}, {}))
+    found += [
+        ("restarts every 320, dynamic, mirrored", _FAR, {"mirrored": True}),
+        ("restarts every 320, dynamic, EMA 0.99", {**_FAR, "ema_decay": 0.99}, {}),
+        ("restarts every 320, dynamic, rank 32", {**_FAR, "max_rank": 32}, {}),
+        ("restarts every 320, dynamic, product", {**_FAR, "mode": "product"}, {}),
+        ("restarts every 320, dynamic, product_redraw", {**_FAR, "mode": "product_redraw"}, {}),
+        ("restarts every 320, dynamic, moments kept", {**_FAR, "clear_moments": False}, {}),
+        ("rank 4", {**PLAIN, "max_rank": 4}, {}),
+        ("rank 64", {**PLAIN, "max_rank": 64}, {}),
+    ]
+    return found

@@ -1,0 +1,82 @@
+"""What the study measures: its lines and the steps at which they draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.eight_styles.jobs import Job
+
+STEPS = (160, 320, 640, 1280, 2400)  # of the grid
+RANKS = (2, 4, 8, 16, 32, 64)
+SEEDS = (0, 1, 2)
+LEVER_STEPS = (160, 320, 480, 640, 960)
+
+PLAIN: dict[str, Any] = {"mode": "off", "held_out": 0.0, "smallest": False, "max_rank": 16}
+RESTARTS: dict[str, Any] = {**PLAIN, "mode": "paper"}
+EVERY = {f"every {4 * epochs}": {"restart_every": epochs} for epochs in (10, 20, 40, 80)}  # 16 images are 4 steps
+THRESHOLDS: dict[str, dict[str, Any]] = {
+    "dynamic": {"threshold": "dynamic"},
+    "noise floor": {"threshold": "noise floor"},
+    "fixed 0.95": {"threshold": "fixed", "fixed_threshold": 0.95},
+    "0.7 to 0.99": {"threshold": "scheduled", "lowest_threshold": 0.7, "highest_threshold": 0.99},
+}
+LIBRARY: dict[str, Any] = {"rank": 16, "alpha": 8.0, "learning_rate": 5e-4, "batch_size": 4, "steps": 640}
+
+# Each changes one thing of a plain LoRA of rank 16, or of restarts every 320 steps with the dynamic threshold.
+LEVERS: dict[str, dict[str, Any]] = {
+    "EMA 0.98": {"ema_decay": 0.98},
+    "EMA 0.99": {"ema_decay": 0.99},
+    "EMA 0.995": {"ema_decay": 0.995},
+    "uniform timesteps": {"timesteps": "uniform"},
+    "logit-normal timesteps": {"timesteps": "logit-normal"},
+    "stratified timesteps": {"stratified_timesteps": True},
+    "prior 0.3": {"prior_weight": 0.3},
+    "prior 1": {"prior_weight": 1.0},
+    "caption dropout 0.1": {"caption_dropout": 0.1},
+    "learning rate 2e-4": {"learning_rate": 2e-4},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "cosine": {"schedule": "cosine"},
+    "linear": {"schedule": "linear"},
+    "min-SNR": {"loss_weight": "min-SNR"},
+    "debiased": {"loss_weight": "debiased"},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "attention and feed-forward": {"layers": "attention and feed-forward"},
+    "attention": {"layers": "attention"},
+    "batch size 8": {"batch_size": 8},
+    "alpha 16": {"alpha": 16.0},
+    "gradient clipping 0.3": {"max_norm": 0.3},
+}
+
+
+def every_style(
+    styles: Sequence[str], seeds: Iterable[int], kind: Any, name: str, settings: dict[str, Any], **rest: Any
+) -> list[Job]:
+    """Return the jobs of one line: each seed of each style."""
+    return [Job(kind, name, style, seed, settings, **rest) for seed in seeds for style in styles]
+
+
+def anchors(styles: Sequence[str]) -> list[Job]:
+    """Return the jobs that need no training: the base, the real images, and these through the autoencoder."""
+    return [
+        Job(kind, name, style)
+        for kind, name in (("base", "the base"), ("real", "real images"), ("vae", "real images, autoencoder"))
+        for style in styles
+    ]  # type: ignore[arg-type]
+
+
+def grid(styles: Sequence[str], seed: int) -> list[Job]:
+    """Return the plain LoRAs; the large ranks come first, as they take longest."""
+    jobs = []
+    for rank in sorted(RANKS)[::-1]:
+        settings = {**PLAIN, "max_rank": rank, "steps": STEPS[-1]}
+        jobs += every_style(styles, [seed], "training", f"rank {rank}", settings, marks=STEPS)
+    return jobs
+
+
+def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Return the jobs of the table, seed by seed, so that an interrupted run has whole seeds."""
+    found = anchors(styles)
+    for seed in seeds:
+        found += grid(styles, seed)
+    return found
