@@ -32,9 +32,10 @@ class TrainConfig:
     mode: RestartMode = "paper"  # how restarts resample noise; "off" trains a plain LoRA
     measure: Measure = "energy"  # what the threshold is a fraction of
     restart_every: int = 10  # epochs (E in the paper)
-    threshold: Threshold = "noise floor"  # "dynamic": from the loss (AC-LoRA Eq. 5 and 6); "fixed": fixed_threshold
+    # "dynamic": from the loss (AC-LoRA Eq. 5 and 6); "fixed": fixed_threshold; "scheduled": rises over the training
+    threshold: Threshold = "noise floor"
     fixed_threshold: float = 0.95
-    lowest_threshold: float = 0.0  # bounds of the dynamic threshold
+    lowest_threshold: float = 0.0  # bounds of the dynamic threshold; where the scheduled one starts and ends
     highest_threshold: float = 1.0
     clear_moments: bool = True  # whether restarts reset the optimizer state of resampled factors
     weight_decay: float = 0.01
@@ -58,11 +59,14 @@ class TrainConfig:
     layer_ranks: str = ""  # lines of pattern=rank: maximum ranks that differ from max_rank
     text_learning: float = 0.0  # learning rate of text encoders relative to the model's; 0 does not train them
     mask_floor: float = 0.0  # weight of the black parts of masks, relative to the white parts
+    restart_steps: int = 0  # optimizer steps between restarts, in place of restart_every; 0 leaves it to that
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
+        if self.restart_steps < 0:
+            raise ValueError(f"restart_steps must be 0 (restart_every counts) or more, but is {self.restart_steps}.")
         for name in ("learning_rate", "alpha", "max_norm", "min_snr_gamma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
