@@ -60,6 +60,8 @@ class TrainConfig:
     text_learning: float = 0.0  # learning rate of text encoders relative to the model's; 0 does not train them
     mask_floor: float = 0.0  # weight of the black parts of masks, relative to the white parts
     restart_steps: int = 0  # optimizer steps between restarts, in place of restart_every; 0 leaves it to that
+    caption_dropout: float = 0.0  # probability that an image of a step is trained with the empty caption
+    prior_weight: float = 0.0  # weight of prior preservation: the distance to the base's prediction without a caption
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
@@ -76,6 +78,10 @@ class TrainConfig:
             raise ValueError(f"held_out must be 0 (none) to 0.5 (half of the images), but is {self.held_out}.")
         if not 0 <= self.mask_floor <= 1:
             raise ValueError(f"mask_floor must be 0 (black is ignored) to 1 (as white), but is {self.mask_floor}.")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout must be 0 (never) to 1 (always), but is {self.caption_dropout}.")
+        if not (math.isfinite(self.prior_weight) and self.prior_weight >= 0):
+            raise ValueError(f"prior_weight must be 0 (no prior preservation) or more, but is {self.prior_weight}.")
         if not 0 < self.fixed_threshold <= 1:
             raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
