@@ -61,6 +61,7 @@ class TrainConfig:
     mask_floor: float = 0.0  # weight of the black parts of masks, relative to the white parts
     restart_steps: int = 0  # optimizer steps between restarts, in place of restart_every; 0 leaves it to that
     caption_dropout: float = 0.0  # probability that an image of a step is trained with the empty caption
+    stratified_timesteps: bool = False  # whether the noise levels of a step come from equal parts of their distribution
     prior_weight: float = 0.0  # weight of prior preservation: the distance to the base's prediction without a caption
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ from ..diffusion import (
     draw_sigmas,
     loss_weights,
     position_weights,
+    sigmas_at_quantiles,
+    stratified_quantiles,
     with_timesteps,
 )
 from ..storage import map_tensors, to_device
@@ -102,9 +104,12 @@ class BatchStream:
         epoch, ends_epoch, indices = next(self._sampler)
         if self.config.caption_dropout:
             indices = self._drop_captions(indices)
+        quantiles: dict[int, Tensor] = {}  # by image: the strata are those of the whole step, whatever its batch keys
+        if self.config.stratified_timesteps:
+            quantiles = dict(zip(indices, stratified_quantiles(len(indices), self.generator), strict=True))
         drawn: dict[int, tuple[Tensor, Tensor]] = {}
         for group in group_by_key(indices, self.images.batch_keys, len(indices)):
-            noise, sigma = self._draw_noise(group, self.generator)
+            noise, sigma = self._draw_noise(group, self.generator, quantiles)
             drawn |= zip(group, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
         style = style_indices(self.images, indices)
         batches = []
@@ -122,10 +127,18 @@ class BatchStream:
         dropped = [draw < self.config.caption_dropout for draw in drawn]
         return [self.images.without_caption[i] if drop else i for i, drop in zip(indices, dropped, strict=True)]
 
-    def _draw_noise(self, indices: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return noise (n, channels, ...) and noise levels (n,) for images with one batch key."""
+    def _draw_noise(
+        self, indices: Sequence[int], generator: torch.Generator, quantiles: Mapping[int, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return noise (n, channels, ...) and noise levels (n,) for images with one batch key.
+
+        quantiles: of each image's noise level, where they are drawn already.
+        """
         latent = self.images.latents[indices[0]]
         noise = torch.randn((len(indices), *latent.shape[1:]), generator=generator)
+        if quantiles:
+            chosen = torch.stack([quantiles[index] for index in indices])
+            return noise, sigmas_at_quantiles(self._objective, chosen, latent)
         return noise, draw_sigmas(self._objective, len(indices), generator, latent)
 
     def _image_weights(
