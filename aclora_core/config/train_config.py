@@ -108,6 +108,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, but is '{getattr(self, name)}'.")
         self._check_learning()
 
+    @property
+    def needs_unconditional(self) -> bool:
+        """Whether the training needs the conditioning of the empty caption."""
+        return self.caption_dropout > 0 or self.prior_weight > 0
+
     def _check_learning(self) -> None:
         if not 0 <= self.text_learning <= 10:
             raise ValueError(f"text_learning must be 0 (no text encoder) to 10, but is {self.text_learning}.")

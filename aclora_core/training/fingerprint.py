@@ -53,7 +53,7 @@ def training_fingerprint(
     for index in indices:
         for variant in images.variants.get(index, [index]):
             parts = _image_parts(images, variant)
-            if config.caption_dropout or config.prior_weight:
+            if config.needs_unconditional:
                 parts.append(images.conditioning([images.without_caption[variant]]))
             sums.append([_sums(tensor, signs) for tensor in tensors_in(parts)])
     return Fingerprint(json.loads(json.dumps(settings)), sums, _model_facts(model))

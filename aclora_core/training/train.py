@@ -65,10 +65,10 @@ def train(
         indices = captioned_indices(images)
     if not style_indices(images, indices):
         raise ValueError("There are no images to learn from.")
-    if (config.caption_dropout or config.prior_weight) and not images.without_caption:
+    if config.needs_unconditional and not images.without_caption:
         raise ValueError(
             "caption_dropout and prior_weight need the conditioning of the empty caption, and there is none. Connect a "
-            "CLIP Text Encode with an empty text to unconditional, or set both to 0."
+            "CLIP Text Encode with an empty text to unconditional of AC-LoRA Learning Options, or set both to 0."
         )
     check_installed(config.optimizer)
     store = None
