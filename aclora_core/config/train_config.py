@@ -32,9 +32,10 @@ class TrainConfig:
     mode: RestartMode = "paper"  # how restarts resample noise; "off" trains a plain LoRA
     measure: Measure = "energy"  # what the threshold is a fraction of
     restart_every: int = 10  # epochs (E in the paper)
-    threshold: Threshold = "noise floor"  # "dynamic": from the loss (AC-LoRA Eq. 5 and 6); "fixed": fixed_threshold
+    # "dynamic": from the loss (AC-LoRA Eq. 5 and 6); "fixed": fixed_threshold; "scheduled": rises over the training
+    threshold: Threshold = "noise floor"
     fixed_threshold: float = 0.95
-    lowest_threshold: float = 0.0  # bounds of the dynamic threshold
+    lowest_threshold: float = 0.0  # bounds of the dynamic threshold; where the scheduled one starts and ends
     highest_threshold: float = 1.0
     clear_moments: bool = True  # whether restarts reset the optimizer state of resampled factors
     weight_decay: float = 0.01
@@ -58,11 +59,17 @@ class TrainConfig:
     layer_ranks: str = ""  # lines of pattern=rank: maximum ranks that differ from max_rank
     text_learning: float = 0.0  # learning rate of text encoders relative to the model's; 0 does not train them
     mask_floor: float = 0.0  # weight of the black parts of masks, relative to the white parts
+    restart_steps: int = 0  # optimizer steps between restarts, in place of restart_every; 0 leaves it to that
+    caption_dropout: float = 0.0  # probability that an image of a step is trained with the empty caption
+    stratified_timesteps: bool = False  # whether the noise levels of a step come from equal parts of their distribution
+    prior_weight: float = 0.0  # weight of prior preservation: the distance to the base's prediction without a caption
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
+        if self.restart_steps < 0:
+            raise ValueError(f"restart_steps must be 0 (restart_every counts) or more, but is {self.restart_steps}.")
         for name in ("learning_rate", "alpha", "max_norm", "min_snr_gamma"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
@@ -72,6 +79,10 @@ class TrainConfig:
             raise ValueError(f"held_out must be 0 (none) to 0.5 (half of the images), but is {self.held_out}.")
         if not 0 <= self.mask_floor <= 1:
             raise ValueError(f"mask_floor must be 0 (black is ignored) to 1 (as white), but is {self.mask_floor}.")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout must be 0 (never) to 1 (always), but is {self.caption_dropout}.")
+        if not (math.isfinite(self.prior_weight) and self.prior_weight >= 0):
+            raise ValueError(f"prior_weight must be 0 (no prior preservation) or more, but is {self.prior_weight}.")
         if not 0 < self.fixed_threshold <= 1:
             raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
@@ -96,6 +107,11 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, but is '{getattr(self, name)}'.")
         self._check_learning()
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """Whether the training needs the conditioning of the empty caption."""
+        return self.caption_dropout > 0 or self.prior_weight > 0
 
     def _check_learning(self) -> None:
         if not 0 <= self.text_learning <= 10:

@@ -27,3 +27,4 @@ class Batch:
     noise_level_weight: Tensor | None = None  # (n,), weight of each noise level in the training loss
     train_weight: Tensor | None = None  # (n,), weight of each image in the training loss, where it is not `weight`
     position_weights: Tensor | None = None  # (n, 1, ..., h, w), from masks; their mean over an image is 1
+    prior: bool = False  # whether the target is the frozen model's own prediction (prior preservation)

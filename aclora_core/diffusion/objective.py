@@ -59,16 +59,55 @@ def draw_sigmas(objective: Objective, count: int, generator: torch.Generator, la
     Raises:
         ValueError: objective.sampling is none of these.
     """
+    _check_sampling(objective)
+    if objective.sampling == "uniform":
+        return _sigmas(objective, torch.rand(count, generator=generator))
+    return _sigmas(objective, _fractions(objective, torch.randn(count, generator=generator), latent))
+
+
+def sigmas_at_quantiles(objective: Objective, quantiles: Tensor, latent: Tensor | None = None) -> Tensor:
+    """Return the noise levels below which these shares of all levels lie that draw_sigmas draws, (n,), float32.
+
+    Args:
+        objective: what the model predicts.
+        quantiles: (n,), shares between 0 and 1.
+        latent: of the images, whose size matters where timesteps are shifted.
+
+    Raises:
+        ValueError: objective.sampling is unknown.
+    """
+    _check_sampling(objective)
+    if objective.sampling == "uniform":
+        return _sigmas(objective, quantiles)
+    normal = torch.special.ndtri(quantiles.double()).float()
+    return _sigmas(objective, _fractions(objective, normal, latent))
+
+
+def stratified_quantiles(count: int, generator: torch.Generator) -> Tensor:
+    """Draw one uniform number in each of `count` equal parts of 0 to 1, in random order, (count,).
+
+    Each number alone is uniform. Their mean varies less than that of independent draws, and so does a gradient over
+    the noise levels at these quantiles. Kingma et al. 2021 (arXiv 2107.00630) use such a low-discrepancy sampler for
+    diffusion models, where all parts share one draw.
+    """
+    order = torch.randperm(count, generator=generator)
+    return (order + torch.rand(count, generator=generator)) / count
+
+
+def _check_sampling(objective: Objective) -> None:
     if objective.sampling not in get_args(Sampling):
         *others, last = get_args(Sampling)
         raise ValueError(f"Timesteps are drawn {', '.join(others)} or {last}, not '{objective.sampling}'.")
-    if objective.sampling == "uniform":
-        fractions = torch.rand(count, generator=generator)
-    else:
-        logits = torch.randn(count, generator=generator)
-        if objective.sampling == "shifted" and objective.shift_of and latent is not None:
-            logits = logits + math.log(objective.shift_of(latent))
-        fractions = torch.sigmoid(logits)
+
+
+def _fractions(objective: Objective, normal: Tensor, latent: Tensor | None) -> Tensor:
+    """Return the noise fractions that belong to standard normal numbers, where sampling is not uniform."""
+    if objective.sampling == "shifted" and objective.shift_of and latent is not None:
+        normal = normal + math.log(objective.shift_of(latent))
+    return torch.sigmoid(normal)
+
+
+def _sigmas(objective: Objective, fractions: Tensor) -> Tensor:
     # Not the ends: at t = 0 there is nothing to predict, and a host may map t = 1 to infinity.
     return torch.tensor([objective.sigma_at(fraction) for fraction in fractions.clamp(1e-3, 1 - 1e-3).tolist()])
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+_Value = TypeVar("_Value")
 
 
 class TrainingSet(Protocol):
@@ -34,6 +36,10 @@ class TrainingSet(Protocol):
     def regularisation(self) -> Mapping[int, float]:
         """The weight in the training loss of each image that does not belong to the style."""
 
+    @property
+    def without_caption(self) -> Mapping[int, int]:
+        """The index of an image -> the index of the same image with the empty caption; empty where none is known."""
+
     def conditioning(self, indices: Sequence[int]) -> Any:
         """Return the encoded captions of images with one batch key, as DiffusionModel.denoise takes them.
 
@@ -51,6 +57,7 @@ class SimpleTrainingSet:
     variants: Mapping[int, Sequence[int]] = field(default_factory=dict)
     masks: Mapping[int, Tensor] = field(default_factory=dict)
     regularisation: Mapping[int, float] = field(default_factory=dict)
+    without_caption: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def batch_keys(self) -> Sequence[Hashable]:
@@ -60,3 +67,24 @@ class SimpleTrainingSet:
     def conditioning(self, indices: Sequence[int]) -> Tensor:
         """Return the conditionings of the images, (n, ...)."""
         return torch.cat([self.conditionings[index] for index in indices])
+
+    def with_unconditional(self, unconditional: Tensor) -> SimpleTrainingSet:
+        """Return a copy that knows every image with the empty caption too, for caption dropout and prior preservation.
+
+        Args:
+            unconditional: (1, ...), the conditioning of the empty caption.
+        """
+        without_caption = {index: index + len(self.latents) for index in range(len(self.latents))}
+        return replace(
+            self,
+            latents=[*self.latents, *self.latents],
+            conditionings=[*self.conditionings, *[unconditional] * len(self.latents)],
+            masks=_also(self.masks, without_caption),
+            regularisation=_also(self.regularisation, without_caption),
+            without_caption=without_caption,
+        )
+
+
+def _also(values: Mapping[int, _Value], without_caption: Mapping[int, int]) -> dict[int, _Value]:
+    """Return what belongs to images, by index, for the same images without their captions as well."""
+    return {**values, **{without_caption[index]: value for index, value in values.items()}}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +99,19 @@ class FlatParameters:
         if self.compute is not self.master:
             with torch.no_grad():
                 self.compute.copy_(self.master)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Let no branch add anything while the context lasts, for forward passes of the frozen model alone.
+
+        All factors are zero meanwhile. The CPU waits for nothing, so that a CUDA graph can hold all of it.
+        """
+        kept = self.compute.clone()
+        self.compute.zero_()
+        try:
+            yield
+        finally:
+            self.compute.copy_(kept)
 
     def load(self, layers: Mapping[str, Layer]) -> None:
         """Load the deltas of all layers; a rank below the adapter's own is padded with zeros.

@@ -8,7 +8,7 @@ from .ac_lora import dynamic_threshold, restart_layer, restart_matrix, signal_co
 from .rank_rules import Rule, RuleName, rank_by_energy, rank_rule
 from .restart import LayerRank, LayerRestart, Mode, restart_adapter
 from .spectrum import delta_singular_values, effective_rank, energy, energy_kept, stable_rank, sum_kept, truncate
-from .thresholds import Measure, SignalThreshold, is_restart_epoch
+from .thresholds import Measure, SignalThreshold, is_restart_epoch, scheduled_threshold
 
 __all__ = [
     "LayerRank",
@@ -29,6 +29,7 @@ __all__ = [
     "restart_adapter",
     "restart_layer",
     "restart_matrix",
+    "scheduled_threshold",
     "signal_count",
     "stable_rank",
     "sum_kept",

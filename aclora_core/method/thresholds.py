@@ -45,14 +45,31 @@ def signal_counts(
 def is_restart_epoch(epoch: int, interval: int, total_epochs: int) -> bool:
     """Return whether to restart after `epoch` epochs: every `interval` epochs, but not within the last interval.
 
-    Fresh noise so gets at least `interval` epochs of training before the weights are saved.
+    Fresh noise so gets at least `interval` epochs of training before the weights are saved. All three may as well be
+    counted in optimizer steps.
 
     Raises:
         ValueError: The interval is below 1.
     """
     if interval < 1:
-        raise ValueError(f"The restart interval must be at least 1 epoch, but is {interval}.")
+        raise ValueError(f"The restart interval must be at least 1, but is {interval}.")
     return 0 < epoch <= total_epochs - interval and epoch % interval == 0
+
+
+def scheduled_threshold(done: float, total: float, first: float, last: float) -> float:
+    """Return a threshold that rises linearly over a training, from `first` to `last`.
+
+    Args:
+        done: What the training has done, in epochs or steps.
+        total: What it does in all, in the same unit.
+        first, last: Shares of the spectrum that are signal, at its beginning and at its end.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    check_progress(done, total)
+    check_range(first, last)
+    return first + (last - first) * done / total
 
 
 def check_measure(measure: Measure) -> None:
@@ -71,8 +88,18 @@ def check_schedule(loss: float, epoch: float, total_epochs: float, minimum: floa
     """Raise ValueError unless all arguments of dynamic_threshold are in range."""
     if not (math.isfinite(loss) and loss >= 0.0):
         raise ValueError(f"The training loss must be finite and not negative, but is {loss}. Lower the learning rate.")
-    if not (total_epochs > 0 and 0 <= epoch <= total_epochs):
-        raise ValueError(f"The epoch must lie between 0 and the total of {total_epochs} epochs, but is {epoch}.")
+    check_progress(epoch, total_epochs)
+    check_range(minimum, maximum)
+
+
+def check_progress(done: float, total: float) -> None:
+    """Raise ValueError unless the epoch, or the step, is one of the training."""
+    if not (total > 0 and 0 <= done <= total):
+        raise ValueError(f"The epoch or step must lie between 0 and the total of {total}, but is {done}.")
+
+
+def check_range(minimum: float, maximum: float) -> None:
+    """Raise ValueError unless the bounds of a threshold are shares in their order."""
     if not 0.0 <= minimum <= maximum <= 1.0:
         raise ValueError(f"The threshold range must lie within 0 to 1, minimum first, but is {minimum} to {maximum}.")
 

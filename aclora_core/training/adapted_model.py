@@ -61,9 +61,15 @@ class AdaptedModel:
         sigma, latents, objective = batch.sigma, batch.latents, self.model.objective
         with NoInplaceAdd() if self.checkpointing.no_inplace_add else nullcontext():
             noisy = objective.add_noise(sigma, batch.noise, latents)
+            target = self._base_prediction(noisy, batch) if batch.prior else latents
             denoised = self.model.denoise(noisy, sigma, batch.conditioning)
-            losses = prediction_loss(objective, sigma, noisy, latents, denoised, batch.position_weights)
+            losses = prediction_loss(objective, sigma, noisy, target, denoised, batch.position_weights)
             return weighted_loss(losses, batch)
+
+    def _base_prediction(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """Return the clean latents that the frozen model predicts without its adapter, in float32."""
+        with torch.no_grad(), self.parameters.switched_off():
+            return self.model.denoise(noisy, batch.sigma, batch.conditioning).float()
 
     def adapter(self) -> Adapter:
         """Return a copy of the adapter in main memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..diffusion import (
     draw_sigmas,
     loss_weights,
     position_weights,
+    sigmas_at_quantiles,
+    stratified_quantiles,
     with_timesteps,
 )
 from ..storage import map_tensors, to_device
@@ -25,7 +28,7 @@ from .sampler import EpochSampler, group_by_key, micro_batches, steps_per_epoch,
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The micro-batches of one step.
+    """The micro-batches of one step; with prior preservation each is followed by that of its empty captions.
 
     The reported loss averages over the style's images only, or over all where a step has none of them. The training
     loss averages over all images, each times its regularisation weight.
@@ -99,9 +102,14 @@ class BatchStream:
     def _draw_step(self) -> StepBatches:
         """Draw a step. The noise of a batch key is drawn at once, so it does not depend on how a step is split."""
         epoch, ends_epoch, indices = next(self._sampler)
+        if self.config.caption_dropout:
+            indices = self._drop_captions(indices)
+        quantiles: dict[int, Tensor] = {}  # by image: the strata are those of the whole step, whatever its batch keys
+        if self.config.stratified_timesteps:
+            quantiles = dict(zip(indices, stratified_quantiles(len(indices), self.generator), strict=True))
         drawn: dict[int, tuple[Tensor, Tensor]] = {}
         for group in group_by_key(indices, self.images.batch_keys, len(indices)):
-            noise, sigma = self._draw_noise(group, self.generator)
+            noise, sigma = self._draw_noise(group, self.generator, quantiles)
             drawn |= zip(group, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
         style = style_indices(self.images, indices)
         batches = []
@@ -109,12 +117,28 @@ class BatchStream:
             noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[index] for index in part), strict=True))
             weights = self._image_weights(part, style or indices, len(indices))
             batches.append(self._batch(part, noise, sigma, *weights))
+            if self.config.prior_weight:
+                batches.append(self._prior_batch(batches[-1]))
         return StepBatches(batches, epoch, ends_epoch, bool(style))
 
-    def _draw_noise(self, indices: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return noise (n, channels, ...) and noise levels (n,) for images with one batch key."""
+    def _drop_captions(self, indices: Sequence[int]) -> list[int]:
+        """Return the indices with those of some images replaced by the same image with the empty caption."""
+        drawn = torch.rand(len(indices), generator=self.generator).tolist()
+        dropped = [draw < self.config.caption_dropout for draw in drawn]
+        return [self.images.without_caption[i] if drop else i for i, drop in zip(indices, dropped, strict=True)]
+
+    def _draw_noise(
+        self, indices: Sequence[int], generator: torch.Generator, quantiles: Mapping[int, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return noise (n, channels, ...) and noise levels (n,) for images with one batch key.
+
+        quantiles: of each image's noise level, where they are drawn already.
+        """
         latent = self.images.latents[indices[0]]
         noise = torch.randn((len(indices), *latent.shape[1:]), generator=generator)
+        if quantiles:
+            chosen = torch.stack([quantiles[index] for index in indices])
+            return noise, sigmas_at_quantiles(self._objective, chosen, latent)
         return noise, draw_sigmas(self._objective, len(indices), generator, latent)
 
     def _image_weights(
@@ -138,6 +162,26 @@ class BatchStream:
         batch = make_batch(self.images, indices, noise, sigma, weight, self.config.mask_floor)
         by_level = loss_weights(self._objective, sigma, self.config.loss_weight, self.config.min_snr_gamma)
         return replace(batch, noise_level_weight=by_level, train_weight=train_weight)
+
+    def _prior_batch(self, batch: Batch) -> Batch:
+        """Return the same noisy latents with the empty caption, to be held to the frozen model's own prediction.
+
+        A micro-batch of its own takes no more memory than the others. Its loss is learned from, but not reported.
+        """
+        train_weight = batch.weight if batch.train_weight is None else batch.train_weight
+        indices = [self.images.without_caption.get(index, index) for index in batch.indices]
+        with torch.no_grad():  # text encoders that learn are not held by it
+            conditioning = self.images.conditioning(indices)
+        return replace(
+            batch,
+            indices=indices,
+            conditioning=conditioning,
+            key=batch_key(self.images, indices, prior=True),
+            weight=torch.zeros_like(batch.weight),
+            train_weight=self.config.prior_weight * train_weight,
+            position_weights=None,
+            prior=True,
+        )
 
     def _position(self) -> dict[str, Any]:
         return {"order": self._sampler.state_dict(), "generator": self.generator.get_state()}
@@ -179,9 +223,10 @@ def make_batch(
     return Batch(latents, noise, sigma, weights, conditioning, key, indices, position_weights=positions)
 
 
-def batch_key(images: TrainingSet, indices: Sequence[int]) -> Hashable:
+def batch_key(images: TrainingSet, indices: Sequence[int], prior: bool = False) -> Hashable:
     """Return what a batch of these images shares with others that one captured CUDA graph serves."""
-    return images.batch_keys[indices[0]], len(indices)
+    key = images.batch_keys[indices[0]], len(indices)
+    return (*key, "prior") if prior else key
 
 
 def stack_position_weights(images: TrainingSet, indices: Sequence[int], floor: float) -> Tensor | None:
@@ -223,5 +268,7 @@ def _rows(images: TrainingSet, batch: Batch, rows: slice) -> Batch:
     indices = batch.indices[rows]
     names = ("latents", "noise", "sigma", "weight", "noise_level_weight", "train_weight", "position_weights")
     tensors = {name: tensor[rows] for name in names if (tensor := getattr(batch, name)) is not None}
-    conditioning = images.conditioning(indices)
-    return replace(batch, indices=indices, key=batch_key(images, indices), conditioning=conditioning, **tensors)
+    with torch.no_grad() if batch.prior else nullcontext():
+        conditioning = images.conditioning(indices)
+    key = batch_key(images, indices, batch.prior)
+    return replace(batch, indices=indices, key=key, conditioning=conditioning, **tensors)

@@ -52,7 +52,10 @@ def training_fingerprint(
     sums = []
     for index in indices:
         for variant in images.variants.get(index, [index]):
-            sums.append([_sums(tensor, signs) for tensor in tensors_in(_image_parts(images, variant))])
+            parts = _image_parts(images, variant)
+            if config.needs_unconditional:
+                parts.append(images.conditioning([images.without_caption[variant]]))
+            sums.append([_sums(tensor, signs) for tensor in tensors_in(parts)])
     return Fingerprint(json.loads(json.dumps(settings)), sums, _model_facts(model))
 
 

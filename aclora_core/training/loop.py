@@ -44,7 +44,7 @@ def run_pass(
 
         # One step: the loss and the gradient of its micro-batches, then the optimizer.
         step = trainer.stream.next_step()
-        restart_due = restarts.is_due(step)
+        restart_due = restarts.is_due(step, progress.step + 1)
         if not step.reports_style:
             restarts.leave_out(progress.step)
         stepper.learning_rate = trainer.learning_rate_at(progress.step)

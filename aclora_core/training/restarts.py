@@ -12,32 +12,47 @@ from torch import Tensor
 from ..adapter import Restart
 from ..config import TrainConfig
 from ..lora import FlatParameters
-from ..method import LayerRestart, Mode, SignalThreshold, dynamic_threshold, is_restart_epoch, restart_adapter
+from ..method import (
+    LayerRestart,
+    Mode,
+    SignalThreshold,
+    dynamic_threshold,
+    is_restart_epoch,
+    restart_adapter,
+    scheduled_threshold,
+)
 from ..optim import Stepper
 from .batches import StepBatches
 
 
 class Restarts:
-    """Restarts the adapter every few epochs: keeps each layer's signal and redraws its noise (AC-LoRA Eq. 2).
+    """Restarts the adapter every few epochs or steps: keeps each layer's signal and redraws its noise (AC-LoRA Eq. 2).
 
     Args:
         config: the settings; mode "off" never restarts.
         total_epochs: planned for this pass.
+        total_steps: planned for this pass.
         device: where the new noise is drawn.
     """
 
-    def __init__(self, config: TrainConfig, total_epochs: int, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, total_epochs: int, total_steps: int, device: torch.device) -> None:
         self.config = config
-        self.total_epochs = total_epochs
+        self.total = total_steps if config.restart_steps else total_epochs  # in the unit of _done
         self.generator = torch.Generator(device).manual_seed(config.seed)  # on the device, where drawing is fast
         self._last_step = 0  # of the last restart
         self._without_style: list[int] = []  # steps since then whose loss is not that of the style
 
-    def is_due(self, step: StepBatches) -> bool:
-        """Return whether the adapter restarts after this step."""
-        if self.config.mode == "off" or not step.ends_epoch:
+    def is_due(self, batches: StepBatches, step: int) -> bool:
+        """Return whether the adapter restarts after this step. step: its number, from 1."""
+        config = self.config
+        if config.mode == "off" or not (config.restart_steps or batches.ends_epoch):
             return False
-        return is_restart_epoch(step.epoch, self.config.restart_every, self.total_epochs)
+        interval = config.restart_steps or config.restart_every
+        return is_restart_epoch(self._done(batches.epoch, step), interval, self.total)
+
+    def _done(self, epoch: int, step: int) -> int:
+        """Return how far the training is, in the unit that restarts are counted in: epochs or steps."""
+        return step if self.config.restart_steps else epoch
 
     def leave_out(self, step: int) -> None:
         """Leave the loss of a step out of the mean that sets the threshold."""
@@ -53,7 +68,7 @@ class Restarts:
         Args:
             parameters: the adapter's weights.
             stepper: whose optimizer state of redrawn factors is reset.
-            epoch: that has just ended, from 1.
+            epoch: of the step that was just taken, from 1.
             losses: of all steps of this pass, relative to the mean target.
         """
         steps = range(self._last_step, len(losses))
@@ -61,7 +76,7 @@ class Restarts:
         if not known:
             return None
         loss = sum(known) / len(known)
-        threshold = self._threshold(epoch, loss)
+        threshold = self._threshold(self._done(epoch, len(losses)), loss)
         layers = {name: (it.lora_down, it.lora_up, it.scale) for name, it in parameters.layers.items()}
         mode: Mode = self.config.mode  # type: ignore[assignment]  # "off" is never due
         results = restart_adapter(layers, threshold, self.generator, mode, self.config.measure)
@@ -74,12 +89,14 @@ class Restarts:
         ranks = {name: result.rank for name, result in results.items()}
         return Restart(len(losses), epoch, loss, threshold, ranks)
 
-    def _threshold(self, epoch: int, loss: float) -> SignalThreshold:
-        """Return the share of a spectrum that is signal, or "noise floor"."""
+    def _threshold(self, done: int, loss: float) -> SignalThreshold:
+        """Return the share of a spectrum that is signal, or "noise floor". done: in epochs or steps."""
         config = self.config
+        limits = config.lowest_threshold, config.highest_threshold
         if config.threshold == "dynamic":
-            limits = config.lowest_threshold, config.highest_threshold
-            return dynamic_threshold(loss, min(epoch, self.total_epochs), self.total_epochs, *limits)
+            return dynamic_threshold(loss, min(done, self.total), self.total, *limits)
+        if config.threshold == "scheduled":
+            return scheduled_threshold(min(done, self.total), self.total, *limits)
         return config.fixed_threshold if config.threshold == "fixed" else "noise floor"
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,6 +21,12 @@ def style_indices(images: TrainingSet, indices: Iterable[int]) -> list[int]:
     return [index for index in indices if index not in images.regularisation]
 
 
+def captioned_indices(images: TrainingSet) -> list[int]:
+    """Return the index of every image, the first of its variants; none a second time without its caption."""
+    again = set(images.without_caption.values())
+    return [index for index in images.variants or range(len(images.latents)) if index not in again]
+
+
 def group_by_key(indices: Iterable[int], batch_keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:
     """Return batches of at most batch_size indices with one batch key each, in the order in which they come."""
     members: dict[Hashable, list[int]] = {}

@@ -23,7 +23,7 @@ from .progress import Progress, Result
 from .report import make_report
 from .resume import restore_facts, resume_pass
 from .run import Callbacks, TrainingRun
-from .sampler import style_indices
+from .sampler import captioned_indices, style_indices
 from .trainer import Trainer
 from .validation import MIN_IMAGES, EarlyStopping, ValidationSet, hold_out
 
@@ -52,7 +52,7 @@ def train(
         config: the settings.
         on_step: called after every step.
         should_stop: asked after every step, and while images are measured.
-        indices: of the images to learn from; None for all.
+        indices: of the images to learn from, with their captions; None for all.
         checkpoints: where to save the state of the training, and whether to resume.
         previews: images drawn while it trains.
 
@@ -62,9 +62,14 @@ def train(
         FloatingPointError: the loss was not finite for ten steps in a row, and never before.
     """
     if indices is None:
-        indices = list(images.variants or range(len(images.latents)))
+        indices = captioned_indices(images)
     if not style_indices(images, indices):
         raise ValueError("There are no images to learn from.")
+    if config.needs_unconditional and not images.without_caption:
+        raise ValueError(
+            "caption_dropout and prior_weight need the conditioning of the empty caption, and there is none. Connect a "
+            "CLIP Text Encode with an empty text to unconditional of AC-LoRA Learning Options, or set both to 0."
+        )
     check_installed(config.optimizer)
     store = None
     if checkpoints:

@@ -58,7 +58,7 @@ class Trainer:
         self.stream = BatchStream(model, images, config, indices, generator)
         automatic = config.checkpointing == "automatic"
         self.memory = MemoryPlan(self.adapted, self.stepper, self.stream, progress, automatic)
-        self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), model.device)
+        self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), steps, model.device)
 
     @contextmanager
     def ready(self) -> Iterator[None]:

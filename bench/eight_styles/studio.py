@@ -27,13 +27,14 @@ class Indices:
 
     training: range
     mirrored: range  # the training images, mirrored
+    uncaptioned: range  # the training images with the empty caption
     verdict: range
 
 
 class Studio:
     """Trains on the styles' images and draws their test captions.
 
-    styles: the images by style. indices: where they are in the training set; `empty` has the empty caption.
+    styles: the images by style. indices: where they are in the training set.
     """
 
     def __init__(
@@ -43,10 +44,9 @@ class Studio:
         vae: Any,
         styles: dict[str, images.Style],
         indices: dict[str, Indices],
-        empty: int,
     ) -> None:
         self.pack, self.session, self.vae = pack, session, vae
-        self.styles, self.indices, self.empty = styles, indices, empty
+        self.styles, self.indices = styles, indices
         network = session.network
         self.layers = self.core("lora.targets").preset_layers(network.network, "all", network.prefix)
 
@@ -59,13 +59,17 @@ class Studio:
         on_gpu = self.session.network.device.type == "cuda"
         return torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
 
+    @property
+    def empty(self) -> int:
+        """The index of an image with the empty caption."""
+        return next(iter(self.indices.values())).uncaptioned[0]
+
     def training_set(self, style: str, mirrored: bool) -> Any:
         """Return the training set, with mirrored versions as variants of the style's images where that is asked for."""
-        if not mirrored:
-            return self.session.images
         indices = self.indices[style]
-        variants = {a: [a, b] for a, b in zip(indices.training, indices.mirrored, strict=True)}
-        return replace(self.session.images, variants=variants)
+        variants = {a: [a, b] for a, b in zip(indices.training, indices.mirrored, strict=True)} if mirrored else {}
+        without_caption = dict(zip(indices.training, indices.uncaptioned, strict=True))
+        return replace(self.session.images, variants=variants, without_caption=without_caption)
 
     def draw_verdict(self, style: str) -> Tensor:
         """Draw the test captions of a style with the model as it is; the same noise every time. (n, h, w, 3) in 0..1."""
@@ -124,11 +128,11 @@ def opened(host: Path, data: Path) -> Iterator[Studio]:
             indices[name] = Indices(
                 add(training, style.training.captions),
                 add(training.flip(2), style.training.captions),
+                add(training, [""] * len(training)),
                 add(_pixels(style.verdict), style.verdict.captions),
             )
-        empty = add(_pixels(next(iter(styles.values())).training)[:1], [""])[0]
     with training_session(pack, model, latents, conditioning) as session:
-        yield Studio(pack, session, vae, styles, indices, empty)
+        yield Studio(pack, session, vae, styles, indices)
 
 
 def _pixels(part: images.Part) -> Tensor:

@@ -27,7 +27,11 @@ log = logging.getLogger("aclora")
 
 @contextmanager
 def training_session(
-    model: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any], clip: Any = None
+    model: Any,
+    latents: Sequence[dict[str, Any]],
+    conditioning: Sequence[Any],
+    clip: Any = None,
+    unconditional: Any = None,
 ) -> Iterator[tuple[HostModel, HostTrainingSet]]:
     """Open a MODEL for training with its images, and restore everything on exit.
 
@@ -36,6 +40,8 @@ def training_session(
         latents: LATENTs of one image each.
         conditioning: the encoded caption of each image.
         clip: a CLIP to train too.
+        unconditional: the encoded empty caption, for caption dropout and prior preservation only. A CLIP that is
+            trained encodes it anew.
 
     Yields:
         The model and the images, as train() takes them.
@@ -44,11 +50,18 @@ def training_session(
         ValueError: an input cannot be trained on; the message says which image and what to do.
     """
     _check_inputs(model, latents, conditioning)
+    _check_unconditional(unconditional)
     if note := training_note(model):
         log.info("AC-LoRA: %s", note)
     patcher = _patcher_for_training(model)
     text = _text_encoder(clip, conditioning) if clip else None
     patchers = [patcher, text.patcher] if text else [patcher]
+    variants, without_caption = variant_indices(latents), dict[int, int]()
+    if unconditional is not None:  # every image comes a second time, with the empty caption
+        without_caption = {index: index + len(latents) for index in range(len(latents))}
+        latents, conditioning = [*latents, *latents], [*conditioning, *[unconditional] * len(latents)]
+        if text:
+            text.captions += [""] * len(without_caption)
     # Loaded in inference mode, like the weights themselves: moved outside of it, they could be used in neither mode.
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     base, device = patcher.model, patcher.load_device
@@ -77,9 +90,10 @@ def training_session(
             scaled,
             conditions,
             batch_keys,
-            variants=variant_indices(latents),
+            variants=variants,
             masks=latent_masks(latents, scaled),
             regularisation=regularisation_weights(latents),
+            without_caption=without_caption,
             lengths=lengths,
             text=text,
         )
@@ -120,6 +134,14 @@ def _check_inputs(model: Any, latents: Sequence[dict[str, Any]], conditioning: S
                 f"Caption {number} is made of {len(conditioning[number - 1])} conditionings. Give each image a single "
                 "one, not a combination."
             )
+
+
+def _check_unconditional(unconditional: Any) -> None:
+    if unconditional is not None and len(unconditional) != 1:
+        raise ValueError(
+            f"The unconditional is made of {len(unconditional)} conditionings. Connect a single CLIP Text Encode with "
+            "an empty text, not a combination."
+        )
 
 
 def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:

@@ -26,6 +26,7 @@ class HostTrainingSet:
     variants: dict[int, list[int]] = field(default_factory=dict)  # all variants of an image, by the first one
     masks: dict[int, Tensor] = field(default_factory=dict)  # in 0 to 1, of the latent's height and width
     regularisation: dict[int, float] = field(default_factory=dict)  # weights of the regularisation images
+    without_caption: dict[int, int] = field(default_factory=dict)  # image -> the same image with the empty caption
     lengths: Lengths = field(default_factory=dict)  # to which shorter captions are repeated
     text: TextEncoder | None = None  # if it is trained too
 

@@ -58,7 +58,9 @@ class ACLoRATrain(io.ComfyNode):
         live_previews = LivePreviews(chosen.previews)
         display = TrainingDisplay(host.ProgressBar(config.steps, node_id), live_previews)
         checkpoints = chosen.checkpoints
-        with host.training_session(model[0], latents, conditioning, chosen.clip) as (network, images):
+        unconditional = chosen.unconditional if config.needs_unconditional else None
+        session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional)
+        with session as (network, images):
             previews = live_previews.for_training(network, images, config.seed)
             result = train(network, images, config, display, host.cancelled, checkpoints=checkpoints, previews=previews)
             facts = replace(result.report.facts, base_model=network.base_name, resolution=images.resolution)

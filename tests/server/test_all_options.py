@@ -36,14 +36,25 @@ def test_all_options_together(server: HostServer) -> None:
         }
         base["plain"]["inputs"] |= {"held_out": 0.2, "refit": False}
         options = {
-            "Learning": {"schedule": "cosine", "warm_up": 2, "accumulate": 2, "ema_decay": 0.5, "mask_floor": 0.1},
+            "Learning": {
+                "schedule": "cosine",
+                "warm_up": 2,
+                "accumulate": 2,
+                "ema_decay": 0.5,
+                "mask_floor": 0.1,
+                "stratified_timesteps": True,
+                "caption_dropout": 0.2,
+                "prior_weight": 0.5,
+                "unconditional": ["empty", 0],
+            },
             "Layer": {"exclude_layers": "final_layer", "layer_ranks": "^text_encoders=2"},
-            "Rank": {"mode": "product", "restart_every": 1, "threshold": "fixed"},
+            "Rank": {"mode": "product", "restart_every": 1, "threshold": "scheduled", "restart_steps": 2},
             "TextEncoder": {"clip": ["base", 1], "text_learning": 1.0},
             "Preview": {"preview_every": 3, "preview_prompts": "a rocket", "clip": ["base", 1]},
             "Checkpoint": {"checkpoint_every": 3, "checkpoint_name": "all"},
             "Speed": {"checkpointing": "all"},
         }
+        base["empty"] = server.node("CLIPTextEncode", text="", clip=["base", 1])
         before = "plain"
         for kind, settings in options.items():
             base[kind] = server.node(f"ACLoRA{kind}Options", **settings, options=[before, 0])
@@ -66,4 +77,5 @@ def test_all_options_together(server: HostServer) -> None:
     with safe_open(server.base / "models" / "loras" / "all.safetensors", "pt") as file:
         report = RankReport.from_json(file.metadata()["aclora.trajectory"])
     assert report.facts.regularisation_images == 2 and report.facts.held_out_images == 2
-    assert report.facts.preview_seconds > 0 and report.restarts and report.validation
+    assert report.facts.preview_seconds > 0 and report.validation
+    assert [restart.step for restart in report.restarts] == [2, 4]

@@ -42,9 +42,10 @@ def pictures(parts):
     return latents, [caption(parts, SHORT), caption(parts, "a blue ball, mine style")]
 
 
-def trained(pack, model, latents, conditioning, previews=None, clip=None, **settings):
+def trained(pack, model, latents, conditioning, previews=None, clip=None, unconditional=None, **settings):
     """Run the training node and return its outputs."""
-    return train(pack, model, latents, conditioning, QUICK | settings, previews=previews, clip=clip)
+    others = {"previews": previews, "clip": clip, "unconditional": unconditional}
+    return train(pack, model, latents, conditioning, QUICK | settings, **others)
 
 
 def first_step(model, conditioning, seed=3):

@@ -39,6 +39,7 @@ class Toy:
     variants: dict[int, list[int]] = field(default_factory=dict)
     masks: dict[int, Tensor] = field(default_factory=dict)
     regularisation: dict[int, float] = field(default_factory=dict)
+    without_caption: dict[int, int] = field(default_factory=dict)
     prefix: str = "toy."
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from comfy_api.latest import io
@@ -20,7 +21,7 @@ class ACLoRALearningOptions(io.ComfyNode):
             "AC-LoRA Learning Options",
             "How a training learns: the optimizer, the learning rate schedule, the noise levels and their loss "
             "weights.",
-            [*_steps(), *_noise(), *_masks()],
+            [*_steps(), *_noise(), *_optional()],
             [
                 "optimizer",
                 "scheduler",
@@ -30,11 +31,16 @@ class ACLoRALearningOptions(io.ComfyNode):
                 "timestep sampling",
                 "gradient accumulation",
                 "masked loss",
+                "caption dropout",
+                "prior preservation",
+                "stratified sampling",
             ],
         )
 
     @classmethod
-    def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
+    def execute(cls, options: Options | None = None, unconditional: Any = None, **settings: Any) -> io.NodeOutput:
+        if unconditional is not None:
+            options = replace(options or Options(), unconditional=unconditional)
         return settings_output(options, settings)
 
 
@@ -128,7 +134,7 @@ def _noise() -> list[Any]:
     ]
 
 
-def _masks() -> list[Any]:
+def _optional() -> list[Any]:
     return [
         io.Float.Input(
             "mask_floor",
@@ -140,5 +146,42 @@ def _masks() -> list[Any]:
             advanced=True,
             tooltip="Weight of the black parts of an image's mask. 0: they are ignored, so a watermark there is never "
             "learned. 0.1 gives them a little weight, for backgrounds that come out empty. 1: as without a mask.",
+        ),
+        io.Boolean.Input(
+            "stratified_timesteps",
+            default=TrainConfig.stratified_timesteps,
+            optional=True,
+            advanced=True,
+            tooltip="Whether the images of a step get noise levels from equal parts of their distribution, one from "
+            "each, so that steps vary less. Makes a difference with 2 images a step or more.",
+        ),
+        io.Float.Input(
+            "caption_dropout",
+            default=TrainConfig.caption_dropout,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip="Probability that an image of a step is learned with the empty caption, so that the style also "
+            "shows without words. Needs unconditional. 0.1 is common. A larger value learns less from the captions.",
+        ),
+        io.Float.Input(
+            "prior_weight",
+            default=TrainConfig.prior_weight,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="How strongly the prediction with the empty caption is held to that of the model without the "
+            "style, so that the model keeps what it knows. Needs unconditional, and makes a step take more than twice "
+            "as long. 0: off.",
+        ),
+        io.Conditioning.Input(
+            "unconditional",
+            optional=True,
+            tooltip="The encoded empty caption, for caption_dropout and prior_weight: a CLIP Text Encode with an empty "
+            "text, and the clip that is also connected to the dataset node.",
         ),
     ]

@@ -36,6 +36,7 @@ class Options:
     checkpoints: CheckpointConfig | None = None
     previews: PreviewSettings | None = None
     clip: CLIP | None = None  # a text encoder to train as well
+    unconditional: Any = None  # ComfyUI's conditioning of the empty caption
 
     def with_settings(self, settings: Mapping[str, Any]) -> Options:
         """Return a copy with further settings, which override those that are set already."""

@@ -72,10 +72,11 @@ def _thresholds() -> list[Any]:
     return [
         io.Combo.Input(
             "threshold",
-            options=["dynamic", "fixed", "noise floor"],
+            options=["dynamic", "fixed", "noise floor", "scheduled"],
             default=TrainConfig.threshold,
             tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a fixed "
-            "fraction. noise floor: components that stand out from those of a random matrix.",
+            "fraction. noise floor: components that stand out from those of a random matrix. scheduled: a fraction "
+            "that rises over the training.",
         ),
         io.Float.Input(
             "fixed_threshold",
@@ -91,8 +92,8 @@ def _thresholds() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Lower bound of the dynamic threshold, the fraction of an adapter that is signal. A larger bound "
-            "keeps more.",
+            tooltip="Lower bound of the dynamic threshold, the fraction of an adapter that is signal; where the "
+            "scheduled threshold starts. A larger bound keeps more.",
         ),
         io.Float.Input(
             "highest_threshold",
@@ -100,7 +101,8 @@ def _thresholds() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Upper bound of the dynamic threshold. A smaller bound resamples more.",
+            tooltip="Upper bound of the dynamic threshold; where the scheduled one ends. A smaller bound resamples "
+            "more.",
         ),
         io.Combo.Input(
             "measure",
@@ -108,5 +110,15 @@ def _thresholds() -> list[Any]:
             default=TrainConfig.measure,
             tooltip="What the threshold is a fraction of: the sum of the squared singular values (energy) or of the "
             "singular values (sum). sum counts fewer components as noise.",
+        ),
+        io.Int.Input(
+            "restart_steps",
+            default=TrainConfig.restart_steps,
+            min=0,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between two restarts, in place of restart_every, whatever the number of images. 0: "
+            "restart_every counts.",
         ),
     ]

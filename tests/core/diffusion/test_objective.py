@@ -15,7 +15,9 @@ from aclora_core.diffusion.objective import (
     draw_sigmas,
     loss_weights,
     prediction_target,
+    sigmas_at_quantiles,
     snr,
+    stratified_quantiles,
     target_variance,
     with_timesteps,
 )
@@ -229,6 +231,36 @@ def test_shifted_multiplies_the_odds_of_logit_normal_by_what_suits_the_size() ->
     plain = draw_sigmas(replace(FLOW, sampling="logit-normal"), 500, torch.Generator().manual_seed(1))
     torch.testing.assert_close(small, plain)
     torch.testing.assert_close(wide, (3 * plain / (1 + 2 * plain)).clamp(1e-3, 1 - 1e-3))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "logit-normal", "shifted"])
+def test_noise_levels_at_even_quantiles_are_distributed_as_those_that_are_drawn(sampling) -> None:
+    objective, latent = replace(FLOW, sampling=sampling), torch.zeros(1, 4, 8, 24)
+    count = 20_000
+    even = sigmas_at_quantiles(objective, (torch.arange(count) + 0.5) / count, latent)
+    assert even.dtype == torch.float32 and even.shape == (count,) and bool((even.diff() >= 0).all())
+    drawn = draw_sigmas(objective, count, torch.Generator().manual_seed(0), latent).sort().values
+    assert (even - drawn).abs().mean() < 0.005 and (even - drawn).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_every_part_holds_one_quantile_in_random_order(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.stack([stratified_quantiles(count, generator) for _ in range(400)])
+    assert torch.equal((rows * count).floor().sort(1).values, torch.arange(count).float().expand(400, count))
+    assert float(rows[:, 0].mean()) == pytest.approx(0.5, abs=0.06)  # the first is uniform over all parts
+    assert float(rows[:, 0].var()) == pytest.approx(1 / 12, abs=0.02)
+
+
+def test_quantiles_at_the_ends_give_finite_levels() -> None:
+    for sampling in ("uniform", "logit-normal"):
+        ends = sigmas_at_quantiles(replace(SHARES, sampling=sampling), torch.tensor([0.0, 1.0]))
+        assert ends.tolist() == pytest.approx([1e-3, 1 - 1e-3])
+
+
+def test_unknown_sampling_has_no_quantiles() -> None:
+    with pytest.raises(ValueError, match="not 'cosine'"):
+        sigmas_at_quantiles(replace(SHARES, sampling="cosine"), torch.tensor([0.5]))  # type: ignore[arg-type]
 
 
 def test_automatic_is_what_the_model_says_and_the_rest_is_as_wished() -> None:

@@ -71,6 +71,28 @@ def test_larger_pictures_get_more_noise_where_that_is_wished() -> None:
     torch.testing.assert_close(shifted / (1 - shifted), (50 * usual / (1 - usual)).clamp_max(999), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("groups", [(), ["wide"] * 7 + ["tall"] * 3 + ["long"] * 2], ids=["one size", "three sizes"])
+def test_stratified_noise_levels_come_from_equal_parts_over_the_whole_step(groups) -> None:
+    model = toy(12, objective=replace(FLOW, sampling="uniform"), batch_keys=groups)
+    steps = drawn(model, 20, stratified_timesteps=True)
+    assert groups == () or any(len({batch.key[0] for batch in step.batches}) > 1 for step in steps)
+    for step in steps:
+        levels = joined(step, "sigma")
+        assert (6 * levels).floor().sort().values.tolist() == list(range(6))
+    varied = {len(set(values)) for values in zip(*(joined(step, "sigma").tolist() for step in steps), strict=True)}
+    assert varied == {20}
+
+
+def test_stratified_noise_levels_make_the_loss_of_a_step_vary_less() -> None:
+    model = toy(12, objective=FLOW)
+    means = [
+        torch.stack([joined(step, "sigma").mean() for step in drawn(model, 200, stratified_timesteps=on)])
+        for on in (False, True)
+    ]
+    assert means[1].var() < means[0].var() / 5
+    assert means[1].mean() == pytest.approx(float(means[0].mean()), abs=0.02)
+
+
 def test_a_trial_takes_nothing_from_the_training() -> None:
     model = toy(8, objective=FLOW)
     generator = torch.Generator().manual_seed(0)

@@ -144,6 +144,53 @@ def test_the_threshold_stays_in_its_range() -> None:
     assert thresholds and set(thresholds) == {0.97}
 
 
+def test_a_scheduled_threshold_rises_linearly_over_the_training() -> None:
+    config = replace(
+        QUICK,
+        steps=30,
+        mode="paper",
+        restart_every=2,
+        threshold="scheduled",
+        lowest_threshold=0.7,
+        highest_threshold=0.99,
+    )
+    by_epoch = train(toy(12), config).report.restarts
+    assert [restart.threshold for restart in by_epoch] == pytest.approx([0.7 + 0.29 * n / 10 for n in (2, 4, 6, 8)])
+    by_step = train(toy(12), replace(config, restart_steps=7)).report.restarts
+    assert [restart.threshold for restart in by_step] == pytest.approx([0.7 + 0.29 * n / 30 for n in (7, 14, 21)])
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"), [(30, 7, [7, 14, 21]), (28, 7, [7, 14, 21]), (27, 7, [7, 14]), (30, 16, [])]
+)
+def test_restarts_counted_in_steps_come_wherever_an_epoch_ends_but_not_in_the_last_interval(
+    steps, every, expected
+) -> None:
+    config = replace(QUICK, steps=steps, mode="paper", restart_every=1, restart_steps=every)
+    restarts = train(toy(12), config).report.restarts  # 3 steps an epoch
+    assert [restart.step for restart in restarts] == expected
+    assert [restart.epoch for restart in restarts] == [math.ceil(step / 3) for step in expected]
+
+
+def test_restarts_counted_in_steps_take_the_exponent_of_the_threshold_from_the_steps() -> None:
+    for restart in train(toy(12), replace(QUICK, steps=30, mode="paper", restart_steps=7)).report.restarts:
+        assert restart.threshold == pytest.approx(dynamic_threshold(restart.loss, restart.step, 30))
+
+
+def test_the_refit_restarts_at_the_steps_of_the_first_pass() -> None:
+    """Its epochs are longer, as it learns from the held-out images too; steps are the same in both."""
+    config = replace(QUICK, steps=40, mode="paper", restart_steps=7, held_out=0.2, stop_early=False)
+    seen: dict[str, list[int]] = {}
+
+    def watch(progress) -> None:
+        seen[progress.stage] = [restart.step for restart in progress.restarts]
+
+    report = train(toy(24), config, watch).report
+    last = report.facts.best_step
+    assert seen["training"] == [7, 14, 21, 28] and last >= 14
+    assert seen["training on all"] == [step for step in seen["training"] if step <= last - 7]
+
+
 def test_losses_are_relative_to_predicting_the_mean() -> None:
     """So pictures of ten times the contrast give the same losses at the start."""
     faint = toy()
@@ -286,6 +333,7 @@ BAD: list[tuple[dict, str]] = [
     ({"batch_size": 0}, "batch_size must be 1 or more, but is 0"),
     ({"max_rank": -1}, "max_rank must be 1 or more, but is -1"),
     ({"restart_every": 0}, "restart_every must be 1 or more"),
+    ({"restart_steps": -1}, "restart_steps must be 0"),
     ({"learning_rate": 0.0}, "learning_rate must be above 0, but is 0.0"),
     ({"learning_rate": math.nan}, "learning_rate must be above 0, but is nan"),
     ({"alpha": -1.0}, "alpha must be above 0, but is -1.0"),

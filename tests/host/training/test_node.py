@@ -77,6 +77,24 @@ def test_the_same_seed_gives_the_same_adapter(pack, model, pictures):
             assert not torch.equal(tensor, other[1][key]), key
 
 
+def test_the_unconditional_is_used_where_a_setting_asks_for_it_and_only_there(pack, parts, model, pictures):
+    empty = caption(parts, "")
+    plain, ignored, dropped, held = (
+        trained(pack, model, *pictures, steps=6, **more)
+        for more in (
+            {},
+            {"unconditional": empty},
+            {"unconditional": empty, "caption_dropout": 0.5},
+            {"unconditional": empty, "prior_weight": 5.0},
+        )
+    )
+    assert plain[2] == ignored[2] and plain[2] != dropped[2] and plain[2] != held[2]
+    for key, tensor in plain[1].items():
+        assert torch.equal(tensor, ignored[1][key]), key
+    with pytest.raises(ValueError, match="to unconditional of AC-LoRA Learning Options"):
+        trained(pack, model, *pictures, steps=6, prior_weight=1.0)
+
+
 @pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 1]])
 def test_every_image_keeps_its_caption_in_a_batch(pack, model, pictures, order):
     with torch.inference_mode(), open_training(pack, model, *pictures) as (frozen, images), torch.no_grad():

@@ -47,6 +47,16 @@ def test_the_text_encoder_node_enables_its_training(pack: ModuleType) -> None:
     assert after.clip == "the clip" and after.settings == {"alpha": 2.0, "text_learning": 0.2}
 
 
+def test_the_unconditional_passes_along_the_chain(pack: ModuleType) -> None:
+    node = node_of(pack, "learning")
+    given = node.execute(unconditional="the empty caption", **widgets(node)).result[0]
+    later = node.execute(given, **widgets(node)).result[0]
+    ranks = node_of(pack, "ranks")
+    last = ranks.execute(later, **widgets(ranks)).result[0]
+    assert given.unconditional == last.unconditional == "the empty caption"
+    assert node.execute(**widgets(node)).result[0].unconditional is None
+
+
 def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
     before = pack.nodes.training.options.options.Options({"alpha": 2.0})
     given = pack.nodes.training.options.checkpoints.ACLoRACheckpointOptions.execute(
