@@ -42,11 +42,9 @@ class Run:
     def add(self, row: Row) -> None:
         self.rows.append(row)
         outcome = row.get("error") or ", ".join(_brief(*cell) for cell in row["cells"].items())
-        done = f"{len(self.rows)}/{self.planned}"
-        print(
-            f"{self._clock()} {done} {row['style']}, seed {row['seed']}, {row['name']}, {row.get('seconds', 0):.0f} s: {outcome}",
-            flush=True,
-        )
+        done, seconds = f"{len(self.rows)}/{self.planned}", row.get("seconds", math.nan)
+        what = f"{row['style']}, seed {row['seed']}, {row['name']}"
+        print(f"{self._clock()} {done} {what}, {seconds:.0f} s: {outcome}", flush=True)
         if time.monotonic() - self.written > 20:
             self.write()
 

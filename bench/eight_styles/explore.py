@@ -8,6 +8,7 @@ from typing import Any
 from bench.eight_styles.jobs import Job
 from bench.eight_styles.plan import EVERY, LEVER_STEPS, LEVERS, PLAIN, RESTARTS, THRESHOLDS, anchors, every_style
 
+WATCHED_STEPS = (80, 160, 240, 320, 400, 480, 560, 640, 800, 960, 1280, 1600)
 _FAR = {**RESTARTS, "restart_every": 80, "threshold": "dynamic"}
 
 
@@ -16,8 +17,9 @@ def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     found = anchors(styles)
     for seed in seeds:
         for name, settings, rest in lines():
-            settings = {**settings, "steps": LEVER_STEPS[-1]}
-            found += every_style(styles, [seed], "training", name, settings, marks=LEVER_STEPS, **rest)
+            marks = WATCHED_STEPS if rest.get("watched") else LEVER_STEPS
+            settings = {**settings, "steps": marks[-1]}
+            found += every_style(styles, [seed], "training", name, settings, marks=marks, **rest)
     return found
 
 
@@ -28,6 +30,8 @@ def lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("plain, watched", PLAIN, {"watched": True}),
         ("restarts every 320, dynamic", _FAR, {"strengths": (0.8, 1.2, 1.4)}),
         ("restarts every 320, dynamic, watched", _FAR, {"watched": True}),
+        ("plain, 8 images, watched", PLAIN, {"watched": True, "images": 8}),
+        ("plain, 40 images, watched", PLAIN, {"watched": True, "images": 40}),
         ("plain, mirrored", PLAIN, {"mirrored": True}),
         ("plain, mirrored, EMA 0.99", {**PLAIN, "ema_decay": 0.99}, {"mirrored": True}),
     ]

@@ -1,7 +1,7 @@
 """The images of the study, in one file: training and test images of eight styles, and all real images for the judge.
 
-The file is a zip with the styles as bench/no_search/images.py writes them, and judge/: every image of all twelve icon sets
-at 64 × 64, with the number of its concept and of its style. So the study runs without a network.
+The file is a zip with the styles as bench/no_search/images.py writes them, and judge/: every image of all twelve icon
+sets at 64 × 64, with the number of its concept and of its style. So the study runs without a network.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Studio:
         return replace(self.session.images, variants=variants, without_caption=without_caption)
 
     def draw_verdict(self, style: str) -> Tensor:
-        """Draw the test captions of a style with the model as it is; the same noise every time. (n, h, w, 3) in 0..1."""
+        """Draw the test captions of a style with the model as it is, always from the same noise; (n, h, w, 3) in 0..1."""
         indices = self.indices[style].verdict
         return self.decode(self.draw(indices, [_NOISE_SEED + number for number in range(len(indices))]))
 
