@@ -36,17 +36,20 @@ def lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("plain, mirrored, EMA 0.99", {**PLAIN, "ema_decay": 0.99}, {"mirrored": True}),
     ]
     found += [(f"plain, {name}", {**PLAIN, **lever}, {}) for name, lever in LEVERS.items()]
-    for distance, every in EVERY.items():
-        for threshold, kind in THRESHOLDS.items():
-            name = f"restarts {distance}, {threshold}"
-            if not any(name == line[0] for line in found):
-                found.append((name, {**RESTARTS, **every, **kind}, {}))
+    far = [("every 320", kind) for kind in ("noise floor", "fixed 0.95", "0.7 to 0.99")]
+    near = [
+        ("every 160", "dynamic"),
+        ("every 160", "noise floor"),
+        ("every 40", "dynamic"),
+        ("every 40", "noise floor"),
+    ]
+    for distance, kind in far + near:
+        found.append((f"restarts {distance}, {kind}", {**RESTARTS, **EVERY[distance], **THRESHOLDS[kind]}, {}))
     found += [
         ("restarts every 320, dynamic, mirrored", _FAR, {"mirrored": True}),
         ("restarts every 320, dynamic, EMA 0.99", {**_FAR, "ema_decay": 0.99}, {}),
-        ("restarts every 320, dynamic, rank 32", {**_FAR, "max_rank": 32}, {}),
         ("restarts every 320, dynamic, product", {**_FAR, "mode": "product"}, {}),
-        ("restarts every 320, dynamic, product_redraw", {**_FAR, "mode": "product_redraw"}, {}),
+        ("restarts every 320, dynamic, rank 32", {**_FAR, "max_rank": 32}, {}),
         ("restarts every 320, dynamic, moments kept", {**_FAR, "clear_moments": False}, {}),
         ("rank 4", {**PLAIN, "max_rank": 4}, {}),
         ("rank 64", {**PLAIN, "max_rank": 64}, {}),

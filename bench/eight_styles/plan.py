@@ -25,27 +25,23 @@ LIBRARY: dict[str, Any] = {"rank": 16, "alpha": 8.0, "learning_rate": 5e-4, "bat
 
 # Each changes one thing of a plain LoRA of rank 16, or of restarts every 320 steps with the dynamic threshold.
 LEVERS: dict[str, dict[str, Any]] = {
-    "EMA 0.98": {"ema_decay": 0.98},
     "EMA 0.99": {"ema_decay": 0.99},
-    "EMA 0.995": {"ema_decay": 0.995},
+    "prior 0.5": {"prior_weight": 0.5},
+    "stratified timesteps": {"stratified_timesteps": True},
+    "cosine": {"schedule": "cosine"},
     "uniform timesteps": {"timesteps": "uniform"},
     "logit-normal timesteps": {"timesteps": "logit-normal"},
-    "stratified timesteps": {"stratified_timesteps": True},
-    "prior 0.3": {"prior_weight": 0.3},
-    "prior 1": {"prior_weight": 1.0},
-    "caption dropout 0.1": {"caption_dropout": 0.1},
-    "learning rate 2e-4": {"learning_rate": 2e-4},
     "learning rate 1e-3": {"learning_rate": 1e-3},
-    "cosine": {"schedule": "cosine"},
-    "linear": {"schedule": "linear"},
-    "min-SNR": {"loss_weight": "min-SNR"},
-    "debiased": {"loss_weight": "debiased"},
-    "weight decay 0.1": {"weight_decay": 0.1},
+    "learning rate 2e-4": {"learning_rate": 2e-4},
     "attention and feed-forward": {"layers": "attention and feed-forward"},
     "attention": {"layers": "attention"},
+    "min-SNR": {"loss_weight": "min-SNR"},
+    "caption dropout 0.1": {"caption_dropout": 0.1},
+    "EMA 0.998": {"ema_decay": 0.998},
+    "prior 2": {"prior_weight": 2.0},
+    "weight decay 0.3": {"weight_decay": 0.3},
     "batch size 8": {"batch_size": 8},
-    "alpha 16": {"alpha": 16.0},
-    "gradient clipping 0.3": {"max_norm": 0.3},
+    "debiased": {"loss_weight": "debiased"},
 }
 
 
