@@ -83,7 +83,7 @@ def train_library(
         on_mark: called with the step; meanwhile network.denoise draws with the adapter, without gradients.
 
     Raises:
-        ValueError: the method is unknown, a number is out of its range, or the network computes in float16.
+        ValueError: the method is unknown, there are no layers, or a number is out of its range.
         ModuleNotFoundError: a library is not installed.
         FloatingPointError: the weights are not finite at the end.
     """
@@ -111,8 +111,6 @@ def _check(
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"The method must be one of {', '.join(METHODS)}, but is '{method}'.")
-    if network.dtype == torch.float16:
-        raise ValueError("float16 needs its loss scaled, which is not done here. Load the model in bf16 or fp32.")
     if not layers:
         raise ValueError("There are no layers to adapt.")
     if others := [mark for mark in marks if not 1 <= mark <= steps]:
@@ -121,10 +119,10 @@ def _check(
 
 @contextmanager
 def unchanged(network: DiffusionModel) -> Iterator[None]:
-    """Restore the attributes of a model, of its network and of the network's modules on exit.
+    """Freeze a model's network, and restore the model, the network and the network's modules on exit.
 
-    Libraries replace modules and forward methods, add attributes and hooks, and freeze weights. None of the methods
-    changes the values of the network's weights.
+    Libraries replace modules and forward methods, and add attributes and hooks. None of the methods changes the values
+    of the network's weights.
     """
     owners: list[Any] = [network, *network.network.modules()]
     attributes = [dict(vars(owner)) for owner in owners]
@@ -132,6 +130,7 @@ def unchanged(network: DiffusionModel) -> Iterator[None]:
     contents = [(value, dict(value)) for own in attributes for value in own.values() if isinstance(value, dict)]
     trained = [(parameter, parameter.requires_grad) for parameter in network.network.parameters()]
     try:
+        network.network.requires_grad_(False)
         yield
     finally:
         for owner, own in zip(owners, attributes, strict=True):
@@ -164,35 +163,64 @@ def _run(
     on_mark: Callable[[int], None],
 ) -> float:
     """Take all steps, and return the seconds that they took."""
-    parameters = list(adapter.parameters.values())
-    on_gpu = network.device.type == "cuda"
-    optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=on_gpu)
+    optimizer = _Optimizer(adapter, network, config)
     seconds, began = 0.0, _now(network.device)
     for step in range(1, config.steps + 1):
-        _backward(adapter, network, stream.next_step())
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_norm)
+        for loss in _losses(adapter, network, stream.next_step()):
+            optimizer.backward(loss)
         optimizer.step()
         adapter.after_step(step)
-        optimizer.zero_grad()
+        optimizer.clear()
         stream.prefetch()  # while the GPU works
         if step in marks:
             seconds += _now(network.device) - began
             with _evaluating(adapter):
                 on_mark(step)
             began = _now(network.device)
-    if not all(parameter.isfinite().all() for parameter in parameters):
+    if not all(parameter.isfinite().all() for parameter in adapter.parameters.values()):
         raise FloatingPointError("The adapter's weights are not finite any more. Lower the learning rate.")
     return seconds + _now(network.device) - began
 
 
-def _backward(adapter: Adapter, network: DiffusionModel, step: StepBatches) -> None:
-    """Compute the gradients of a step's training loss."""
+def _losses(adapter: Adapter, network: DiffusionModel, step: StepBatches) -> Iterator[Tensor]:
+    """Yield the terms of a step's training loss, one at a time, so that only one keeps its activations."""
     if adapter.regularisation is not None:
-        adapter.regularisation().backward()
+        yield adapter.regularisation()
     for batch in step.batches:
         on_device = map_tensors(batch, lambda tensor: tensor.to(network.device, non_blocking=True))
-        loss, _ = weighted_loss(denoising_losses(network, on_device), on_device)
-        loss.backward()
+        yield weighted_loss(denoising_losses(network, on_device), on_device)[0]
+
+
+class _Optimizer:
+    """AdamW as in our defaults; like ours it never makes the CPU wait for a GPU.
+
+    The loss of a float16 network is scaled. A step whose gradient overflows is skipped, where ours repeats it.
+    """
+
+    def __init__(self, adapter: Adapter, network: DiffusionModel, config: TrainConfig) -> None:
+        self._parameters = list(adapter.parameters.values())
+        self._max_norm = config.max_norm
+        device = network.device.type
+        self._adamw = torch.optim.AdamW(
+            self._parameters, config.learning_rate, weight_decay=config.weight_decay, fused=device == "cuda"
+        )
+        in_float16 = network.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(device, growth_interval=200, enabled=in_float16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(self) -> None:
+        """Clip the gradient and update the weights; the gradient stays."""
+        self._scaler.unscale_(self._adamw)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        self._scaler.step(self._adamw)
+        self._scaler.update()
+
+    def clear(self) -> None:
+        """Forget the gradient."""
+        self._adamw.zero_grad()
 
 
 @contextmanager

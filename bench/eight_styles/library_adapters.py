@@ -116,13 +116,20 @@ def ada_lora(request: Request) -> Adapter:
     )
     tuner = peft.AdaLoraModel(network, config, _NAME)
     parameters = _trainable(network)
+
+    def allocate(step: int) -> None:
+        for parameter in parameters.values():  # after an overflow in float16 the importance would be NaN for good
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        tuner.update_and_allocate(step)
+
     return Adapter(
         _peft_layers(network),
         parameters,
         tensors=lambda: _allocated(parameters, config.rank_pattern or {}),
         # peft adds this to the loss that a network returns; a diffusion model returns none.
         regularisation=lambda: config.orth_reg_weight * _distance_from_orthogonal(parameters),
-        after_step=tuner.update_and_allocate,
+        after_step=allocate,
     )
 
 

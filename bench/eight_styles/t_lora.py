@@ -8,8 +8,8 @@ As in the authors' training of SDXL, the smallest rank is half of the largest, t
 deviation 1 / rank, the start is its last singular vectors, and there is no alpha.
 
 Left out or different: the authors adapt the linear layers of the attention only, learn one image under a new word, and
-draw one timestep for a whole batch; here all layers are adapted, and each image of a batch has the mask of its own noise
-level. LyCORIS has a T-LoRA too, but with one mask for all images and 1 × 1 kernels beside larger ones.
+draw one timestep for a whole batch; here all layers are adapted, and each image of a batch has the mask of its own
+noise level. LyCORIS has a T-LoRA too, but with one mask for all images and 1 × 1 kernels beside larger ones.
 """
 
 from __future__ import annotations
