@@ -20,7 +20,9 @@ class Session:
 
 
 @contextmanager
-def training_session(pack: ModuleType, model: Any, latents: Any, captions: Any) -> Iterator[Session]:
+def training_session(
+    pack: ModuleType, model: Any, latents: Any, captions: Any, unconditional: Any = None
+) -> Iterator[Session]:
     """Open a MODEL for training as the pack's training node does.
 
     Args:
@@ -28,9 +30,13 @@ def training_session(pack: ModuleType, model: Any, latents: Any, captions: Any) 
         model: ComfyUI's MODEL.
         latents: ComfyUI's LATENT dicts.
         captions: one conditioning for each latent.
+        unconditional: the conditioning of the empty caption, for caption_dropout and prior_weight; 0.3.0 has neither.
     """
-    open_session = _session if hasattr(pack.nodes.host, "training_session") else _session_0_3
-    with open_session(pack, model, latents, captions) as session:
+    if hasattr(pack.nodes.host, "training_session"):
+        opened = _session(pack, model, latents, captions, unconditional)
+    else:
+        opened = _session_0_3(pack, model, latents, captions)
+    with opened as session:
         yield session
 
 
@@ -40,9 +46,10 @@ def make_config(pack: ModuleType, **settings: Any) -> Any:
 
 
 @contextmanager
-def _session(pack: ModuleType, model: Any, latents: Any, captions: Any) -> Iterator[Session]:
+def _session(pack: ModuleType, model: Any, latents: Any, captions: Any, unconditional: Any) -> Iterator[Session]:
     core = importlib.import_module(f"{pack.__name__}.aclora_core")
-    with pack.nodes.host.training_session(model, latents, captions) as (network, images):
+    more = {} if unconditional is None else {"unconditional": unconditional}  # versions before it take none
+    with pack.nodes.host.training_session(model, latents, captions, **more) as (network, images):
         yield Session(network, images, lambda config, **rest: core.train(network, images, config, **rest))
 
 

@@ -45,7 +45,7 @@ def test_all_options_together(server: HostServer) -> None:
                 "stratified_timesteps": True,
                 "caption_dropout": 0.2,
                 "prior_weight": 0.5,
-                "unconditional": ["empty", 0],
+                "unconditional": ["no_words", 0],
             },
             "Layer": {"exclude_layers": "final_layer", "layer_ranks": "^text_encoders=2"},
             "Rank": {"mode": "product", "restart_every": 1, "threshold": "scheduled", "restart_steps": 2},
@@ -54,7 +54,7 @@ def test_all_options_together(server: HostServer) -> None:
             "Checkpoint": {"checkpoint_every": 3, "checkpoint_name": "all"},
             "Speed": {"checkpointing": "all"},
         }
-        base["empty"] = server.node("CLIPTextEncode", text="", clip=["base", 1])
+        base["no_words"] = server.node("CLIPTextEncode", text="", clip=["base", 1])
         before = "plain"
         for kind, settings in options.items():
             base[kind] = server.node(f"ACLoRA{kind}Options", **settings, options=[before, 0])

@@ -238,3 +238,20 @@ def test_a_prior_with_captions_of_a_network_in_bfloat16_stays_finite() -> None:
     result = train(half, pictures, replace(QUICK, prior_weight=1.0, caption_dropout=0.2))
     assert all(torch.isfinite(factor).all() for factor in factors(result))
     assert any(factor.any() for factor in factors(result)[1::2])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_captured_prior_trains_as_the_eager_one_does(caplog) -> None:
+    def trained(graph: bool) -> tuple[list[float], list[Tensor]]:
+        model = captioned_model()
+        on_cuda = replace(model, network=model.network.cuda(), device=torch.device("cuda"))
+        config = replace(QUICK, mode="paper", restart_steps=5, prior_weight=1.0, caption_dropout=0.3, graph=graph)
+        result = train(on_cuda, images().with_unconditional(EMPTY), config)
+        return result.report.losses, factors(result)
+
+    with caplog.at_level("INFO"):
+        (eager_losses, eager), (losses, captured) = trained(False), trained(True)
+    assert "cannot be captured" not in caplog.text
+    assert losses == pytest.approx(eager_losses, rel=1e-3)
+    for one, other in zip(eager, captured, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3)
