@@ -72,7 +72,7 @@ class Studio:
         return replace(self.session.images, variants=variants, without_caption=without_caption)
 
     def draw_verdict(self, style: str) -> Tensor:
-        """Draw the test captions of a style with the model as it is, always from the same noise; (n, h, w, 3) in 0..1."""
+        """Draw the test captions with the model as it is, always from the same noise; (n, h, w, 3) in 0..1."""
         indices = self.indices[style].verdict
         return self.decode(self.draw(indices, [_NOISE_SEED + number for number in range(len(indices))]))
 
@@ -82,7 +82,9 @@ class Studio:
         shape = training_set.latents[indices[0]].shape
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         with torch.no_grad():
-            conditioning = self.core("storage").to_device(training_set.conditioning(indices), network.device)
+            storage, conditioning = self.core("storage"), training_set.conditioning(indices)
+            conditioning = storage.map_tensors(conditioning, Tensor.clone)  # they were made in inference mode
+            conditioning = storage.to_device(conditioning, network.device)
             return self.core("diffusion").draw_latents(network, noise, conditioning, steps)
 
     def decode(self, latents: Tensor) -> Tensor:

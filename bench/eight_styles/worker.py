@@ -7,6 +7,7 @@ import io
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -58,7 +59,7 @@ class Bench:
         try:
             row = self._results(job)
         except Exception as error:  # the other jobs are still worth running
-            row = {"error": f"{type(error).__name__}: {error}"}
+            row = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=-6)}
         return {**job.row(), **finite(row), "seconds": round(time.monotonic() - began, 2)}
 
     def _results(self, job: Job) -> Row:
