@@ -82,9 +82,7 @@ class Studio:
         shape = training_set.latents[indices[0]].shape
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         with torch.no_grad():
-            storage, conditioning = self.core("storage"), training_set.conditioning(indices)
-            conditioning = storage.map_tensors(conditioning, Tensor.clone)  # they were made in inference mode
-            conditioning = storage.to_device(conditioning, network.device)
+            conditioning = self.core("storage").to_device(training_set.conditioning(indices), network.device)
             return self.core("diffusion").draw_latents(network, noise, conditioning, steps)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -133,8 +131,8 @@ def opened(host: Path, data: Path) -> Iterator[Studio]:
                 add(training, [""] * len(training)),
                 add(_pixels(style.verdict), style.verdict.captions),
             )
-    with training_session(pack, model, latents, conditioning) as session:
-        yield Studio(pack, session, vae, styles, indices)
+        with training_session(pack, model, latents, conditioning) as session:  # loads the model in inference mode
+            yield Studio(pack, session, vae, styles, indices)
 
 
 def _pixels(part: images.Part) -> Tensor:
