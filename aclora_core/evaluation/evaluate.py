@@ -64,7 +64,7 @@ class Nearest:
     drawn: int  # index
     training: Neighbour | None
     reference: Neighbour
-    copied: bool  # more like a training image than two training images are like each other
+    copied: bool  # see `_copied`
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ def evaluate(features: ImageFeatures, pairs: bool = False) -> Evaluation:
             f"pairs needs a reference for every drawn image, but there are {len(sets.drawn)} drawn images and "
             f"{len(sets.references)} references. Switch pairs off, or connect as many references, in the same order."
         )
-    closest = _highest_between_training_images(sets.training)
     rows = [
         *([_paired_similarity(sets)] if pairs else []),
         _similarity(sets),
@@ -106,12 +105,12 @@ def evaluate(features: ImageFeatures, pairs: bool = False) -> Evaluation:
         _distance("KID", kid, sets),
         _nearest_training(sets),
         _nearer_to_training(sets),
-        _copies(sets, closest),
+        _copies(sets),
         _spread(sets),
     ]
     given = {"drawn": sets.drawn, "references": sets.references, "base": sets.base, "training": sets.training}
     counts = {name: len(rows) for name, rows in given.items() if rows is not None}
-    return Evaluation(rows, _nearest(sets, closest), counts)
+    return Evaluation(rows, _nearest(sets), counts)
 
 
 def scores_row(name: str, drawn: Tensor, base: Tensor | None = None, references: Tensor | None = None) -> Row:
@@ -186,18 +185,17 @@ def _nearer_to_training(sets: ImageFeatures) -> Row:
     return _against(NEARER, "lower", share, sets)
 
 
-def _copies(sets: ImageFeatures, closest: float | None) -> Row:
+def _copies(sets: ImageFeatures) -> Row:
     training = sets.training
     if training is None:
         return Row(COPIES, "lower", missing="connect the training images")
-    if closest is None:
-        return Row(COPIES, "lower", missing="connect 2 different training images or more")
+    if _closest_real(sets) is None:
+        return Row(COPIES, "lower", missing="connect 2 different training images or more, or other references")
 
     def share(images: Tensor) -> float:
-        return (nearest_cosines(images, training) > closest).double().mean().item()
+        return _copied(images, sets).double().mean().item()
 
-    unseen = _unseen(sets)
-    return _against(COPIES, "lower", share, sets, real=estimate(share, unseen) if len(unseen) else None)
+    return _against(COPIES, "lower", share, sets)
 
 
 def _spread(sets: ImageFeatures) -> Row:
@@ -238,13 +236,11 @@ def _against(
 # --- nearest images ---
 
 
-def _nearest(sets: ImageFeatures, closest: float | None) -> list[Nearest]:
+def _nearest(sets: ImageFeatures) -> list[Nearest]:
     references = _neighbours(sets.drawn, sets.references)
     training = _neighbours(sets.drawn, sets.training) if sets.training is not None else [None] * len(references)
-    found = [
-        Nearest(index, own, reference, own is not None and closest is not None and own.cosine > closest)
-        for index, (own, reference) in enumerate(zip(training, references, strict=True))
-    ]
+    copied = _copied(sets.drawn, sets).tolist()
+    found = [Nearest(*each) for each in zip(range(len(references)), training, references, copied, strict=True)]
     return sorted(found, key=lambda each: -(each.training or each.reference).cosine)
 
 
@@ -253,11 +249,26 @@ def _neighbours(images: Tensor, others: Tensor) -> list[Neighbour]:
     return [Neighbour(index, cosine) for index, cosine in zip(indices.tolist(), cosines.tolist(), strict=True)]
 
 
-def _highest_between_training_images(training: Tensor | None) -> float | None:
-    """Return the highest cosine of two different training images; None if there are no two."""
-    if training is None:
+def _copied(images: Tensor, sets: ImageFeatures) -> Tensor:
+    """Return which images (n,) seem to be copies of training images.
+
+    These are nearer to a training image than to any unseen reference, and nearer than any two different real images of
+    the style are to each other.
+    """
+    closest = _closest_real(sets)
+    if sets.training is None or closest is None:
+        return torch.zeros(len(images), dtype=torch.bool)
+    unseen = _unseen(sets)
+    to_training = nearest_cosines(images, sets.training)
+    copied = to_training > closest
+    return copied & (to_training > nearest_cosines(images, unseen)) if len(unseen) else copied
+
+
+def _closest_real(sets: ImageFeatures) -> float | None:
+    """Return the highest cosine of a training image and another real image of the style; None if there is none."""
+    if sets.training is None:
         return None
-    cosines = _cosines(training, training)
+    cosines = _cosines(sets.training, torch.cat([sets.training, sets.references]))
     different = cosines[cosines < _SAME_IMAGE]
     return different.max().item() if len(different) else None
 

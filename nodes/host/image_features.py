@@ -147,9 +147,7 @@ def text_features(clip: Any, prompts: Sequence[str], width: int) -> Tensor:
         _, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
         if pooled is None or pooled.shape[-1] != width:
             found = "no embedding of a whole text" if pooled is None else f"embeddings of width {pooled.shape[-1]}"
-            raise ValueError(
-                f"the CLIP has {found}, the CLIP_VISION has width {width}; connect a pair of one CLIP model"
-            )
+            raise ValueError(f"clip has {found}, clip_vision those of width {width}; connect both of one CLIP model")
         rows.append(pooled[:1].float().cpu())
     return torch.cat(rows)
 
@@ -181,14 +179,21 @@ def _square(image: Tensor, side: int) -> Tensor:
 def _feature_block(network: nn.Module) -> tuple[str, nn.Module]:
     """Return a block between the network's start, which sees pixels, and its end, which sees the prediction.
 
-    That is the last block of a UNet's middle, or the block after a third of a transformer's largest row of blocks.
+    That is the middle of a UNet, or the block after a third of a transformer's largest row of blocks.
 
     Raises:
         ValueError: the network has no row of blocks.
     """
-    middle = getattr(network, "middle_block", None)
-    if isinstance(middle, nn.Sequential) and len(middle):
-        return f"middle_block.{len(middle) - 1}", middle[-1]
+    block: Any = getattr(network, "middle_block", None)
+    name = "middle_block"
+    if not isinstance(block, nn.Module):
+        name, block = _block_of_largest_row(network)
+    while isinstance(block, nn.Sequential | nn.ModuleList):  # ComfyUI's UNet calls their parts one by one
+        name, block = f"{name}.{len(block) - 1}", block[-1]
+    return name, block
+
+
+def _block_of_largest_row(network: nn.Module) -> tuple[str, nn.Module]:
     rows = [(name, row) for name, row in network.named_children() if isinstance(row, nn.ModuleList) and len(row)]
     if not rows:
         raise ValueError(
@@ -196,8 +201,7 @@ def _feature_block(network: nn.Module) -> tuple[str, nn.Module]:
             "CLIP_VISION instead."
         )
     name, blocks = max(rows, key=lambda row: sum(weight.numel() for weight in row[1].parameters()))
-    at = len(blocks) // 3
-    return f"{name}.{at}", blocks[at]
+    return f"{name}.{len(blocks) // 3}", blocks[len(blocks) // 3]
 
 
 def _means(output: Any) -> Tensor:
