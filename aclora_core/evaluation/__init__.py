@@ -1,4 +1,4 @@
-"""Measures of drawn images: similarity, distances of sets, copies of training images, spread."""
+"""Measures of drawn images with their errors, and the verdict: similarity, distances of sets, copies, spread."""
 
 from .estimate import Estimate, estimate
 from .evaluate import Evaluation, ImageFeatures, Nearest, Neighbour, Row, evaluate, scores_row

@@ -34,8 +34,8 @@ def evaluation_table(found: Evaluation, source: str) -> str:
 
 
 def evaluation_lines(found: Evaluation) -> str:
-    """Return the verdict, and a line for each measure, for a display without columns."""
-    return "\n".join([verdict(found), *(_line(row) for row in found.rows)])
+    """Return the verdict, and a line for each measure that has a number, for a display without columns."""
+    return "\n".join([verdict(found), *(_line(row) for row in found.rows if not row.missing)])
 
 
 def evaluation_json(found: Evaluation, source: str) -> str:
@@ -113,8 +113,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _line(row: Row) -> str:
-    if row.missing:
-        return f"{row.name}: {row.missing}"
     others = [(name, each) for name, each in (("base", row.base), ("references", row.references)) if each]
     beside = ", ".join(f"{name} {_number(each)}" for name, each in others)
     return f"{row.name}: {_number(row.drawn)}" + (f" ({beside})" if beside else "")

@@ -55,7 +55,7 @@ def clip_similarity(networks: Networks, prompts: Sequence[str], features: ImageF
     """Return the cosine of images and prompts: CLIPScore (Hessel et al. 2021, arXiv 2104.08718) without factor."""
     vision = networks.clip_vision
     if vision is None or vision.model_type != "clip_vision_model":
-        return Row(CLIP_T, "higher", missing="needs a clip_vision of CLIP, which others have no texts for")
+        return Row(CLIP_T, "higher", missing="needs a clip_vision of CLIP, the only kind that reads texts too")
     if not prompts or networks.clip is None:
         return Row(CLIP_T, "higher", missing="needs the prompts, and clip: the text encoder of the same CLIP model")
     try:

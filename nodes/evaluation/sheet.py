@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...aclora_core.evaluation import Nearest
 from ...aclora_core.inspection import contact_sheet
 
-ROWS = 12  # at most
+SHOWN = 12  # drawn images, at most
 
 
 def nearest_sheet(
     nearest: Sequence[Nearest], drawn: Sequence[Tensor], references: Sequence[Tensor], training: Sequence[Tensor] | None
 ) -> Tensor:
-    """Draw the first rows: a drawn image, its nearest training image if there are any, and its nearest reference.
+    """Draw the first images, each with its nearest training image, if there are any, and its nearest reference.
+
+    Two stand side by side, the nearest at the upper left.
 
     Args:
         nearest: sorted, with indices of the images.
@@ -26,9 +30,19 @@ def nearest_sheet(
     Returns:
         (height, width, 3), 0 to 1.
     """
+    shown = nearest[:SHOWN]
+    columns = [shown[side::2] for side in range(2 if len(shown) > 1 else 1)]
+    sheets = [_column(each, drawn, references, training) for each in columns]
+    height = sheets[0].shape[0]
+    return torch.cat([F.pad(sheet, (0, 0, 0, 0, 0, height - sheet.shape[0]), value=1.0) for sheet in sheets], 1)
+
+
+def _column(
+    nearest: Sequence[Nearest], drawn: Sequence[Tensor], references: Sequence[Tensor], training: Sequence[Tensor] | None
+) -> Tensor:
     images: list[Tensor] = []
     captions: list[str] = []
-    for each in nearest[:ROWS]:
+    for each in nearest:
         images.append(drawn[each.drawn])
         captions.append(f"drawn {each.drawn + 1}" + (", a copy?" if each.copied else ""))
         if each.training and training:

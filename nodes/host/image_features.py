@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import comfy.clip_model
@@ -17,11 +18,9 @@ from ...aclora_core.storage import tensors_in
 
 NOISE = 0.2  # fraction of the noise at which the denoiser looks at an image
 _NOISE_SEED = 5
-_BATCH = 4  # images that the denoiser sees at once
+_ROWS = 4  # of blocks that are looked at for features
 _STEP = 64  # pixels; sides of which every model's latents are whole
 _LARGEST = 512  # pixels; features of larger images cost more and say little more
-
-Extractor = Callable[[Sequence[Tensor]], Tensor]
 
 
 class ClipVisionFeatures:
@@ -76,49 +75,47 @@ class DenoiserFeatures:
 
     def __init__(self, model: Any, vae: Any, clip: Any, side: int, advance: Callable[[int], None]) -> None:
         self.model, self.vae, self._side, self._advance = model, vae, side, advance
-        self._block_name, self._block = _feature_block(model.model.diffusion_model)
         self._empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        self._grey = self._activations([torch.full((side, side, 3), 0.5)])
+        self._blocks = _feature_blocks(model.model.diffusion_model)
+        grey = self._activations(torch.full((side, side, 3), 0.5))
+        if not grey:
+            raise ValueError(
+                f"No features can be read from this MODEL: {type(model.model.diffusion_model).__name__} has no blocks "
+                "whose activations are known. Connect a CLIP_VISION instead."
+            )
+        self._block, self._grey = next(iter(grey.items()))
 
     @property
     def name(self) -> str:
         """What gives the features, for tables."""
-        return f"denoiser, {self._block_name}, images at {self._side} x {self._side}"
+        return f"denoiser, {self._block}, images at {self._side} x {self._side}"
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Return (n, d), float32 on the CPU, for images (height, width, 3) in 0 to 1."""
         rows = []
-        for start in range(0, len(images), _BATCH):
-            some = images[start : start + _BATCH]
-            rows.append(self._activations(some) - self._grey)
-            self._advance(len(some))
+        for image in images:
+            rows.append(self._activations(image)[self._block] - self._grey)
+            self._advance(1)
         return torch.cat(rows)
 
-    def _activations(self, images: Sequence[Tensor]) -> Tensor:
-        # One by one, since a video VAE would take a batch for the frames of one clip.
-        latents = torch.cat([self.vae.encode(_square(image, self._side)[None]) for image in images])
-        kept: list[Tensor] = []
-        handle = self._block.register_forward_hook(lambda block, given, output: kept.append(_means(output)))
-        try:
-            self._denoise(latents)
-        finally:
-            handle.remove()
-        if not kept or len(kept[-1]) != len(images):
-            raise ValueError(
-                f"No features can be read from this MODEL: its block {self._block_name} gives "
-                f"{len(kept[-1]) if kept else 0} rows for {len(images)} images. Connect a CLIP_VISION instead."
-            )
-        return kept[-1].float().cpu()
+    def _activations(self, image: Tensor) -> dict[str, Tensor]:
+        """Return the means over all positions in each block, (1, d)."""
+        latent = self.vae.encode(_square(image, self._side)[None])
+        kept: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            for name, block in self._blocks.items():
+                hooks.callback(block.register_forward_hook(_keep_means(kept, name)).remove)
+            self._denoise(latent)
+        return {name: kept[name] for name in self._blocks if name in kept}
 
-    def _denoise(self, latents: Tensor) -> None:
+    def _denoise(self, latent: Tensor) -> None:
         """Run the denoiser once, by one step of the host's sampler from a little noise."""
-        generator = torch.Generator().manual_seed(_NOISE_SEED)
-        noise = torch.randn(latents.shape[1:], generator=generator).expand(latents.shape).clone()
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(_NOISE_SEED))
         sampling = self.model.get_model_object("model_sampling")
         sigmas = torch.tensor([float(sampling.percent_to_sigma(1 - NOISE)), 0.0])
         sampler = comfy.samplers.sampler_object("euler")
         comfy.sample.sample_custom(
-            self.model, noise, 1.0, sampler, sigmas, self._empty, self._empty, latents, disable_pbar=True, seed=0
+            self.model, noise, 1.0, sampler, sigmas, self._empty, self._empty, latent, disable_pbar=True, seed=0
         )
 
 
@@ -176,37 +173,36 @@ def _square(image: Tensor, side: int) -> Tensor:
     return scaled[:, top : top + side, left : left + side].movedim(0, -1)
 
 
-def _feature_block(network: nn.Module) -> tuple[str, nn.Module]:
-    """Return a block between the network's start, which sees pixels, and its end, which sees the prediction.
+def _feature_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """Return blocks between the network's start, which sees pixels, and its end, which sees the prediction.
 
-    That is the middle of a UNet, or the block after a third of a transformer's largest row of blocks.
-
-    Raises:
-        ValueError: the network has no row of blocks.
+    First the middle of a UNet, then the block after a third of each row of blocks, the largest row first.
     """
-    block: Any = getattr(network, "middle_block", None)
-    name = "middle_block"
-    if not isinstance(block, nn.Module):
-        name, block = _block_of_largest_row(network)
-    while isinstance(block, nn.Sequential | nn.ModuleList):  # ComfyUI's UNet calls their parts one by one
+    rows = [(name, row) for name, row in network.named_modules() if isinstance(row, nn.ModuleList | nn.ModuleDict)]
+    rows.sort(key=lambda row: -sum(weight.numel() for weight in row[1].parameters()))
+    found: dict[str, Any] = {"middle_block": getattr(network, "middle_block", None)}
+    for name, row in rows[:_ROWS]:
+        blocks = list(row.children())
+        found |= {f"{name}.{len(blocks) // 3}": blocks[len(blocks) // 3]} if blocks else {}
+    return dict(_last_part(name, block) for name, block in found.items() if isinstance(block, nn.Module))
+
+
+def _last_part(name: str, block: Any) -> tuple[str, nn.Module]:
+    """Return the last module of a sequence, whose parts ComfyUI's UNet calls one by one."""
+    while isinstance(block, nn.Sequential | nn.ModuleList) and len(block):
         name, block = f"{name}.{len(block) - 1}", block[-1]
     return name, block
 
 
-def _block_of_largest_row(network: nn.Module) -> tuple[str, nn.Module]:
-    rows = [(name, row) for name, row in network.named_children() if isinstance(row, nn.ModuleList) and len(row)]
-    if not rows:
-        raise ValueError(
-            f"No features can be read from this MODEL: {type(network).__name__} has no row of blocks. Connect a "
-            "CLIP_VISION instead."
-        )
-    name, blocks = max(rows, key=lambda row: sum(weight.numel() for weight in row[1].parameters()))
-    return f"{name}.{len(blocks) // 3}", blocks[len(blocks) // 3]
+def _keep_means(kept: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    """Return a forward hook that keeps the means of a block's activations for one image, if it has any."""
 
+    def keep(block: nn.Module, given: Any, output: Any) -> None:
+        means = [_mean_over_positions(each) for each in tensors_in(output) if each.ndim > 2]
+        if means and all(len(rows) == 1 for rows in means):  # others see parts of an image in their rows
+            kept[name] = torch.cat(means, 1).float().cpu()  # of several streams side by side
 
-def _means(output: Any) -> Tensor:
-    """Return the mean over all positions of a block's activations (n, d); those of several streams side by side."""
-    return torch.cat([_mean_over_positions(each) for each in tensors_in(output) if each.ndim > 2], 1)
+    return keep
 
 
 def _mean_over_positions(activations: Tensor) -> Tensor:
