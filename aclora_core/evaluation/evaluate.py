@@ -18,6 +18,7 @@ _SAME_IMAGE = 0.9999  # cosine; two encodings of one image differ by rounding on
 
 SIMILARITY = "similarity to the references"
 PAIRED = "similarity to its own reference"
+MATCH = "its own reference is the nearest"
 NEAREST = "similarity to the nearest training image"
 NEARER = "nearer to a training image than to any reference"
 COPIES = "copies of training images"
@@ -99,7 +100,7 @@ def evaluate(features: ImageFeatures, pairs: bool = False) -> Evaluation:
             f"{len(sets.references)} references. Switch pairs off, or connect as many references, in the same order."
         )
     rows = [
-        *([_paired_similarity(sets)] if pairs else []),
+        *([_paired_similarity(sets), _match(sets)] if pairs else []),
         _similarity(sets),
         _distance("CMMD", cmmd, sets),
         _distance("KID", kid, sets),
@@ -151,6 +152,16 @@ def _paired_similarity(sets: ImageFeatures) -> Row:
     base = estimate(cosine, three[:, 1:])
     gain = estimate(lambda rows: likeness(rows[:, 0], rows[:, 2]) - likeness(rows[:, 1], rows[:, 2]), three)
     return Row(PAIRED, "higher", drawn, base, gain=gain)
+
+
+def _match(sets: ImageFeatures) -> Row:
+    """Return the share of images that resemble their own reference more than any other; it sees content, not style."""
+
+    def hits(images: Tensor) -> Tensor:
+        return (_cosines(images, sets.references).argmax(1) == torch.arange(len(images))).double()
+
+    paired_base = sets.base is not None and len(sets.base) == len(sets.references)
+    return scores_row(MATCH, hits(sets.drawn), hits(sets.base) if sets.base is not None and paired_base else None)
 
 
 def _distance(name: str, measure: Callable[[Tensor, Tensor], float], sets: ImageFeatures) -> Row:

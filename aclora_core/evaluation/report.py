@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from ..text import count_noun, text_table
 from .estimate import Estimate
-from .evaluate import COPIES, PAIRED, SIMILARITY, SPREAD, Evaluation, Row
+from .evaluate import COPIES, MATCH, PAIRED, SIMILARITY, SPREAD, Evaluation, Row
 
 _SURE = 2.0  # standard errors
 _MUCH_LESS = 0.8  # of the references' spread
@@ -15,7 +15,7 @@ _MUCH_LESS = 0.8  # of the references' spread
 
 def verdict(found: Evaluation) -> str:
     """Return what the measures say, in a few sentences for an artist."""
-    return " ".join(filter(None, (_closeness(found), _copying(found), _variety(found))))
+    return " ".join(filter(None, (_closeness(found), _content(found), _copying(found), _variety(found))))
 
 
 def evaluation_table(found: Evaluation, source: str) -> str:
@@ -53,7 +53,7 @@ def _closeness(found: Evaluation) -> str:
     row = found.row(PAIRED) or found.row(SIMILARITY)
     if row is None or row.drawn is None:
         return ""
-    aim = "what was asked for" if row.name == PAIRED else "the style"
+    aim = "the real images of the same things" if row.name == PAIRED else "the style"
     if row.base is None or row.gain is None:
         real = row.references
         among = f"; these have {real.value:.2f} among themselves" if real else ""
@@ -79,6 +79,17 @@ def _two_decimals(drawn: Estimate, base: Estimate) -> str:
     """Two numbers with as many decimals as they need to differ."""
     digits = 2 if abs(drawn.value - base.value) >= 0.01 else 3
     return f"{drawn.value:.{digits}f} against {base.value:.{digits}f}"
+
+
+def _content(found: Evaluation) -> str:
+    row = found.row(MATCH)
+    if row is None or row.drawn is None:
+        return ""
+    count = found.counts["drawn"]
+    base = f" (of the base's: {round(row.base.value * count)})" if row.base else ""
+    return (
+        f"Its own reference is the nearest for {round(row.drawn.value * count)} of {count_noun(count, 'image')}{base}."
+    )
 
 
 def _copying(found: Evaluation) -> str:

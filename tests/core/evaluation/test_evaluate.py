@@ -22,7 +22,7 @@ from aclora_core.evaluation import (
     scores_row,
     verdict,
 )
-from aclora_core.evaluation.evaluate import COPIES, NEARER, NEAREST, PAIRED, SIMILARITY, SPREAD, mean_cosine
+from aclora_core.evaluation.evaluate import COPIES, MATCH, NEARER, NEAREST, PAIRED, SIMILARITY, SPREAD, mean_cosine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,15 +70,18 @@ def test_planted_cases_get_the_order_that_they_must() -> None:
     for name in ("CMMD", "KID"):
         own = {case: value(each, name) for case, each in found.items()}
         assert own["learned"] < own["copies"] < min(own["base"], own["noise"])
+    assert value(found["learned"], MATCH) == value(found["base"], MATCH) == 1
+    assert max(value(found["copies"], MATCH), value(found["noise"], MATCH)) < 0.4
     assert [value(found[case], COPIES) for case in found] == [0, 0, 1, 0]
     assert value(found["copies"], NEAREST) > 0.99 > value(found["copies"], NEAREST, "references")
     assert value(found["copies"], NEARER) == 1 and value(found["learned"], NEARER) < 0.2
 
 
 def test_the_verdict_says_it_in_words() -> None:
-    assert verdict(judged(LEARNED)).startswith("Closer to what was asked for than the base: 0.")
+    assert verdict(judged(LEARNED)).startswith("Closer to the real images of the same things than the base: 0.")
+    assert "Its own reference is the nearest for 16 of 16 images (of the base's: 16)." in verdict(judged(LEARNED))
     assert "No copies of training images among 16 images." in verdict(judged(LEARNED))
-    assert verdict(judged(NOISE)).startswith("Further from what was asked for than the base:")
+    assert verdict(judged(NOISE)).startswith("Further from the real images of the same things than the base:")
     assert verdict(judged(BASE + 0.01 * NOISE)).startswith("No clear difference from the base:")
     assert "16 of 16 images may be copies of training images (of the base's: 0)" in verdict(judged(COPIED))
     alike = 0.1 * LEARNED + 0.9 * LEARNED.mean(0)
@@ -119,6 +122,7 @@ def test_rows_equal_a_computation_in_numpy() -> None:
     found = judged(LEARNED)
     drawn, references, base, training = (unit(each) for each in (LEARNED, REFERENCES, BASE, TRAINING))
     assert value(found, SIMILARITY) == pytest.approx((drawn @ references.T).mean())
+    assert value(found, MATCH) == ((drawn @ references.T).argmax(1) == np.arange(ASKED)).mean()
     off = ~np.eye(ASKED, dtype=bool)
     assert value(found, SIMILARITY, "references") == pytest.approx((references @ references.T)[off].mean())
     assert value(found, PAIRED, "base") == pytest.approx((base * references).sum(1).mean())

@@ -126,8 +126,8 @@ def test_the_denoiser_puts_planted_cases_in_order(evaluate: Evaluate, tiny_base:
         distance = {case: value(facts, name) for case, facts in found.items()}
         assert distance["learned"] < distance["base"] < distance["noise"]
     assert [value(facts, COPIES) for facts in found.values()] == [0, 0, 1, 0]
-    assert found["learned"]["verdict"].startswith("Closer to what was asked for than the base")
-    assert found["noise"]["verdict"].startswith("Further from what was asked for than the base")
+    assert found["learned"]["verdict"].startswith("Closer to the real images of the same things than the base")
+    assert found["noise"]["verdict"].startswith("Further from the real images of the same things than the base")
 
 
 # --- against numpy ---
