@@ -114,19 +114,24 @@ def evaluate(features: ImageFeatures, pairs: bool = False) -> Evaluation:
     return Evaluation(rows, _nearest(sets), counts)
 
 
-def scores_row(name: str, drawn: Tensor, base: Tensor | None = None, references: Tensor | None = None) -> Row:
-    """Return the row of a score that every image has for itself, as its similarity to the prompt; higher is better.
+def scores_row(
+    name: str, drawn: Tensor, base: Tensor | None = None, references: Tensor | None = None, better: Better = "higher"
+) -> Row:
+    """Return the row of a score that every image has for itself, such as its similarity to the prompt.
 
     Args:
         name: of the measure.
         drawn: (n,).
-        base: (n,), for the same prompts in the same order.
+        base: (b,), for the same prompts in the same order where b = n.
         references: (m,).
+        better: which values are good.
     """
+    own, real = estimate(_mean, drawn), _mean_of(references)
     if base is None:
-        return Row(name, "higher", estimate(_mean, drawn), None, _mean_of(references))
-    gain = estimate(_mean, drawn - base)
-    return Row(name, "higher", estimate(_mean, drawn), estimate(_mean, base), _mean_of(references), gain)
+        return Row(name, better, own, None, real)
+    plain = estimate(_mean, base)
+    gain = estimate(_mean, drawn - base) if len(base) == len(drawn) else difference(own, plain)
+    return Row(name, better, own, plain, real, gain)
 
 
 # --- rows ---
@@ -174,13 +179,10 @@ def _nearest_training(sets: ImageFeatures) -> Row:
     training = sets.training
     if training is None:
         return Row(NEAREST, "as the references", missing="connect the training images")
-
-    def nearness(images: Tensor) -> float:
-        return nearest_cosines(images, training).mean().item()
-
     unseen = _unseen(sets)
-    real = estimate(nearness, unseen) if len(unseen) else None
-    return _against(NEAREST, "as the references", nearness, sets, real=real)
+    real = nearest_cosines(unseen, training) if len(unseen) else None
+    base = nearest_cosines(sets.base, training) if sets.base is not None else None
+    return scores_row(NEAREST, nearest_cosines(sets.drawn, training), base, real, "as the references")
 
 
 def _nearer_to_training(sets: ImageFeatures) -> Row:
@@ -190,23 +192,20 @@ def _nearer_to_training(sets: ImageFeatures) -> Row:
     if not len(unseen):
         return Row(NEARER, "lower", missing="all references are training images; connect others")
 
-    def share(images: Tensor) -> float:
-        return (nearest_cosines(images, training) > nearest_cosines(images, unseen)).double().mean().item()
+    def nearer(images: Tensor) -> Tensor:
+        return nearest_cosines(images, training) > nearest_cosines(images, unseen)
 
-    return _against(NEARER, "lower", share, sets)
+    base = nearer(sets.base).double() if sets.base is not None else None
+    return scores_row(NEARER, nearer(sets.drawn).double(), base, better="lower")
 
 
 def _copies(sets: ImageFeatures) -> Row:
-    training = sets.training
-    if training is None:
+    if sets.training is None:
         return Row(COPIES, "lower", missing="connect the training images")
     if _closest_real(sets) is None:
         return Row(COPIES, "lower", missing="connect 2 different training images or more, or other references")
-
-    def share(images: Tensor) -> float:
-        return _copied(images, sets).double().mean().item()
-
-    return _against(COPIES, "lower", share, sets)
+    base = _copied(sets.base, sets).double() if sets.base is not None else None
+    return scores_row(COPIES, _copied(sets.drawn, sets).double(), base, better="lower")
 
 
 def _spread(sets: ImageFeatures) -> Row:

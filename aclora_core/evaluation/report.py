@@ -86,10 +86,9 @@ def _content(found: Evaluation) -> str:
     if row is None or row.drawn is None:
         return ""
     count = found.counts["drawn"]
+    right = f"{round(row.drawn.value * count)} of {count_noun(count, 'image')}"
     base = f" (of the base's: {round(row.base.value * count)})" if row.base else ""
-    return (
-        f"Its own reference is the nearest for {round(row.drawn.value * count)} of {count_noun(count, 'image')}{base}."
-    )
+    return f"Its own reference is the nearest for {right}{base}."
 
 
 def _copying(found: Evaluation) -> str:
