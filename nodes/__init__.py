@@ -7,6 +7,7 @@ from .adapter.load import ACLoRALoad
 from .adapter.resize import ACLoRAResize
 from .adapter.save import ACLoRASave
 from .dataset.node import ACLoRADataset
+from .evaluation.node import ACLoRAEvaluate
 from .tiny_base import ACLoRATinyBase
 from .training.node import ACLoRATrain
 from .training.options.checkpoints import ACLoRACheckpointOptions
@@ -32,6 +33,7 @@ class ACLoRAExtension(ComfyExtension):
             ACLoRALoad,
             ACLoRAInspect,
             ACLoRAResize,
+            ACLoRAEvaluate,
             ACLoRALearningOptions,
             ACLoRALayerOptions,
             ACLoRARankOptions,

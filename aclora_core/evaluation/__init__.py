@@ -1,5 +1,7 @@
-"""Measures of drawn images: similarity, distances of sets, copies of training images, spread."""
+"""Measures of drawn images with their errors, and the verdict: similarity, distances of sets, copies, spread."""
 
+from .estimate import Estimate, estimate
+from .evaluate import Evaluation, ImageFeatures, Nearest, Neighbour, Row, evaluate, scores_row
 from .measures import (
     DIRECTIONS,
     Copies,
@@ -16,20 +18,34 @@ from .measures import (
     spread,
     style_share,
 )
+from .report import evaluation_json, evaluation_lines, evaluation_table, verdict
 
 __all__ = [
     "DIRECTIONS",
     "Copies",
+    "Estimate",
+    "Evaluation",
+    "ImageFeatures",
+    "Nearest",
+    "Neighbour",
     "Quality",
+    "Row",
     "cmmd",
     "copies",
+    "estimate",
+    "evaluate",
+    "evaluation_json",
+    "evaluation_lines",
+    "evaluation_table",
     "frechet",
     "kid",
     "label_ranks",
     "likeness",
     "nearest_cosines",
     "score",
+    "scores_row",
     "share_within",
     "spread",
     "style_share",
+    "verdict",
 ]

@@ -3,6 +3,7 @@
 from .apply_lora import apply_loaded_lora, apply_trained_lora
 from .encoding_keys import KnownEncodings
 from .families import training_note
+from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
 from .model import MODEL_PREFIX, HostModel
 from .preview_sampling import encode_prompts, sample_previews
 from .private_keys import VARIANT_KEY
@@ -21,6 +22,8 @@ from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text
 from .training_set import HostTrainingSet
 
 __all__ = [
+    "ClipVisionFeatures",
+    "DenoiserFeatures",
     "HostModel",
     "HostTrainingSet",
     "KnownEncodings",
@@ -32,6 +35,7 @@ __all__ = [
     "block_output",
     "cancelled",
     "clear_interrupt",
+    "decode_latent",
     "encode_prompts",
     "hidden_node_id",
     "load_tiny_autoencoder",
@@ -40,6 +44,8 @@ __all__ = [
     "raise_if_cancelled",
     "sample_previews",
     "send_text",
+    "square_side",
+    "text_features",
     "training_note",
     "training_session",
     "with_caption",

@@ -16,7 +16,7 @@ from tests.support.host_server import HostServer, messages, server_options
 
 DOCS = ROOT / "nodes" / "web" / "docs"
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-STEPS = ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize")
+STEPS = ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize", "Evaluate")
 OPTIONS = ("Learning", "Layer", "Rank", "Validation", "TextEncoder", "Preview", "Checkpoint", "Speed")
 NODES = {f"ACLoRA{name}" for name in (*STEPS, *(f"{kind}Options" for kind in OPTIONS))}
 

@@ -139,6 +139,18 @@ def test_the_three_loras_give_different_images_and_are_inspected(
     assert len(inspected) == 3 and all(len(history["outputs"][node_id]["images"]) >= 3 for node_id in inspected)
 
 
+def test_evaluate_measures_unseen_images_with_and_without_the_lora(server: HostServer) -> None:
+    nodes = prompt("evaluate", steps=12, batch_size=2)
+    history = server.run(nodes, timeout=300)
+    (evaluate,) = (node_id for node_id, node in nodes.items() if node["class_type"] == "ACLoRAEvaluate")
+    shown, table = history["outputs"][evaluate], history["outputs"][titled(nodes, "The numbers as a table")]
+    (text,) = table["text"]
+    assert text.startswith(shown["text"][0].splitlines()[0])
+    assert "12 drawn, 12 references, 12 base, 16 training" in text and "Features: denoiser, joint_blocks.1" in text
+    assert "similarity to its own reference" in text and "No copies of training images among 12 images." in text
+    assert pixels(server, history, titled(nodes, "The nearest images")).std() > 0.1
+
+
 def test_resume_continues_after_a_cancel_and_for_more_steps(server: HostServer) -> None:
     steps = 26
     nodes = prompt("resume", steps=steps, batch_size=2, layers="attention")

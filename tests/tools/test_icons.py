@@ -13,6 +13,8 @@ from tools.tiny_base import example_pictures, icons
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "workflows" / "example_pictures" / "fluent-emoji-high-contrast"
+UNSEEN = EXAMPLE.with_name("fluent-emoji-high-contrast-unseen")
+EXAMPLES = {EXAMPLE: example_pictures.CONCEPTS, UNSEEN: example_pictures.KEPT_BACK}
 CACHE = ROOT / ".runtime" / "icons"
 
 
@@ -192,38 +194,46 @@ def test_a_damaged_package_in_the_cache_is_named_in_the_error(tmp_path: Path) ->
         icons.fetch(tmp_path, ["noto"])
 
 
-def test_the_shipped_example_has_sixteen_captioned_images() -> None:
-    files = {path.name for path in EXAMPLE.iterdir()}
-    stems = {words.replace(" ", "_"): words for words in example_pictures.CONCEPTS}
-    assert len(stems) == 16 and not set(example_pictures.CONCEPTS) & set(example_pictures.KEPT_BACK)
+def test_the_examples_share_no_concept() -> None:
+    assert len(example_pictures.CONCEPTS) == 16 and len(example_pictures.KEPT_BACK) == 12
+    assert not set(example_pictures.CONCEPTS) & set(example_pictures.KEPT_BACK)
+
+
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda path: path.name)
+def test_the_shipped_examples_are_captioned_images(folder: Path) -> None:
+    files = {path.name for path in folder.iterdir()}
+    stems = {words.replace(" ", "_"): words for words in EXAMPLES[folder]}
     assert files == {"LICENSE"} | {f"{stem}.{ending}" for stem in stems for ending in ("png", "txt")}
     for stem, words in stems.items():
-        image = np.asarray(Image.open(EXAMPLE / f"{stem}.png"))
+        image = np.asarray(Image.open(folder / f"{stem}.png"))
         assert image.shape == (128, 128, 3)
         assert (image == image[:, :, :1]).all()  # ink has no colour
         assert image[0, 0].min() == 255 and 0.05 < (image < 128).mean() < 0.7
-        article = "an" if words == "elephant" else "a"
-        assert (EXAMPLE / f"{stem}.txt").read_text(encoding="utf-8") == f"{article} {words}\n"
-    licence = (EXAMPLE / "LICENSE").read_text(encoding="utf-8")
+        article = "an" if words in ("elephant", "owl", "octopus") else "a"
+        assert (folder / f"{stem}.txt").read_text(encoding="utf-8") == f"{article} {words}\n"
+    licence = (folder / "LICENSE").read_text(encoding="utf-8")
     assert "MIT License" in licence and "Copyright (c) Microsoft Corporation" in licence
 
 
-def test_the_shipped_example_is_scanned_without_problems() -> None:
-    scan = images.scan_folder(EXAMPLE, "inkstyle")
-    assert scan.problems == () and len(scan.images) == 16
-    assert {"inkstyle, a turtle", "inkstyle, an elephant"} <= {image.caption for image in scan.images}
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda path: path.name)
+def test_the_shipped_examples_are_scanned_without_problems(folder: Path) -> None:
+    scan = images.scan_folder(folder, "inkstyle")
+    assert scan.problems == () and len(scan.images) == len(EXAMPLES[folder])
+    expected = {"inkstyle, a turtle", "inkstyle, an elephant"} if folder == EXAMPLE else {"inkstyle, an owl"}
+    assert expected <= {image.caption for image in scan.images}
 
 
-def test_the_shipped_example_equals_what_the_tool_makes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda path: path.name)
+def test_the_shipped_examples_equal_what_the_tool_makes(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     needed = (*icons.BASE_STYLES, example_pictures.STYLE)
     missing = [name for name in needed if not (CACHE / icons.ALL_STYLES[name].archive).is_file()]
     if missing:
         pytest.skip(f"needs the icon sets {', '.join(missing)}: python -m tools.tiny_base.icons {CACHE}")
-    example_pictures.write_example(CACHE, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in EXAMPLE.iterdir()}
+    example_pictures.write_example(CACHE, tmp_path, concepts=EXAMPLES[folder])
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
     for made in tmp_path.iterdir():
-        shipped = EXAMPLE / made.name
+        shipped = folder / made.name
         if made.suffix == ".png":  # by pixels: the packing of a PNG depends on the zlib at hand
             np.testing.assert_array_equal(np.asarray(Image.open(made)), np.asarray(Image.open(shipped)))
         else:

@@ -1,13 +1,15 @@
-"""Make the example dataset of the pack: 16 captioned images of a style that the tiny base was not trained on.
+"""Make the example datasets of the pack: captioned images of a style that the tiny base was not trained on.
 
-    python -m tools.tiny_base.example_pictures CACHE OUT
+    python -m tools.tiny_base.example_pictures CACHE OUT            # the 16 images to train on
+    python -m tools.tiny_base.example_pictures CACHE OUT --unseen   # 12 others, to judge what was learned
 
 The base model knows these concepts in each of its four styles. The captions name the concept and not the style, for
-which a training has its trigger word. The concepts in KEPT_BACK are left out, as they are generated before and after a
-training.
+which a training has its trigger word. The concepts in KEPT_BACK are generated before and after a training; their real
+images are the unseen ones.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -82,16 +84,16 @@ def plain_caption(words: str) -> str:
     return icons.caption(words, icons.HELD_OUT_STYLES[STYLE].word).rsplit(",", 1)[0]
 
 
-def write_example(cache: Path, out: Path, size: int = 128) -> list[Path]:
+def write_example(cache: Path, out: Path, size: int = 128, concepts: Sequence[str] = CONCEPTS) -> list[Path]:
     """Write a PNG and a .txt caption for every concept, and the licence, into out, reproducibly."""
     out.mkdir(parents=True, exist_ok=True)
     style = icons.HELD_OUT_STYLES[STYLE]
     drawn = icons.load_set(cache, STYLE)
-    missing = [words for words in CONCEPTS if words not in drawn]
+    missing = [words for words in concepts if words not in drawn]
     if missing:
         raise KeyError(f"{style.package}@{style.version} has no image of: {', '.join(missing)}")
     written = []
-    for words in CONCEPTS:
+    for words in concepts:
         path = out / f"{words.replace(' ', '_')}.png"
         Image.fromarray(icons.render(drawn[words], size)).convert("L").convert("RGB").save(path, optimize=True)
         path.with_suffix(".txt").write_text(plain_caption(words) + "\n", encoding="utf-8", newline="\n")
@@ -105,9 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the example dataset.")
     parser.add_argument("cache", type=Path, help="folder of the icon packages")
     parser.add_argument("out", type=Path, help="folder for the images and captions")
+    parser.add_argument("--unseen", action="store_true", help="draw the concepts that are kept back")
     args = parser.parse_args()
     icons.fetch(args.cache, (icons.REFERENCE, STYLE))
-    print(f"{len(write_example(args.cache, args.out))} images in {args.out}")
+    concepts = KEPT_BACK if args.unseen else CONCEPTS
+    print(f"{len(write_example(args.cache, args.out, concepts=concepts))} images in {args.out}")
 
 
 if __name__ == "__main__":

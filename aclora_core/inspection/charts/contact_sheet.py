@@ -31,12 +31,13 @@ _BACKGROUND, _INK = "#ffffff", "#202020"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(images: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
-    """Draw images in rows of four, with two lines of caption under each; fewer than four fill the width.
+def contact_sheet(images: Sequence[Tensor], captions: Sequence[str], columns: int = COLUMNS) -> Tensor:
+    """Draw images in rows, with two lines of caption under each; fewer than four in a row fill the width.
 
     Args:
         images: (height, width, 3), floating point, 0 to 1.
         captions: one for each image.
+        columns: images in a row, at most four.
 
     Returns:
         The sheet: (height, width, 3), float32, 0 to 1.
@@ -49,7 +50,7 @@ def contact_sheet(images: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         raise ValueError(f"A contact sheet needs a caption for each image: {given} given.")
     font = _font()
     width = GAP + COLUMNS * (CELL_SIZE + GAP)
-    columns = min(COLUMNS, max(1, len(images)))
+    columns = min(columns, max(1, len(images)))
     cell = (width - GAP) // columns - GAP
     rows = -(-len(images) // columns)
     row_height = cell + 2 * LINE_HEIGHT + GAP

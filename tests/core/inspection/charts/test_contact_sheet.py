@@ -25,6 +25,16 @@ def test_few_images_fill_the_width(count: int) -> None:
     assert blue.sum() > WIDTH - (count + 1) * (GAP + 4) and blue[GAP + 2] and blue[-GAP - 4]
 
 
+def test_rows_of_three_fill_the_width_too() -> None:
+    images = [BLUE.expand(8, 8, 3)] * 3 + [torch.zeros(8, 8, 3)] * 3
+    sheet = contact_sheet(images, ["a"] * 6, columns=3)
+    assert sheet.shape[1] == WIDTH
+    blue, black = ((sheet - colour).abs().amax(-1) < 0.01 for colour in (BLUE, torch.zeros(3)))
+    rows = blue.sum(1) > WIDTH - 4 * (GAP + 4), black.sum(1) > WIDTH - 4 * (GAP + 4)
+    assert rows[0].any() and rows[1].any()
+    assert rows[0].nonzero().max() < rows[1].nonzero().min()
+
+
 def test_captions_are_written_below() -> None:
     four = [torch.ones(64, 64, 3)] * 4
     plain = contact_sheet(four, [""] * 4)

@@ -1,0 +1,200 @@
+"""The evaluation node: drawn and real images become measures, a verdict, and an image of the nearest pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...aclora_core.evaluation import (
+    ImageFeatures,
+    evaluate,
+    evaluation_json,
+    evaluation_lines,
+    evaluation_table,
+)
+from .. import host
+from .images import read_images, read_prompts
+from .networks import Networks, clip_similarity
+from .preference import preference_rows
+from .sheet import nearest_sheet
+
+if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """The sets of images; each image is (height, width, 3)."""
+
+    drawn: list[Tensor]
+    references: list[Tensor]
+    base: list[Tensor] | None
+    training: list[Tensor] | None
+
+    @property
+    def all(self) -> list[Tensor]:
+        return [*self.drawn, *self.references, *(self.base or []), *(self.training or [])]
+
+    @property
+    def paired_base(self) -> list[Tensor] | None:
+        """What the base draws for the same prompts, if the numbers match."""
+        return self.base if self.base and len(self.base) == len(self.drawn) else None
+
+
+class ACLoRAEvaluate(io.ComfyNode):
+    """Compares drawn images with real ones, with the base's and with the training images."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ACLoRAEvaluate",
+            display_name="Evaluate AC-LoRA",
+            category="AC-LoRA",
+            description="Judges a LoRA by what it draws: is it closer to the style than the base, and does it copy?",
+            search_aliases=["evaluate lora", "clip score", "kid", "cmmd", "image similarity", "overfitting", "copies"],
+            is_output_node=True,
+            is_input_list=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Image.Input("drawn", tooltip="What the model with the LoRA draws. 12 images or more say something."),
+                io.MultiType.Input(
+                    "reference",
+                    types=[io.Image, io.Latent],
+                    tooltip="Real images of the style that were not trained on, or the latents of a Load AC-LoRA"
+                    " Dataset node (connect vae too). Best are those of what was drawn, in the same order, with pairs"
+                    " switched on.",
+                ),
+                io.Image.Input(
+                    "base",
+                    optional=True,
+                    tooltip="What the model draws without the LoRA for the same prompts and seeds, in the same order."
+                    " It shows what the LoRA has changed.",
+                ),
+                io.MultiType.Input(
+                    "training",
+                    types=[io.Image, io.Latent],
+                    optional=True,
+                    tooltip="What the LoRA was trained on: images, or the latents of the Load AC-LoRA Dataset node"
+                    " (connect vae too). With it, copies are looked for.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="The network that compares images, from Load CLIP Vision: CLIP, SigLIP or DINO. It is the"
+                    " better choice, as it knows nothing of the model. Without it, connect model, vae and clip.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model without the LoRA. Where no clip_vision is connected, its denoiser compares the"
+                    " images.",
+                ),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="The model's VAE, for latents and for the model's denoiser."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The model's CLIP, for the model's denoiser; or, beside a clip_vision, the text encoder of"
+                    " the same CLIP model, for CLIP-T.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    optional=True,
+                    default="",
+                    multiline=True,
+                    tooltip="The prompts of the drawn images, one in each line, or one for all. For CLIP-T and"
+                    " preference.",
+                ),
+                io.Boolean.Input(
+                    "pairs",
+                    optional=True,
+                    default=False,
+                    tooltip="Whether the first reference shows what the first drawn image was asked for, the second the"
+                    " second, and so on. Then content is judged together with style.",
+                ),
+                io.Boolean.Input(
+                    "preference",
+                    optional=True,
+                    default=False,
+                    advanced=True,
+                    tooltip="Whether to score the drawn images with ImageReward and HPS, if their Python packages are"
+                    " installed. They download their weights when they are first used.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("TABLE", display_name="table", tooltip="The verdict and all measures as text."),
+                io.String.Output("JSON", display_name="json", tooltip="The same as JSON, for programs."),
+                io.Image.Output(
+                    "NEAREST",
+                    display_name="nearest",
+                    tooltip="Drawn images beside the training image and the reference that they resemble most, the most"
+                    " alike first.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        drawn: list[Tensor],
+        reference: list[Any],
+        base: list[Tensor] | None = None,
+        training: list[Any] | None = None,
+        clip_vision: list[ClipVisionModel | None] | None = None,
+        model: list[ModelPatcher | None] | None = None,
+        vae: list[VAE | None] | None = None,
+        clip: list[CLIP | None] | None = None,
+        prompts: list[str] | None = None,
+        pairs: list[bool] | None = None,
+        preference: list[bool] | None = None,
+    ) -> io.NodeOutput:
+        networks = Networks(_first(clip_vision), _first(model), _first(vae), _first(clip))
+        networks.check()
+        images = _Images(
+            read_images("drawn", drawn, None),
+            read_images("reference", reference, networks.vae),
+            read_images("base", base, None) if base else None,
+            read_images("training", training, networks.vae) if training else None,
+        )
+        texts = read_prompts(prompts or [], len(images.drawn))
+        judged = bool(_first(preference))
+        node_id = host.hidden_node_id(cls)
+        bar = host.ProgressBar(len(images.all) + (2 * _judged_count(images, texts) if judged else 0), node_id)
+        with torch.no_grad():
+            extract = networks.extractor(images.all, bar.advance)
+            features = _features(extract, images)
+            found = evaluate(features, bool(_first(pairs)))
+            found.rows.append(clip_similarity(networks, texts, features))
+        if judged:
+            found.rows.extend(preference_rows(texts, images.drawn, images.paired_base, bar.advance))
+        sheet = nearest_sheet(found.nearest, images.drawn, images.references, images.training)[None]
+        lines = evaluation_lines(found)
+        host.send_text(lines, node_id)
+        texts_out = evaluation_table(found, extract.name), evaluation_json(found, extract.name)
+        return io.NodeOutput(*texts_out, sheet, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (lines,)})
+
+
+def _features(extract: Callable[[Sequence[Tensor]], Tensor], images: _Images) -> ImageFeatures:
+    return ImageFeatures(
+        extract(images.drawn),
+        extract(images.references),
+        extract(images.base) if images.base else None,
+        extract(images.training) if images.training else None,
+    )
+
+
+def _judged_count(images: _Images, prompts: Sequence[str]) -> int:
+    return len(images.drawn) + len(images.paired_base or []) if prompts else 0
+
+
+def _first(values: Sequence[Any] | None) -> Any:
+    """Return the value of an input that is not a list: every input of this node comes as one."""
+    return values[0] if values else None
