@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
     from bench.eight_styles.images import read_judge
     from bench.eight_styles.judging import train_classifier
-    from bench.eight_styles.worker import CLASSIFIER, serve
+    from bench.eight_styles.worker import CLASSIFIER, encode, serve
     from bench.no_search import images
     from bench.pool import Place, gpus, run_all
 
@@ -81,9 +82,12 @@ def run(args: argparse.Namespace) -> None:
     }
     results = Run(facts, args.out or ROOT / "bench" / "results" / f"eight_styles_{args.plan}.json", len(jobs))
     classifier = args.data.with_suffix(CLASSIFIER)
+    encoding = multiprocessing.get_context("spawn").Process(target=encode, args=(args.host, args.data))
+    encoding.start()  # once, before all processes read it
     if not classifier.is_file():
         found = train_classifier(read_judge(args.data), classifier, args.judge_steps)
         print(f"the classifier finds {found:.3f} of the concepts of real images among five", flush=True)
+    encoding.join()
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
     left = run_all(jobs, places, serve, results.started, results.add, deadline)
@@ -93,8 +97,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def selected(jobs: Sequence[Job], patterns: Sequence[str] | None) -> list[Job]:
-    """Return the jobs whose name matches a pattern, or all."""
-    return [job for job in jobs if patterns is None or any(fnmatchcase(job.name, pattern) for pattern in patterns)]
+    """Return the jobs whose name matches a pattern, in the order of the patterns, or all."""
+    if patterns is None:
+        return list(jobs)
+    found: dict[int, Job] = {}
+    for pattern in patterns:
+        found |= {number: job for number, job in enumerate(jobs) if fnmatchcase(job.name, pattern)}
+    return list(found.values())
 
 
 def parse_options() -> argparse.Namespace:

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.eight_styles.jobs import Job
-from bench.eight_styles.plan import EVERY, LEVER_STEPS, LEVERS, PLAIN, RESTARTS, THRESHOLDS, anchors, every_style
+from bench.eight_styles.plan import (
+    EVERY,
+    LEVER_STEPS,
+    LEVERS,
+    LIBRARY,
+    PLAIN,
+    RESTARTS,
+    THRESHOLDS,
+    anchors,
+    every_style,
+)
 
 WATCHED_STEPS = (80, 160, 240, 320, 400, 480, 560, 640, 800, 960, 1280, 1600)
 _FAR = {**RESTARTS, "restart_every": 80, "threshold": "dynamic"}
@@ -16,10 +26,11 @@ def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """Return the jobs, seed by seed, the most informative ones first."""
     found = anchors(styles)
     for seed in seeds:
-        for name, settings, rest in lines():
+        for name, settings, rest in [*lines(), *more_lines()]:
             marks = WATCHED_STEPS if rest.get("watched") else LEVER_STEPS
             settings = {**settings, "steps": marks[-1]}
             found += every_style(styles, [seed], "training", name, settings, marks=marks, **rest)
+        found += every_style(styles, [seed], "library", "T-LoRA", LIBRARY, marks=(320, 640))
     return found
 
 
@@ -55,3 +66,16 @@ def lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("rank 64", {**PLAIN, "max_rank": 64}, {}),
     ]
     return found
+
+
+def more_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Return lines that were added after the first ones had been seen."""
+    cuts = ("noise_floor", "energy 0.7", "energy 0.8", "energy 0.9", "energy 0.95", "fixed 4")
+    return [
+        ("plain, prior 0.1", {**PLAIN, "prior_weight": 0.1}, {"strengths": (1.2,)}),
+        ("plain, prior 0.03", {**PLAIN, "prior_weight": 0.03}, {}),
+        ("plain, caption dropout 0.25", {**PLAIN, "caption_dropout": 0.25}, {}),
+        ("plain, cut", PLAIN, {"truncations": cuts}),
+        ("restarts every 320, dynamic, cut", _FAR, {"truncations": cuts}),
+        ("plain, learning rate 3e-4", {**PLAIN, "learning_rate": 3e-4}, {}),
+    ]

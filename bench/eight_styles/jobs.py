@@ -27,6 +27,7 @@ class Job:
     images: int = 16  # training images
     mirrored: bool = False  # whether mirrored images are learned too
     strengths: tuple[float, ...] = ()  # of the returned adapter, besides 1
+    truncations: tuple[str, ...] = ()  # of the returned adapter, as rank rules: "energy 0.9", "noise_floor"
     watched: bool = False  # whether the candidates for a stop are measured at the marks
 
     def row(self) -> Row:

@@ -107,32 +107,43 @@ class Studio:
 
 @contextmanager
 def opened(host: Path, data: Path) -> Iterator[Studio]:
-    """Open the tiny base with the images of a file."""
+    """Open the tiny base with the images of a file; their encodings are kept beside it."""
     open_host(host)
     pack = load_pack()
-    latents: list[dict[str, Tensor]] = []
-    conditioning: list[Any] = []
-    indices: dict[str, Indices] = {}
     styles = images.read(data)
     with torch.inference_mode():
         model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
-
-        def add(pixels: Tensor, captions: Sequence[str]) -> range:
-            first = len(latents)
-            latents.extend({"samples": sample.clone()} for sample in vae.encode(pixels).split(1))
-            conditioning.extend(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in captions)
-            return range(first, len(latents))
-
-        for name, style in styles.items():
-            training = _pixels(style.training)
-            indices[name] = Indices(
-                add(training, style.training.captions),
-                add(training.flip(2), style.training.captions),
-                add(training, [""] * len(training)),
-                add(_pixels(style.verdict), style.verdict.captions),
-            )
+        kept = data.with_suffix(".encoded.pt")
+        encoded = torch.load(kept, weights_only=False) if kept.is_file() else _encode(styles, clip, vae)
+        if not kept.is_file():
+            torch.save(encoded, kept)
+        latents, conditioning, indices = encoded
         with training_session(pack, model, latents, conditioning) as session:  # loads the model in inference mode
             yield Studio(pack, session, vae, styles, indices)
+
+
+def _encode(
+    styles: dict[str, images.Style], clip: Any, vae: Any
+) -> tuple[list[dict[str, Tensor]], list[Any], dict[str, Indices]]:
+    latents: list[dict[str, Tensor]] = []
+    conditioning: list[Any] = []
+
+    def add(pixels: Tensor, captions: Sequence[str]) -> range:
+        first = len(latents)
+        latents.extend({"samples": sample.clone()} for sample in vae.encode(pixels).split(1))
+        conditioning.extend(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in captions)
+        return range(first, len(latents))
+
+    indices = {}
+    for name, style in styles.items():
+        training, captions = _pixels(style.training), style.training.captions
+        indices[name] = Indices(
+            add(training, captions),
+            add(training.flip(2), captions),
+            add(training, [""] * len(captions)),
+            add(_pixels(style.verdict), style.verdict.captions),
+        )
+    return latents, conditioning, indices
 
 
 def _pixels(part: images.Part) -> Tensor:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -44,6 +45,12 @@ def serve(connection: Connection, place: Place) -> None:
         connection.send({"device": studio.device_name, "torch": torch.__version__, "layers": len(studio.layers)})
         while (job := connection.recv()) is not None:
             connection.send(bench.run(job))
+
+
+def encode(host: Path, data: Path) -> None:
+    """Encode the images and captions of a file, where that was not done before."""
+    with opened(host, data):
+        pass
 
 
 class Bench:
@@ -116,6 +123,9 @@ class Bench:
             row["cells"]["returned"] = self._with(result.adapter, job)
         for strength in job.strengths:
             row["cells"][f"strength {strength:g}"] = self._with(_scaled(result.adapter, strength), job)
+        for rule in job.truncations:
+            smaller = self._truncated(result.adapter, rule)
+            row["cells"][rule] = {**self._with(smaller, job), **self._size(smaller)}
         if candidates:
             row["stop"] = candidates.results()
         return row
@@ -130,18 +140,28 @@ class Bench:
         return self.cell(job, images)
 
     def _facts(self, result: Any) -> Row:
-        report, layers = result.report, result.adapter.layers.values()
-        files = self.studio.core("adapter")
-        state = files.to_state_dict(files.with_dtype(result.adapter, torch.float16))
+        report = result.report
         return {
-            "bytes": len(safetensors.torch.save(state)),
-            "mean_rank": sum(layer.rank for layer in layers) / len(layers),
+            **self._size(result.adapter),
             "steps_run": report.facts.steps_run,
             "best_step": report.facts.best_step,
             "restarts": len(report.restarts),
             "losses": [round(loss, 4) for loss in report.losses[::10]],
             "validation": [list(point) for point in report.validation],
         }
+
+    def _truncated(self, adapter: Any, rule: str) -> Any:
+        files, method = self.studio.core("adapter"), self.studio.core("method")
+        name, _, value = rule.partition(" ")
+        layers = files.decompose(adapter)
+        ranks = files.ranks_by_rule(layers, method.rank_rule(name, float(value or 0)))
+        return files.truncate_to_ranks(adapter, layers, ranks)[0]
+
+    def _size(self, adapter: Any) -> dict[str, float]:
+        files, layers = self.studio.core("adapter"), adapter.layers.values()
+        state = files.to_state_dict(files.with_dtype(adapter, torch.float16))
+        mean_rank = sum(layer.rank for layer in layers) / len(layers)
+        return {"bytes": len(safetensors.torch.save(state)), "mean_rank": mean_rank}
 
     def _library(self, job: Job) -> Row:
         from bench.eight_styles.libraries import train_library  # its packages are not needed by the other jobs
