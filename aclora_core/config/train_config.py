@@ -59,6 +59,7 @@ class TrainConfig:
     layer_ranks: str = ""  # lines of pattern=rank: maximum ranks that differ from max_rank
     text_learning: float = 0.0  # learning rate of text encoders relative to the model's; 0 does not train them
     mask_floor: float = 0.0  # weight of the black parts of masks, relative to the white parts
+    timestep_shift: float = 1.0  # factor on the odds of noise fractions that are drawn; above 1 for more noise
     restart_steps: int = 0  # optimizer steps between restarts, in place of restart_every; 0 leaves it to that
     caption_dropout: float = 0.0  # probability that an image of a step is trained with the empty caption
     stratified_timesteps: bool = False  # whether the noise levels of a step come from equal parts of their distribution
@@ -70,7 +71,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
         if self.restart_steps < 0:
             raise ValueError(f"restart_steps must be 0 (restart_every counts) or more, but is {self.restart_steps}.")
-        for name in ("learning_rate", "alpha", "max_norm", "min_snr_gamma"):
+        for name in ("learning_rate", "alpha", "max_norm", "min_snr_gamma", "timestep_shift"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, but is {getattr(self, name)}.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

@@ -31,14 +31,18 @@ class Objective:
     prediction: str = "a target of its own"  # what the model predicts, in a word
     # For flow models: latent -> the factor on the odds t / (1 - t), which follows from the size of the latent.
     shift_of: Callable[[Tensor], float] | None = None
+    odds: float = 1.0  # factor on the odds of every noise fraction that is drawn; above 1 there is more noise
 
 
-def with_timesteps(objective: Objective, wanted: Timesteps) -> Objective:
+def with_timesteps(objective: Objective, wanted: Timesteps, odds: float = 1.0) -> Objective:
     """Return the objective with timesteps drawn as asked for; "automatic" keeps the model's own choice.
+
+    odds: factor on the odds t / (1 - t) of every noise fraction t that is drawn, above 1 for more noise.
 
     Raises:
         ValueError: "shifted" was asked of a model that is no flow model.
     """
+    objective = replace(objective, odds=odds) if odds != objective.odds else objective
     if wanted == "automatic":
         return objective
     if wanted == "shifted" and objective.shift_of is None:
@@ -108,6 +112,8 @@ def _fractions(objective: Objective, normal: Tensor, latent: Tensor | None) -> T
 
 
 def _sigmas(objective: Objective, fractions: Tensor) -> Tensor:
+    if objective.odds != 1:
+        fractions = objective.odds * fractions / (1 + (objective.odds - 1) * fractions)
     # Not the ends: at t = 0 there is nothing to predict, and a host may map t = 1 to infinity.
     return torch.tensor([objective.sigma_at(fraction) for fraction in fractions.clamp(1e-3, 1 - 1e-3).tolist()])
 

@@ -59,7 +59,7 @@ class BatchStream:
         self.indices = indices
         self.generator = generator
         self.rows = config.batch_size  # images per micro-batch, at most
-        self._objective = with_timesteps(model.objective, config.timesteps)
+        self._objective = with_timesteps(model.objective, config.timesteps, config.timestep_shift)
         size = config.batch_size * config.accumulate
         self._sampler = EpochSampler(indices, images.batch_keys, size, generator, images.variants)
         self._upcoming: StepBatches | None = None  # prefetched while the GPU was busy

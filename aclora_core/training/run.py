@@ -59,7 +59,7 @@ class TrainingRun:
         self.facts = TrainingFacts(
             images=len(style), regularisation_images=others or None, started_at=self._began, validation_seconds=0.0
         )
-        objective = with_timesteps(model.objective, config.timesteps)
+        objective = with_timesteps(model.objective, config.timesteps, config.timestep_shift)
         self.unit = target_variance(objective, [images.latents[index] for index in style], config.seed)
         log.info(
             "AC-LoRA: this model predicts %s; timesteps are drawn %s%s, loss weights: %s.",

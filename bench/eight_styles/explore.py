@@ -71,7 +71,8 @@ def lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
 def more_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Return lines that were added after the first ones had been seen."""
     cuts = ("noise_floor", "energy 0.7", "energy 0.8", "energy 0.9", "energy 0.95", "fixed 4")
-    return [
+    uniform = {**PLAIN, "timesteps": "uniform"}
+    found: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("plain, prior 0.1", {**PLAIN, "prior_weight": 0.1}, {"strengths": (1.2,)}),
         ("plain, prior 0.03", {**PLAIN, "prior_weight": 0.03}, {}),
         ("plain, caption dropout 0.25", {**PLAIN, "caption_dropout": 0.25}, {}),
@@ -79,3 +80,26 @@ def more_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("restarts every 320, dynamic, cut", _FAR, {"truncations": cuts}),
         ("plain, learning rate 3e-4", {**PLAIN, "learning_rate": 3e-4}, {}),
     ]
+    for shift in (1.5, 2.0, 3.0, 5.0):
+        found.append((f"uniform, shift {shift:g}", {**uniform, "timestep_shift": shift}, {}))
+    for shift in (2.0, 4.0):
+        found.append((f"logit-normal, shift {shift:g}", {**PLAIN, "timestep_shift": shift}, {}))
+    with_shift: dict[str, dict[str, Any]] = {
+        "weight decay 0.3": {"weight_decay": 0.3},
+        "weight decay 1": {"weight_decay": 1.0},
+        "learning rate 3e-4": {"learning_rate": 3e-4},
+        "batch size 8": {"batch_size": 8},
+        "stratified": {"stratified_timesteps": True},
+        "cosine": {"schedule": "cosine"},
+        "attention and feed-forward": {"layers": "attention and feed-forward"},
+        "rank 4": {"max_rank": 4},
+        "rank 64": {"max_rank": 64},
+        "restarts every 160, dynamic": {"mode": "paper", "restart_every": 40, "threshold": "dynamic"},
+        "restarts every 320, dynamic": {"mode": "paper", "restart_every": 80, "threshold": "dynamic"},
+        "caption dropout 0.1": {"caption_dropout": 0.1},
+        "prior 0.02": {"prior_weight": 0.02},
+        "gradient clipping 0.3": {"max_norm": 0.3},
+    }
+    found += [(f"uniform, {name}", {**uniform, **lever}, {}) for name, lever in with_shift.items()]
+    found += [("uniform, mirrored", uniform, {"mirrored": True})]
+    return found

@@ -10,7 +10,7 @@ from bench.eight_styles.jobs import Job
 STEPS = (160, 320, 640, 1280, 2400)  # of the grid
 RANKS = (2, 4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
-LEVER_STEPS = (320, 640, 960)
+LEVER_STEPS = (320, 480, 640, 800)
 
 PLAIN: dict[str, Any] = {"mode": "off", "held_out": 0.0, "smallest": False, "max_rank": 16}
 RESTARTS: dict[str, Any] = {**PLAIN, "mode": "paper"}

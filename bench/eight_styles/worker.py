@@ -48,9 +48,12 @@ def serve(connection: Connection, place: Place) -> None:
 
 
 def encode(host: Path, data: Path) -> None:
-    """Encode the images and captions of a file, where that was not done before."""
-    with opened(host, data):
-        pass
+    """Encode the images and captions of a file once, and compile the kernels that trainings use."""
+    with opened(host, data) as studio:
+        config = make_config(studio.pack, layers="all", mode="off", held_out=0.0, smallest=False, steps=4)
+        indices = list(next(iter(studio.indices.values())).training)
+        session = studio.session
+        studio.core("training").train(session.network, session.images, config, indices=indices)
 
 
 class Bench:
