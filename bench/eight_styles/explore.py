@@ -18,7 +18,7 @@ from bench.eight_styles.plan import (
     every_style,
 )
 
-WATCHED_STEPS = (80, 160, 240, 320, 400, 480, 560, 640, 800, 960, 1280, 1600)
+MANY_STEPS = (80, 160, 240, 320, 400, 480, 560, 640, 800, 960, 1280, 1600)
 _FAR = {**RESTARTS, "restart_every": 80, "threshold": "dynamic"}
 
 
@@ -27,7 +27,7 @@ def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     found = anchors(styles)
     for seed in seeds:
         for name, settings, rest in [*lines(), *more_lines()]:
-            marks = WATCHED_STEPS if rest.get("watched") else LEVER_STEPS
+            marks = MANY_STEPS if rest.get("watched") else LEVER_STEPS
             settings = {**settings, "steps": marks[-1]}
             found += every_style(styles, [seed], "training", name, settings, marks=marks, **rest)
         found += every_style(styles, [seed], "library", "T-LoRA", LIBRARY, marks=(320, 640))

@@ -21,6 +21,20 @@ THRESHOLDS: dict[str, dict[str, Any]] = {
     "fixed 0.95": {"threshold": "fixed", "fixed_threshold": 0.95},
     "0.7 to 0.99": {"threshold": "scheduled", "lowest_threshold": 0.7, "highest_threshold": 0.99},
 }
+FAR: dict[str, Any] = {"mode": "paper", **EVERY["every 320"], **THRESHOLDS["dynamic"]}
+NOISY: dict[str, Any] = {**PLAIN, "timesteps": "uniform", "timestep_shift": 2.0}  # more noise than by default
+ACLORA: dict[str, dict[str, Any]] = {
+    "AC-LoRA, more noise, rank 32, dropout": {
+        **{**NOISY, **FAR},
+        "max_rank": 32,
+        "caption_dropout": 0.1,
+    },
+    "more noise, rank 32": {**NOISY, "max_rank": 32},
+    "AC-LoRA every 320, dynamic": {**RESTARTS, **FAR},
+    "AC-LoRA every 40, dynamic": {**RESTARTS, **EVERY["every 40"], **THRESHOLDS["dynamic"]},
+}
+WATCHED_STEPS = (240, 320, 400, 480, 560, 640, 720, 800, 960, 1280)
+CUTS = ("energy 0.9", "energy 0.95")
 LIBRARY: dict[str, Any] = {"rank": 16, "alpha": 8.0, "learning_rate": 5e-4, "batch_size": 4, "steps": 640}
 
 # Each changes one thing of a plain LoRA of rank 16, or of restarts every 320 steps with the dynamic threshold.
@@ -61,18 +75,41 @@ def anchors(styles: Sequence[str]) -> list[Job]:
     ]  # type: ignore[arg-type]
 
 
-def grid(styles: Sequence[str], seed: int) -> list[Job]:
+def grid(styles: Sequence[str], seed: int, steps: Sequence[int] = STEPS, ranks: Sequence[int] = RANKS) -> list[Job]:
     """Return the plain LoRAs; the large ranks come first, as they take longest."""
     jobs = []
-    for rank in sorted(RANKS)[::-1]:
-        settings = {**PLAIN, "max_rank": rank, "steps": STEPS[-1]}
-        jobs += every_style(styles, [seed], "training", f"rank {rank}", settings, marks=STEPS)
+    for rank in sorted(ranks)[::-1]:
+        settings = {**PLAIN, "max_rank": rank, "steps": steps[-1]}
+        jobs += every_style(styles, [seed], "training", f"rank {rank}", settings, marks=tuple(steps))
     return jobs
 
 
 def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Return the jobs of the table, seed by seed, so that an interrupted run has whole seeds."""
+    """Return the jobs of the table: what matters most first, since a time limit may cut the rest.
+
+    The steps beyond 1280 of the grid are drawn with the first seed only: they are far behind.
+    """
     found = anchors(styles)
     for seed in seeds:
-        found += grid(styles, seed)
-    return found
+        found += every_style(
+            styles,
+            [seed],
+            "training",
+            "more noise, rank 32, dropout",
+            {**NOISY, "max_rank": 32, "caption_dropout": 0.1, "steps": WATCHED_STEPS[-1]},
+            marks=WATCHED_STEPS,
+            watched=True,
+            truncations=CUTS,
+        )
+    for seed in seeds:
+        found += grid(styles, seed, STEPS[:-1])
+        for name, settings in ACLORA.items():
+            settings = {**settings, "steps": 800}
+            found += every_style(styles, [seed], "training", name, settings, marks=(480, 640, 800))
+    for images in (8, 40):
+        settings = {**NOISY, "max_rank": 32, "caption_dropout": 0.1, "steps": 1600}
+        name = f"more noise, rank 32, dropout, {images} images"
+        marks = (*WATCHED_STEPS, 1600)
+        found += every_style(styles, seeds[:1], "training", name, settings, marks=marks, watched=True, images=images)
+    found += every_style(styles, seeds[:2], "training", "0.3.0's default", {"layers": "attention and feed-forward"})
+    return found + grid(styles, seeds[0], STEPS[-1:], (4, 16, 64))

@@ -30,7 +30,7 @@ from bench.training_session import make_config
 
 CLASSIFIER = ".classifier.pt"  # beside the data file
 SHOWN = 12  # test images of a cell that are kept for the figures
-_HELD_OUT = 3  # of 16 images, where candidates for the stop are watched
+_HELD_OUT = 3  # further images, where candidates for the stop are watched
 
 
 def serve(connection: Connection, place: Place) -> None:
@@ -102,10 +102,8 @@ class Bench:
     def _training(self, job: Job) -> Row:
         studio = self.studio
         self.reference(job.style, job.images)
-        indices = list(studio.indices[job.style].training[: job.images])
-        held_out: list[int] = []
-        if job.watched:
-            indices, held_out = indices[:-_HELD_OUT], indices[-_HELD_OUT:]
+        available = studio.indices[job.style].training
+        indices, held_out = list(available[: job.images]), list(available[job.images : job.images + _HELD_OUT])
         watch = _Marks(job, lambda: self.cell(job, studio.draw_verdict(job.style)))
         candidates = StopCandidates(studio, indices, held_out) if job.watched else None
         if candidates:
