@@ -33,6 +33,18 @@ ACLORA: dict[str, dict[str, Any]] = {
     "AC-LoRA every 320, dynamic": {**RESTARTS, **FAR},
     "AC-LoRA every 40, dynamic": {**RESTARTS, **EVERY["every 40"], **THRESHOLDS["dynamic"]},
 }
+DEFAULT_0_3: dict[str, Any] = {
+    "layers": "attention and feed-forward",
+    "mode": "paper",
+    "threshold": "noise floor",
+    "restart_every": 10,
+    "held_out": 0.2,
+    "stop_early": True,
+    "refit": True,
+    "smallest": True,
+    "max_rank": 16,
+    "steps": 600,
+}
 WATCHED_STEPS = (240, 320, 400, 480, 560, 640, 720, 800, 960, 1280)
 CUTS = ("energy 0.9", "energy 0.95")
 LIBRARY: dict[str, Any] = {"rank": 16, "alpha": 8.0, "learning_rate": 5e-4, "batch_size": 4, "steps": 640}
@@ -111,5 +123,5 @@ def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
         name = f"more noise, rank 32, dropout, {images} images"
         marks = (*WATCHED_STEPS, 1600)
         found += every_style(styles, seeds[:1], "training", name, settings, marks=marks, watched=True, images=images)
-    found += every_style(styles, seeds[:2], "training", "0.3.0's default", {"layers": "attention and feed-forward"})
+    found += every_style(styles, seeds[:2], "training", "0.3.0's default", DEFAULT_0_3)
     return found + grid(styles, seeds[0], STEPS[-1:], (4, 16, 64))
