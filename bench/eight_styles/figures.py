@@ -124,12 +124,12 @@ def layout(
         )
     first = next(drawn[style, rows[0]] for style, rows in shown.items())
     columns = min(columns, first.width // first.height)
-    page = _Page(first.height, columns, _label_width([str(cell) for rows in shown.values() for cell in rows]))
+    page = _Page(first.height, columns, _label_width([_label(cell) for rows in shown.values() for cell in rows]))
     for style, rows in shown.items():
         page.heading(style)
         page.prompts(list((prompts or {}).get(style, ()))[:columns])
         for cell in rows:
-            page.row(str(cell), drawn[style, cell])
+            page.row(_label(cell), drawn[style, cell])
     return page.layout()
 
 
@@ -182,6 +182,10 @@ class _Page:
         return Layout((self.width, self.top - GAP + MARGIN), self.texts, self.images)
 
 
+def _label(cell: Cell) -> str:
+    return str(cell).replace(" steps", "\N{NO-BREAK SPACE}steps")
+
+
 def _label_width(labels: Sequence[str]) -> int:
     """Return the width of the longest label after wrapping."""
     font = _font(LABEL_SIZE)
@@ -190,9 +194,14 @@ def _label_width(labels: Sequence[str]) -> int:
 
 
 def wrapped(text: str, size: int, width: int) -> tuple[str, ...]:
-    """Split a text at spaces into lines of a width in pixels; a word that is too wide is broken."""
+    """Split a text at spaces, except non-breaking ones, into lines of a width; a word that is too wide is broken.
+
+    Args:
+        size: of the letters, in pixels.
+        width: of the lines, in pixels.
+    """
     font, lines = _font(size), [""]
-    for word in text.split():
+    for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width:
             lines[-1] = longer

@@ -58,15 +58,16 @@ def watched_runs(scores: Scores) -> dict[str, list[WatchedRun]]:
     """Return the trainings whose stop was watched, by the name of their line."""
     found: dict[str, list[WatchedRun]] = defaultdict(list)
     for row in scores.rows:
-        if "stop" in row and row["style"] in scores.styles:
-            found[row["name"]].append(_watched(scores, row))
+        if "stop" in row and row["style"] in scores.styles and (marks := _marks(row)):
+            rated = {int(step): scores.rate(row["style"], row["cells"][step]) for step in marks}
+            found[row["name"]].append(WatchedRun(rated, {int(step): row["stop"][step] for step in ("0", *marks)}))
     return dict(found)
 
 
-def _watched(scores: Scores, row: Row) -> WatchedRun:
-    cells = {step: cell for step, cell in row["cells"].items() if step in row["stop"] and is_finite(cell)}
-    rated = {int(step): scores.rate(row["style"], cell) for step, cell in cells.items()}
-    return WatchedRun(rated, {int(step): seen for step, seen in row["stop"].items()})
+def _marks(row: Row) -> list[str]:
+    """Return the steps at which everything was measured and finite; a file has None for what is not finite."""
+    seen = [step for step, values in row["stop"].items() if None not in values.values()]
+    return [step for step in seen if is_finite(row["cells"].get(step, {}))]
 
 
 # --- rules ---
@@ -224,10 +225,11 @@ def _text(found: Outcome) -> str:
 
 def _explanation() -> list[str]:
     return [
-        "Regret: 1 - score where the rule stops / best score among the marks of the same training. For each line, with",
-        "its number of trainings: mean regret, worst regret, mean step. Losses are at fixed noise; the training loss is",
-        "that of the training images. The held-out captions are drawn and compared in the features of an early, middle or",
-        "late block of the denoiser. Gained: cosine to the held-out image; centred: the same of means over the tokens,",
-        "minus the training images' mean; kept: cosine to what the base draws; style distance: between the means and",
-        "deviations of the features. Plateau: the best of the last three marks is less than this above the best before.",
+        "Regret: 1 - score where the rule stops / best score among the marks of the same training. For each line,",
+        "with its number of trainings: mean regret, worst regret, mean step. Losses are at fixed noise; the training",
+        "loss is that of the training images. The held-out captions are drawn and compared in features of an early,",
+        "middle or late block of the denoiser. Gained: cosine to the held-out image; centred: the same of means over",
+        "the tokens, minus the training images' mean; kept: cosine to what the base draws; style distance: between the",
+        "means and deviations of the features. Plateau: the best of the last three marks is less than this above the",
+        "best before them.",
     ]

@@ -55,8 +55,8 @@ def cell_table(scores: Scores, facts: Mapping[str, Any]) -> str:
     rows = [_cell_row(scores, cell) for cell in in_order(scores)]
     run = ", ".join(str(facts[name]) for name in ("device", "date") if name in facts)
     lines = [
-        f"{len(scores.styles)} styles{f' ({run})' if run else ''}. Score: mean ratio of style, concept in five, likeness",
-        f'and inverted Fréchet distance to "{scores.reference}"; over seeds: its standard deviation.',
+        f"{len(scores.styles)} styles{f' ({run})' if run else ''}. Score: mean ratio of style, concept in five,",
+        f'likeness and inverted Fréchet distance to "{scores.reference}"; over seeds: its standard deviation.',
         "Style, concept in five: shares of the drawn images. Icons, photos: by the classifier of the icons, and by",
         "EfficientNet. Copies: share of the drawn images that are nearer to a training image than to every real one.",
     ]
@@ -107,9 +107,9 @@ def _against_scores(found: Verdict, cell: Cell) -> list[str]:
     mean, worst = statistics.fmean(regrets.values()), max(regrets, key=lambda style: regrets[style])
     lines = [
         f"- best cell: {to_best:.3f} times its score; aim: 1: {_met(to_best >= 1)}",
-        f"- each style's own best cell: {mean:.1%} behind on average; aim: at most {BEHIND_STYLE:.0%}: "
+        f"- each style's own best cell: {_behind(mean)} on average; aim: at most {BEHIND_STYLE:.0%} behind: "
         f"{_met(mean <= BEHIND_STYLE)}",
-        f"- the worst style, {worst}: {regrets[worst]:.1%} behind; aim: at most {WORST_BEHIND_STYLE:.0%}: "
+        f"- the worst style, {worst}: {_behind(regrets[worst])}; aim: at most {WORST_BEHIND_STYLE:.0%} behind: "
         f"{_met(regrets[worst] <= WORST_BEHIND_STYLE)}",
         f"- median cell: {to_median:.3f} times its score; aim: {1 + AHEAD_OF_MEDIAN}: "
         f"{_met(to_median >= 1 + AHEAD_OF_MEDIAN)}",
@@ -155,7 +155,7 @@ def style_table(scores: Scores, found: Verdict | None) -> str:
     header = ["score / style / concept in five", *columns]
     rows = [[style, *(_triple(scores, cell, style) for cell in columns.values())] for style in scores.styles]
     if found:
-        header += ["own best cell", "", *(["behind it"] if found.candidate else [])]
+        header += ["own best cell", "", *([f"{found.candidate} to it"] if found.candidate else [])]
         for style, row in zip(scores.styles, rows, strict=True):
             row += _own_best(found, style)
     return "By style\n\n" + markdown(header, rows)
@@ -169,7 +169,7 @@ def _best_trained(scores: Scores) -> Cell:
 def _own_best(found: Verdict, style: str) -> list[str]:
     best = found.best_of_style[style]
     cells = [str(best), _triple(found.scores, best, style)]
-    return [*cells, f"{found.regrets(found.candidate)[style]:.1%}"] if found.candidate else cells
+    return [*cells, _behind(found.regrets(found.candidate)[style])] if found.candidate else cells
 
 
 def _triple(scores: Scores, cell: Cell, style: str) -> str:
@@ -193,6 +193,10 @@ def _number(value: float, form: str) -> str:
     if math.isinf(value):
         return "∞"
     return "" if math.isnan(value) else format(value, form)
+
+
+def _behind(regret: float) -> str:
+    return f"{regret:.1%} behind" if regret >= 0 else f"{-regret:.1%} ahead"
 
 
 def _met(yes: bool) -> str:
