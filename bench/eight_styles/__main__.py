@@ -130,7 +130,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("evaluating result files; of several, the later one counts where both have a row")
+    group = parser.add_argument_group("evaluating result files; where several have the same row, the last one counts")
     group.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the tables")
     group.add_argument("--stop", type=Path, nargs="+", metavar="FILE", help="print what rules for the stop miss")
     for name, what in (

@@ -120,7 +120,7 @@ def layout(
     if not shown:
         raise ValueError(
             f"None of the lines has images in any of the styles. Lines: {'; '.join(map(str, cells)) or 'none'}. "
-            f"Styles: {', '.join(styles) or 'none'}."
+            f"Styles: {', '.join(styles) or 'none'}; there are: {', '.join(sorted({style for style, _ in drawn}))}."
         )
     first = next(drawn[style, rows[0]] for style, rows in shown.items())
     columns = min(columns, first.width // first.height)

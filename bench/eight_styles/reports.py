@@ -27,6 +27,8 @@ ROWS_SHOWN = (
     "rank 64, 640 steps",
     *(f"{method}, 640 steps" for method in METHODS),
     "restarts *, 640 steps",
+    "AC-LoRA*, 640 steps",
+    "0.3.0's default",
     DEFAULT.name,
 )
 

@@ -29,7 +29,7 @@ def read(paths: Sequence[Path]) -> Results:
 
 
 def join(files: Sequence[Results]) -> Results:
-    """Join results: of two rows with the same name, style and seed, the one of the later file counts.
+    """Join results: of two rows with the same name, style, seed and steps, the later one counts.
 
     Returns:
         The rows, and the facts; a fact that differs between the files has all of its values, separated by commas.
@@ -40,7 +40,10 @@ def join(files: Sequence[Results]) -> Results:
     digests = sorted({str(results["data"]) for results in files})
     if len(digests) > 1:
         raise ValueError(f"The results are of different images ('data': {', '.join(digests)}). Join those of one only.")
-    rows = {_key(row): row for results in files for row in results["rows"]}
+    rows: dict[tuple[Any, ...], Row] = {}
+    for row in [row for results in files for row in results["rows"]]:
+        rows.pop(_key(row), None)  # so that the row goes to the end
+        rows[_key(row)] = row
     names = dict.fromkeys(name for results in files for name in results if name != "rows")
     return {**{name: _fact(files, name) for name in names}, "rows": list(rows.values())}
 
@@ -50,8 +53,9 @@ def without_images(results: Results) -> Results:
     return {**results, "rows": [_small(row) for row in results["rows"]]}
 
 
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["name"], row["style"], row["seed"]
+def _key(row: Row) -> tuple[Any, ...]:
+    """Return what makes a row unique. A line may have several trainings, as the longest of the grid are run apart."""
+    return row["name"], row["style"], row["seed"], row["settings"].get("steps")
 
 
 def _fact(files: Sequence[Results], name: str) -> Any:

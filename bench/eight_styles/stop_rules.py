@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.eight_styles.explore import WATCHED_STEPS
 from bench.eight_styles.scores import Measures, Scores, is_finite
 from bench.no_search.tables import markdown
 from bench.pool import Row
@@ -131,13 +130,10 @@ def plateau(rate: Callable[[Measures], float], rise: float, patience: int = 3) -
     return stop
 
 
-def rules() -> dict[str, Rule]:
-    """Return all rules by name."""
-    return {**_fixed_rules(), **_loss_rules(), **_drawing_rules(), **_weighted_rules()}
-
-
-def _fixed_rules() -> dict[str, Rule]:
-    return {f"{steps} steps": after(steps) for steps in WATCHED_STEPS}
+def rules(steps: Iterable[int]) -> dict[str, Rule]:
+    """Return all rules by name; those of fixed steps for the given ones."""
+    fixed = {f"{number} steps": after(number) for number in sorted(steps)}
+    return {**fixed, **_loss_rules(), **_drawing_rules(), **_weighted_rules()}
 
 
 def _loss_rules() -> dict[str, Rule]:
@@ -208,7 +204,8 @@ def stop_table(scores: Scores) -> str:
     runs = watched_runs(scores)
     if not runs:
         return "No training was watched, so no rule for the stop can be judged."
-    found = {name: [outcome(rule, group) for group in runs.values()] for name, rule in rules().items()}
+    steps = {step for group in runs.values() for run in group for step in run.steps}
+    found = {name: [outcome(rule, group) for group in runs.values()] for name, rule in rules(steps).items()}
     order = sorted(found, key=lambda name: _mean_regret(found[name]))
     header = ["", "all lines", *(f"{name} ({len(group)})" for name, group in runs.items())]
     rows = [[name, f"{_mean_regret(found[name]):.1%}", *map(_text, found[name])] for name in order]

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from aclora_core.text import count_noun
 from bench.eight_styles.scores import Cell, Measures, Scores
 from bench.eight_styles.verdict import DEFAULT, Verdict, verdict
 from bench.no_search.tables import markdown
@@ -27,7 +28,7 @@ _COLUMNS = {  # heading -> measure and format
     "spread": ("spread_photos", ".3f"),
     "mean rank": ("mean_rank", ".1f"),
 }
-_GROUPS = ("base", "real", "vae", "grid", "library", "training", "default")
+_GROUPS = ("base", "real", "vae", "grid", "library", "training")
 _AFTER_ALL_STEPS = 10**9
 
 
@@ -40,7 +41,7 @@ def report(scores: Scores, facts: Mapping[str, Any], candidate: Cell = DEFAULT) 
         candidate: the cell that is compared with the grid.
     """
     found = verdict(scores, candidate)
-    parts = [failures(scores), cell_table(scores, facts)]
+    parts = [failures(scores), cell_table(scores, facts, candidate)]
     if found is None:
         parts.append("No cell of the grid was measured in all styles, so there is no verdict.")
     else:
@@ -49,13 +50,14 @@ def report(scores: Scores, facts: Mapping[str, Any], candidate: Cell = DEFAULT) 
     return "\n\n".join(part for part in parts if part)
 
 
-def cell_table(scores: Scores, facts: Mapping[str, Any]) -> str:
-    """Return the table of all cells that were measured in every style, means over styles and seeds."""
+def cell_table(scores: Scores, facts: Mapping[str, Any], candidate: Cell = DEFAULT) -> str:
+    """Return the table of all cells that were measured in every style; the candidate's line comes last."""
     header = ["", "runs", "score", "over seeds", *_COLUMNS, "file, MB"]
-    rows = [_cell_row(scores, cell) for cell in in_order(scores)]
+    rows = [_cell_row(scores, cell) for cell in in_order(scores, candidate.name)]
     run = ", ".join(str(facts[name]) for name in ("device", "date") if name in facts)
     lines = [
-        f"{len(scores.styles)} styles{f' ({run})' if run else ''}. Score: mean ratio of style, concept in five,",
+        f"{count_noun(len(scores.styles), 'style')}{f' ({run})' if run else ''}.",
+        "Score: mean ratio of style, concept in five,",
         f'likeness and inverted Fréchet distance to "{scores.reference}"; over seeds: its standard deviation.',
         "Style, concept in five: shares of the drawn images. Icons, photos: by the classifier of the icons, and by",
         "EfficientNet. Copies: share of the drawn images that are nearer to a training image than to every real one.",
@@ -63,15 +65,15 @@ def cell_table(scores: Scores, facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + markdown(header, rows)
 
 
-def in_order(scores: Scores) -> list[Cell]:
-    """Return the cells as the table has them: base, real images, grid, libraries, AC-LoRA, default."""
-    return sorted(scores.cells, key=lambda cell: _place(scores, cell))
+def in_order(scores: Scores, last: str) -> list[Cell]:
+    """Return the cells as the table has them: base, real images, grid, libraries, other trainings, the last line."""
+    return sorted(scores.cells, key=lambda cell: _place(scores, cell, last))
 
 
-def _place(scores: Scores, cell: Cell) -> tuple[int, ...]:
+def _place(scores: Scores, cell: Cell, last: str) -> tuple[int, ...]:
     """Return what the cells are sorted by; within a group, only the grid changes the order of the file."""
-    if cell.name == DEFAULT.name:
-        return (_GROUPS.index("default"),)
+    if cell.name == last:
+        return (len(_GROUPS),)
     if not scores.in_grid(cell.name):
         return (_GROUPS.index(scores.kinds[cell.name]),)
     rank = int(cell.name.split()[1])

@@ -37,7 +37,7 @@ def strip(colours: list[tuple[int, int, int]]) -> str:
 
 def drawn_row(cell: Cell, style: str, shade: int, count: int = 12) -> Row:
     cells = {cell.step: {"images": strip([(shade, 20 * number, 0) for number in range(count)])}, "other": {}}
-    return {"kind": "training", "name": cell.name, "style": style, "seed": 0, "cells": cells}
+    return {"kind": "training", "name": cell.name, "style": style, "seed": 0, "settings": {}, "cells": cells}
 
 
 def drawn(*cells: Cell, styles: tuple[str, ...] = ("one", "two")) -> Any:
@@ -92,7 +92,7 @@ def test_a_line_without_images_in_a_style_has_no_row_there() -> None:
         "real images",
         "rank 16, 640\xa0steps",
     ]
-    with pytest.raises(ValueError, match=r"Lines: the default\. Styles: one"):
+    with pytest.raises(ValueError, match=r"Lines: the default\. Styles: one; there are: one, two\."):
         figures.layout(known, ["one"], [LINES[2]])
 
 

@@ -16,7 +16,7 @@ from bench.eight_styles.result_files import join, read, without_images
 from bench.eight_styles.scores import RETURNED, Cell, Scores
 from bench.eight_styles.step_chart import COLOURS, curves, write_chart
 from bench.eight_styles.stop_rules import WatchedRun, outcome, stop_table, watched_runs
-from bench.eight_styles.verdict import DEFAULT, verdict
+from bench.eight_styles.verdict import DEFAULT, Verdict, verdict
 from bench.pool import Row
 from bench.result_file import write
 from launcher.environment import ROOT
@@ -155,9 +155,15 @@ def two_styles(*more: Row) -> Scores:
     return Scores([*grid_rows("one"), *grid_rows("two", (0.5, 1.25, 1.0, 1.2)), *more])
 
 
+def judged(scores: Scores, candidate: Cell = DEFAULT) -> Verdict:
+    found = verdict(scores, candidate)
+    assert found is not None
+    return found
+
+
 def test_the_verdict_finds_best_median_and_each_styles_own_best() -> None:
-    found = verdict(two_styles())
-    assert found is not None and found.candidate is None and found.best_library is None
+    found = judged(two_styles())
+    assert found.candidate is None and found.best_library is None
     assert found.best == Cell("rank 16", "1280")  # 1.15, 1.025, 1 and 0.5 on average
     assert found.median == Cell("rank 4", "640")
     assert found.best_of_style == {"one": Cell("rank 16", "1280"), "two": Cell("rank 4", "640")}
@@ -165,8 +171,8 @@ def test_the_verdict_finds_best_median_and_each_styles_own_best() -> None:
 
 
 def test_regrets_of_the_default_are_those_by_hand() -> None:
-    found = verdict(two_styles(default_row("one", 1.1), default_row("two", 1.2)))
-    assert found is not None and found.candidate == DEFAULT
+    found = judged(two_styles(default_row("one", 1.1), default_row("two", 1.2)))
+    assert found.candidate == DEFAULT
     assert found.ratio(DEFAULT, found.best) == pytest.approx(1.0)
     assert found.regrets(DEFAULT) == pytest.approx({"one": 0.0, "two": 1 - 1.2 / 1.25})
 
@@ -175,7 +181,7 @@ def test_the_report_says_which_aims_are_met() -> None:
     library = [row("DoRA", {"640": scaled(1.2)}, style, kind="library") for style in ("one", "two")]
     better = {"copies_share_photos": 0.05, "copies_drawn_photos": 0.5}
     good = two_styles(*library, default_row("one", 1.21, **better), default_row("two", 1.25, **better))
-    text = "\n".join(tables.verdict_lines(verdict(good)))  # type: ignore[arg-type]
+    text = "\n".join(tables.verdict_lines(judged(good)))
     assert "best cell: 1.070 times its score; aim: 1: met" in text
     assert "own best cell: 5.0% ahead on average" in text and "the worst style, two: 0.0% behind" in text
     assert "median cell: 1.200 times its score; aim: 1.09: met" in text
@@ -184,14 +190,14 @@ def test_the_report_says_which_aims_are_met() -> None:
     assert "not met" not in text
     worse = {"copies_share_photos": 0.2, "copies_drawn_photos": 0.7, "bytes": 3_000_000}
     bad = two_styles(*library, default_row("one", 0.9, **worse), default_row("two", 0.9, **worse))
-    text = "\n".join(tables.verdict_lines(verdict(bad)))  # type: ignore[arg-type]
+    text = "\n".join(tables.verdict_lines(judged(bad)))
     assert text.count(": not met") == text.count("aim:") == 9
 
 
 def test_any_cell_can_be_compared_with_the_grid() -> None:
-    found = verdict(two_styles(), Cell("rank 4", "640"))
-    assert found is not None and found.candidate == Cell("rank 4", "640")
-    assert found.regrets(found.candidate) == pytest.approx({"one": 1 - 0.8 / 1.1, "two": 0.0})
+    found = judged(two_styles(), Cell("rank 4", "640"))
+    assert found.candidate == Cell("rank 4", "640")
+    assert found.regrets(Cell("rank 4", "640")) == pytest.approx({"one": 1 - 0.8 / 1.1, "two": 0.0})
 
 
 def test_the_table_has_base_real_grid_libraries_methods_and_default_in_this_order() -> None:
@@ -204,7 +210,7 @@ def test_the_table_has_base_real_grid_libraries_methods_and_default_in_this_orde
         row("the base", {"": measures()}, kind="base"),
     ]
     lines = tables.cell_table(Scores(others), {"device": "a card", "date": "today"}).splitlines()
-    assert "1 styles (a card, today)" in lines[0]
+    assert lines[0] == "1 style (a card, today)."
     assert [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| ")][2:] == [
         "the base",
         "real images",
@@ -217,12 +223,14 @@ def test_the_table_has_base_real_grid_libraries_methods_and_default_in_this_orde
         "the default",
     ]
     assert "| rank 4, 320 steps | 1 | 0.500 |  | 0.250 | 0.400 |" in "\n".join(lines)
+    other = tables.cell_table(Scores(others), {}, Cell("restarts", "640"))
+    assert other.splitlines()[-1].startswith("| restarts, 640 steps |")
 
 
 def test_styles_are_listed_one_by_one_with_what_the_default_misses() -> None:
     scores = two_styles(default_row("one", 1.1), default_row("two", 1.2))
     text = tables.style_table(scores, verdict(scores))
-    assert text.endswith("| rank 4, 640 steps | 1.250 / 0.625 / 1.000 | 4.0% |")
+    assert text.endswith("| rank 4, 640 steps | 1.250 / 0.625 / 1.000 | 4.0% behind |")
 
 
 def test_without_a_grid_there_are_tables_but_no_verdict() -> None:
@@ -272,7 +280,8 @@ def test_dvar_stops_when_the_last_losses_hardly_vary() -> None:
 
 def test_extrema_take_the_sign_that_is_better() -> None:
     watched = run(gained_middle=(1, 2, 4, 3), kept_middle=(9, 8, 1, 0), held_out_loss=(3, 1, 2, 4))
-    rules = stop_rules.rules()
+    rules = stop_rules.rules([100, 300])
+    assert (rules["100 steps"](watched), rules["300 steps"](watched)) == (80, 320)
     assert rules["held-out loss, minimum"](watched) == 160
     assert rules["gained (middle), maximum"](watched) == 320
     assert rules["gained + 2 · kept (middle), maximum"](watched) == 80
@@ -327,18 +336,27 @@ def results(rows: list[Row], **facts: Any) -> dict[str, Any]:
     return {"data": "x", "date": "today", **facts, "rows": rows}
 
 
-def test_of_rows_with_the_same_name_style_and_seed_the_later_one_counts() -> None:
+def test_of_rows_with_the_same_name_style_seed_and_steps_the_later_one_counts() -> None:
     failed = {**row("a", {}), "error": "no memory"}
     again = [row("a", {"": measures()}), row("a", {}, seed=1), row("a", {}, style="two")]
     found = join([results([failed, row("b", {})]), results(again, date="tomorrow", device="card")])
     assert [(row["name"], row["style"], row["seed"]) for row in found["rows"]] == [
-        ("a", "one", 0),
         ("b", "one", 0),
+        ("a", "one", 0),
         ("a", "one", 1),
         ("a", "two", 0),
     ]
-    assert "error" not in found["rows"][0]
+    assert not any("error" in row for row in found["rows"])
     assert (found["data"], found["date"], found["device"]) == ("x", "today, tomorrow", "card")
+
+
+def test_a_line_may_have_trainings_of_several_lengths() -> None:
+    short = {**row("rank 16", {"640": measures(0.1)}), "settings": {"steps": 640}}
+    long = {**row("rank 16", {"640": measures(0.3), "2400": measures()}), "settings": {"steps": 2400}}
+    again = {**row("rank 16", {"640": measures(0.2)}), "settings": {"steps": 640}}
+    scores = Scores(join([results([short, long]), results([again])])["rows"])
+    assert set(scores.cells) == {Cell("rank 16", "2400"), REFERENCE}
+    assert scores.mean(REFERENCE)["style"] == 0.2
 
 
 def test_results_of_different_images_are_not_joined() -> None:
