@@ -18,6 +18,7 @@ COLUMNS = 8  # images of a row, unless asked for otherwise
 GAP, MARGIN = 3, 10  # pixels
 LABEL_SIZE, HEADING_SIZE, PROMPT_SIZE = 15, 20, 12  # of the letters, pixels
 _LONGEST_LABEL = 230  # pixels; longer labels are wrapped
+_TIE = "\N{NO-BREAK SPACE}"  # keeps words on one line; the font lacks it, so a space is drawn
 _INK, _FAINT, _BACKGROUND = "#202020", "#6a6a6a", "#ffffff"
 
 Strips = Mapping[tuple[str, Cell], Image.Image]  # images side by side, by style and cell
@@ -183,7 +184,7 @@ class _Page:
 
 
 def _label(cell: Cell) -> str:
-    return str(cell).replace(" steps", "\N{NO-BREAK SPACE}steps")
+    return str(cell).replace(" steps", f"{_TIE}steps")
 
 
 def _label_width(labels: Sequence[str]) -> int:
@@ -201,7 +202,7 @@ def wrapped(text: str, size: int, width: int) -> tuple[str, ...]:
         width: of the lines, in pixels.
     """
     font, lines = _font(size), [""]
-    for word in text.split(" "):
+    for word in (part.replace(_TIE, " ") for part in text.split(" ")):
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width:
             lines[-1] = longer

@@ -57,8 +57,8 @@ def cell_table(scores: Scores, facts: Mapping[str, Any], candidate: Cell = DEFAU
     run = ", ".join(str(facts[name]) for name in ("device", "date") if name in facts)
     lines = [
         f"{count_noun(len(scores.styles), 'style')}{f' ({run})' if run else ''}.",
-        "Score: mean ratio of style, concept in five,",
-        f'likeness and inverted Fréchet distance to "{scores.reference}"; over seeds: its standard deviation.',
+        "Score: mean ratio of style, concept in five, likeness"
+        f' and inverted Fréchet distance to "{scores.reference}"; over seeds: its standard deviation.',
         "Style, concept in five: shares of the drawn images. Icons, photos: by the classifier of the icons, and by",
         "EfficientNet. Copies: share of the drawn images that are nearer to a training image than to every real one.",
     ]

@@ -90,7 +90,7 @@ def test_a_line_without_images_in_a_style_has_no_row_there() -> None:
         "real images",
         "two",
         "real images",
-        "rank 16, 640\xa0steps",
+        "rank 16, 640 steps",
     ]
     with pytest.raises(ValueError, match=r"Lines: the default\. Styles: one; there are: one, two\."):
         figures.layout(known, ["one"], [LINES[2]])
@@ -134,3 +134,9 @@ def test_a_figure_that_is_too_large_is_refused_and_not_left_behind(tmp_path: Pat
     assert not list(tmp_path.iterdir())
     figures.save(noise, tmp_path / "noise.webp")
     assert (tmp_path / "noise.webp").stat().st_size <= figures.MOST_BYTES
+
+
+def test_the_number_of_steps_stays_on_one_line_and_every_letter_has_a_glyph() -> None:
+    cell = Cell("restarts every 320, dynamic, cut", "640")
+    lines = [text.lines for text in figures.layout(drawn(cell), ["one"], [cell]).texts][1]
+    assert lines == ("restarts every 320, dynamic, cut,", "640 steps") and "\xa0" not in "".join(lines)
