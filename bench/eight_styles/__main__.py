@@ -3,8 +3,11 @@
     python -m bench.eight_styles --prepare .runtime/eight_styles.zip    # needs npm for the icons
     python -m bench.eight_styles --data FILE --plan table --processes 24 [--seconds 500]
     python -m bench.eight_styles --table RESULTS.json [MORE.json ...]
+    python -m bench.eight_styles --stop RESULTS.json
+    python -m bench.eight_styles --figure OUT.webp RESULTS.json --styles STYLE --lines "real images" "rank 16, *"
+    python -m bench.eight_styles --without-images SMALL.json RESULTS.json [MORE.json ...]
 
-Writes bench/results/eight_styles_PLAN.json after every job.
+Writes bench/results/eight_styles_PLAN.json after every job; it holds drawn images, which --without-images removes.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -121,7 +125,29 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--judge-steps", type=int, default=1500, help="of the classifier")
     parser.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE")
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")
+    _add_report_options(parser)
     return parser.parse_args()
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluating result files; where several have the same row, the last one counts")
+    group.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the tables")
+    group.add_argument("--stop", type=Path, nargs="+", metavar="FILE", help="print what rules for the stop miss")
+    for name, what in (
+        ("figure", 'what --lines draw, such as "rank 16, 640 steps", in --styles'),
+        ("chart", "score, style and concept in five over the steps of --lines"),
+        ("without-images", "the joined results without the drawn images"),
+    ):
+        group.add_argument(f"--{name}", type=Path, nargs="+", metavar=("OUT", "FILE"), help=f"write into OUT: {what}")
+    group.add_argument(
+        "--reference",
+        nargs=2,
+        metavar=("LINE", "STEP"),
+        help='has the score 1; by default "rank 16" 640, or "plain" 640',
+    )
+    group.add_argument(
+        "--default", nargs=2, metavar=("LINE", "STEP"), help='against the grid; by default "the default" returned'
+    )
 
 
 def main() -> None:
@@ -130,6 +156,13 @@ def main() -> None:
         from bench.eight_styles import images
 
         images.prepare(args.icons, args.prepare)
+    elif any((args.table, args.stop, args.figure, args.chart, args.without_images)):
+        from bench.eight_styles.reports import report
+
+        try:
+            report(args)
+        except ValueError as error:
+            sys.exit(str(error))
     else:
         run(args)
 
