@@ -60,6 +60,7 @@ class RankReport:
     signal: dict[str, int]  # final signal rank, by base name
     truncations: list[TruncationLoss] = field(default_factory=list)  # tried; empty without held-out images
     facts: TrainingFacts = TrainingFacts()
+    fit: list[tuple[int, float]] = field(default_factory=list)  # step and loss of training images at fixed noise
 
     def layer_names(self) -> list[str]:
         """Return the base names of all layers in the report, in their order."""
@@ -84,7 +85,8 @@ class RankReport:
         most = max(2, COMPACT_RANKS // max(1, len(self.layer_names())))
         chosen = [self.restarts[index] for index in _even_indices(len(self.restarts), most)]
         validation = [self.validation[index] for index in _even_indices(len(self.validation), COMPACT_LOSSES)]
-        report = replace(self, losses=groups, validation=validation, restarts=chosen, spectrum={})
+        fit = [self.fit[index] for index in _even_indices(len(self.fit), COMPACT_LOSSES)]
+        report = replace(self, losses=groups, validation=validation, fit=fit, restarts=chosen, spectrum={})
         return _to_json({**_rounded(_as_dict(report), _COMPACT_DIGITS), "steps": len(self.losses)})
 
     @classmethod
@@ -132,6 +134,7 @@ def _as_dict(report: RankReport) -> dict[str, Any]:
         "steps": len(report.losses),
         "losses": report.losses,
         "validation": [[step, loss] for step, loss in report.validation],
+        "fit": [[step, loss] for step, loss in report.fit],
         "layers": names,
         "signal": [report.signal.get(name) for name in names],
         "restarts": [_restart_as_dict(restart, names) for restart in report.restarts],
@@ -185,6 +188,7 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
         signal={name: int(count) for name, count in zip(names, data["signal"], strict=True) if count is not None},
         truncations=[TruncationLoss.from_dict(tried) for tried in data.get("cuts", [])],  # none before 0.2
         facts=TrainingFacts.from_dict(data["settings"]),
+        fit=[(int(step), _float(loss)) for step, loss in data.get("fit", [])],  # none before 0.4
     )
 
 

@@ -22,28 +22,28 @@ class TrainConfig:
         ValueError: a value is out of its range.
     """
 
-    steps: int = 600  # maximum number of optimizer steps
+    steps: int = 1000  # maximum number of optimizer steps
     learning_rate: float = 5e-4
     batch_size: int = 4  # images per batch
-    max_rank: int = 16  # generous upper bound; the signal is found inside it
+    max_rank: int = 32  # generous upper bound; layers are truncated to the ranks that they use
     alpha: float = 8.0  # scale = alpha / rank, so that the learning speed does not depend on the rank
     seed: int = 0  # of the initial adapter, the order of the images, the noise and the timesteps
-    layers: LayerPreset = "attention and feed-forward"
-    mode: RestartMode = "paper"  # how restarts resample noise; "off" trains a plain LoRA
+    layers: LayerPreset = "all"
+    mode: RestartMode = "off"  # how restarts resample noise; "off": there are none
     measure: Measure = "energy"  # what the threshold is a fraction of
-    restart_every: int = 10  # epochs (E in the paper)
+    restart_every: int = 80  # epochs (E in the paper, where it is 10)
     # "dynamic": from the loss (AC-LoRA Eq. 5 and 6); "fixed": fixed_threshold; "scheduled": rises over the training
-    threshold: Threshold = "noise floor"
+    threshold: Threshold = "dynamic"
     fixed_threshold: float = 0.95
     lowest_threshold: float = 0.0  # bounds of the dynamic threshold; where the scheduled one starts and ends
     highest_threshold: float = 1.0
     clear_moments: bool = True  # whether restarts reset the optimizer state of resampled factors
     weight_decay: float = 0.01
     max_norm: float = 1.0  # gradient norm above which gradients are clipped
-    held_out: float = 0.2  # fraction of the images held out for validation if there are eight or more; 0 for none
-    stop_early: bool = True  # early stopping, once the held-out loss has stopped improving
+    held_out: float = 0.0  # fraction of the images held out for validation if there are eight or more; 0 for none
+    stop_early: bool = True  # early stopping: once the images are fitted, or the held-out loss has stopped improving
     refit: bool = True  # afterwards train on all images, the held-out ones too, up to the best step
-    smallest: bool = True  # return the smallest truncation whose held-out loss is within the noise of the best
+    smallest: bool = True  # truncate layers to the ranks they use, or to the smallest as good on held-out images
     checkpointing: Checkpointing = "automatic"  # which blocks are recomputed in the backward pass, to save memory
     graph: bool = True  # capture steps as CUDA graphs if possible
     optimizer: Optimizer = "AdamW"  # the last three come from optional packages

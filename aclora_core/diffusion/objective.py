@@ -34,23 +34,26 @@ class Objective:
     odds: float = 1.0  # factor on the odds of every noise fraction that is drawn; above 1 there is more noise
 
 
-def with_timesteps(objective: Objective, wanted: Timesteps, odds: float = 1.0) -> Objective:
+def with_timesteps(objective: Objective, wanted: Timesteps, shift: float = 1.0) -> Objective:
     """Return the objective with timesteps drawn as asked for; "automatic" keeps the model's own choice.
 
-    odds: factor on the odds t / (1 - t) of every noise fraction t that is drawn, above 1 for more noise.
+    Args:
+        objective: the model's own.
+        wanted: how noise fractions are drawn.
+        shift: factor on the odds t / (1 - t) of every noise fraction t that is drawn, above 1 for more noise; on top
+            of the model's own where timesteps are automatic.
 
     Raises:
         ValueError: "shifted" was asked of a model that is no flow model.
     """
-    objective = replace(objective, odds=odds) if odds != objective.odds else objective
     if wanted == "automatic":
-        return objective
+        return objective if shift == 1 else replace(objective, odds=shift * objective.odds)
     if wanted == "shifted" and objective.shift_of is None:
         raise ValueError(
             f"Shifted timesteps need a flow model, but this model predicts {objective.prediction}. Set timesteps to "
             "automatic."
         )
-    return replace(objective, sampling=wanted)
+    return replace(objective, sampling=wanted, odds=shift)
 
 
 def draw_sigmas(objective: Objective, count: int, generator: torch.Generator, latent: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from ..adapter import Adapter, SvdLayer, Truncation, TruncationLoss, decompose, 
 from ..method import rank_rule
 
 WHOLE = Truncation("whole")
+USED_RANKS = Truncation("energy", 0.98)  # of a training without held-out images; what it leaves out is hardly seen
 
 _BYTES = 2  # per element in a file as Save AC-LoRA writes it unless asked otherwise
 _ENERGIES = (0.8, 0.9, 0.95, 0.99)

@@ -13,7 +13,7 @@ from .first_pass import FirstPass
 from .resume import save_checkpoint
 from .run import TrainingRun
 from .trainer import Trainer
-from .validation import EarlyStopping
+from .validation import Measurements
 
 log = logging.getLogger("aclora")
 
@@ -22,7 +22,7 @@ def run_pass(
     run: TrainingRun,
     trainer: Trainer,
     steps: int,
-    early_stopping: EarlyStopping | None = None,
+    measurements: Measurements | None = None,
     first: FirstPass | None = None,
 ) -> None:
     """Train until the pass has its steps, the best one is passed, the loss diverges, or somebody stops it.
@@ -31,15 +31,15 @@ def run_pass(
         run: what the passes of a training share.
         trainer: the parts of this pass, ready.
         steps: how many the pass has at most.
-        early_stopping: measures held-out images; None trains without validation.
+        measurements: of held-out or training images; None in a refit.
         first: what the first pass found, where this is the second; checkpoints keep it.
     """
     progress, stepper, restarts = run.progress, trainer.stepper, trainer.restarts
-    if early_stopping and early_stopping.is_overdue(progress.step, steps):
-        run.measure(trainer, early_stopping)
+    if measurements and measurements.is_overdue(progress.step, steps):
+        run.measure(trainer, measurements)
     while progress.step < steps:
-        if early_stopping and run.config.stop_early and early_stopping.should_stop():
-            log.info("AC-LoRA: stopped at step %d, as step %d was better.", progress.step, early_stopping.best_step)
+        if measurements and run.config.stop_early and measurements.should_stop():
+            log.info("AC-LoRA: stopped at step %d: %s.", progress.step, measurements.reason)
             break
 
         # One step: the loss and the gradient of its micro-batches, then the optimizer.
@@ -58,22 +58,24 @@ def run_pass(
         if restart_due:
             restart = restarts.apply(trainer.adapted.parameters, stepper, step.epoch, progress.losses)
             progress.restarts += [restart] if restart else []
+            if measurements:
+                measurements.last_restart = progress.step
 
         if trainer.diverged:
             run.end_diverged(trainer)
             break
         if not math.isfinite(progress.losses[-1]) and progress.skipped_steps == 1:
             log.warning("AC-LoRA: step %d was skipped, as its loss was not finite; such steps count.", progress.step)
-        if early_stopping and early_stopping.is_due(progress.step, steps):
-            run.measure(trainer, early_stopping)
+        if measurements and measurements.is_due(progress.step, steps):
+            run.measure(trainer, measurements)
         run.show(trainer)
         if run.asked_to_stop():
             log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", progress.step, steps)
             break
         if run.store and progress.step % run.store.settings.every == 0:
-            save_checkpoint(run, trainer, early_stopping, first)
+            save_checkpoint(run, trainer, measurements, first)
     if not trainer.diverged:
-        save_checkpoint(run, trainer, early_stopping, first)
+        save_checkpoint(run, trainer, measurements, first)
     stepper.keep_evaluation_weights()
 
 

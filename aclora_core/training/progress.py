@@ -24,6 +24,7 @@ class Progress:
     )  # reported, of each step of this pass, relative to the mean target
     restarts: list[Restart] = field(default_factory=list)  # of this pass
     validation: list[tuple[int, float]] = field(default_factory=list)  # (step, loss of held-out images)
+    fit: list[tuple[int, float]] = field(default_factory=list)  # (step, loss of training images at fixed noise)
     resumed_at: int = 0  # steps that an earlier run had done
     memory: str = ""  # what a step is expected to need, where that is known
     notes: list[str] = field(default_factory=list)  # sentences for the user: what went wrong, and what to do
@@ -56,7 +57,7 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it."""
-        trajectory = RankReport({}, self.losses, self.validation, self.restarts, {}, {})
+        trajectory = RankReport({}, self.losses, self.validation, self.restarts, {}, {}, fit=self.fit)
         return {"total": self.total, "done": self.done, "stage": self.stage, "trajectory": trajectory.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -64,7 +65,7 @@ class Progress:
         trajectory = RankReport.from_json(state["trajectory"])
         self.total, self.done, self.stage = state["total"], state["done"], state["stage"]
         self.losses, self.restarts = trajectory.losses, trajectory.restarts
-        self.validation = trajectory.validation
+        self.validation, self.fit = trajectory.validation, trajectory.fit
         self.resumed_at = self.done
 
 

@@ -40,6 +40,7 @@ def make_report(
         signal=signal,
         truncations=truncations,
         facts=facts,
+        fit=list(progress.fit),
     )
 
 

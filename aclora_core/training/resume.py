@@ -12,20 +12,20 @@ from ..adapter import TrainingFacts
 from .first_pass import FirstPass
 from .run import TrainingRun
 from .trainer import Trainer
-from .validation import EarlyStopping
+from .validation import EarlyStopping, Measurements
 
 log = logging.getLogger("aclora")
 
 
 def save_checkpoint(
-    run: TrainingRun, trainer: Trainer, early_stopping: EarlyStopping | None, first: FirstPass | None
+    run: TrainingRun, trainer: Trainer, measurements: Measurements | None, first: FirstPass | None
 ) -> None:
     """Write a checkpoint, where they are on; one that cannot be written is no reason to end.
 
     Args:
         run: the training.
         trainer: of the pass that runs.
-        early_stopping: of the pass that runs; None without validation.
+        measurements: of the pass that runs; None in a refit.
         first: what the first pass found, in a checkpoint of the second.
     """
     name, step = "refit" if first else "first", run.progress.step
@@ -41,8 +41,10 @@ def save_checkpoint(
     }
     if first:
         state |= {"found": first.state_dict(), "first_progress": first.progress.state_dict()}
-    if early_stopping:
-        state["validation"] = early_stopping.state_dict()
+    if isinstance(measurements, EarlyStopping):
+        state["validation"] = measurements.state_dict()
+    elif measurements:
+        state["fit"] = measurements.state_dict()
     if problem := run.store.write(name, step, state):
         run.progress.note(problem)
     seconds = (run.facts.checkpoint_seconds or 0.0) + time.monotonic() - began
@@ -56,7 +58,7 @@ def restore_facts(run: TrainingRun, state: Mapping[str, Any]) -> None:
 
 
 def resume_pass(
-    run: TrainingRun, state: Mapping[str, Any], trainer: Trainer, early_stopping: EarlyStopping | None
+    run: TrainingRun, state: Mapping[str, Any], trainer: Trainer, measurements: Measurements | None
 ) -> None:
     """Continue a pass from a checkpoint.
 
@@ -68,13 +70,18 @@ def resume_pass(
     total = progress.total
     progress.load_state_dict(state["progress"])
     progress.total = total
-    if early_stopping:
-        early_stopping.load_state_dict(state["validation"])
-        progress.validation = early_stopping.history
+    if isinstance(measurements, EarlyStopping):
+        measurements.load_state_dict(state["validation"])
+        progress.validation = measurements.history
+    elif measurements and "fit" in state:  # checkpoints of 0.3.0 have none
+        measurements.load_state_dict(state["fit"])
+        progress.fit = measurements.history
+    if measurements and progress.restarts:
+        measurements.last_restart = progress.restarts[-1].step
     asks_for_more = state["planned"] < run.config.steps
-    if asks_for_more and early_stopping and run.config.stop_early and early_stopping.should_stop():
+    if asks_for_more and measurements and run.config.stop_early and measurements.should_stop():
         raise ValueError(
-            f"This training had stopped by itself at step {progress.step}, as step {early_stopping.best_step} was "
-            "better, and would stop again at once. Switch stop_early off to go on all the same."
+            f"This training had stopped by itself at step {progress.step}: {measurements.reason}. It would stop again "
+            "at once. Switch stop_early off to go on all the same."
         )
     log.info("AC-LoRA: resumed at step %d of %d.", progress.done, progress.total)

@@ -18,7 +18,7 @@ from .previews import Previews
 from .progress import Progress
 from .sampler import steps_per_epoch, style_indices
 from .trainer import Trainer
-from .validation import EarlyStopping
+from .validation import EarlyStopping, Measurements
 
 log = logging.getLogger("aclora")
 
@@ -84,12 +84,13 @@ class TrainingRun:
             self.progress.note(problem)
         self.callbacks.on_step(self.progress)
 
-    def measure(self, trainer: Trainer, early_stopping: EarlyStopping) -> None:
-        """Measure the held-out images with the adapter as it would be given now."""
+    def measure(self, trainer: Trainer, measurements: Measurements) -> None:
+        """Measure images with the adapter as it would be given now."""
         began = time.monotonic()
         with trainer.stepper.evaluation_weights():
-            early_stopping.measure(self.progress.step, self.callbacks.should_stop)
-        self.expect_refit(early_stopping)
+            measurements.measure(self.progress.step, self.callbacks.should_stop)
+        if isinstance(measurements, EarlyStopping):
+            self.expect_refit(measurements)
         seconds = (self.facts.validation_seconds or 0.0) + time.monotonic() - began
         self.facts = replace(self.facts, validation_seconds=seconds)
 

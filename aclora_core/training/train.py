@@ -14,9 +14,10 @@ from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
 from .checkpoint import CheckpointStore
-from .compression import WHOLE, smallest_truncation, truncated
+from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated
 from .fingerprint import training_fingerprint
 from .first_pass import FirstPass
+from .fit import FitStopping, measured_images
 from .loop import run_pass
 from .previews import Previews
 from .progress import Progress, Result
@@ -42,9 +43,9 @@ def train(
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
-    With eight images or more some are held out. By their loss the best step is kept, the training is stopped early, and
-    the adapter is truncated to the smallest that is as good. A training that is stopped returns what it has. The same
-    seed gives the same adapter on the same device, also when the training was killed in between and resumed.
+    It ends when the adapter fits its images well enough (fit.py), and its layers are truncated to the ranks that they
+    use. Where images are held out, their loss decides on both instead. A training that is stopped returns what it has.
+    The same seed gives the same adapter on the same device, also when the training was killed in between and resumed.
 
     Args:
         model: the frozen model.
@@ -77,11 +78,7 @@ def train(
     run = TrainingRun(model, images, config, indices, Callbacks(on_step, should_stop, previews), store)
     learned, held_out = hold_out(images, run.indices, config.held_out, config.seed)
     if config.held_out and not held_out:
-        log.info(
-            "AC-LoRA: with fewer than %d different images none is held out. The adapter of the last step is given, "
-            "whole; judge the number of steps by images drawn with it.",
-            MIN_IMAGES,
-        )
+        log.info("AC-LoRA: with fewer than %d different images none is held out.", MIN_IMAGES)
     saved = store.find() if store else None
     if saved is not None:
         restore_facts(run, saved)
@@ -98,22 +95,36 @@ def train(
 def _first_pass(
     run: TrainingRun, learned: list[int], held_out: list[int], saved: Mapping[str, Any] | None
 ) -> FirstPass:
-    """Train on all but the held-out images; find the best step and the smallest truncation by them."""
+    """Train on all but the held-out images; find the best step and the truncation."""
     config, progress = run.config, run.progress
     trainer = Trainer(run.model, run.images, config, learned, progress, config.steps)
     with trainer.ready():
         early_stopping = _early_stopping(run, trainer, held_out) if held_out else None
+        measurements = early_stopping or _fit_stopping(run, trainer, learned)
         if saved is not None:
-            resume_pass(run, saved, trainer, early_stopping)
+            resume_pass(run, saved, trainer, measurements)
         run.expect_refit(early_stopping)
-        run_pass(run, trainer, config.steps, early_stopping)
+        run_pass(run, trainer, config.steps, measurements)
         if early_stopping is None:
-            return FirstPass(trainer.adapted.adapter(), WHOLE, [], progress.last_finite_step, progress)
+            adapter = trainer.adapted.adapter()
+            truncation = USED_RANKS if config.smallest else WHOLE
+            return FirstPass(truncated(adapter, truncation), truncation, [], progress.last_finite_step, progress)
         best = early_stopping.restore_best(progress.last_finite_step)
         run.facts = replace(run.facts, best_step=best)
         adapter = trainer.adapted.adapter()
         truncation, losses = _compress(run, trainer, early_stopping, adapter)
         return FirstPass(truncated(adapter, truncation), truncation, losses, best, progress)
+
+
+def _fit_stopping(run: TrainingRun, trainer: Trainer, learned: list[int]) -> FitStopping:
+    config, adapted = run.config, trainer.adapted
+    indices = measured_images(style_indices(run.images, learned), config.seed)
+    images = ValidationSet(
+        run.model, run.images, indices, config.seed, config.batch_size, adapted.graphs, config.mask_floor
+    )
+    fit = FitStopping(images, config.batch_size * config.accumulate, run.unit)
+    run.progress.fit = fit.history
+    return fit
 
 
 def _early_stopping(run: TrainingRun, trainer: Trainer, held_out: list[int]) -> EarlyStopping:
@@ -136,7 +147,7 @@ def _compress(
 
     def losses_of(candidate: Adapter) -> Tensor:
         trainer.adapted.parameters.load(candidate.layers)
-        return early_stopping.held_out.losses() / run.unit
+        return early_stopping.images.losses() / run.unit
 
     def asked_to_stop() -> bool:
         run.callbacks.on_step(run.progress)

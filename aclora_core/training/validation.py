@@ -1,4 +1,4 @@
-"""Validation on held-out images: their denoising loss, the best step by it, and early stopping.
+"""Losses of images at fixed noise; with held-out images the best step by them, and early stopping.
 
 Noise and noise levels are the same in every measurement, so two measurements differ by the adapter alone.
 """
@@ -105,23 +105,21 @@ def hold_out(images: TrainingSet, indices: Sequence[int], fraction: float, seed:
     return [index for index in indices if index not in excluded], held_out
 
 
-class EarlyStopping:
-    """Measures the validation loss now and then, keeps the weights of the best step, and says when it is passed.
+class Measurements:
+    """Measures some images now and then while a training runs.
 
     Args:
-        held_out: the images to measure.
-        parameters: the adapter's weights.
-        images_per_step: how many images a step takes.
+        images: at fixed noise.
+        images_per_step: how many images a step takes; with it measurements come as rarely as they cost.
         unit: the loss of predicting the mean target; losses are divided by it.
     """
 
-    def __init__(self, held_out: ValidationSet, parameters: FlatParameters, images_per_step: int, unit: float) -> None:
-        self.held_out, self.parameters, self.unit = held_out, parameters, unit
-        forward_passes = len(held_out.indices) * len(NOISE_FRACTIONS)
+    def __init__(self, images: ValidationSet, images_per_step: int, unit: float) -> None:
+        self.images, self.unit = images, unit
+        forward_passes = len(images.indices) * len(NOISE_FRACTIONS)
         self.interval = math.ceil(_STEPS_PER_PASS * forward_passes / images_per_step)
-        self.history: list[tuple[int, float]] = []
-        self.best_step, self.best_loss = 0, math.inf
-        self._best = parameters.master.clone()
+        self.history: list[tuple[int, float]] = []  # step and loss
+        self.last_restart = 0  # step of the last restart, after which a share of the adapter is fresh noise
 
     def is_due(self, step: int, last_step: int) -> bool:
         """Return whether to measure after this step."""
@@ -132,14 +130,55 @@ class EarlyStopping:
         return self.is_due(step, last_step) and not (self.history and self.history[-1][0] == step)
 
     def measure(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Measure the adapter as it is, unless asked to stop; the untrained one, at step 0, is never the best."""
+        """Measure the adapter as it is, unless asked to stop."""
         parts = []
-        for part in self.held_out.iterate_losses():
+        for part in self.images.iterate_losses():
             if should_stop():
                 return
             parts.append(part)
-        loss = float(torch.cat(parts).mean()) / self.unit
+        self.record(step, float(torch.cat(parts).mean()) / self.unit)
+
+    def record(self, step: int, loss: float) -> None:
+        """Take a loss into the history."""
         self.history.append((step, loss))
+
+    def should_stop(self) -> bool:
+        """Return whether the training should end."""
+        return False
+
+    @property
+    def reason(self) -> str:
+        """Why the training ends, as a clause."""
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it."""
+        return {"history": [list(pair) for pair in self.history]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.history[:] = [(step, loss) for step, loss in state["history"]]
+
+
+class EarlyStopping(Measurements):
+    """Measures the loss of held-out images, keeps the weights of the best step, and says when it is passed.
+
+    Args:
+        held_out: the images to measure.
+        parameters: the adapter's weights.
+        images_per_step: how many images a step takes.
+        unit: the loss of predicting the mean target; losses are divided by it.
+    """
+
+    def __init__(self, held_out: ValidationSet, parameters: FlatParameters, images_per_step: int, unit: float) -> None:
+        super().__init__(held_out, images_per_step, unit)
+        self.parameters = parameters
+        self.best_step, self.best_loss = 0, math.inf
+        self._best = parameters.master.clone()
+
+    def record(self, step: int, loss: float) -> None:
+        """Take a loss into the history; the untrained adapter, at step 0, is never the best."""
+        super().record(step, loss)
         if step > 0 and loss < self.best_loss:
             self.best_step, self.best_loss = step, loss
             self._best.copy_(self.parameters.master)
@@ -148,6 +187,11 @@ class EarlyStopping:
         """Return whether the best step lies so far back that a better one is not expected."""
         since = self.history[-1][0] - self.best_step if self.history else 0
         return self.best_step > 0 and since >= max(_PATIENCE * self.interval, self.best_step / 2)
+
+    @property
+    def reason(self) -> str:
+        """Why the training ends, as a clause."""
+        return f"step {self.best_step} was better"
 
     def restore_best(self, step: int) -> int:
         """Go back to the weights of the best step, if a later one was measured, and return the step that they are of.
@@ -164,10 +208,10 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it."""
         best = {"best_step": self.best_step, "best_loss": self.best_loss, "best": self._best}
-        return {"history": [list(pair) for pair in self.history], **best}
+        return {**super().state_dict(), **best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self.history[:] = [(step, loss) for step, loss in state["history"]]
+        super().load_state_dict(state)
         self.best_step, self.best_loss = state["best_step"], state["best_loss"]
         self._best.copy_(state["best"])

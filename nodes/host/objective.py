@@ -21,16 +21,17 @@ _PREDICTIONS = (
     ((comfy.model_sampling.CONST, comfy.model_sampling.COSMOS_RFLOW), "the velocity of a flow"),
 )
 _IMAGE_TO_IMAGE = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
+_LEAST_ODDS = 2.0  # of the noise levels of flow models; see bench/README.md
 _NATIVE_PIXELS = 1024 * 1024  # pixels of an image for which the shift of ComfyUI's flow models is made
 
 
 def make_objective(sampling: Any, pixels: int = 8) -> Objective:
     """Return how a model adds noise, what it predicts, and how its noise levels are best drawn.
 
-    Timesteps are drawn from a logit-normal distribution for flow models (Esser et al. 2024, arXiv 2403.03206) and for
-    EDM, whose timesteps are uniform in log σ (Karras et al. 2022, arXiv 2206.00364, section 5: log σ is normal), and
-    from a uniform distribution for others. For Flux and its relatives they are also shifted by the size of the image,
-    as in their sampling.
+    Timesteps are uniform for most models; for flow models at noise levels of odds 2 at least, as a style lies in what
+    is decided first (bench/README.md). They are logit-normal for Flux and its relatives, shifted by the size of the
+    image as in their sampling (Esser et al. 2024, arXiv 2403.03206), and for EDM, whose timesteps are uniform in log σ
+    (Karras et al. 2022, arXiv 2206.00364, section 5: log σ is normal).
 
     Args:
         sampling: ComfyUI's model_sampling.
@@ -54,14 +55,21 @@ def make_objective(sampling: Any, pixels: int = 8) -> Objective:
     )
     by_size = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
     logit_normal: Sampling = "shifted" if by_size else "logit-normal"
+    uniform_flow = flow and not by_size and not cosmos
     return Objective(
         add_noise=sampling.noise_scaling,
         denoised=sampling.calculate_denoised,
         sigma_at=_sigma_at_cosmos(sampling) if cosmos else _sigma_at(sampling),
-        sampling=logit_normal if flow or log_even else "uniform",
+        sampling="uniform" if uniform_flow or not (flow or log_even) else logit_normal,
         prediction=prediction or "a target of its own",
         shift_of=_make_shift(sampling, pixels) if flow else None,
+        odds=max(1.0, _LEAST_ODDS / _own_shift(sampling)) if uniform_flow else 1.0,
     )
+
+
+def _own_shift(sampling: Any) -> float:
+    """Return the factor on the odds of noise fractions that a flow model's own sampling has, at least 1."""
+    return max(1.0, float(getattr(sampling, "shift", 1.0)))
 
 
 def _sigma_at(sampling: Any) -> Callable[[float], float]:
