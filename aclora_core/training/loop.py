@@ -37,6 +37,8 @@ def run_pass(
     progress, stepper, restarts = run.progress, trainer.stepper, trainer.restarts
     if early_stopping and early_stopping.is_overdue(progress.step, steps):
         run.measure(trainer, early_stopping)
+    if first is None and progress.step == 0:
+        run.keep_candidate(trainer, 0)
     while progress.step < steps:
         if early_stopping and run.config.stop_early and early_stopping.should_stop():
             log.info("AC-LoRA: stopped at step %d, as step %d was better.", progress.step, early_stopping.best_step)
@@ -75,6 +77,7 @@ def run_pass(
     if not trainer.diverged:
         save_checkpoint(run, trainer, early_stopping, first)
     stepper.keep_evaluation_weights()
+    run.keep_candidate(trainer, progress.last_finite_step)
 
 
 def _prefetch(stream: BatchStream, begin: bool) -> Sequence[Batch]:

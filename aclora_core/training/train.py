@@ -13,6 +13,7 @@ from ..adapter import Adapter, Truncation, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
+from .candidates import Candidates
 from .checkpoint import CheckpointStore
 from .compression import WHOLE, smallest_truncation, truncated
 from .fingerprint import training_fingerprint
@@ -39,6 +40,7 @@ def train(
     indices: Sequence[int] | None = None,
     checkpoints: CheckpointConfig | None = None,
     previews: Previews | None = None,
+    candidates: Candidates | None = None,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -55,6 +57,7 @@ def train(
         indices: of the images to learn from, with their captions; None for all.
         checkpoints: where to save the state of the training, and whether to resume.
         previews: images drawn while it trains.
+        candidates: keeps the adapter at several steps, to choose another than the returned one.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
@@ -74,7 +77,7 @@ def train(
     store = None
     if checkpoints:
         store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
-    run = TrainingRun(model, images, config, indices, Callbacks(on_step, should_stop, previews), store)
+    run = TrainingRun(model, images, config, indices, Callbacks(on_step, should_stop, previews, candidates), store)
     learned, held_out = hold_out(images, run.indices, config.held_out, config.seed)
     if config.held_out and not held_out:
         log.info(
@@ -83,6 +86,8 @@ def train(
             MIN_IMAGES,
         )
     saved = store.find() if store else None
+    if candidates:
+        candidates.begin(resumed=saved is not None)
     if saved is not None:
         restore_facts(run, saved)
     in_refit = saved is not None and "found" in saved
@@ -92,7 +97,11 @@ def train(
         refitted = _refit(run, first, saved if in_refit else None)
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
     facts = run.final_facts(len(held_out), len(trained_on))
-    return Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
+    result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
+    if candidates and not candidates.failed:
+        with run.sparing_candidates(candidates):
+            candidates.finish(result, first.steps, first.truncation)
+    return result
 
 
 def _first_pass(
@@ -111,6 +120,7 @@ def _first_pass(
             return FirstPass(trainer.adapted.adapter(), WHOLE, [], progress.last_finite_step, progress)
         best = early_stopping.restore_best(progress.last_finite_step)
         run.facts = replace(run.facts, best_step=best)
+        run.keep_candidate(trainer, best)
         adapter = trainer.adapted.adapter()
         truncation, losses = _compress(run, trainer, early_stopping, adapter)
         return FirstPass(truncated(adapter, truncation), truncation, losses, best, progress)
