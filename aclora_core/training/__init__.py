@@ -1,7 +1,7 @@
 """The training loop: passes, validation, restarts, checkpoints."""
 
 from .candidate_store import CandidateStore, KeptResult, StepImages
-from .candidates import Candidates, candidate_store, choose, nearest_step
+from .candidates import Candidates, choose, nearest_step, open_candidate_store
 from .previews import Previews
 from .progress import Progress, Result
 from .summary import training_summary
@@ -15,9 +15,9 @@ __all__ = [
     "Progress",
     "Result",
     "StepImages",
-    "candidate_store",
     "choose",
     "nearest_step",
+    "open_candidate_store",
     "train",
     "training_summary",
 ]

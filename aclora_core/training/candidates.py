@@ -13,6 +13,7 @@ from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..storage import content_hash
 from .candidate_store import CandidateStore, KeptResult
+from .checks import check_inputs
 from .compression import truncated
 from .fingerprint import training_fingerprint
 from .progress import Progress, Result
@@ -28,7 +29,7 @@ def candidate_steps(planned: int, count: int = COUNT) -> list[int]:
     return list(range(interval, planned + 1, interval))
 
 
-def candidate_store(
+def open_candidate_store(
     root: Path, model: DiffusionModel, images: TrainingSet, config: TrainConfig, identity: str = ""
 ) -> CandidateStore:
     """Return the store of a training's candidates, which the next training with the same result finds again.
@@ -39,8 +40,13 @@ def candidate_store(
         images: latents and conditionings.
         config: the settings; those without an effect on the result do not count.
         identity: what else tells this model from others.
+
+    Raises:
+        ValueError: the images lack something that the settings need.
     """
-    fingerprint = training_fingerprint(model, images, config, captioned_indices(images))
+    indices = captioned_indices(images)
+    check_inputs(images, config, indices)
+    fingerprint = training_fingerprint(model, images, config, indices)
     return CandidateStore(root, content_hash(fingerprint.state_dict(), identity))
 
 

@@ -15,6 +15,7 @@ from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
 from .candidates import Candidates
 from .checkpoint import CheckpointStore
+from .checks import check_inputs
 from .compression import WHOLE, smallest_truncation, truncated
 from .fingerprint import training_fingerprint
 from .first_pass import FirstPass
@@ -24,7 +25,7 @@ from .progress import Progress, Result
 from .report import make_report
 from .resume import restore_facts, resume_pass
 from .run import Callbacks, TrainingRun
-from .sampler import captioned_indices, style_indices
+from .sampler import captioned_indices
 from .trainer import Trainer
 from .validation import MIN_IMAGES, EarlyStopping, ValidationSet, hold_out
 
@@ -66,13 +67,7 @@ def train(
     """
     if indices is None:
         indices = captioned_indices(images)
-    if not style_indices(images, indices):
-        raise ValueError("There are no images to learn from.")
-    if config.needs_unconditional and not images.without_caption:
-        raise ValueError(
-            "caption_dropout and prior_weight need the conditioning of the empty caption, and there is none. Connect a "
-            "CLIP Text Encode with an empty text to unconditional of AC-LoRA Learning Options, or set both to 0."
-        )
+    check_inputs(images, config, indices)
     check_installed(config.optimizer)
     store = None
     if checkpoints:

@@ -21,9 +21,9 @@ from ...aclora_core.training import (
     CandidateStore,
     KeptResult,
     Result,
-    candidate_store,
     choose,
     nearest_step,
+    open_candidate_store,
 )
 from .. import host
 
@@ -51,7 +51,7 @@ class StepChoice:
         self, model: Any, network: host.HostModel, images: host.HostTrainingSet, config: TrainConfig, step: int
     ) -> None:
         root = Path(folder_paths.get_temp_directory(), FOLDER, _SERVER)
-        self.store: CandidateStore = candidate_store(root, network, images, config, host.model_identity(model))
+        self.store: CandidateStore = open_candidate_store(root, network, images, config, host.model_identity(model))
         self._config, self._step = config, step
         self.kept: KeptResult | None = None
         self.problem = ""  # a sentence for the user
