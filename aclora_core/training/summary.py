@@ -31,7 +31,8 @@ def training_summary(report: RankReport) -> str:
     sentences.append(f"{count_noun(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
     if skipped := skipped_steps(report.losses):
         sentences.append(f"Steps skipped because their loss was not finite: {skipped}.")
-    sentences += _previews(report)
+    if facts.chosen_step is None:
+        sentences += _previews(report)
     if facts.notes:
         sentences.append(facts.notes)
     return " ".join(sentences)
