@@ -22,6 +22,7 @@ class TrainingFacts:
     held_out_images: int | None = None  # style images used for validation only
     steps_run: int | None = None  # optimizer steps of both passes
     best_step: int | None = None  # step with the lowest validation loss
+    chosen_step: int | None = None  # step that the user chose in place of the automatic one
     epochs: int | None = None  # of the pass that gave the adapter, begun ones included
     cancelled: Stage | None = None  # stage in which the user cancelled the training
     notes: str = ""  # sentences for the user

@@ -3,6 +3,7 @@
 from .charts import inspection_charts
 from .charts.canvas import to_batch
 from .charts.contact_sheet import contact_sheet
+from .charts.step_sheet import SheetRow, step_sheet
 from .charts.training import training_chart
 from .measure import inspect_lora
 from .metadata_table import Rows, metadata_table, truncation_rows
@@ -10,6 +11,7 @@ from .tables import file_rows, inspection_csv, inspection_json, inspection_table
 
 __all__ = [
     "Rows",
+    "SheetRow",
     "contact_sheet",
     "file_rows",
     "inspect_lora",
@@ -18,6 +20,7 @@ __all__ = [
     "inspection_json",
     "inspection_table",
     "metadata_table",
+    "step_sheet",
     "to_batch",
     "training_chart",
     "truncation_rows",

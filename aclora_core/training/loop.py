@@ -37,6 +37,8 @@ def run_pass(
     progress, stepper, restarts = run.progress, trainer.stepper, trainer.restarts
     if measurements and measurements.is_overdue(progress.step, steps):
         run.measure(trainer, measurements)
+    if first is None and progress.step == 0:
+        run.keep_candidate(trainer, 0)
     while progress.step < steps:
         if measurements and run.config.stop_early and measurements.should_stop():
             log.info("AC-LoRA: stopped at step %d: %s.", progress.step, measurements.reason)
@@ -77,6 +79,7 @@ def run_pass(
     if not trainer.diverged:
         save_checkpoint(run, trainer, measurements, first)
     stepper.keep_evaluation_weights()
+    run.keep_candidate(trainer, progress.last_finite_step)
 
 
 def _prefetch(stream: BatchStream, begin: bool) -> Sequence[Batch]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ..text import error_reason
 from .trainer import Trainer
@@ -23,24 +24,33 @@ class Previews:
     """
 
     every: int  # steps
-    draw: Callable[[int], None]  # called with the steps done, without gradients, while the adapter is on the model
+    # Called with the steps done, without gradients, while the adapter is on the model; returns the images, if at hand.
+    draw: Callable[[int], Sequence[Tensor] | None]
     share: float = 1.0  # of the time, at most
     seconds: float = 0.0  # that drawing took
     left_out: int = 0  # sets that were skipped
     failed: bool = False
+    latest: Sequence[Tensor] = ()  # images of the last set
     started: float = field(default_factory=lambda: time.monotonic())
 
     def draw_if_due(self, trainer: Trainer, done: int) -> str:
         """Draw where it is time; return a sentence for the user where that fails, else an empty one."""
         if self.failed or done % self.every:
             return ""
-        began = time.monotonic()
-        if self.seconds > self.share * (began - self.started):
+        if self.seconds > self.share * (time.monotonic() - self.started):
             self.left_out += 1
             return ""
+        return self.draw_now(trainer, done)
+
+    def draw_now(self, trainer: Trainer, done: int) -> str:
+        """Draw a set, unless drawing has failed before; return a sentence for the user where it fails now."""
+        self.latest = ()
+        if self.failed:
+            return ""
+        began = time.monotonic()
         try:
             with trainer.lent(), torch.no_grad():
-                self.draw(done)
+                self.latest = self.draw(done) or ()
         except Exception as error:  # whatever a host's sampler raises
             self.failed = True
             sentence = (

@@ -13,6 +13,7 @@ from ..adapter import TrainingFacts
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
 from ..text import error_reason
+from .candidates import Candidates
 from .checkpoint import CheckpointStore
 from .previews import Previews
 from .progress import Progress
@@ -30,6 +31,7 @@ class Callbacks:
     on_step: Callable[[Progress], None] = lambda progress: None  # after every step
     should_stop: Callable[[], bool] = lambda: False  # after every step, and while images are measured
     previews: Previews | None = None
+    candidates: Candidates | None = None
 
 
 class TrainingRun:
@@ -78,11 +80,38 @@ class TrainingRun:
         return self.stopped
 
     def show(self, trainer: Trainer) -> None:
-        """Draw previews where they are due, and call on_step."""
-        previews = self.callbacks.previews
-        if previews and (problem := previews.draw_if_due(trainer, self.progress.done)):
+        """Keep a candidate or draw previews where they are due, and call on_step."""
+        previews, candidates = self.callbacks.previews, self.callbacks.candidates
+        if candidates and candidates.is_due(self.progress.step):
+            self.keep_candidate(trainer, self.progress.step)
+        elif previews and (problem := previews.draw_if_due(trainer, self.progress.done)):
             self.progress.note(problem)
         self.callbacks.on_step(self.progress)
+
+    def keep_candidate(self, trainer: Trainer, step: int) -> None:
+        """Draw previews and keep them with the adapter as it would be given now; a fault is no reason to end.
+
+        step: that the weights are of; 0 before the training.
+        """
+        candidates, previews = self.callbacks.candidates, self.callbacks.previews
+        if candidates is None or not candidates.is_missing(self.progress.stage, step):
+            return
+        if previews and (problem := previews.draw_now(trainer, self.progress.done)):
+            self.progress.note(problem)
+        with self.sparing_candidates(candidates):
+            with trainer.stepper.evaluation_weights():
+                adapter = trainer.adapted.adapter()
+            candidates.keep(step, adapter, self.progress, previews.latest if previews else ())
+
+    @contextmanager
+    def sparing_candidates(self, candidates: Candidates) -> Iterator[None]:
+        """Turn an exception in the block into a note; no further candidates are kept then."""
+        with self.spare("Not all steps could be kept to choose from", "training goes on"):
+            try:
+                yield
+            except Exception:
+                candidates.failed = True
+                raise
 
     def measure(self, trainer: Trainer, measurements: Measurements) -> None:
         """Measure images with the adapter as it would be given now."""

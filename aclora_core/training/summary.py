@@ -19,7 +19,10 @@ def training_summary(report: RankReport) -> str:
     sentences = []
     if facts.cancelled is not None:
         sentences.append(_CANCELLED[facts.cancelled].format(done=len(report.losses)))
-    sentences += [_steps(report), *_best_step(report)]
+    if facts.chosen_step is None:
+        sentences += [_steps(report), *_best_step(report)]
+    else:
+        sentences.append(f"The adapter is that of step {facts.chosen_step}, as chosen.")
     chosen = next((tried for tried in report.truncations if tried.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
         sentences.append(f"Truncated to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
@@ -28,7 +31,8 @@ def training_summary(report: RankReport) -> str:
     sentences.append(f"{count_noun(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
     if skipped := skipped_steps(report.losses):
         sentences.append(f"Steps skipped because their loss was not finite: {skipped}.")
-    sentences += _previews(report)
+    if facts.chosen_step is None:
+        sentences += _previews(report)
     if facts.notes:
         sentences.append(facts.notes)
     return " ".join(sentences)

@@ -13,7 +13,9 @@ from ..adapter import Adapter, Truncation, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
+from .candidates import Candidates
 from .checkpoint import CheckpointStore
+from .checks import check_inputs
 from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated
 from .fingerprint import training_fingerprint
 from .first_pass import FirstPass
@@ -40,6 +42,7 @@ def train(
     indices: Sequence[int] | None = None,
     checkpoints: CheckpointConfig | None = None,
     previews: Previews | None = None,
+    candidates: Candidates | None = None,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -56,6 +59,7 @@ def train(
         indices: of the images to learn from, with their captions; None for all.
         checkpoints: where to save the state of the training, and whether to resume.
         previews: images drawn while it trains.
+        candidates: keeps the adapter at several steps, to choose another than the returned one.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
@@ -64,22 +68,18 @@ def train(
     """
     if indices is None:
         indices = captioned_indices(images)
-    if not style_indices(images, indices):
-        raise ValueError("There are no images to learn from.")
-    if config.needs_unconditional and not images.without_caption:
-        raise ValueError(
-            "caption_dropout and prior_weight need the conditioning of the empty caption, and there is none. Connect a "
-            "CLIP Text Encode with an empty text to unconditional of AC-LoRA Learning Options, or set both to 0."
-        )
+    check_inputs(images, config, indices)
     check_installed(config.optimizer)
     store = None
     if checkpoints:
         store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
-    run = TrainingRun(model, images, config, indices, Callbacks(on_step, should_stop, previews), store)
+    run = TrainingRun(model, images, config, indices, Callbacks(on_step, should_stop, previews, candidates), store)
     learned, held_out = hold_out(images, run.indices, config.held_out, config.seed)
     if config.held_out and not held_out:
         log.info("AC-LoRA: with fewer than %d different images none is held out.", MIN_IMAGES)
     saved = store.find() if store else None
+    if candidates:
+        candidates.begin(resumed=saved is not None)
     if saved is not None:
         restore_facts(run, saved)
     in_refit = saved is not None and "found" in saved
@@ -89,7 +89,11 @@ def train(
         refitted = _refit(run, first, saved if in_refit else None)
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
     facts = run.final_facts(len(held_out), len(trained_on))
-    return Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
+    result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
+    if candidates and not candidates.failed:
+        with run.sparing_candidates(candidates):
+            candidates.finish(result, first.steps, first.truncation)
+    return result
 
 
 def _first_pass(
@@ -106,35 +110,43 @@ def _first_pass(
         run.expect_refit(early_stopping)
         run_pass(run, trainer, config.steps, measurements)
         if early_stopping is None:
-            adapter = trainer.adapted.adapter()
-            truncation = USED_RANKS if config.smallest else WHOLE
-            return FirstPass(truncated(adapter, truncation), truncation, [], progress.last_finite_step, progress)
+            return _fitted(run, trainer.adapted.adapter())
         best = early_stopping.restore_best(progress.last_finite_step)
         run.facts = replace(run.facts, best_step=best)
+        run.keep_candidate(trainer, best)
         adapter = trainer.adapted.adapter()
         truncation, losses = _compress(run, trainer, early_stopping, adapter)
         return FirstPass(truncated(adapter, truncation), truncation, losses, best, progress)
 
 
+def _fitted(run: TrainingRun, adapter: Adapter) -> FirstPass:
+    """Return the result of a pass without held-out images: its last step, truncated to the ranks that it uses."""
+    truncation = WHOLE
+    if run.config.smallest:
+        with run.spare("The adapter could not be truncated to the ranks it uses", "it is given whole"):
+            adapter, truncation = truncated(adapter, USED_RANKS), USED_RANKS
+    return FirstPass(adapter, truncation, [], run.progress.last_finite_step, run.progress)
+
+
 def _fit_stopping(run: TrainingRun, trainer: Trainer, learned: list[int]) -> FitStopping:
-    config, adapted = run.config, trainer.adapted
-    indices = measured_images(style_indices(run.images, learned), config.seed)
-    images = ValidationSet(
-        run.model, run.images, indices, config.seed, config.batch_size, adapted.graphs, config.mask_floor
-    )
-    fit = FitStopping(images, config.batch_size * config.accumulate, run.unit)
+    indices = measured_images(style_indices(run.images, learned), run.config.seed)
+    fit = FitStopping(_at_fixed_noise(run, trainer, indices), trainer.images_per_step, run.unit)
     run.progress.fit = fit.history
     return fit
 
 
 def _early_stopping(run: TrainingRun, trainer: Trainer, held_out: list[int]) -> EarlyStopping:
-    config, adapted = run.config, trainer.adapted
-    images = ValidationSet(
-        run.model, run.images, held_out, config.seed, config.batch_size, adapted.graphs, config.mask_floor
-    )
-    early_stopping = EarlyStopping(images, adapted.parameters, config.batch_size * config.accumulate, run.unit)
+    images = _at_fixed_noise(run, trainer, held_out)
+    early_stopping = EarlyStopping(images, trainer.adapted.parameters, trainer.images_per_step, run.unit)
     run.progress.validation = early_stopping.history
     return early_stopping
+
+
+def _at_fixed_noise(run: TrainingRun, trainer: Trainer, indices: list[int]) -> ValidationSet:
+    config = run.config
+    return ValidationSet(
+        run.model, run.images, indices, config.seed, config.batch_size, trainer.adapted.graphs, config.mask_floor
+    )
 
 
 def _compress(

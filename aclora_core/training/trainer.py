@@ -94,6 +94,11 @@ class Trainer:
         return learning_rate_at(step, config.steps, config.learning_rate, config.schedule, config.warm_up)
 
     @property
+    def images_per_step(self) -> int:
+        """How many images a step takes."""
+        return self.config.batch_size * self.config.accumulate
+
+    @property
     def diverged(self) -> bool:
         """Whether so many steps in a row had no finite loss that going on is pointless."""
         return self.stepper.skipped_in_a_row >= _MAX_SKIPPED

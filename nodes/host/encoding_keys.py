@@ -22,7 +22,7 @@ _VAE_OPTIONS = ("vae_dtype", "crop_input", "latent_channels", "latent_dim", "ext
 _CLIP_OPTIONS = ("layer_idx", "tokenizer_options", "use_clip_schedule", "apply_hooks_to_conds")
 _ENCODER_OPTIONS = ("options_default", "enable_attention_masks", "zero_out_masked", "layer_norm_hidden_state")
 # Attributes of ComfyUI's patcher that change the output. Functions in them cannot be hashed, and so disable caching.
-_PATCHER_STATE = (
+PATCHER_STATE = (
     "object_patches",
     "weight_wrapper_patches",
     "model_options",
@@ -161,8 +161,8 @@ def _clip_hash(clip: Any) -> str:
 def _patcher_parts(patcher: Any) -> list[Any]:
     """Return what identifies a patched network: its module classes, weights, patches and type of device."""
     kinds = [(name, type(part).__module__, type(part).__qualname__) for name, part in patcher.model.named_modules()]
-    state = [_plain(getattr(patcher, name, None)) for name in _PATCHER_STATE]
-    patches = {key: _plain(patch) for key, patch in patcher.patches.items()}
+    state = [plain_patches(getattr(patcher, name, None)) for name in PATCHER_STATE]
+    patches = {key: plain_patches(patch) for key, patch in patcher.patches.items()}
     return [kinds, weights_hash(_weights(patcher)), state, patches, torch.device(patcher.load_device).type]
 
 
@@ -178,14 +178,14 @@ def _weights(patcher: Any) -> Iterator[tuple[str, Tensor, torch.dtype | None]]:
             yield name, originals.get(name, tensor), getattr(modules[owner], f"{leaf}_comfy_model_dtype", None)
 
 
-def _plain(value: Any) -> Any:
+def plain_patches(value: Any) -> Any:
     """Return nested patches with ComfyUI's LoRA objects replaced by their class name and tensors."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_patches(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_patches(item) for item in value]
     if hasattr(value, "loaded_keys") and hasattr(value, "weights"):
-        return [type(value).__qualname__, _plain(value.weights)]
+        return [type(value).__qualname__, plain_patches(value.weights)]
     return value
 
 

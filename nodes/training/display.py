@@ -40,14 +40,20 @@ class LivePreviews:
         if settings is None:
             return None
 
-        def draw(done: int) -> None:
+        def draw(done: int) -> list[torch.Tensor]:
             # A text encoder that learns encodes the prompts anew each time.
             conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
             drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
             if drawn:
                 self.images = drawn
+            return drawn
 
         return Previews(settings.every, draw, settings.share)
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """What each image of a set shows; none if previews are disabled."""
+        return self.settings.prompts if self.settings else ()
 
     @property
     def remark(self) -> str:

@@ -11,8 +11,9 @@ from comfy_api.latest import io
 
 from ...aclora_core.adapter import to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
-from ...aclora_core.training import train
+from ...aclora_core.training import Result, train
 from .. import host
+from .candidates import StepChoice
 from .display import LivePreviews, TrainingDisplay, result_text
 from .options.checkpoint_folder import record_cancel
 from .options.options import OPTIONS_TYPE, Options
@@ -53,6 +54,7 @@ class ACLoRATrain(io.ComfyNode):
         chosen = options[0] if options else Options()
         # Every input arrives as a list, since latents and conditioning are lists.
         settings = {name: values[0] for name, values in widgets.items()}
+        step = settings.pop("step", 0)
         config = TrainConfig(**{**settings, **chosen.settings})
         node_id = host.hidden_node_id(cls)
         live_previews = LivePreviews(chosen.previews)
@@ -61,8 +63,16 @@ class ACLoRATrain(io.ComfyNode):
         unconditional = chosen.unconditional if config.needs_unconditional else None
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional)
         with session as (network, images):
-            previews = live_previews.for_training(network, images, config.seed)
-            result = train(network, images, config, display, host.cancelled, checkpoints=checkpoints, previews=previews)
+            choice = StepChoice(model[0], network, images, config, step)
+
+            def run() -> Result:
+                previews = live_previews.for_training(network, images, config.seed)
+                kept = choice.candidates(live_previews.prompts)
+                return train(
+                    network, images, config, display, host.cancelled, None, checkpoints, previews, candidates=kept
+                )
+
+            result = choice.result(run)
             facts = replace(result.report.facts, base_model=network.base_name, resolution=images.resolution)
         if note := host.training_note(model[0]):
             facts = replace(facts, notes=f"{note} {facts.notes}".strip())
@@ -73,13 +83,15 @@ class ACLoRATrain(io.ComfyNode):
             display.show_result(report, config.steps)
             if checkpoints:
                 record_cancel(checkpoints.folder)
-        summary = result_text(report, can_resume=checkpoints is not None) + live_previews.remark
+        sheet = choice.ui(cls)
+        summary = result_text(report, can_resume=checkpoints is not None) + live_previews.remark + choice.remark
         host.send_text(summary, node_id)  # replaces the status of the last step
         adapted, clip = host.apply_trained_lora(model[0], chosen.clip, lora_model)
         # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.
         losses = [loss for loss in report.losses if math.isfinite(loss)]
         clip_output = clip or host.block_output(_NO_CLIP)
-        return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui={"text": (summary,)})
+        shown = {**sheet, "text": (summary,)}
+        return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui=shown)
 
 
 def _links() -> list[Any]:
@@ -147,6 +159,16 @@ def _widgets() -> list[Any]:
             control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Seed of the adapter's initial weights, the order of the images, the noise and the timesteps. The "
             "same seed gives the same style again.",
+        ),
+        io.Int.Input(
+            "step",
+            default=0,
+            min=0,
+            max=100_000,
+            optional=True,
+            tooltip="Which step's style is given: 0 is the one that the training finds best. After a training the node "
+            "lists the steps that were kept; enter one of them and run again to get it at once, without training. With "
+            "AC-LoRA Preview Options the node shows images of each.",
         ),
     ]
 

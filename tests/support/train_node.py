@@ -20,10 +20,22 @@ def train(
 
     settings: settings of TrainConfig, of the node itself or of its options. others: further fields of the options.
     """
+    return tuple(run_node(pack, model, latents, conditioning, settings, **others).result)
+
+
+def run_node(
+    pack: ModuleType,
+    model: Any,
+    latents: Any,
+    conditioning: Any,
+    settings: dict[str, Any],
+    **others: Any,
+) -> Any:
+    """Return the outputs as `train` does, together with what the node shows: NodeOutput's result and ui."""
     node = pack.nodes.training.node.ACLoRATrain
     own = {widget.id for widget in node.define_schema().inputs} & settings.keys()
     more = {name: value for name, value in settings.items() if name not in own}
     options = pack.nodes.training.options.options.Options(more, **others)
     lists = {name: [settings[name]] for name in own}
     with torch.inference_mode():
-        return node.execute([model], latents, conditioning, options=[options], **lists).result
+        return node.execute([model], latents, conditioning, options=[options], **lists)

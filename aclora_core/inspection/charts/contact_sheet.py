@@ -48,7 +48,7 @@ def contact_sheet(images: Sequence[Tensor], captions: Sequence[str], columns: in
     if len(images) != len(captions):
         given = f"{len(images)} and {len(captions)}"
         raise ValueError(f"A contact sheet needs a caption for each image: {given} given.")
-    font = _font()
+    font = label_font()
     width = GAP + COLUMNS * (CELL_SIZE + GAP)
     columns = min(columns, max(1, len(images)))
     cell = (width - GAP) // columns - GAP
@@ -59,20 +59,21 @@ def contact_sheet(images: Sequence[Tensor], captions: Sequence[str], columns: in
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = GAP + index % columns * (cell + GAP)
         top = GAP + index // columns * row_height
-        small = _thumbnail(image, cell)
+        small = thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline="#d0d0d0")
-        for number, line in enumerate(_shorten(_wrap(caption, cell, font), 2)):
+        for number, line in enumerate(shorten(wrap(caption, cell, font), 2)):
             draw.text((left, top + cell + 2 + number * LINE_HEIGHT), line, fill=_INK, font=font)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
 
 
-def _thumbnail(image: Tensor, side: int) -> Image.Image:
+def thumbnail(image: Tensor, side: int) -> Image.Image:
+    """Return an image, (height, width, 3) in 0 to 1, scaled to fit into a square."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return ImageOps.contain(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS)
 
 
-def _font() -> Font:
+def label_font() -> Font:
     """Load DejaVu from matplotlib, which has Greek, Cyrillic and more, unlike Pillow's own font."""
     import matplotlib
 
@@ -80,7 +81,7 @@ def _font() -> Font:
     return ImageFont.truetype(str(path), FONT_SIZE) if path.is_file() else ImageFont.load_default(FONT_SIZE)
 
 
-def _wrap(text: str, width: int, font: Font) -> list[str]:
+def wrap(text: str, width: int, font: Font) -> list[str]:
     """Split a text at spaces into lines that fit; a word that is too wide is broken."""
     lines: list[str] = []
     line = ""
@@ -98,5 +99,6 @@ def _wrap(text: str, width: int, font: Font) -> list[str]:
     return lines + [line] if line else lines
 
 
-def _shorten(lines: list[str], count: int) -> list[str]:
+def shorten(lines: list[str], count: int) -> list[str]:
+    """Return the first lines; the last one ends in "…" if some are missing."""
     return lines if len(lines) <= count else [*lines[: count - 1], lines[count - 1][:-2] + "…"]

@@ -79,7 +79,8 @@ def _inputs() -> list[Any]:
             default=50,
             min=1,
             max=100_000,
-            tooltip="Steps between two sets of preview images. Each image takes as long as about 5 to 10 steps.",
+            tooltip="Steps between two sets of preview images. Each image takes as long as about 5 to 10 steps. "
+            "A set is also drawn for each step that Train AC-LoRA keeps to choose from.",
         ),
         io.String.Input(
             "preview_prompts",
@@ -116,6 +117,7 @@ def _inputs() -> list[Any]:
             step=0.05,
             optional=True,
             tooltip="Largest fraction of the training's time that previews may take: 0.2 is a fifth. If they would "
-            "take more, they come less often than preview_every says. A larger fraction shows more of them.",
+            "take more, they come less often than preview_every says. A larger fraction shows more of them. The "
+            "images of the steps to choose from are always drawn.",
         ),
     ]

@@ -82,3 +82,10 @@ def test_every_fact_has_its_sentence() -> None:
         "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps skipped because their loss was not finite: 1. "
         "Previews took 30 of 100 seconds; 2 sets skipped to stay within preview_share. The disk was full."
     )
+
+
+def test_a_chosen_step_is_named_instead_of_the_training() -> None:
+    report = train(toy(16), CONFIG).report
+    chosen = replace(report, facts=replace(report.facts, chosen_step=7), truncations=[])
+    assert training_summary(chosen).startswith("The adapter is that of step 7, as chosen. 1 layer, signal rank ")
+    assert "Best at step" in training_summary(report) and "Best at step" not in training_summary(chosen)

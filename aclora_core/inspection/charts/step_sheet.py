@@ -1,0 +1,79 @@
+"""Sheet of images of several steps: a row for each step, a column for each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .contact_sheet import GAP, LINE_HEIGHT, label_font, shorten, thumbnail, wrap
+
+_LABEL_WIDTH = 136  # pixels, of the column on the left
+_CELL_SIZES = 128, 256  # smallest and largest side of a cell
+_CAPTION_LINES = 3
+_BACKGROUND, _INK, _FRAME = "#ffffff", "#202020", "#d0d0d0"
+_MARK, _MARKED_BACKGROUND = "#c2560c", "#fdf0e4"
+
+
+@dataclass(frozen=True, eq=False)
+class SheetRow:
+    """A row of the sheet."""
+
+    label: str
+    images: Sequence[Tensor]  # each (height, width, 3), floating point, 0 to 1; one for each prompt, or none
+    remark: str = ""  # below the label; such a row stands out
+
+
+def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
+    """Draw the rows below each other, with the prompts above the columns.
+
+    Returns:
+        The sheet: (height, width, 3), float32, 0 to 1.
+
+    Raises:
+        ValueError: there are no images, or a row has another number of images than there are prompts.
+    """
+    for row in rows:
+        if row.images and len(row.images) != len(prompts):
+            raise ValueError(f"Row '{row.label}' has {len(row.images)} images for {len(prompts)} prompts.")
+    sides = [max(image.shape[:2]) for row in rows for image in row.images]
+    if not sides:
+        raise ValueError("A sheet of steps needs images, and there are none.")
+    cell = min(max(_CELL_SIZES[0], *sides), _CELL_SIZES[1])
+    captions = [shorten(wrap(prompt, cell, label_font()), _CAPTION_LINES) for prompt in prompts]
+    top = GAP + max(map(len, captions)) * LINE_HEIGHT + GAP // 2
+    width = _LABEL_WIDTH + len(prompts) * (cell + GAP)
+    sheet = Image.new("RGB", (width, top + len(rows) * (cell + GAP)), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(captions):
+        _write(draw, (_LABEL_WIDTH + column * (cell + GAP), GAP), lines)
+    for number, row in enumerate(rows):
+        _draw_row(sheet, draw, row, top + number * (cell + GAP), cell)
+    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
+
+
+def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int, cell: int) -> None:
+    if row.remark:
+        box = (0, top - GAP // 2, sheet.width, top + cell + GAP // 2 - 1)
+        draw.rectangle(box, fill=_MARKED_BACKGROUND)
+    font = label_font()
+    label, remark = (wrap(text, _LABEL_WIDTH - 2 * GAP, font) for text in (row.label, row.remark))
+    _write(draw, (GAP, top), label)
+    _write(draw, (GAP, top + len(label) * LINE_HEIGHT), remark, _MARK)
+    if not row.images:
+        _write(draw, (_LABEL_WIDTH, top), ["no images were drawn"])
+    for column, image in enumerate(row.images):
+        left = _LABEL_WIDTH + column * (cell + GAP)
+        small = thumbnail(image, cell)
+        sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=_MARK if row.remark else _FRAME)
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], ink: str = _INK) -> None:
+    left, top = place
+    for number, line in enumerate(lines):
+        draw.text((left, top + number * LINE_HEIGHT), line, fill=ink, font=label_font())

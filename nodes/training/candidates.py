@@ -1,0 +1,154 @@
+"""The steps of a training that an artist can choose from: where they are kept, and how the node shows them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ...aclora_core.config import TrainConfig
+from ...aclora_core.inspection import SheetRow, step_sheet
+from ...aclora_core.text import error_reason
+from ...aclora_core.training import (
+    Candidates,
+    CandidateStore,
+    KeptResult,
+    Result,
+    choose,
+    nearest_step,
+    open_candidate_store,
+)
+from .. import host
+
+FOLDER = "aclora_candidates"  # in ComfyUI's temp folder, which is emptied at its start
+SHEET_PREFIX = "aclora/steps"  # of the sheets in ComfyUI's output folder
+
+_SERVER = f"{os.getpid()}-{secrets.token_hex(4)}"  # servers that share a temp folder keep theirs apart
+_chosen_from: set[str] = set()  # trainings whose last result is a chosen step
+
+log = logging.getLogger("aclora")
+
+
+class StepChoice:
+    """The choice of a step on the training node.
+
+    Args:
+        model: ComfyUI's MODEL, as connected.
+        network: the same, opened for training.
+        images: to learn from.
+        config: the settings.
+        step: that is asked for; 0 for the automatic one.
+    """
+
+    def __init__(
+        self, model: Any, network: host.HostModel, images: host.HostTrainingSet, config: TrainConfig, step: int
+    ) -> None:
+        root = Path(folder_paths.get_temp_directory(), FOLDER, _SERVER)
+        self.store: CandidateStore = open_candidate_store(root, network, images, config, host.model_identity(model))
+        self._config, self._step = config, step
+        self.kept: KeptResult | None = None
+        self.problem = ""  # a sentence for the user
+        self.trained = False  # whether this run had to train
+
+    def candidates(self, prompts: Sequence[str]) -> Candidates:
+        """Return what keeps the steps of a training. prompts: of the images that are drawn for each."""
+        self.trained = True
+        return Candidates(self.store, self._config.steps, [self._step] if self._step else [], prompts)
+
+    def result(self, train: Callable[[], Result]) -> Result:
+        """Return the chosen step, from what was kept of this training if possible, else by training."""
+        return self._without_training() or self._after_training(train())
+
+    def _without_training(self) -> Result | None:
+        """Return the step if it was kept.
+
+        The automatic step is trained for anew, unless another step of this training was chosen just before.
+        """
+        if self._step == 0 and self.store.folder.name not in _chosen_from:
+            return None
+        try:
+            self.kept = self.store.read_result()
+            return None if self.kept is None or self._needs_more(self.kept) else self._choose(self.kept)
+        except (OSError, ValueError) as error:
+            reason = f"What was kept of this training cannot be read ({error_reason(error)})"
+            self.problem = f"{reason}, so it was trained again."
+            log.warning("AC-LoRA: %s", self.problem)
+            return None
+
+    def _after_training(self, result: Result) -> Result:
+        """Return the chosen step of the training that has just ended, or its own result."""
+        try:
+            self.kept = self.store.read_result()
+            return result if self.kept is None or self._step == 0 else self._choose(self.kept)
+        except (OSError, ValueError) as error:
+            self.problem = f"Step {self._step} could not be kept ({error_reason(error)}); the automatic one is given."
+            log.warning("AC-LoRA: %s", self.problem)
+            return result
+
+    @property
+    def remark(self) -> str:
+        """Sentences on the node, with a space in front: what was chosen, and what else can be."""
+        sentences = [self.problem] if self.problem else []
+        if self.kept is not None:
+            given = nearest_step(self.kept, self._step)
+            if self._step not in (0, given):
+                sentences.append(f"Step {self._step} was not kept; step {given} is the nearest.")
+            if self._step and self.kept.result.report.facts.cancelled is not None:
+                sentences.append("The training was cancelled before its end.")
+            if self._step and not self.trained:
+                sentences.append("Nothing was trained, as this step was kept.")
+            others = [f"{step} (automatic)" if step == self.kept.step else str(step) for step in self._steps(self.kept)]
+            sentences.append(f"Steps to choose from: {', '.join(others)}.")
+        return "".join(f" {sentence}" for sentence in sentences)
+
+    def sheet(self) -> Tensor | None:
+        """Return the sheet of all steps with images, (height, width, 3) in 0 to 1; None if there are none."""
+        drawn = self.store.images()
+        if self.kept is None or not drawn:
+            return None
+        captions = drawn[-1].captions
+        images = {each.step: each.images for each in drawn if each.captions == captions}
+        rows = [SheetRow("without the LoRA", images[0])] if 0 in images else []
+        rows += [self._row(self.kept, step, images.get(step, [])) for step in self._steps(self.kept)]
+        return step_sheet(rows, captions)
+
+    def ui(self, cls: type[io.ComfyNode]) -> dict[str, Any]:
+        """Return the sheet as the node shows it; that of a training is saved too. Empty without images."""
+        try:
+            sheet = self.sheet()
+            if sheet is None:
+                return {}
+            if self.trained:
+                return ui.ImageSaveHelper.get_save_images_ui(sheet[None], SHEET_PREFIX, cls).as_dict()
+            return ui.PreviewImage(sheet[None], cls=cls).as_dict()
+        except OSError as error:  # a full disk must not cost the training
+            self.problem = f"{self.problem} The images of the steps could not be saved ({error_reason(error)}).".strip()
+            log.warning("AC-LoRA: %s", self.problem)
+            return {}
+
+    def _choose(self, kept: KeptResult) -> Result:
+        result = choose(self.store, kept, self._step, self._config)
+        (_chosen_from.add if self._step else _chosen_from.discard)(self.store.folder.name)
+        return result
+
+    def _needs_more(self, kept: KeptResult) -> bool:
+        """Whether a training that was cancelled has to go on for this step."""
+        cancelled = kept.result.report.facts.cancelled is not None
+        return cancelled and self._step not in (kept.step, *kept.steps)
+
+    @staticmethod
+    def _steps(kept: KeptResult) -> list[int]:
+        return sorted({kept.step, *kept.steps})
+
+    def _row(self, kept: KeptResult, step: int, images: Sequence[Tensor]) -> SheetRow:
+        marks = ["automatic"] if step == kept.step else []
+        if self._step and step == nearest_step(kept, self._step):
+            marks.append("chosen")
+        return SheetRow(f"step {step}", images, ", ".join(marks))

@@ -1,0 +1,61 @@
+"""The sheet of several steps: each image in its row and column, and the marked row standing out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aclora_core.inspection import SheetRow, step_sheet
+from aclora_core.inspection.charts.contact_sheet import GAP
+
+RED, GREEN, BLUE = torch.eye(3)
+
+
+def filled(colour: torch.Tensor, side: int = 128) -> torch.Tensor:
+    return colour.expand(side, side, 3)
+
+
+def place(sheet: torch.Tensor, colour: torch.Tensor) -> tuple[int, int, int, int]:
+    """Return the box of a colour: top, left, bottom, right."""
+    found = ((sheet - colour).abs().amax(-1) < 0.02).nonzero()
+    (top, left), (bottom, right) = found.amin(0).tolist(), found.amax(0).tolist()
+    return top, left, bottom, right
+
+
+def test_a_row_for_each_step_and_a_column_for_each_prompt() -> None:
+    rows = [SheetRow("step 1", [filled(RED), filled(GREEN)]), SheetRow("step 2", [filled(BLUE), filled(RED * 0)])]
+    sheet = step_sheet(rows, ["a cat", "a dog"])
+    assert sheet.dtype == torch.float32 and 0 <= sheet.min() and sheet.max() <= 1
+    red, green, blue = (place(sheet, colour) for colour in (RED, GREEN, BLUE))
+    assert red[0] == green[0] and red[1] == blue[1]
+    assert red[3] < green[1] and red[2] < blue[0]
+    assert green[1] - red[1] == blue[0] - red[0] == 128 + GAP
+
+
+@pytest.mark.parametrize(("side", "cell"), [(16, 128), (200, 200), (768, 256)])
+def test_cells_are_as_large_as_the_images_within_limits(side: int, cell: int) -> None:
+    sheet = step_sheet([SheetRow("step 1", [filled(BLUE, side)])], ["a cat"])
+    top, left, bottom, right = place(sheet, BLUE)
+    assert bottom - top == right - left == cell - 3  # a frame of one pixel
+
+
+def test_a_row_with_a_remark_stands_out() -> None:
+    images = [filled(BLUE)]
+    plain, marked = (step_sheet([SheetRow("step 1", images, remark)], ["a cat"]) for remark in ("", "automatic"))
+    assert plain.shape == marked.shape and torch.equal(plain[5, 5], torch.ones(3))
+    bottom_left = (-GAP, 2)
+    assert torch.equal(plain[bottom_left], torch.ones(3)) and marked[bottom_left].min() < 0.95
+
+
+def test_a_row_without_images_says_so() -> None:
+    row = SheetRow("step 1", [filled(BLUE)])
+    sheet = step_sheet([row, SheetRow("step 2", [])], ["a cat"])
+    below = sheet[place(sheet, BLUE)[2] + GAP // 2 :, 136:]
+    assert (below < 0.5).any()
+
+
+def test_a_wrong_number_of_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="Row 'step 1' has 1 images for 2 prompts"):
+        step_sheet([SheetRow("step 1", [filled(BLUE)])], ["a cat", "a dog"])
+    with pytest.raises(ValueError, match="needs images"):
+        step_sheet([SheetRow("step 1", [])], ["a cat"])
