@@ -15,7 +15,7 @@ import torch
 from .validation import Measurements
 
 LEVEL = 0.18  # share of the model's own loss at which a training ends
-MIN_STEPS = 480  # before that a few images would end it before their style is there
+MIN_STEPS = 560  # before that a few images would end it before their style is there
 MAX_IMAGES = 8  # that are measured
 
 

@@ -15,6 +15,7 @@ from bench.eight_styles.step_chart import write_chart
 from bench.eight_styles.stop_rules import stop_table
 from bench.eight_styles.verdict import DEFAULT
 from bench.no_search import images
+from bench.pool import Row
 from bench.result_file import write
 
 # What a figure shows unless --styles and --lines say otherwise.
@@ -48,8 +49,7 @@ def report(args: argparse.Namespace) -> None:
     if args.chart:
         write_step_chart(*_split(args.chart), args.reference, args.lines)
     if args.without_images:
-        out, files = _split(args.without_images)
-        write(out, without_images(read(files)))
+        write_small(*_split(args.without_images), args.styles, args.lines)
 
 
 def print_tables(files: Sequence[Path], reference: Sequence[str] | None, default: Sequence[str] | None) -> None:
@@ -72,6 +72,17 @@ def write_figure(
     styles = styles or sorted({style for style, _ in drawn})[:STYLES_SHOWN]
     prompts = {name: style.verdict.captions for name, style in images.read(data).items()} if data.is_file() else None
     figures.save(figures.comparison(drawn, styles, rows(drawn, patterns), prompts), out)
+
+
+def write_small(out: Path, files: Sequence[Path], styles: Sequence[str] | None, patterns: Sequence[str] | None) -> None:
+    """Write the joined results with only the images that a figure of the lines in the styles shows."""
+    results = read(files)
+    cells = set(rows(figures.strips(results["rows"]), patterns)) if styles else set()
+
+    def shown(row: Row, step: str) -> bool:
+        return row["style"] in (styles or ()) and Cell(row["name"], step) in cells
+
+    write(out, without_images(results, shown))
 
 
 def rows(drawn: Iterable[tuple[str, Cell]], patterns: Sequence[str] | None) -> list[Cell]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,19 @@ def join(files: Sequence[Results]) -> Results:
     return {**{name: _fact(files, name) for name in names}, "rows": list(rows.values())}
 
 
-def without_images(results: Results) -> Results:
-    """Return results without the drawn images, with measures of five significant digits."""
-    return {**results, "rows": [_small(row) for row in results["rows"]]}
+def without_images(results: Results, shown: Callable[[Row, str], bool] = lambda row, step: False) -> Results:
+    """Return results without the drawn images, with measures of five significant digits.
+
+    shown: whether the images of a row's cell stay, by the row and the cell's name.
+    """
+    rows = []
+    for row in results["rows"]:
+        small = _small(row)
+        for step, cell in row.get("cells", {}).items():
+            if "images" in cell and shown(row, step):
+                small["cells"][step]["images"] = cell["images"]
+        rows.append(small)
+    return {**results, "rows": rows}
 
 
 def _key(row: Row) -> tuple[Any, ...]:
