@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.held_out_loss import quickstart_settings
+from bench.quickstart import quickstart_settings
 from bench.training_session import Session, make_config, training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
@@ -32,14 +32,16 @@ SCALINGS: dict[str, Callable[[int], float]] = {
     "2 / √rank (rsLoRA)": lambda rank: 2.0 * math.sqrt(rank),
     "1/2 (alpha = rank / 2)": lambda rank: rank / 2.0,
 }
-SHARED_SETTINGS = (
-    "learning_rate",
-    "batch_size",
-    "layers",
-    "weight_decay",
-    "max_norm",
-    "seed",
-)  # of the quickstart's settings
+SETTINGS = {
+    "learning_rate": 5e-4,
+    "batch_size": 4,
+    "layers": "attention and feed-forward",
+    "timesteps": "logit-normal",
+    "mode": "off",
+    "held_out": 0.0,
+    "smallest": False,
+    "seed": 7,
+}
 
 
 class Bench:
@@ -48,12 +50,9 @@ class Bench:
     def __init__(self, pack: Any) -> None:
         self.pack = pack
         self.validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
-        settings = quickstart_settings()
-        defaults = make_config(pack)
-        self.same = {key: settings.get(key, getattr(defaults, key)) for key in SHARED_SETTINGS}
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         dataset = pack.nodes.dataset.node.ACLoRADataset
-        self.images = dataset.execute(vae=vae, clip=clip, **settings["dataset"]).result
+        self.images = dataset.execute(vae=vae, clip=clip, **quickstart_settings()["dataset"]).result
         with training_session(pack, self.model, *self.images) as session:
             self.base_loss = self.loss(session)
 
@@ -63,7 +62,7 @@ class Bench:
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Train once; return the share of the base's loss that is gone at each mark, and ‖ΔW‖ over all layers."""
-        settings = {**self.same, "steps": max(marks), "max_rank": rank, "alpha": alpha, "mode": "off", "held_out": 0.0}
+        settings = {**SETTINGS, "steps": max(marks), "max_rank": rank, "alpha": alpha}
         falls = {}
         with training_session(self.pack, self.model, *self.images) as session:
 

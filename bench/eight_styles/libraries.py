@@ -89,7 +89,13 @@ def train_library(
     """
     _check(method, network, layers, steps, marks)
     config = TrainConfig(
-        steps=steps, learning_rate=learning_rate, batch_size=batch_size, max_rank=rank, alpha=alpha, seed=seed
+        steps=steps,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_rank=rank,
+        alpha=alpha,
+        seed=seed,
+        timesteps="logit-normal",
     )
     generator = torch.Generator().manual_seed(seed)
     # Ours draws its start first, so what is drawn for the steps depends on it.

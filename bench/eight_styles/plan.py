@@ -6,13 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.eight_styles.jobs import Job
+from bench.eight_styles.libraries import METHODS
+from bench.eight_styles.verdict import DEFAULT
 
 STEPS = (160, 320, 640, 1280, 2400)  # of the grid
 RANKS = (2, 4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
 LEVER_STEPS = (320, 480, 640, 800)
 
-PLAIN: dict[str, Any] = {"mode": "off", "held_out": 0.0, "smallest": False, "max_rank": 16}
+# A LoRA as other trainers make it. Noise levels are drawn as for SD3 (Esser et al. 2024, arXiv 2403.03206).
+PLAIN: dict[str, Any] = {
+    "mode": "off",
+    "held_out": 0.0,
+    "smallest": False,
+    "stop_early": False,
+    "max_rank": 16,
+    "timesteps": "logit-normal",
+}
 RESTARTS: dict[str, Any] = {**PLAIN, "mode": "paper"}
 EVERY = {f"every {4 * epochs}": {"restart_every": epochs} for epochs in (10, 20, 40, 80)}  # 16 images are 4 steps
 THRESHOLDS: dict[str, dict[str, Any]] = {
@@ -24,12 +34,9 @@ THRESHOLDS: dict[str, dict[str, Any]] = {
 FAR: dict[str, Any] = {"mode": "paper", **EVERY["every 320"], **THRESHOLDS["dynamic"]}
 NOISY: dict[str, Any] = {**PLAIN, "timesteps": "uniform", "timestep_shift": 2.0}  # more noise than by default
 ACLORA: dict[str, dict[str, Any]] = {
-    "AC-LoRA, more noise, rank 32, dropout": {
-        **{**NOISY, **FAR},
-        "max_rank": 32,
-        "caption_dropout": 0.1,
-    },
-    "more noise, rank 32": {**NOISY, "max_rank": 32},
+    "AC-LoRA, more noise, rank 32": {**NOISY, **FAR, "max_rank": 32},
+    "AC-LoRA, more noise, rank 32, dropout": {**NOISY, **FAR, "max_rank": 32, "caption_dropout": 0.1},
+    "more noise, rank 32, dropout": {**NOISY, "max_rank": 32, "caption_dropout": 0.1},
     "AC-LoRA every 320, dynamic": {**RESTARTS, **FAR},
     "AC-LoRA every 40, dynamic": {**RESTARTS, **EVERY["every 40"], **THRESHOLDS["dynamic"]},
 }
@@ -44,9 +51,10 @@ DEFAULT_0_3: dict[str, Any] = {
     "smallest": True,
     "max_rank": 16,
     "steps": 600,
+    "timesteps": "logit-normal",
 }
 WATCHED_STEPS = (240, 320, 400, 480, 560, 640, 720, 800, 960, 1280)
-CUTS = ("energy 0.9", "energy 0.95")
+CUTS = ("energy 0.9", "energy 0.95", "energy 0.98", "energy 0.99")
 LIBRARY: dict[str, Any] = {"rank": 16, "alpha": 8.0, "learning_rate": 5e-4, "batch_size": 4, "steps": 640}
 
 # Each changes one thing of a plain LoRA of rank 16, or of restarts every 320 steps with the dynamic threshold.
@@ -101,27 +109,24 @@ def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 
     The steps beyond 1280 of the grid are drawn with the first seed only: they are far behind.
     """
-    found = anchors(styles)
+    found = anchors(styles) + every_style(styles, seeds, "training", DEFAULT.name, {})
     for seed in seeds:
-        found += every_style(
-            styles,
-            [seed],
-            "training",
-            "more noise, rank 32, dropout",
-            {**NOISY, "max_rank": 32, "caption_dropout": 0.1, "steps": WATCHED_STEPS[-1]},
-            marks=WATCHED_STEPS,
-            watched=True,
-            truncations=CUTS,
-        )
+        found += watched(styles, seed, "more noise, rank 32", WATCHED_STEPS, truncations=CUTS)
     for seed in seeds:
         found += grid(styles, seed, STEPS[:-1])
         for name, settings in ACLORA.items():
             settings = {**settings, "steps": 800}
             found += every_style(styles, [seed], "training", name, settings, marks=(480, 640, 800))
     for images in (8, 40):
-        settings = {**NOISY, "max_rank": 32, "caption_dropout": 0.1, "steps": 1600}
-        name = f"more noise, rank 32, dropout, {images} images"
-        marks = (*WATCHED_STEPS, 1600)
-        found += every_style(styles, seeds[:1], "training", name, settings, marks=marks, watched=True, images=images)
+        name = f"more noise, rank 32, {images} images"
+        found += watched(styles, seeds[0], name, (*WATCHED_STEPS, 1600), images=images)
     found += every_style(styles, seeds[:2], "training", "0.3.0's default", DEFAULT_0_3)
+    for method in METHODS:
+        found += every_style(styles, seeds[:1], "library", method, LIBRARY, marks=(640,))
     return found + grid(styles, seeds[0], STEPS[-1:], (4, 16, 64))
+
+
+def watched(styles: Sequence[str], seed: int, name: str, steps: Sequence[int], **rest: Any) -> list[Job]:
+    """Return the jobs of a line in which the candidates for the stop are measured too."""
+    settings = {**NOISY, "max_rank": 32, "steps": steps[-1]}
+    return every_style(styles, [seed], "training", name, settings, marks=tuple(steps), watched=True, **rest)

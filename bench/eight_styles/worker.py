@@ -50,7 +50,7 @@ def serve(connection: Connection, place: Place) -> None:
 def encode(host: Path, data: Path) -> None:
     """Encode the images and captions of a file once, and compile the kernels that trainings use."""
     with opened(host, data) as studio:
-        config = make_config(studio.pack, layers="all", mode="off", held_out=0.0, smallest=False, steps=4)
+        config = make_config(studio.pack, steps=4)
         indices = list(next(iter(studio.indices.values())).training)
         session = studio.session
         studio.core("training").train(session.network, session.images, config, indices=indices)
@@ -109,7 +109,7 @@ class Bench:
         if candidates:
             candidates.look(0)
             watch.also = candidates.look
-        config = make_config(studio.pack, **{"layers": "all", **job.settings, "seed": job.seed})
+        config = make_config(studio.pack, **{**job.settings, "seed": job.seed})
         session = studio.session
         result = studio.core("training").train(
             session.network,
@@ -120,7 +120,7 @@ class Bench:
         )
         watch.check()
         row = {"cells": watch.cells, **self._facts(result)}
-        if config.steps not in job.marks or config.held_out or config.smallest:
+        if config.steps not in job.marks or config.stop_early or config.smallest:
             row["cells"]["returned"] = self._with(result.adapter, job)
         for strength in job.strengths:
             row["cells"][f"strength {strength:g}"] = self._with(_scaled(result.adapter, strength), job)

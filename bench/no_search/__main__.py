@@ -33,6 +33,14 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 MARKS = (13, 25, 38, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 600)
 SEEDS = (0, 1, 2)
 
+# What every training has, the grid too, unless an option changes it.
+COMMON: dict[str, Any] = {
+    "layers": "attention and feed-forward",
+    "timesteps": "logit-normal",
+    "max_rank": 16,
+    "restart_every": 10,
+}
+
 # Settings of TrainConfig. Each mode is run with each variant, the most informative ones first.
 VALIDATED = {"steps": 600, "held_out": 0.2, "stop_early": True, "smallest": True, "refit": True}
 RESTARTS = ("paper", "product", "product_redraw")
@@ -45,7 +53,7 @@ VARIANTS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "rank 32, noise floor": (("paper",), {"max_rank": 32, "threshold": "noise floor"}),
     "rank 64, noise floor": (RESTARTS, {"max_rank": 64, "threshold": "noise floor"}),
     "rank 64, fixed 0.9": (RESTARTS, {"max_rank": 64, "threshold": "fixed", "fixed_threshold": 0.9}),
-    "rank 16, no validation": (RESTARTS, {"max_rank": 16, "held_out": 0.0, "steps": 150}),
+    "rank 16, no validation": (RESTARTS, {"max_rank": 16, "held_out": 0.0, "smallest": False, "steps": 150}),
 }
 SETTINGS = {
     f"{mode}, {name}": {**VALIDATED, "mode": mode, **values}
@@ -117,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "alpha": args.alpha,
     }
-    common = {name: value for name, value in options.items() if value is not None}
+    common = COMMON | {name: value for name, value in options.items() if value is not None}
     jobs = planned_jobs(args, list(styles), common)
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]

@@ -42,7 +42,8 @@ def grid_job(
     style: str, seed: int, rank: int, common: Mapping[str, Any], marks: tuple[int, ...], alpha_is_rank: bool = False
 ) -> Job:
     """Return the job of a plain LoRA of a fixed rank on all images, without restarts and validation."""
-    settings = {**common, "mode": "off", "held_out": 0.0, "max_rank": rank, "steps": marks[-1], "seed": seed}
+    plain = {"mode": "off", "held_out": 0.0, "smallest": False, "stop_early": False}
+    settings = {**common, **plain, "max_rank": rank, "steps": marks[-1], "seed": seed}
     if alpha_is_rank:
         settings["alpha"] = float(rank)
     return Job("grid", f"rank {rank}", style, seed, settings, marks)
