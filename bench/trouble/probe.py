@@ -65,10 +65,15 @@ async def held(request: web.Request) -> web.Response:
             "threads": process.num_threads(),
             "python_threads": sorted(thread.name for thread in threading.enumerate()),
             "files": sorted(file.path for file in process.open_files()),
-            "temporary": sorted(path.name for path in temp.rglob("*") if path.is_file()) if temp.is_dir() else [],
+            "temporary": sorted(path.name for path in temp.rglob("*") if _is_stray(path)) if temp.is_dir() else [],
             "networks": [_state(network) for network in networks],
         }
     )
+
+
+def _is_stray(path: Path) -> bool:
+    """Whether a file in the temp folder is none of the candidates of the last trainings, which are kept on purpose."""
+    return path.is_file() and "aclora_candidates" not in path.parts
 
 
 @PromptServer.instance.routes.post("/unload_at_once")

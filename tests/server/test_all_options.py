@@ -64,12 +64,19 @@ def test_all_options_together(server: HostServer) -> None:
         drawn = drawing(server, "all")
         drawn["text"]["inputs"]["clip"], drawn["draw"]["inputs"]["model"] = [TRAIN, 4], [TRAIN, 0]
         history = server.run(base | drawn)
+        base[TRAIN]["inputs"]["step"] = 3
+        base["save"]["inputs"]["filename"] = "all_step"
+        chosen = server.run(base | drawn)
     finally:
         shutil.rmtree(style)
         shutil.rmtree(plain)
-    assert says(history).startswith("6 steps on 9 images") and len(server.images(history)) == 1
+    assert says(history).startswith("6 steps on 9 images")
+    assert sorted(path.name for path in server.images(history)) == ["all_00001_.png", "steps_00001_.png"]
+    assert says(chosen).startswith("The adapter is that of step 3, as chosen.")
+    assert "Nothing was trained, as this step was kept." in says(chosen)
     assert list((server.base / "models" / "aclora_checkpoints" / "all").glob("first_*"))
     learned = adapter(server, "all")
+    assert adapter(server, "all_step").keys() == learned.keys()
     text = [key for key in learned if key.startswith("text_encoders.") and key.endswith("lora_down.weight")]
     assert text and all(len(learned[key]) <= 2 for key in text)
     assert not [key for key in learned if "final_layer" in key]

@@ -55,6 +55,7 @@ def test_finished_cancelled_and_failed_trainings_leak_nothing(probed: HostServer
     assert last["networks"] == [untouched] and untouched["hooks"] == untouched["own_forwards"] == 0
     for kind in ("tensors", "threads", "python_threads", "files", "temporary"):
         assert last[kind] == first[kind], kind
+    assert len(list((probed.base / "temp" / "aclora_candidates").glob("*/*"))) == 3  # the last trainings
     assert not list((probed.base / "models" / "loras").glob(".*"))
     empty = let_go(probed)
     probed.run(prompt(probed, "leaks", seed=99))

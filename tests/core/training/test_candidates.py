@@ -18,10 +18,10 @@ from tests.support.toy import Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PLAIN = TrainConfig(steps=16, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0)
-HELD = TrainConfig(
-    steps=24, learning_rate=0.05, batch_size=8, max_rank=4, mode="paper", restart_every=2, stop_early=False
-)
+WHOLE = {"max_rank": 4, "mode": "off", "held_out": 0.0, "stop_early": False, "smallest": False}
+PLAIN = TrainConfig(steps=16, learning_rate=0.01, batch_size=4, **WHOLE)
+RESTARTS = {"mode": "paper", "restart_every": 2, "threshold": "noise floor"}
+HELD = TrainConfig(steps=24, learning_rate=0.05, batch_size=8, max_rank=4, held_out=0.2, stop_early=False, **RESTARTS)
 
 
 def store_of(root: Path, config: TrainConfig, model: Toy | None = None, identity: str = "") -> CandidateStore:

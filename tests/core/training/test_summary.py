@@ -85,7 +85,7 @@ def test_every_fact_has_its_sentence() -> None:
 
 
 def test_a_chosen_step_is_named_instead_of_the_training() -> None:
-    report = train(toy(16), CONFIG).report
+    report = train(toy(16), replace(CONFIG, held_out=0.2)).report
     chosen = replace(report, facts=replace(report.facts, chosen_step=7), truncations=[])
     assert training_summary(chosen).startswith("The adapter is that of step 7, as chosen. 1 layer, signal rank ")
     assert "Best at step" in training_summary(report) and "Best at step" not in training_summary(chosen)

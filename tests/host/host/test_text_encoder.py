@@ -105,7 +105,7 @@ def test_previews_use_the_current_text_encoder(pack, parts, pictures, monkeypatc
         pack.nodes.training.display.host, "sample_previews", lambda *inputs: given.append(inputs[3]) or real(*inputs)
     )
     trained(pack, parts[0], *pictures, clip=parts[1], previews=preview_settings(pack, parts, "a ball"), **LEARNING)
-    assert len(given) == 2 and difference(given[0][0], given[1][0]) > 1e-3
+    assert difference(given[0][0], given[-1][0]) > 1e-3
 
 
 def test_a_cancel_while_encoding_captions_keeps_the_adapter(pack, parts, pictures, interrupt, monkeypatch):

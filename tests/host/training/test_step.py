@@ -15,7 +15,7 @@ from tests.support.train_node import run_node
 
 # Fixtures: the tiny base, two images, and ComfyUI's Cancel.
 parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
-SETTINGS = {"steps": 4, "learning_rate": 1e-2}
+SETTINGS = {"steps": 4, "learning_rate": 1e-2, "smallest": False}
 
 
 @pytest.fixture(autouse=True)
