@@ -26,7 +26,7 @@ from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
 RANKS = [2, 4, 8, 16, 32, 64]
-# alpha as a function of the rank; the scale is alpha / rank. All have scale 1/2 at rank 16, the pack's default.
+# alpha as a function of the rank; the scale is alpha / rank. All have scale 1/2 at rank 16.
 SCALINGS: dict[str, Callable[[int], float]] = {
     "8 / rank (alpha = 8)": lambda rank: 8.0,
     "2 / √rank (rsLoRA)": lambda rank: 2.0 * math.sqrt(rank),
@@ -63,7 +63,8 @@ class Bench:
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Train once; return the share of the base's loss that is gone at each mark, and ‖ΔW‖ over all layers."""
-        settings = {**self.same, "steps": max(marks), "max_rank": rank, "alpha": alpha, "mode": "off", "held_out": 0.0}
+        whole = {"mode": "off", "held_out": 0.0, "stop_early": False, "smallest": False}
+        settings = {**self.same, **whole, "steps": max(marks), "max_rank": rank, "alpha": alpha}
         falls = {}
         with training_session(self.pack, self.model, *self.images) as session:
 

@@ -33,6 +33,14 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 MARKS = (13, 25, 38, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 600)
 SEEDS = (0, 1, 2)
 
+# TrainConfig's defaults in 0.3.0, which all of these were compared with.
+DEFAULTS_0_3: dict[str, Any] = {
+    "layers": "attention and feed-forward",
+    "restart_every": 10,
+    "threshold": "dynamic",
+    "timesteps": "logit-normal",
+}
+
 # Settings of TrainConfig. Each mode is run with each variant, the most informative ones first.
 VALIDATED = {"steps": 600, "held_out": 0.2, "stop_early": True, "smallest": True, "refit": True}
 RESTARTS = ("paper", "product", "product_redraw")
@@ -117,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "alpha": args.alpha,
     }
-    common = {name: value for name, value in options.items() if value is not None}
+    common = DEFAULTS_0_3 | {name: value for name, value in options.items() if value is not None}
     jobs = planned_jobs(args, list(styles), common)
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
@@ -156,7 +164,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--settings", nargs="*", metavar="NAME", help='such as "paper, *"; by default all')
     parser.add_argument("--steps", type=int, default=MARKS[-1], help="maximum steps of a training")
     for name, kind in (("layers", str), ("learning-rate", float), ("batch-size", int), ("alpha", float)):
-        parser.add_argument(f"--{name}", type=kind, help="for every training; by default TrainConfig's")
+        parser.add_argument(f"--{name}", type=kind, help="for every training; by default as in 0.3.0")
     parser.add_argument("--alpha-is-rank", action="store_true", help="alpha = rank in the grid, as in most trainers")
     making = parser.add_argument_group("preparing the images")
     making.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE")

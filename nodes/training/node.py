@@ -118,7 +118,7 @@ def _widgets() -> list[Any]:
             min=1,
             max=100_000,
             tooltip="Maximum number of training steps. Training stops by itself once it fits its images well enough, "
-            "not before step 480. With fewer steps the style stays weaker.",
+            "not before step 560. With fewer steps the style stays weaker.",
         ),
         io.Float.Input(
             "learning_rate",
