@@ -39,6 +39,7 @@ SETTINGS = {
     "timesteps": "logit-normal",
     "mode": "off",
     "held_out": 0.0,
+    "stop_early": False,
     "smallest": False,
     "seed": 7,
 }

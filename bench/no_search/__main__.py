@@ -33,12 +33,12 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 MARKS = (13, 25, 38, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500, 600)
 SEEDS = (0, 1, 2)
 
-# What every training has, the grid too, unless an option changes it.
-COMMON: dict[str, Any] = {
+# TrainConfig's defaults in 0.3.0, which all of these were compared with.
+DEFAULTS_0_3: dict[str, Any] = {
     "layers": "attention and feed-forward",
-    "timesteps": "logit-normal",
-    "max_rank": 16,
     "restart_every": 10,
+    "threshold": "dynamic",
+    "timesteps": "logit-normal",
 }
 
 # Settings of TrainConfig. Each mode is run with each variant, the most informative ones first.
@@ -53,7 +53,7 @@ VARIANTS: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
     "rank 32, noise floor": (("paper",), {"max_rank": 32, "threshold": "noise floor"}),
     "rank 64, noise floor": (RESTARTS, {"max_rank": 64, "threshold": "noise floor"}),
     "rank 64, fixed 0.9": (RESTARTS, {"max_rank": 64, "threshold": "fixed", "fixed_threshold": 0.9}),
-    "rank 16, no validation": (RESTARTS, {"max_rank": 16, "held_out": 0.0, "smallest": False, "steps": 150}),
+    "rank 16, no validation": (RESTARTS, {"max_rank": 16, "held_out": 0.0, "steps": 150}),
 }
 SETTINGS = {
     f"{mode}, {name}": {**VALIDATED, "mode": mode, **values}
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "alpha": args.alpha,
     }
-    common = COMMON | {name: value for name, value in options.items() if value is not None}
+    common = DEFAULTS_0_3 | {name: value for name, value in options.items() if value is not None}
     jobs = planned_jobs(args, list(styles), common)
     threads = max(1, (os.cpu_count() or 1) // args.processes)
     places = [Place(args.host, args.data, gpu, threads) for gpu in gpus(args.processes, torch.cuda.device_count())]
@@ -164,7 +164,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--settings", nargs="*", metavar="NAME", help='such as "paper, *"; by default all')
     parser.add_argument("--steps", type=int, default=MARKS[-1], help="maximum steps of a training")
     for name, kind in (("layers", str), ("learning-rate", float), ("batch-size", int), ("alpha", float)):
-        parser.add_argument(f"--{name}", type=kind, help="for every training; by default TrainConfig's")
+        parser.add_argument(f"--{name}", type=kind, help="for every training; by default as in 0.3.0")
     parser.add_argument("--alpha-is-rank", action="store_true", help="alpha = rank in the grid, as in most trainers")
     making = parser.add_argument_group("preparing the images")
     making.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE")

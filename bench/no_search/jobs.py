@@ -41,9 +41,9 @@ def marks_up_to(marks: Iterable[int], last: int) -> tuple[int, ...]:
 def grid_job(
     style: str, seed: int, rank: int, common: Mapping[str, Any], marks: tuple[int, ...], alpha_is_rank: bool = False
 ) -> Job:
-    """Return the job of a plain LoRA of a fixed rank on all images, without restarts and validation."""
-    plain = {"mode": "off", "held_out": 0.0, "smallest": False, "stop_early": False}
-    settings = {**common, **plain, "max_rank": rank, "steps": marks[-1], "seed": seed}
+    """Return the job of a plain LoRA of a fixed rank on all images, with all of its steps, whole."""
+    whole = {"mode": "off", "held_out": 0.0, "stop_early": False, "smallest": False}
+    settings = {**common, **whole, "max_rank": rank, "steps": marks[-1], "seed": seed}
     if alpha_is_rank:
         settings["alpha"] = float(rank)
     return Job("grid", f"rank {rank}", style, seed, settings, marks)

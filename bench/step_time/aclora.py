@@ -17,7 +17,7 @@ from bench.step_time.models import Case, build_model, random_dataset
 from bench.training_session import make_config, training_session
 
 # The same work for all that are compared: a plain LoRA of one rank on every layer, without validation.
-PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_out": 0.0}
+PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_out": 0.0, "stop_early": False}
 
 
 WITHOUT = "without"  # key of the optimization to disable; it is no setting of the pack

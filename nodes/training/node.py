@@ -117,8 +117,8 @@ def _widgets() -> list[Any]:
             default=TrainConfig.steps,
             min=1,
             max=100_000,
-            tooltip="Maximum number of training steps. With eight images or more some are held out, and training "
-            "stops by itself once further steps only memorise the images instead of the style.",
+            tooltip="Maximum number of training steps. Training stops by itself once it fits its images well enough, "
+            "not before step 560. With fewer steps the style stays weaker.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -142,14 +142,15 @@ def _widgets() -> list[Any]:
             default=TrainConfig.max_rank,
             min=1,
             max=1024,
-            tooltip="Maximum rank of each layer. Be generous: the training finds out how much of it is used, and the "
-            "rest can be truncated.",
+            tooltip="Maximum rank of each layer. The default suits most styles: at the end each layer is truncated to "
+            "the rank that it uses. A larger one takes more memory and changes little of what is drawn.",
         ),
         io.Combo.Input(
             "layers",
             options=list(get_args(LayerPreset)),
             default=TrainConfig.layers,
-            tooltip="Which layers are trained. More layers learn finer detail, make a larger file and forget more.",
+            tooltip="Which layers are trained. The other defaults were chosen with all of them; fewer need less memory "
+            "and make a smaller file.",
         ),
         io.Int.Input(
             "seed",
@@ -166,7 +167,7 @@ def _widgets() -> list[Any]:
             min=0,
             max=100_000,
             optional=True,
-            tooltip="Which step's style is given: 0 is the one that the training finds best. After a training the node "
+            tooltip="Which step's style is given: 0 is the one at which the training stops. After a training the node "
             "lists the steps that were kept; enter one of them and run again to get it at once, without training. With "
             "AC-LoRA Preview Options the node shows images of each.",
         ),

@@ -153,6 +153,8 @@ def test_jobs_are_ordered_by_seed_after_the_base() -> None:
         "alpha": 4.0,
         "mode": "off",
         "held_out": 0.0,
+        "stop_early": False,
+        "smallest": False,
         "max_rank": 2,
         "steps": 9,
         "seed": 5,
@@ -162,7 +164,7 @@ def test_jobs_are_ordered_by_seed_after_the_base() -> None:
 def test_training_accepts_every_setting() -> None:
     assert {setting["mode"] for setting in no_search.SETTINGS.values()} == {"paper", "product", "product_redraw", "off"}
     for setting in no_search.SETTINGS.values():
-        TrainConfig(**setting)
+        TrainConfig(**no_search.DEFAULTS_0_3 | setting)
 
 
 def test_options_select_jobs() -> None:

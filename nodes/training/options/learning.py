@@ -114,7 +114,7 @@ def _noise() -> list[Any]:
             default=TrainConfig.timesteps,
             tooltip="How noise levels are drawn. uniform: all equally often. logit-normal: medium levels most often. "
             "shifted: also by the size of the images, for flow models such as Flux and SD3. automatic suits the "
-            "model, and the log says how.",
+            "model, with more noise for flow models; the log says how.",
         ),
         io.Combo.Input(
             "loss_weight",
@@ -183,5 +183,17 @@ def _optional() -> list[Any]:
             optional=True,
             tooltip="The encoded empty caption, for caption_dropout and prior_weight: a CLIP Text Encode with an empty "
             "text, and the clip that is also connected to the dataset node.",
+        ),
+        io.Float.Input(
+            "timestep_shift",
+            default=TrainConfig.timestep_shift,
+            min=0.01,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="Factor on the odds of the noise levels that timesteps draws: 2 makes much noise twice as likely "
+            "against little. Above 1 composition and shapes are learned more, below 1 fine detail. 1 leaves them as "
+            "they are.",
         ),
     ]

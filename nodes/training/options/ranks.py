@@ -1,4 +1,4 @@
-"""The options node for restarts, which find the ranks."""
+"""The options node for restarts, the rank control of AC-LoRA's paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ACLoRARankOptions(io.ComfyNode):
         return options_schema(
             "ACLoRARankOptions",
             "AC-LoRA Rank Options",
-            "How restarts tell the signal in an adapter from its noise, and how they replace the noise.",
+            "Switches on restarts, as in the AC-LoRA paper, which resample the noise in an adapter while it trains.",
             [*_restarts(), *_thresholds()],
             ["rank control", "restart", "svd threshold", "noise floor", "alpha", "plain lora"],
         )
@@ -39,9 +39,10 @@ def _restarts() -> list[Any]:
         io.Combo.Input(
             "mode",
             options=["paper", "product", "product_redraw", "off"],
-            default=TrainConfig.mode,
-            tooltip="How a restart replaces noise in the adapter. paper: each matrix on its own, as published. "
-            "product: the noise of their product is dropped. product_redraw: it is resampled. off: a plain LoRA.",
+            default="paper",  # connecting this node means that restarts are wanted
+            tooltip="How a restart replaces noise. paper: each matrix on its own, as published. product: the noise of "
+            "their product is dropped. product_redraw: it is resampled. off: no restarts, as without this node; in "
+            "the drawn images no restarts did as well as rare ones.",
         ),
         io.Int.Input(
             "restart_every",
@@ -49,7 +50,7 @@ def _restarts() -> list[Any]:
             min=1,
             max=10_000,
             tooltip="Epochs between two restarts; an epoch shows every image once. A smaller number restarts more "
-            "often.",
+            "often: every 40 steps made the drawn images worse, one restart after some 320 did not.",
         ),
         io.Boolean.Input(
             "clear_moments",
@@ -75,8 +76,8 @@ def _thresholds() -> list[Any]:
             options=["dynamic", "fixed", "noise floor", "scheduled"],
             default=TrainConfig.threshold,
             tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a fixed "
-            "fraction. noise floor: components that stand out from those of a random matrix. scheduled: a fraction "
-            "that rises over the training.",
+            "fraction. noise floor: what stands out from a random matrix; it keeps less, and the drawn images were "
+            "worse than with dynamic. scheduled: a fraction that rises over the training.",
         ),
         io.Float.Input(
             "fixed_threshold",

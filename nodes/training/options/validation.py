@@ -1,4 +1,4 @@
-"""The options node for validation on held-out images, which finds the best step and the smallest size."""
+"""The options node for validation on held-out images, early stopping and truncation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class ACLoRAValidationOptions(io.ComfyNode):
         return options_schema(
             "ACLoRAValidationOptions",
             "AC-LoRA Validation Options",
-            "How a training finds its best step and smallest size with held-out images.",
+            "Holds images out and measures the loss on them, for comparing settings and noticing overfitting. The "
+            "lowest held-out loss comes too early for what is drawn, so a style learned this way stays weak.",
             _inputs(),
             ["early stopping", "held-out images", "validation split", "overfitting"],
         )
@@ -32,27 +33,28 @@ def _inputs() -> list[Any]:
     return [
         io.Float.Input(
             "held_out",
-            default=TrainConfig.held_out,
+            default=0.2,  # connecting this node means that validation is wanted
             min=0.0,
             max=0.5,
             step=0.05,
-            tooltip="Fraction of the images held out for validation, if there are eight or more, to find the best "
-            "step. 0 trains on all images and takes the last step.",
+            tooltip="Fraction of the images held out for validation, if there are eight or more. The step with the "
+            "lowest loss on them is given. 0 holds none out, as without this node.",
         ),
         io.Boolean.Input(
             "stop_early",
             default=TrainConfig.stop_early,
-            tooltip="Early stopping: ends the training once the held-out loss has not improved for a while.",
+            tooltip="Early stopping: ends the training once the held-out loss has not improved for a while; without "
+            "held-out images, once it fits its images well enough. Off: it takes all of its steps.",
         ),
         io.Boolean.Input(
             "refit",
             default=TrainConfig.refit,
-            tooltip="Once the best step is known, trains again up to it on all images, the held-out ones too.",
+            tooltip="With held-out images: once the best step is known, trains again up to it on all images.",
         ),
         io.Boolean.Input(
             "smallest",
             default=TrainConfig.smallest,
-            tooltip="Returns the smallest truncation of the adapter that is as good as the whole on the held-out "
-            "images.",
+            tooltip="Truncates each layer to the ranks it uses, which hold 98 % of its energy; with held-out images, "
+            "to the smallest that is as good on them. Off: the whole adapter.",
         ),
     ]

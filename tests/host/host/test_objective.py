@@ -43,12 +43,12 @@ KINDS = {
     "V_PREDICTION_CONTINUOUS": ({"sigma_max": 500.0, "sigma_min": 0.03}, v_edm_wanted, "v", "uniform"),
     "EDM": ({"sigma_data": 0.5, "sigma_max": 80.0}, edm_wanted, "F of EDM", "logit-normal"),
     "STABLE_CASCADE": ({"shift": 2.0}, lambda s, noise, latent: noise, "ε", "uniform"),
-    "FLOW": ({"shift": 3.0}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "logit-normal"),
+    "FLOW": ({"shift": 3.0}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "uniform"),
     "FLOW with noise of another size": (
         {"noise_scale": 2.0},
         lambda s, noise, latent: 2 * noise - latent,
         "the velocity of a flow",
-        "logit-normal",
+        "uniform",
     ),
     "FLUX": ({"shift": 1.15}, lambda s, noise, latent: noise - latent, "the velocity of a flow", "shifted"),
     "FLOW_COSMOS": (
@@ -122,6 +122,21 @@ def test_the_noise_levels_of_cosmos_are_those_of_its_flow(pack, core):
     assert float(logs.mean()) == pytest.approx(0, abs=0.06) and float(logs.std()) == pytest.approx(1, abs=0.06)
 
 
+@pytest.mark.parametrize(("shift", "more", "odds"), [(1.0, 1.0, 2.0), (3.0, 1.0, 3.0), (1.0, 3.0, 6.0), (3.0, 0.5, 1.5)])
+def test_flow_models_learn_from_noise_of_twice_the_odds_unless_shifted_further(pack, core, shift, more, odds):
+    sampling = sampling_of("FLOW")
+    sampling.set_parameters(shift=shift)
+    objective = core.objective.with_timesteps(make_objective(pack, sampling), "automatic", more)
+    sigmas = core.objective.draw_sigmas(objective, 9, torch.Generator().manual_seed(0))
+    uniform = torch.rand(9, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sigmas / (1 - sigmas), odds * uniform / (1 - uniform), rtol=1e-3, atol=0)
+
+
+def test_timesteps_that_are_chosen_are_drawn_as_they_are(pack, core):
+    objective = core.objective.with_timesteps(make_objective(pack, sampling_of("FLOW")), "logit-normal")
+    assert (objective.sampling, objective.odds) == ("logit-normal", 1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "side", "odds"),
     [
@@ -186,5 +201,5 @@ def test_a_foreign_model_sampling_is_trained_by_its_behaviour(pack, core):
             return 1 - percent
 
     objective = make_objective(pack, Own())
-    assert objective.sampling == "logit-normal" and objective.sigma_at(0.25) == 0.25
+    assert (objective.sampling, objective.odds) == ("uniform", 2.0) and objective.sigma_at(0.25) == 0.25
     assert float(core.objective.snr(objective, torch.tensor([0.25]))) == pytest.approx(9)

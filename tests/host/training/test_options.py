@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 KINDS = ("learning", "layers", "ranks", "validation", "speed")
+CONNECTED = {"mode": "paper", "held_out": 0.2}  # connecting these nodes switches restarts and validation on
 
 
 def node_of(pack: ModuleType, kind: str) -> Any:
@@ -27,7 +28,9 @@ def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None
     found = [item for node in nodes for item in widgets(node).items()]
     assert len(found) == len(dict(found)), "a setting is on two nodes"
     settings = {field.name: field.default for field in fields(config) if field.name != "text_learning"}
-    assert dict(found) == {**settings, "step": 0}  # which of its steps a training gives is no setting of it
+    assert CONNECTED.items().isdisjoint(settings.items())
+    # Which of its steps a training gives is no setting of it.
+    assert dict(found) == {**settings, **CONNECTED, "step": 0}
 
 
 @pytest.mark.parametrize("kind", KINDS)
