@@ -120,14 +120,11 @@ def measure(
             with adapted.parameters.switched_off():
                 base = work.draw(unseen)
                 block = blocks[len(blocks) // 2]
-                features = [
-                    work.features(block, unseen, drawn),
-                    work.features(block, unseen, base),
-                    work.features(block, learned, [images.latents[index] for index in learned]),
-                ]
+                ours, own = work.features(block, unseen, drawn), work.features(block, unseen, base)
+                theirs = work.features(block, learned, [images.latents[index] for index in learned])
     except _StoppedError:
         return None
-    return compare(*features, prompts=len(set(unseen)))
+    return compare(ours, own, theirs, len(set(unseen)))
 
 
 @dataclass(frozen=True)
