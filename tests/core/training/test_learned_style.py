@@ -62,7 +62,7 @@ def adapted(strength: float) -> AdaptedModel:
 def images(learned: Tensor, prompts: int = 3) -> SimpleTrainingSet:
     """Return images (n, channels, h, w) with random captions, and prompts that are not learned."""
     count = len(learned)
-    captions = torch.randn(count + prompts, 1, WIDTH, generator=torch.Generator().manual_seed(2)).unbind()
+    captions = torch.randn(32, 1, WIDTH, generator=torch.Generator().manual_seed(2))[: count + prompts].unbind()
     latents = [*learned.unsqueeze(1), *[torch.zeros(1, *learned.shape[1:])] * prompts]
     return SimpleTrainingSet(latents, captions, prompts=range(count, count + prompts))
 
