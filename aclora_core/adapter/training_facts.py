@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 Setting = str | int | float | bool
-Stage = Literal["training", "cutting", "training on all"]  # of a training; the spelling in files
+Stage = Literal["training", "cutting", "training on all", "comparing"]  # of a training; the spelling in files
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class TrainingFacts:
     checkpoint_seconds: float | None = None
     preview_seconds: float | None = None
     previews_left_out: int | None = None  # sets of previews skipped to save time
+    unseen_prompts: int | None = None  # captions that were drawn and not learned from, for the next three
+    style_gained: float | None = None  # 0 as without the adapter, 1 as the training images
+    content_kept: float | None = None  # likeness to what the model draws without the adapter
+    copied_share: float | None = None  # share of drawings that copy a training image, less the model's own
     base_model: str = ""  # ComfyUI's class of the model, such as "SDXL"
     resolution: str = ""  # such as "1024x1024"
     trigger: str = ""  # word that calls the style

@@ -40,6 +40,10 @@ class TrainingSet(Protocol):
     def without_caption(self) -> Mapping[int, int]:
         """The index of an image -> the index of the same image with the empty caption; empty where none is known."""
 
+    @property
+    def prompts(self) -> Sequence[int]:
+        """The indices of captions that are only drawn: their latents give the shape and are not learned from."""
+
     def conditioning(self, indices: Sequence[int]) -> Any:
         """Return the encoded captions of images with one batch key, as DiffusionModel.denoise takes them.
 
@@ -58,6 +62,7 @@ class SimpleTrainingSet:
     masks: Mapping[int, Tensor] = field(default_factory=dict)
     regularisation: Mapping[int, float] = field(default_factory=dict)
     without_caption: Mapping[int, int] = field(default_factory=dict)
+    prompts: Sequence[int] = ()
 
     @cached_property
     def batch_keys(self) -> Sequence[Hashable]:

@@ -140,8 +140,17 @@ def choose(store: CandidateStore, kept: KeptResult, step: int, config: TrainConf
         return kept.result
     whole, progress = store.read_step(nearest)
     adapter = truncated(whole, kept.truncation)
-    # How many epochs it has seen, and what a truncation of it loses, is not known.
-    facts = replace(kept.result.report.facts, chosen_step=nearest, epochs=None, cancelled=None)
+    # How many epochs it has seen, what a truncation of it loses and what unseen prompts gain, is not known.
+    facts = replace(
+        kept.result.report.facts,
+        chosen_step=nearest,
+        epochs=None,
+        cancelled=None,
+        unseen_prompts=None,
+        style_gained=None,
+        content_kept=None,
+        copied_share=None,
+    )
     return Result(adapter, make_report(config, facts, progress, adapter, []))
 
 

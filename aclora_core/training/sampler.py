@@ -22,9 +22,9 @@ def style_indices(images: TrainingSet, indices: Iterable[int]) -> list[int]:
 
 
 def captioned_indices(images: TrainingSet) -> list[int]:
-    """Return the index of every image, the first of its variants; none a second time without its caption."""
-    again = set(images.without_caption.values())
-    return [index for index in images.variants or range(len(images.latents)) if index not in again]
+    """Return the index of every image, the first of its variants; not that of its empty caption, nor of a prompt."""
+    others = {*images.without_caption.values(), *images.prompts}
+    return [index for index in images.variants or range(len(images.latents)) if index not in others]
 
 
 def group_by_key(indices: Iterable[int], batch_keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:

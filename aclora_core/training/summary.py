@@ -12,6 +12,8 @@ _CANCELLED = {
     "training on all": "Cancelled during the second pass, on all images: the adapter is that of the first pass.",
 }
 
+_COPIES = 0.2  # share of drawings that copy a training image, from which on the user is told
+
 
 def training_summary(report: RankReport) -> str:
     """Return what a training did, as sentences in one line."""
@@ -26,6 +28,7 @@ def training_summary(report: RankReport) -> str:
     chosen = next((tried for tried in report.truncations if tried.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
         sentences.append(f"Truncated to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
+    sentences += _learned_style(report)
     ranks = list(report.signal.values())
     restarts = count_noun(len(report.restarts), "restart")
     sentences.append(f"{count_noun(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
@@ -62,6 +65,21 @@ def _best_step(report: RankReport) -> list[str]:
     if not measured:  # stopped between two validations
         return [f"The adapter is that of step {step}, which was not measured on the {held_out}."]
     return [f"Best at step {step}: loss {measured[0]:.3f} on {held_out}."]
+
+
+def _learned_style(report: RankReport) -> list[str]:
+    """Say what captions that it has not learned gain, and what is wrong with that."""
+    facts = report.facts
+    if facts.style_gained is None or facts.content_kept is None:
+        return []
+    prompts = count_noun(facts.unseen_prompts or 0, "prompt")
+    measures = f"style 0.00 → {facts.style_gained:.2f}, content kept {facts.content_kept:.2f}"
+    sentences = [f"Drawn from {prompts} it has not seen: {measures}."]
+    if facts.style_gained <= 0:
+        sentences.append("Its images are no nearer to the style than without it: lower learning_rate.")
+    if (facts.copied_share or 0.0) >= _COPIES:
+        sentences.append("It begins to copy its images: stop earlier or add images.")
+    return sentences
 
 
 def _previews(report: RankReport) -> list[str]:

@@ -20,6 +20,7 @@ from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated
 from .fingerprint import training_fingerprint
 from .first_pass import FirstPass
 from .fit import FitStopping, measured_images
+from .learned_style import add_learned_style
 from .loop import run_pass
 from .previews import Previews
 from .progress import Progress, Result
@@ -88,6 +89,10 @@ def train(
     if held_out and config.refit and not run.stopped:
         refitted = _refit(run, first, saved if in_refit else None)
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
+    if images.prompts:
+        add_learned_style(run, adapter, trained_on, images.prompts)
+    else:  # after a refit the held-out captions are not unseen any more: then the first pass stands for it
+        add_learned_style(run, first.adapter, learned, held_out)
     facts = run.final_facts(len(held_out), len(trained_on))
     result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
     if candidates and not candidates.failed:

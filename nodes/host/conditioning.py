@@ -45,9 +45,7 @@ def prepare_inputs(
     lengths = common_lengths(known.values())
     longer = {id(condition): repeat_to_common_length(condition, lengths) for condition in known.values()}
     conditions = [longer[id(condition)] for condition in conditions]
-    batch_keys: list[Hashable] = [
-        (tuple(samples.shape), _signature(condition)) for samples, condition in zip(scaled, conditions, strict=True)
-    ]
+    batch_keys = [batch_key(samples, condition) for samples, condition in zip(scaled, conditions, strict=True)]
     return scaled, conditions, batch_keys, lengths
 
 
@@ -72,6 +70,11 @@ def model_conditions(base: Any, conditioning: Any, samples: Tensor, device: torc
         cond = model_cond.process_cond(batch_size=1, area=None)
         inputs[name] = cond._copy_with(to_device(cond.cond, torch.device("cpu")))
     return inputs
+
+
+def batch_key(samples: Tensor, condition: dict[str, Any]) -> Hashable:
+    """Return what images of one micro-batch have in common: the shape of the latent and of the model's inputs."""
+    return tuple(samples.shape), _signature(condition)
 
 
 def _signature(condition: dict[str, Any]) -> Hashable:

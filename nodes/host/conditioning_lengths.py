@@ -38,8 +38,10 @@ def repeat_to_common_length(condition: Mapping[str, Any], lengths: Lengths) -> d
 
 
 def _repeated(name: str, cond: Any, lengths: Lengths) -> Any:
-    length = cond.cond.shape[1] if isinstance(cond, CONDCrossAttn) else 0
-    target = lengths[_kind(name, cond)][length] if length else 0
+    if not isinstance(cond, CONDCrossAttn):
+        return cond
+    length = cond.cond.shape[1]
+    target = lengths.get(_kind(name, cond), {}).get(length, length)  # a prompt may have a length of its own
     return cond._copy_with(cond.cond.repeat(1, target // length, 1)) if target != length else cond
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...aclora_core.storage import map_tensors
 from .model import HostModel
 from .progress import cancelled, keep_interrupt, raise_if_cancelled
+from .text_encoder import with_caption
 from .training_set import HostTrainingSet
 
 STEPS = 12
@@ -23,8 +24,8 @@ _VAE_MEMORY_FACTOR = 1.3  # of ComfyUI's estimate for a VAE, to be safe
 
 
 def encode_prompts(clip: Any, prompts: Sequence[str]) -> list[Any]:
-    """Return ComfyUI's conditionings of the prompts, and last of the empty prompt."""
-    return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in (*prompts, "")]
+    """Return ComfyUI's conditionings of the prompts, each with its prompt recorded, and last of the empty prompt."""
+    return [with_caption(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), prompt) for prompt in (*prompts, "")]
 
 
 def sample_previews(

@@ -32,6 +32,7 @@ def training_session(
     conditioning: Sequence[Any],
     clip: Any = None,
     unconditional: Any = None,
+    prompts: Sequence[Any] = (),
 ) -> Iterator[tuple[HostModel, HostTrainingSet]]:
     """Open a MODEL for training with its images, and restore everything on exit.
 
@@ -42,6 +43,7 @@ def training_session(
         clip: a CLIP to train too.
         unconditional: the encoded empty caption, for caption dropout and prior preservation only. A CLIP that is
             trained encodes it anew.
+        prompts: encoded captions that are not learned from; the finished adapter draws them.
 
     Yields:
         The model and the images, as train() takes them.
@@ -97,6 +99,8 @@ def training_session(
             lengths=lengths,
             text=text,
         )
+        if prompts:
+            images.add_prompts(prompts)
         yield HostModel(patcher, device, objective, options, text), images
 
 

@@ -20,6 +20,7 @@ _STAGE_TEXT: dict[Stage, str] = {
     "training": "training",
     "cutting": "finding the smallest size",
     "training on all": "second pass, on all images",
+    "comparing": "drawing unseen prompts with and without the LoRA",
 }
 
 

@@ -61,7 +61,8 @@ class ACLoRATrain(io.ComfyNode):
         display = TrainingDisplay(host.ProgressBar(config.steps, node_id), live_previews)
         checkpoints = chosen.checkpoints
         unconditional = chosen.unconditional if config.needs_unconditional else None
-        session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional)
+        prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
+        session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts)
         with session as (network, images):
             choice = StepChoice(model[0], network, images, config, step)
 

@@ -40,6 +40,7 @@ class Toy:
     masks: dict[int, Tensor] = field(default_factory=dict)
     regularisation: dict[int, float] = field(default_factory=dict)
     without_caption: dict[int, int] = field(default_factory=dict)
+    prompts: Sequence[int] = ()
     prefix: str = "toy."
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32

@@ -89,3 +89,19 @@ def test_a_chosen_step_is_named_instead_of_the_training() -> None:
     chosen = replace(report, facts=replace(report.facts, chosen_step=7), truncations=[])
     assert training_summary(chosen).startswith("The adapter is that of step 7, as chosen. 1 layer, signal rank ")
     assert "Best at step" in training_summary(report) and "Best at step" not in training_summary(chosen)
+
+
+@pytest.mark.parametrize(
+    ("style", "copies", "more"),
+    [
+        (0.74, 0.0, ""),
+        (0.74, 0.25, " It begins to copy its images: stop earlier or add images."),
+        (-0.1, None, " Its images are no nearer to the style than without it: lower learning_rate."),
+    ],
+)
+def test_what_unseen_prompts_gain_is_said(style: float, copies: float | None, more: str) -> None:
+    facts = TrainingFacts(
+        images=4, steps_run=1, unseen_prompts=3, style_gained=style, content_kept=0.871, copied_share=copies
+    )
+    said = f"Drawn from 3 prompts it has not seen: style 0.00 → {style:.2f}, content kept 0.87.{more} 1 layer"
+    assert said in training_summary(RankReport({}, [0.5], [], [], {}, {"a": 1}, [], facts))
