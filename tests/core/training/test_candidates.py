@@ -14,14 +14,12 @@ from aclora_core.training import CandidateStore, Previews, choose, nearest_step,
 from aclora_core.training.candidates import Candidates, candidate_steps
 from aclora_core.training.compression import truncated
 from aclora_core.training.progress import Progress, Result
-from tests.support.toy import Toy, toy, train
+from tests.support.toy import HELD_OUT, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PLAIN = TrainConfig(steps=16, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0)
-HELD = TrainConfig(
-    steps=24, learning_rate=0.05, batch_size=8, max_rank=4, mode="paper", restart_every=2, stop_early=False
-)
+PLAIN = TrainConfig(steps=16, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0, smallest=False)
+HELD = replace(HELD_OUT, steps=24, learning_rate=0.05, batch_size=8, max_rank=4, restart_every=2, stop_early=False)
 
 
 def store_of(root: Path, config: TrainConfig, model: Toy | None = None, identity: str = "") -> CandidateStore:
