@@ -69,6 +69,11 @@ def size_text(size: int) -> str:
     return f"{size:.0f} B"
 
 
+def percent_text(share: float, decimals: int = 0) -> str:
+    """Return a share in percent: "18 %", "98.6 %"."""
+    return f"{100 * share:.{decimals}f} %"
+
+
 def _decimals(value: float) -> int:
     """How many decimals a number has when it is rounded to three digits."""
     if value >= 99.95:

@@ -10,6 +10,7 @@ from .rank_report import (
     Restart,
     check_report,
     embedded_report,
+    fit_share,
     recent_loss,
     skipped_steps,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "describe_layers",
     "embedded_report",
     "find_key_format",
+    "fit_share",
     "from_state_dict",
     "layer_sort_key",
     "load",

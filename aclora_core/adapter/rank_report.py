@@ -120,6 +120,20 @@ def recent_loss(losses: Sequence[float]) -> float | None:
     return sum(recent) / len(recent) if recent else None
 
 
+def fit_share(fit: Sequence[tuple[int, float]]) -> float | None:
+    """Return the share of the model's own loss of its training images that is left: 1 at the start, 0 at best.
+
+    None where it is not known: the images were not measured before the first step or not since, or a loss is no number.
+
+    Args:
+        fit: (step, loss) of training images at fixed noise, in their order.
+    """
+    if len(fit) < 2 or fit[0][0] != 0 or not fit[0][1] > 0:
+        return None
+    share = fit[-1][1] / fit[0][1]
+    return share if math.isfinite(share) else None
+
+
 def skipped_steps(losses: Sequence[float]) -> int:
     """Return the number of steps that changed nothing, as their loss or gradient was not finite."""
     return sum(not math.isfinite(loss) for loss in losses)

@@ -23,6 +23,9 @@ class TrainingFacts:
     steps_run: int | None = None  # optimizer steps of both passes
     best_step: int | None = None  # step with the lowest validation loss
     chosen_step: int | None = None  # step that the user chose in place of the automatic one
+    rank_before: float | None = None  # mean over the layers, before they were truncated to the ranks that they use
+    rank_after: float | None = None  # mean after that
+    truncated_size: int | None = None  # bytes of all matrices after that, two for each number
     epochs: int | None = None  # of the pass that gave the adapter, begun ones included
     cancelled: Stage | None = None  # stage in which the user cancelled the training
     notes: str = ""  # sentences for the user

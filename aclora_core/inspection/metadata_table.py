@@ -8,8 +8,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
-from ..adapter import Adapter, RankReport, TruncationStats, describe_layers, embedded_report, total_energy_kept
-from ..text import size_text, text_table
+from ..adapter import (
+    Adapter,
+    RankReport,
+    TruncationStats,
+    describe_layers,
+    embedded_report,
+    fit_share,
+    total_energy_kept,
+)
+from ..text import percent_text, size_text, text_table
 
 MAX_VALUE_LENGTH = 200  # characters; longer values are shortened
 
@@ -81,6 +89,10 @@ def _result_rows(report: RankReport) -> Rows:
     if held_out:
         loss, step = min(held_out)
         rows.append(("held-out loss", f"{loss:.4f} at step {step}, the lowest of {len(held_out)}"))
+    share = fit_share(report.fit)
+    if share is not None:
+        step, loss = report.fit[-1]
+        rows.append(("own images", f"loss {loss:.4f} at step {step}, {percent_text(share)} of the model's"))
     count = len(report.truncations)
     for tried in report.truncations:
         if tried.chosen:

@@ -190,6 +190,8 @@ def trajectory_table(report: RankReport) -> str:
     The jump is the mean of ‖new delta - old delta‖ / ‖old delta‖ over the layers. A sentence if there was no restart.
     """
     if not report.restarts:
+        if report.settings.get("mode") == "off":
+            return "No restart: restarts were off."
         return "No restart: the training was shorter than two restart intervals."
     header = ["step", "epoch", "loss", "threshold", "kept in delta", "in lora_down", "in lora_up"]
     header += ["energy kept", "jump of delta"]
@@ -210,7 +212,7 @@ def trajectory_table(report: RankReport) -> str:
 
 NO_TRUNCATIONS = (
     "No truncation was tried on held-out images: the training held none out, or it is older than this table."
-    " Train AC-LoRA tries them with 8 images or more."
+    " Train AC-LoRA tries them where held_out is above 0 and there are 8 images or more."
 )
 
 

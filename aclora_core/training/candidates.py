@@ -14,7 +14,7 @@ from ..diffusion import DiffusionModel, TrainingSet
 from ..storage import content_hash
 from .candidate_store import CandidateStore, KeptResult
 from .checks import check_inputs
-from .compression import truncated
+from .compression import USED_RANKS, truncated, used_ranks_facts
 from .fingerprint import training_fingerprint
 from .progress import Progress, Result
 from .report import make_report
@@ -151,6 +151,8 @@ def choose(store: CandidateStore, kept: KeptResult, step: int, config: TrainConf
         content_kept=None,
         copied_share=None,
     )
+    if kept.truncation == USED_RANKS:
+        facts = used_ranks_facts(facts, whole, adapter)
     return Result(adapter, make_report(config, facts, progress, adapter, []))
 
 

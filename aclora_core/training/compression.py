@@ -8,7 +8,16 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..adapter import Adapter, SvdLayer, Truncation, TruncationLoss, decompose, ranks_by_rule, truncate_to_ranks
+from ..adapter import (
+    Adapter,
+    SvdLayer,
+    TrainingFacts,
+    Truncation,
+    TruncationLoss,
+    decompose,
+    ranks_by_rule,
+    truncate_to_ranks,
+)
 from ..method import rank_rule
 
 WHOLE = Truncation("whole")
@@ -25,6 +34,16 @@ def truncated(adapter: Adapter, truncation: Truncation, layers: dict[str, SvdLay
         return adapter
     layers = layers or decompose(adapter)
     return truncate_to_ranks(adapter, layers, ranks_of(truncation, layers))[0]
+
+
+def used_ranks_facts(facts: TrainingFacts, whole: Adapter, adapter: Adapter) -> TrainingFacts:
+    """Return the facts with what the truncation of an adapter to its used ranks did."""
+    size = sum(_BYTES * (layer.lora_down.numel() + layer.lora_up.numel()) for layer in adapter.layers.values())
+    return replace(facts, rank_before=_mean_rank(whole), rank_after=_mean_rank(adapter), truncated_size=size)
+
+
+def _mean_rank(adapter: Adapter) -> float:
+    return sum(layer.rank for layer in adapter.layers.values()) / len(adapter.layers)
 
 
 def ranks_of(truncation: Truncation, layers: dict[str, SvdLayer]) -> dict[str, int]:

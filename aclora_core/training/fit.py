@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..adapter import fit_share
+from ..text import percent_text
 from .validation import Measurements
 
 LEVEL = 0.18  # share of the model's own loss at which a training ends
@@ -24,22 +26,20 @@ class FitStopping(Measurements):
 
     def should_stop(self) -> bool:
         """Return whether the loss has fallen to its level, since a restart too."""
-        if len(self.history) < 2:
+        if self.share is None:
             return False
-        (_, before), (step, now) = self.history[0], self.history[-1]
-        return step >= MIN_STEPS and step - self.last_restart >= MIN_STEPS / 2 and now <= LEVEL * before
+        step = self.history[-1][0]
+        return step >= MIN_STEPS and step - self.last_restart >= MIN_STEPS / 2 and self.share <= LEVEL
 
     @property
     def reason(self) -> str:
         """Why the training ends, as a clause."""
-        return f"the loss of its own images has fallen to {self.share or 0:.0%} of the model's"
+        return f"the loss of its own images has fallen to {percent_text(self.share or 0)} of the model's"
 
     @property
     def share(self) -> float | None:
-        """The share of the model's own loss that is left, 0 to 1 or above; None before it was measured twice."""
-        if len(self.history) < 2 or not self.history[0][1] > 0:
-            return None
-        return self.history[-1][1] / self.history[0][1]
+        """The share of the model's own loss that is left (fit_share)."""
+        return fit_share(self.history)
 
 
 def measured_images(indices: Sequence[int], seed: int) -> list[int]:

@@ -73,9 +73,11 @@ def resume_pass(
     if isinstance(measurements, EarlyStopping):
         measurements.load_state_dict(state["validation"])
         progress.validation = measurements.history
-    elif measurements and "fit" in state:  # checkpoints of 0.3.0 have none
-        measurements.load_state_dict(state["fit"])
+    elif measurements:
+        measurements.load_state_dict(state.get("fit", {"history": []}))  # checkpoints of 0.3.0 have none
         progress.fit = measurements.history
+        if progress.step and not measurements.history:  # the first measurement was cancelled, or never made
+            run.measure_model(trainer, measurements)
     if measurements and progress.restarts:
         measurements.last_restart = progress.restarts[-1].step
     asks_for_more = state["planned"] < run.config.steps

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..adapter import RankReport, skipped_steps
-from ..text import count_noun, mean_and_range
+from ..adapter import RankReport, fit_share, skipped_steps
+from ..text import count_noun, mean_and_range, percent_text, size_text
+from .fit import LEVEL
 
 # By the stage in which a training was cancelled.
 _CANCELLED = {
@@ -11,7 +12,7 @@ _CANCELLED = {
     "cutting": "Cancelled during the search for the smallest size: the adapter is whole.",
     "training on all": "Cancelled during the second pass, on all images: the adapter is that of the first pass.",
 }
-
+_NOTHING_LEARNED = 0.98  # share of the model's own loss
 _COPIES = 0.2  # share of drawings that copy a training image, from which on the user is told
 
 
@@ -25,6 +26,7 @@ def training_summary(report: RankReport) -> str:
         sentences += [_steps(report), *_best_step(report)]
     else:
         sentences.append(f"The adapter is that of step {facts.chosen_step}, as chosen.")
+    sentences += [*_fit(report), *_used_ranks(report)]
     chosen = next((tried for tried in report.truncations if tried.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
         sentences.append(f"Truncated to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
@@ -80,6 +82,44 @@ def _learned_style(report: RankReport) -> list[str]:
     if (facts.copied_share or 0.0) >= _COPIES:
         sentences.append("It begins to copy its images: stop earlier or add images.")
     return sentences
+
+
+def _fit(report: RankReport) -> list[str]:
+    """Say how well the adapter fits its own images, if they were measured, and what to do where it does not."""
+    share = fit_share(report.fit)
+    if share is None:
+        return []
+    level, step = percent_text(share), report.fit[-1][0]
+    whole = report.facts.cancelled is None and report.facts.chosen_step is None
+    steps = len(report.losses)
+    if share > 1:
+        return [
+            f"It learned nothing: its own images are worse than without the LoRA, with {percent_text(share, 1)} of the "
+            "model's loss. Lower learning_rate to a third or less and train again."
+        ]
+    if whole and share >= _NOTHING_LEARNED:
+        return [
+            f"It learned nothing: the loss of its own images is still {percent_text(share, 1)} of the model's. Lower "
+            "learning_rate if the loss jumps up and down; raise learning_rate or steps if it hardly moves."
+        ]
+    if whole and share <= LEVEL and step == steps < _planned_steps(report):
+        return [f"Stopped by itself: the loss of its own images fell to {level} of the model's."]
+    if whole and steps == _planned_steps(report):
+        return [f"It ran to its last step: the loss of its own images fell to {level} of the model's."]
+    return [f"At step {step} the loss of its own images was {level} of the model's."]
+
+
+def _planned_steps(report: RankReport) -> int:
+    return int(report.settings.get("steps", 0))
+
+
+def _used_ranks(report: RankReport) -> list[str]:
+    """Say to what the adapter was truncated, if it was truncated to the ranks that it uses."""
+    facts = report.facts
+    if facts.rank_before is None or facts.rank_after is None or facts.truncated_size is None:
+        return []
+    ranks = f"{facts.rank_after:.1f} ranks of {facts.rank_before:.4g}"
+    return [f"Truncated to {ranks} on average, {size_text(facts.truncated_size)}."]
 
 
 def _previews(report: RankReport) -> list[str]:

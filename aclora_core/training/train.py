@@ -16,7 +16,7 @@ from ..optim import check_installed
 from .candidates import Candidates
 from .checkpoint import CheckpointStore
 from .checks import check_inputs
-from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated
+from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated, used_ranks_facts
 from .fingerprint import training_fingerprint
 from .first_pass import FirstPass
 from .fit import FitStopping, measured_images
@@ -129,7 +129,9 @@ def _fitted(run: TrainingRun, adapter: Adapter) -> FirstPass:
     truncation = WHOLE
     if run.config.smallest:
         with run.spare("The adapter could not be truncated to the ranks it uses", "it is given whole"):
-            adapter, truncation = truncated(adapter, USED_RANKS), USED_RANKS
+            whole, adapter = adapter, truncated(adapter, USED_RANKS)
+            truncation = USED_RANKS
+            run.facts = used_ranks_facts(run.facts, whole, adapter)
     return FirstPass(adapter, truncation, [], run.progress.last_finite_step, run.progress)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ...aclora_core.adapter import RankReport, Stage, recent_loss
+from ...aclora_core.adapter import RankReport, Stage, fit_share, recent_loss
 from ...aclora_core.inspection import contact_sheet, training_chart
+from ...aclora_core.text import percent_text
 from ...aclora_core.training import Previews, Progress, training_summary
 from .. import host
 from .options.options import PreviewSettings
@@ -84,7 +85,7 @@ class TrainingDisplay:
         image = None
         if is_last or time.monotonic() - self._last_chart > _CHART_INTERVAL:
             planned = progress.total - progress.done + len(progress.losses)
-            chart = training_chart(progress.losses, planned, progress.restarts, progress.validation)
+            chart = training_chart(progress.losses, planned, progress.restarts, progress.validation, fit=progress.fit)
             image = self.previews.add_below(chart)
             self._last_chart = time.monotonic()
         self.bar.show(progress.done, status_text(progress, self.bar), image)
@@ -96,7 +97,7 @@ class TrainingDisplay:
             report: of the training.
             steps: planned steps, the length of the chart's axis.
         """
-        chart = training_chart(report.losses, steps, report.restarts, report.validation)
+        chart = training_chart(report.losses, steps, report.restarts, report.validation, fit=report.fit)
         self.bar.show(self.bar.done, image=self.previews.add_below(chart))
 
 
@@ -106,6 +107,9 @@ def status_text(progress: Progress, bar: host.ProgressBar) -> str:
     parts = [_STAGE_TEXT[progress.stage], "no finite loss" if loss is None else f"loss {loss:.3f}"]
     if progress.validation:
         parts.append(f"held-out loss {progress.validation[-1][1]:.3f}")
+    share = fit_share(progress.fit)
+    if share is not None:
+        parts.append(f"own images at {percent_text(share)} of the model's loss")
     parts.append(f"learning rate {progress.learning_rate:.2g}")
     if progress.skipped_steps:
         parts.append(f"skipped steps: {progress.skipped_steps}")

@@ -13,6 +13,8 @@ from aclora_core.acceleration.fused_modules import FusableModules
 from aclora_core.diffusion.objective import Objective
 
 WIDTH = 16
+# The settings of trainings with held-out images and restarts; others name what they change.
+HELD_OUT = TrainConfig(held_out=0.2, mode="paper", threshold="noise floor", restart_every=10)
 # The model gets the clean image and must reproduce it, so the true update is known.
 CLEAN = Objective(
     add_noise=lambda sigma, noise, latent: latent,
@@ -45,9 +47,11 @@ class Toy:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     spoil: Callable[[int], bool] = lambda call: False  # whether a call returns NaN; call 0 is the trial run
+    spoil_step: Callable[[int], bool] = lambda call: False  # the same, counting only calls with a gradient
     fusable: FusableModules = FusableModules()
     text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
+    learned: list[tuple[int, ...]] = field(default_factory=list)  # those of the calls that have a gradient
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,8 +71,12 @@ class Toy:
 
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
         self.calls.append(tuple(condition["pictures"].tolist()))  # the first is the trial run
+        spoil = self.spoil(len(self.calls) - 1)
+        if torch.is_grad_enabled():
+            self.learned.append(self.calls[-1])
+            spoil = spoil or self.spoil_step(len(self.learned) - 1)
         output = self.network["attn"](noisy.flatten(1)).view(noisy.shape)
-        output = output * math.nan if self.spoil(len(self.calls) - 1) else output
+        output = output * math.nan if spoil else output
         return self.objective.denoised(sigma, output, noisy)
 
 

@@ -33,7 +33,7 @@ def inspection_charts(inspection: Inspection, size: tuple[int, int] = SIZE, dark
         charts.append(truncation_chart(report.truncations, size, dark))
     if report is not None and report.losses:
         steps = len(report.losses)
-        charts.append(training_chart(report.losses, steps, report.restarts, report.validation, size, dark))
+        charts.append(training_chart(report.losses, steps, report.restarts, report.validation, size, dark, report.fit))
     if report is not None and report.restarts:
         charts.append(trajectory_chart(report, size, dark))
     return charts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,7 @@ def training_chart(
     validation: Sequence[tuple[int, float]] = (),
     size: tuple[int, int] = SIZE,
     dark: bool = False,
+    fit: Sequence[tuple[int, float]] = (),
 ) -> Image.Image:
     """Draw the loss of a training, and below it the components that each restart kept. Takes some 50 ms.
 
@@ -37,6 +38,7 @@ def training_chart(
         total_steps: planned.
         validation: step and loss on held-out images.
         size: width and height in pixels.
+        fit: step and loss of training images at fixed noise.
     """
     canvas = new_canvas(size, dark)
     split = 0.42 * canvas.height if restarts else 0.0
@@ -44,7 +46,7 @@ def training_chart(
     steps = max(total_steps, len(losses), 1)
     # A short training would be a thin strip: the axis grows by doubling.
     view = max(steps / 2 ** max(0, math.floor(math.log2(steps / max(1, len(losses))))), min(steps, 10))
-    _draw_losses(canvas, upper, losses, validation)
+    _draw_losses(canvas, upper, losses, {"held out": validation, "own images": fit})
     _mark_restarts(canvas, upper, restarts)
     loss = recent_loss(losses)
     canvas.heading(upper, f"Step {len(losses):,} of {steps:,}" + (f", loss {loss:.3f}" if loss is not None else ""))
@@ -70,7 +72,9 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
         ValueError: the report has no restart.
     """
     if not report.restarts:
-        raise ValueError("The rank report has no restart, so there is no trajectory. Train for more epochs.")
+        raise ValueError(
+            "The rank report has no restart, so there is no trajectory. Switch restarts on, or train longer."
+        )
     canvas = new_canvas(size, dark)
     split = 0.45 * canvas.height
     upper = canvas.axes(_LEFT, split + 10, _RIGHT, 22)
@@ -96,13 +100,18 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
     return canvas.draw()
 
 
-def _draw_losses(canvas: Canvas, axes: Axes, losses: Sequence[float], validation: Sequence[tuple[int, float]]) -> None:
-    """Draw each step faint, the running mean bold, validation losses as dots; single spikes do not set the scale."""
+def _draw_losses(
+    canvas: Canvas, axes: Axes, losses: Sequence[float], measured: Mapping[str, Sequence[tuple[int, float]]]
+) -> None:
+    """Draw each step faint, the running mean bold, measurements as dots; single spikes do not set the scale.
+
+    measured: step and loss of each measurement, by what the legend calls them.
+    """
     theme = canvas.theme
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
     values = np.asarray(losses, dtype=np.float64)
     finite = np.isfinite(values)
-    if not finite.any() and not validation:
+    if not finite.any() and not any(measured.values()):
         axes.set_yticks([])
         axes.text(0.5, 0.5, "waiting for the first step", transform=axes.transAxes, ha="center", color=theme.faint)
         return
@@ -119,11 +128,13 @@ def _draw_losses(canvas: Canvas, axes: Axes, losses: Sequence[float], validation
     axes.plot(starts + 1, smooth[starts], color=theme.first, linewidth=1.8, label="training", marker=dot, markersize=4)
     # A spike may leave the chart, in the mean too: it would flatten all else.
     seen = np.append(np.quantile(values[finite], (0.01, 0.99)), smooth[finite][-1]) if finite.any() else np.empty(0)
-    if validation:
-        held_steps, held = zip(*validation, strict=True)
-        axes.plot(held_steps, held, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label="held out")
+    for label, curve in measured.items():
+        if curve:
+            at, values_there = zip(*curve, strict=True)
+            axes.plot(at, values_there, "o-", color=theme.third, markersize=3.5, linewidth=1.2, label=label)
+            seen = np.concatenate([seen, [value for value in values_there if math.isfinite(value)]])
+    if any(measured.values()):
         canvas.legend(axes, 2)
-        seen = np.concatenate([seen, [value for value in held if math.isfinite(value)]])
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
     axes.set_ylim(low - pad, high + pad)

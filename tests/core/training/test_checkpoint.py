@@ -22,15 +22,13 @@ from aclora_core.training import checkpoint
 from aclora_core.training.checkpoint import CheckpointStore
 from aclora_core.training.fingerprint import Fingerprint, differences, training_fingerprint
 from aclora_core.training.progress import Progress, Result
-from tests.support.toy import FLOW, Toy, planted, toy, train
+from tests.support.toy import FLOW, HELD_OUT, Toy, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = TrainConfig(steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", held_out=0.0)
-HELD = TrainConfig(
-    steps=24, learning_rate=0.05, batch_size=8, max_rank=4, mode="paper", restart_every=2, stop_early=False
-)
+HELD = replace(HELD_OUT, steps=24, learning_rate=0.05, batch_size=8, max_rank=4, restart_every=2, stop_early=False)
 
 
 @pytest.fixture
@@ -89,13 +87,13 @@ def test_a_cancel_in_the_second_pass_gives_what_the_first_found_and_keeps_the_se
     assert cancelled.report.facts.steps_run == step
     model = toy(16)
     assert_same(train(model, HELD, checkpoints=CheckpointConfig(folder)), whole)
-    assert len(model.calls) == 1 + 3  # the trial, and the steps that were left
+    assert len(model.learned) == 1 + 3  # the trial, and the steps that were left
 
 
 def test_a_finished_training_is_not_trained_again(folder: Path) -> None:
     whole, model = train(toy(16), HELD, checkpoints=CheckpointConfig(folder)), toy(16)
     assert_same(train(model, HELD, checkpoints=CheckpointConfig(folder)), whole)
-    assert len(model.calls) == 1
+    assert len(model.learned) == 1
 
 
 def test_the_last_ones_are_kept_and_the_end_of_the_first_pass(folder: Path) -> None:
@@ -228,7 +226,7 @@ def test_more_steps_are_those_of_a_longer_training(folder: Path) -> None:
     assert_same(longer, train(toy(16), replace(QUICK, steps=30)))
     model = toy(16)  # once more: it has its steps
     assert_same(train(model, replace(QUICK, steps=30), checkpoints=more), longer)
-    assert len(model.calls) == 1
+    assert len(model.learned) == 1
 
 
 def test_more_steps_go_on_with_the_first_pass_and_refit_anew(folder: Path) -> None:
@@ -261,7 +259,9 @@ def test_more_steps_of_a_training_that_stopped_by_itself_need_a_word(folder: Pat
     steps = len(report.losses)
     assert steps < 400
     more = CheckpointConfig(folder, resume="for more steps")
-    with pytest.raises(ValueError, match=rf"stopped by itself at step {steps}, .*Switch stop_early off"):
+    with pytest.raises(
+        ValueError, match=rf"stopped by itself at step {steps}: step \d+ was better\. .*Switch stop_early off"
+    ):
         train(toy(16, objective=FLOW), replace(config, steps=500), checkpoints=more)
     on = train(toy(16, objective=FLOW), replace(config, steps=500, stop_early=False), checkpoints=more).report
     assert len(on.losses) == 500 and on.losses[:steps] == report.losses

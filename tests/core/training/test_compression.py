@@ -9,9 +9,8 @@ from torch import Tensor
 
 from aclora_core.adapter import Truncation
 from aclora_core.adapter.adapter import Adapter, Layer
-from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.compression import WHOLE, smallest_truncation
-from tests.support.toy import planted, toy, train
+from tests.support.toy import HELD_OUT, planted, toy, train
 
 
 def adapter(values: list[float], layers: int = 2) -> Adapter:
@@ -99,7 +98,8 @@ def test_a_stop_leaves_it_whole() -> None:
 
 def test_a_training_gives_the_adapter_at_the_rank_of_the_truth() -> None:
     """The model is off by a matrix of rank 2, which 48 pictures show; the rest of rank 8 serves nothing."""
-    config = TrainConfig(
+    config = replace(
+        HELD_OUT,
         steps=400,
         learning_rate=0.05,
         batch_size=48,

@@ -18,7 +18,9 @@ from tests.support.toy import FLOW, WIDTH, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUICK = TrainConfig(steps=8, learning_rate=0.02, batch_size=4, max_rank=4, mode="off", weight_decay=0.0, held_out=0.0)
+QUICK = TrainConfig(
+    steps=8, learning_rate=0.02, batch_size=4, max_rank=4, mode="off", weight_decay=0.0, held_out=0.0, smallest=False
+)
 
 
 def silent_style(weight: float, style: int = 4, others: int = 4) -> Toy:
@@ -82,7 +84,9 @@ def test_the_report_counts_them_apart_and_an_epoch_shows_each_once() -> None:
     assert report.facts.images == 12 and report.facts.regularisation_images == 2
     assert report.facts.epochs == 4
     assert "on 12 images and 2 regularisation images." in training_summary(report)
-    assert [sorted(a + b) for a, b in zip(model.calls[1::2], model.calls[2::2], strict=True)] == [list(range(14))] * 4
+    assert [sorted(a + b) for a, b in zip(model.learned[1::2], model.learned[2::2], strict=True)] == [
+        list(range(14))
+    ] * 4
     assert train(toy(12), QUICK).report.facts.regularisation_images is None
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from aclora_core.config.checkpoints import CheckpointConfig
-from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.validation import hold_out
-from tests.support.toy import FLOW, Toy, toy, train
+from tests.support.toy import FLOW, HELD_OUT, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = TrainConfig(
+CONFIG = replace(
+    HELD_OUT,
     steps=30,
     learning_rate=0.02,
     batch_size=4,
@@ -41,7 +41,7 @@ def sized_toy(pictures: int = 10) -> Toy:
 def test_every_picture_comes_once_in_an_epoch_in_one_of_its_sizes_and_alike_ones_together() -> None:
     model = sized_toy()
     report = train(model, replace(CONFIG, held_out=0.0)).report
-    parts = model.calls[1:]
+    parts = model.learned[1:]
     assert len(report.losses) == 30 and report.facts.images == 10 and report.facts.epochs == 10
     assert len(parts) > 30  # a step of both sizes goes through the model in parts
     assert all(len({model.batch_keys[number] for number in part}) == 1 for part in parts)

@@ -14,10 +14,10 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.method.restart import LayerRank
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
-from tests.support.toy import toy, train
+from tests.support.toy import HELD_OUT, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONFIG = TrainConfig(steps=12, learning_rate=0.01, batch_size=8, max_rank=4, mode="off")
+CONFIG = replace(HELD_OUT, steps=12, learning_rate=0.01, batch_size=8, max_rank=4, mode="off")
 
 
 def stopped_in(stage: str, config: TrainConfig = CONFIG, **more: CheckpointConfig) -> Result:

@@ -27,7 +27,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 QUICK = TrainConfig(
-    steps=12, learning_rate=0.01, batch_size=4, max_rank=4, mode="off", threshold="dynamic", held_out=0.0
+    steps=12,
+    learning_rate=0.01,
+    batch_size=4,
+    max_rank=4,
+    mode="off",
+    threshold="dynamic",
+    held_out=0.0,
+    smallest=False,
 )
 THOROUGH = TrainConfig(
     steps=120,
@@ -39,6 +46,7 @@ THOROUGH = TrainConfig(
     mode="off",
     threshold="dynamic",
     held_out=0.0,
+    smallest=False,
 )
 
 
@@ -204,8 +212,8 @@ def test_losses_are_relative_to_predicting_the_mean() -> None:
 def test_every_picture_is_used_alike_and_only_beside_its_like() -> None:
     model = toy(10, batch_keys=["wide"] * 4 + ["tall"] * 6)
     result = train(model, replace(QUICK, steps=10, batch_size=4))
-    assert sorted(number for call in model.calls[1:4] for number in call) == list(range(10))
-    assert all(max(call) < 4 or min(call) >= 4 for call in model.calls)
+    assert sorted(number for call in model.learned[1:4] for number in call) == list(range(10))
+    assert all(max(call) < 4 or min(call) >= 4 for call in model.learned)
     assert result.report.facts.epochs == 4 and result.report.facts.images == 10
 
 
@@ -221,7 +229,7 @@ def test_a_cancel_gives_what_was_learned_so_far(stop_at: int) -> None:
 
 
 def test_a_training_that_learned_nothing_still_reports() -> None:
-    result = train(toy(spoil=lambda call: True), replace(QUICK, steps=9))
+    result = train(toy(spoil_step=lambda call: True), replace(QUICK, steps=9))
     assert not result.adapter.layers["toy.attn"].lora_up.any()
     assert result.report.signal == {"toy.attn": 1} and result.report.spectrum == {"toy.attn": [0.0] * 4}
 
@@ -236,7 +244,7 @@ def test_a_loss_worse_than_the_mean_makes_the_threshold_zero_and_one_component_s
 def test_after_ten_losses_in_a_row_that_are_no_numbers_the_last_good_state_is_given(caplog) -> None:
     """Step 3 was the last whose loss was a number; what came of it may be what spoils the others."""
     seen: list[float] = []
-    model = toy(spoil=lambda call: call > 3)
+    model = toy(spoil_step=lambda call: call > 3)
     result = train(model, replace(QUICK, steps=50), lambda p: seen.append(p.losses[-1]))
     assert len(seen) == 12 and not any(map(math.isnan, seen[:3])) and all(map(math.isnan, seen[3:]))
     assert len(result.report.losses) == 13
@@ -258,24 +266,24 @@ def test_the_log_says_what_is_learned_and_how(caplog) -> None:
 
 def test_without_one_good_step_there_is_nothing_to_give() -> None:
     with pytest.raises(FloatingPointError, match=r"for 10 steps, up to step 10\. Lower the learning rate"):
-        train(toy(spoil=lambda call: call > 0), replace(QUICK, steps=50))
+        train(toy(spoil_step=lambda call: call > 0), replace(QUICK, steps=50))
 
 
 def test_a_best_step_is_given_when_later_losses_are_no_numbers() -> None:
     """The adapter of the first pass, that is, when it happens in the second: half of a refit is worse."""
-    config = replace(QUICK, steps=24, batch_size=8, held_out=0.2)
+    config = replace(QUICK, steps=24, batch_size=8, held_out=0.2, smallest=True)
     whole, calls = toy(16), []
     first = train(toy(16), replace(config, refit=False))
-    train(whole, config, lambda p: calls.append((p.stage, len(whole.calls))))
+    train(whole, config, lambda p: calls.append((p.stage, len(whole.learned))))
     refit = next(call for stage, call in calls if stage == "training on all")
-    result = train(toy(16, spoil=lambda call: call >= refit + 3), config)
+    result = train(toy(16, spoil_step=lambda call: call >= refit + 3), config)
     for given, expected in zip(tensors(result), tensors(first), strict=True):
         assert torch.equal(given, expected)
     assert result.report.losses == first.report.losses and "10 steps" in result.report.facts.notes
 
 
 def test_nine_bad_steps_are_left_out_and_reported() -> None:
-    result = train(toy(spoil=lambda call: 3 < call < 13), replace(QUICK, steps=20))
+    result = train(toy(spoil_step=lambda call: 3 < call < 13), replace(QUICK, steps=20))
     bad = [step for step, loss in enumerate(result.report.losses, start=1) if math.isnan(loss)]
     assert bad == list(range(4, 13))
     assert all(torch.isfinite(tensor).all() for tensor in tensors(result))
@@ -285,7 +293,7 @@ def test_nine_bad_steps_are_left_out_and_reported() -> None:
 
 def test_a_restart_leaves_out_losses_that_are_no_numbers() -> None:
     config = replace(QUICK, steps=30, mode="paper", restart_every=2)
-    report = train(toy(12, spoil=lambda call: call in (2, 8)), config).report
+    report = train(toy(12, spoil_step=lambda call: call in (2, 8)), config).report
     assert [restart.step for restart in report.restarts] == [6, 12, 18, 24]
     good = [loss for loss in report.losses[:6] if math.isfinite(loss)]
     assert len(good) == 5 and report.restarts[0].loss == pytest.approx(sum(good) / 5)
@@ -293,7 +301,7 @@ def test_a_restart_leaves_out_losses_that_are_no_numbers() -> None:
 
 def test_an_interval_without_any_good_loss_has_no_restart() -> None:
     config = replace(QUICK, steps=10, mode="paper", restart_every=1)
-    report = train(toy(4, spoil=lambda call: call in (1, 4)), config).report
+    report = train(toy(4, spoil_step=lambda call: call in (1, 4)), config).report
     assert [restart.step for restart in report.restarts] == [2, 3, 5, 6, 7, 8, 9]
 
 
@@ -387,7 +395,7 @@ def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(pictures: int
 def test_pictures_that_are_all_different_share_a_step() -> None:
     model = toy(8, batch_keys=list(range(8)))
     report = train(model, replace(QUICK, steps=4, batch_size=4)).report
-    assert report.facts.epochs == 2 and len(model.calls) == 1 + 4 * 4
+    assert report.facts.epochs == 2 and len(model.learned) == 1 + 4 * 4
 
 
 def test_the_learning_rate_follows_its_schedule_and_is_told() -> None:
@@ -443,7 +451,7 @@ def test_an_average_across_restarts_and_with_pictures_held_out_finds_the_update_
 
 def test_after_bad_losses_the_average_is_that_of_the_last_good_steps() -> None:
     config = replace(QUICK, steps=50, ema_decay=0.5)
-    given = train(toy(spoil=lambda call: call > 5), config)
+    given = train(toy(spoil_step=lambda call: call > 5), config)
     for found, expected in zip(tensors(given), tensors(train(toy(), replace(config, steps=4))), strict=True):
         assert torch.equal(found, expected)
 
@@ -527,7 +535,7 @@ def test_float16_is_learned_without_losing_steps() -> None:
 
 MORE_BAD: list[tuple[dict, str]] = [
     ({"accumulate": 0}, "accumulate must be 1 or more, but is 0"),
-    ({"warm_up": -1}, "warm_up must be 0 or more and fewer than the 600 steps, but is -1"),
+    ({"warm_up": -1, "steps": 600}, "warm_up must be 0 or more and fewer than the 600 steps, but is -1"),
     ({"warm_up": 10, "steps": 10}, "fewer than the 10 steps, but is 10"),
     ({"ema_decay": 1.0}, "ema_decay must be 0 .* below 1, but is 1.0"),
     ({"ema_decay": math.nan}, "ema_decay .* is nan"),
@@ -634,7 +642,8 @@ def test_the_model_is_at_most_five_frames_below_the_loop() -> None:
         frame, depth = inspect.currentframe(), 0
         while frame is not None and frame.f_code.co_name != "run_pass":
             frame, depth = frame.f_back, depth + 1
-        depths.append(depth - 1 if frame is not None else 0)  # this function is the model
+        if torch.is_grad_enabled():  # a step; others are measurements
+            depths.append(depth - 1 if frame is not None else 0)  # this function is the model
         return denoise(*given)
 
     model.denoise = measured  # type: ignore[method-assign]

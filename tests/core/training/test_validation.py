@@ -16,12 +16,20 @@ from aclora_core.lora.targets import preset_layers
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
 from aclora_core.training.validation import EarlyStopping, ValidationSet, hold_out, mean_denoising_loss
-from tests.support.toy import FLOW, Toy, toy, train
+from tests.support.toy import FLOW, HELD_OUT, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = TrainConfig(
-    steps=60, learning_rate=0.02, batch_size=8, max_rank=8, mode="off", weight_decay=0.0, refit=False, smallest=False
+CONFIG = replace(
+    HELD_OUT,
+    steps=60,
+    learning_rate=0.02,
+    batch_size=8,
+    max_rank=8,
+    mode="off",
+    weight_decay=0.0,
+    refit=False,
+    smallest=False,
 )
 
 
@@ -272,8 +280,9 @@ def test_a_training_that_is_stopped_is_neither_cut_nor_refitted() -> None:
 def test_with_few_pictures_a_sentence_says_what_is_done_instead(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="aclora"):
         report = train(toy(7), replace(CONFIG, steps=5, batch_size=4)).report
-    assert "fewer than 8" in caplog.text and "last step" in caplog.text
+    assert "with fewer than 8 different images none is held out" in caplog.text
     assert not report.validation and not report.truncations and report.facts.best_step is None
+    assert [step for step, _ in report.fit] == [0, 5]
 
 
 def test_the_same_seed_holds_out_and_chooses_the_same() -> None:
