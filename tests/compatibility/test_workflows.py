@@ -22,7 +22,11 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"
 # Defaults that are others since 0.4, as their trainings draw better pictures. A saved workflow holds its own values.
 NEW_DEFAULTS = {
     "ACLoRATrain.steps": 1000,
+    "ACLoRATrain.max_rank": 32,
+    "ACLoRATrain.layers": "all",
     "ACLoRARankOptions.mode": "off",
+    "ACLoRARankOptions.restart_every": 80,
+    "ACLoRARankOptions.threshold": "dynamic",
     "ACLoRAValidationOptions.held_out": 0.0,
 }
 FILE_LISTS = {"folder", "lora_name", "masks", "regularisation"}  # their choices are the files on the drive
