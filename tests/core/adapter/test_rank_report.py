@@ -254,7 +254,9 @@ def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
 
 def test_the_trajectory_table_names_the_noise_floor_and_a_training_without_restarts():
     assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold="noise floor")]))
-    assert trajectory_table(report(restarts=[])).startswith("No restart")
+    assert trajectory_table(report(restarts=[])) == "No restart: the training was shorter than two restart intervals."
+    off = report(restarts=[], settings={"mode": "off"})
+    assert trajectory_table(off) == "No restart: restarts were off."
 
 
 def test_columns_of_a_table_line_up():
