@@ -52,6 +52,7 @@ class Toy:
     text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
     learned: list[tuple[int, ...]] = field(default_factory=list)  # those of the calls that have a gradient
+    measured: list[tuple[int, ...]] = field(default_factory=list)  # the other calls
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,8 +73,9 @@ class Toy:
     def denoise(self, noisy: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
         self.calls.append(tuple(condition["pictures"].tolist()))  # the first is the trial run
         spoil = self.spoil(len(self.calls) - 1)
-        if torch.is_grad_enabled():
-            self.learned.append(self.calls[-1])
+        with_gradient = torch.is_grad_enabled()
+        (self.learned if with_gradient else self.measured).append(self.calls[-1])
+        if with_gradient:
             spoil = spoil or self.spoil_step(len(self.learned) - 1)
         output = self.network["attn"](noisy.flatten(1)).view(noisy.shape)
         output = output * math.nan if spoil else output

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.adapter.rank_report import RankReport, Restart
+from aclora_core.adapter.rank_report import RankReport, Restart, fit_share
 from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.inspection.tables import trajectory_table
@@ -49,6 +49,42 @@ def large_report(layers=800, restarts=100, steps=20_000):
 
 def test_json_brings_everything_back():
     assert RankReport.from_json(report().to_json()) == report()
+
+
+@pytest.mark.parametrize("form", ["to_json", "compact_json"])
+def test_the_fit_comes_back(form):
+    fit = [(0, 0.625), (80, 0.5), (160, 0.25)]
+    assert RankReport.from_json(getattr(report(fit=fit), form)()).fit == fit
+
+
+def test_a_long_fit_keeps_its_ends_in_the_compact_form():
+    fit = [(80 * place, 1 / (1 + place)) for place in range(3000)]
+    back = RankReport.from_json(report(fit=fit).compact_json()).fit
+    assert len(back) == 500 and back[0] == (0, 1.0) and back[-1] == (fit[-1][0], pytest.approx(fit[-1][1], rel=1e-3))
+
+
+def test_reports_of_before_have_no_fit():
+    old = json.loads(report(fit=[(0, 0.5)]).to_json())
+    del old["fit"]
+    assert RankReport.from_json(json.dumps(old)) == report(fit=[])
+
+
+@pytest.mark.parametrize(
+    ("fit", "share"),
+    [
+        ([(0, 0.5), (80, 0.25)], 0.5),
+        ([(0, 0.5), (80, 0.1), (160, 0.75)], 1.5),
+        ([], None),
+        ([(0, 0.5)], None),
+        ([(80, 0.5), (160, 0.25)], None),  # what the model has without the adapter is not known
+        ([(0, 0.0), (80, 0.0)], None),
+        ([(0, math.nan), (80, 0.5)], None),
+        ([(0, 0.5), (80, math.nan)], None),
+        ([(0, 0.5), (80, math.inf)], None),
+    ],
+)
+def test_the_share_that_is_left_is_that_of_the_last_measurement(fit, share):
+    assert fit_share(fit) == share
 
 
 def test_an_empty_report_comes_back():
@@ -218,7 +254,9 @@ def test_the_jump_is_the_mean_of_the_layers_in_which_it_was_measured():
 
 def test_the_trajectory_table_names_the_noise_floor_and_a_training_without_restarts():
     assert "noise floor" in trajectory_table(report(restarts=[restart(4, threshold="noise floor")]))
-    assert trajectory_table(report(restarts=[])).startswith("No restart")
+    assert trajectory_table(report(restarts=[])) == "No restart: the training was shorter than two restart intervals."
+    off = report(restarts=[], settings={"mode": "off"})
+    assert trajectory_table(off) == "No restart: restarts were off."
 
 
 def test_columns_of_a_table_line_up():

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from aclora_core.config import Timesteps
 from aclora_core.diffusion.loss import prediction_loss
 from aclora_core.diffusion.objective import (
     Objective,
@@ -267,6 +269,33 @@ def test_automatic_is_what_the_model_says_and_the_rest_is_as_wished() -> None:
     assert with_timesteps(FLOW, "automatic") is FLOW
     assert with_timesteps(SHARES, "logit-normal").sampling == "logit-normal" and SHARES.sampling == "uniform"
     assert with_timesteps(replace(FLOW, sampling="uniform"), "shifted") == FLOW
+
+
+@pytest.mark.parametrize("wanted", ["uniform", "logit-normal", "shifted"])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("stratified", [False, True], ids=["independent", "stratified"])
+def test_a_shift_multiplies_the_odds_of_every_noise_fraction(wanted: Timesteps, shift: float, stratified: bool) -> None:
+    """Against t and its odds drawn by numpy; the size of the image gives "shifted" a factor of its own."""
+    count, rng = 40_000, np.random.default_rng(5)
+    base = rng.uniform(size=count) if wanted == "uniform" else 1 / (1 + np.exp(-rng.normal(size=count)))
+    odds = shift * (4.0 if wanted == "shifted" else 1.0) * base / (1 - base)
+    objective = with_timesteps(replace(SHARES, shift_of=lambda latent: 4.0), wanted, shift)
+    generator, latent = torch.Generator().manual_seed(0), torch.zeros(1, 4, 2, 2)
+    if stratified:
+        found = sigmas_at_quantiles(objective, stratified_quantiles(count, generator), latent)
+    else:
+        found = draw_sigmas(objective, count, generator, latent)
+    shares = np.linspace(0.02, 0.98, 25)
+    expected = np.quantile(odds / (1 + odds), shares)
+    assert np.quantile(found.numpy(), shares) == pytest.approx(expected, abs=0.012)
+
+
+def test_the_shift_of_automatic_timesteps_comes_on_top_of_the_models_own_and_that_of_others_replaces_it() -> None:
+    own = replace(FLOW, odds=2.0)
+    assert with_timesteps(own, "automatic") is own
+    assert with_timesteps(own, "automatic", 3.0) == replace(own, odds=6.0)
+    for wanted in ("uniform", "logit-normal", "shifted"):
+        assert with_timesteps(own, wanted).odds == 1.0 and with_timesteps(own, wanted, 3.0).odds == 3.0
 
 
 def test_shifted_is_refused_for_models_without_a_size_of_their_own() -> None:

@@ -82,6 +82,15 @@ def test_the_training_is_described_in_words():
     assert "aclora." not in table and "{" not in training
 
 
+def test_a_training_without_held_out_images_tells_how_well_it_fits_its_own():
+    adapter = adapter_of(4, 4)
+    fit = [(0, 0.5), (80, 0.3), (560, 0.0904)]
+    report = RankReport(SETTINGS, [0.5] * 560, [], [], {}, dict(zip(NAMES, (1, 4), strict=True)), fit=fit)
+    lines = words(metadata_table("ink", Adapter(adapter.layers, build_metadata(adapter, "ink", report))))
+    assert "own images loss 0.0904 at step 560, 18 % of the model's" in lines
+    assert not any(line.startswith("held-out loss") for line in lines)
+
+
 def test_the_second_columns_of_all_sections_line_up():
     table = metadata_table("ink.safetensors", trained(4, 4), [("size of layers", "1 kB -> 2 kB")])
     column = table.index("ink.safetensors")

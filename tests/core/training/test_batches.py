@@ -71,6 +71,14 @@ def test_larger_pictures_get_more_noise_where_that_is_wished() -> None:
     torch.testing.assert_close(shifted / (1 - shifted), (50 * usual / (1 - usual)).clamp_max(999), rtol=1e-3, atol=0)
 
 
+def test_the_shift_gives_every_image_more_noise() -> None:
+    usual, shifted = (
+        torch.cat([joined(step, "sigma") for step in drawn(toy(12, objective=FLOW), timestep_shift=shift)])
+        for shift in (1.0, 3.0)
+    )
+    torch.testing.assert_close(shifted / (1 - shifted), (3 * usual / (1 - usual)).clamp_max(999), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("groups", [(), ["wide"] * 7 + ["tall"] * 3 + ["long"] * 2], ids=["one size", "three sizes"])
 def test_stratified_noise_levels_come_from_equal_parts_over_the_whole_step(groups) -> None:
     model = toy(12, objective=replace(FLOW, sampling="uniform"), batch_keys=groups)

@@ -12,9 +12,9 @@ from aclora_core.adapter import Adapter, with_dtype
 from aclora_core.config import CheckpointConfig, TrainConfig
 from aclora_core.training import CandidateStore, Previews, choose, nearest_step, open_candidate_store
 from aclora_core.training.candidates import Candidates, candidate_steps
-from aclora_core.training.compression import truncated
+from aclora_core.training.compression import USED_RANKS, truncated
 from aclora_core.training.progress import Progress, Result
-from tests.support.toy import Toy, toy, train
+from tests.support.toy import Toy, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,6 +96,22 @@ def test_candidates_are_truncated_as_the_result_is(tmp_path: Path) -> None:
     assert step > kept.step and whole.layers["toy.attn"].rank == 4
     assert found.layers["toy.attn"].rank == result.adapter.layers["toy.attn"].rank == 2
     assert_same(found, truncated(whole, kept.truncation))
+
+
+def test_a_candidate_of_a_training_without_held_out_images_has_ranks_of_its_own(tmp_path: Path) -> None:
+    config = replace(PLAIN, steps=64, batch_size=16, learning_rate=0.02, max_rank=8, smallest=True)
+    model = toy(16, error=planted(4))
+    store = store_of(tmp_path, config, model)
+    result = train(model, config, candidates=Candidates(store, config.steps))
+    kept = store.read_result()
+    assert kept is not None and kept.truncation == USED_RANKS and kept.step == 64
+    ranks = []
+    for step in kept.steps[:-1]:
+        found = chosen(store, step, config)
+        assert_same(found.adapter, truncated(store.read_step(step)[0], USED_RANKS))
+        ranks.append(found.adapter.layers["toy.attn"].rank)
+        assert found.report.facts.rank_after == ranks[-1] and found.report.facts.rank_before == 8
+    assert result.report.facts.rank_after == result.adapter.layers["toy.attn"].rank != ranks[0]
 
 
 def test_the_second_pass_replaces_the_steps_of_the_first(tmp_path: Path) -> None:

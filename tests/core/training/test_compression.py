@@ -1,16 +1,20 @@
 """The smallest cut that is as good as the whole adapter."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aclora_core.adapter import Truncation
+from aclora_core.adapter import Truncation, decompose
 from aclora_core.adapter.adapter import Adapter, Layer
-from aclora_core.training.compression import WHOLE, smallest_truncation
-from tests.support.toy import HELD_OUT, planted, toy, train
+from aclora_core.config import TrainConfig
+from aclora_core.training.compression import USED_RANKS, WHOLE, ranks_of, smallest_truncation
+from aclora_core.training.progress import Result
+from aclora_core.training.summary import training_summary
+from tests.support.toy import HELD_OUT, WIDTH, Toy, planted, toy, train
 
 
 def adapter(values: list[float], layers: int = 2) -> Adapter:
@@ -118,3 +122,74 @@ def test_a_training_gives_the_adapter_at_the_rank_of_the_truth() -> None:
     assert chosen.size == 2 * 2 * (16 + 16)
     whole = train(model, replace(config, smallest=False))
     assert whole.adapter.layers["toy.attn"].rank == 8 and not whole.report.truncations
+
+
+PLAIN = TrainConfig(steps=60, learning_rate=0.02, batch_size=8, max_rank=8, mode="off", held_out=0.0, layers="all")
+NAMES = ("toy.attn", "toy.idle")
+
+
+def two_layered() -> Toy:
+    """The toy off by a matrix of rank 4, with a second layer that no image goes through, so that it learns nothing."""
+    model = toy(12, error=planted(4))
+    model.network["idle"] = nn.Linear(WIDTH, WIDTH)
+    return model
+
+
+def delta(result: Result, name: str) -> Tensor:
+    layer = result.adapter.layers[name]
+    down, up = layer.factors()
+    return layer.scale * up @ down
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+def test_without_held_out_images_every_layer_keeps_the_ranks_it_uses(held_out: float) -> None:
+    """Three images of ten would be held out, but with seven different ones none is; then as without."""
+    model = two_layered() if held_out == 0 else toy(7, error=planted(4))
+    result, whole = (train(model, replace(PLAIN, held_out=held_out, smallest=smallest)) for smallest in (True, False))
+    assert result.report.losses == whole.report.losses and not result.report.truncations
+    for name, layer in whole.adapter.layers.items():
+        assert layer.rank == 8
+        values = torch.linalg.svdvals(delta(whole, name).double())
+        energy = values.square().cumsum(0) / values.square().sum().clamp_min(1e-30)
+        rank = result.adapter.layers[name].rank
+        if name == "toy.idle":
+            assert rank == 1 and not values.any()
+            continue
+        assert 1 < rank < 8 and energy[rank - 1] >= 0.98 > energy[rank - 2]
+        left = (delta(whole, name) - delta(result, name)).square().sum() / delta(whole, name).square().sum()
+        assert float(left) == pytest.approx(1 - float(energy[rank - 1]), rel=1e-2) and left <= 0.02
+
+
+def test_a_training_says_to_how_many_ranks_it_was_truncated() -> None:
+    result = train(two_layered(), PLAIN)
+    ranks = [result.adapter.layers[name].rank for name in NAMES]
+    size = 2 * sum(layer.lora_down.numel() + layer.lora_up.numel() for layer in result.adapter.layers.values())
+    facts = result.report.facts
+    assert (facts.rank_before, facts.rank_after, facts.truncated_size) == (8.0, sum(ranks) / 2, size)
+    assert f"Truncated to {sum(ranks) / 2:.1f} ranks of 8 on average, {size} B." in training_summary(result.report)
+    whole = train(two_layered(), replace(PLAIN, smallest=False)).report
+    assert whole.facts.rank_before is None and "Truncated" not in training_summary(whole)
+
+
+def test_a_cancelled_training_is_truncated_too() -> None:
+    seen: list[int] = []
+    result = train(two_layered(), PLAIN, lambda progress: seen.append(progress.done), lambda: len(seen) == 20)
+    whole = train(two_layered(), replace(PLAIN, steps=20, smallest=False)).adapter
+    layers = decompose(whole)
+    assert result.report.facts.cancelled == "training"
+    found = {name: layer.rank for name, layer in result.adapter.layers.items()}
+    assert found == ranks_of(USED_RANKS, layers) and found["toy.attn"] < 8
+
+
+def test_a_truncation_that_fails_gives_the_whole_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Adapter:
+        raise RuntimeError("CUDA error: out of memory")
+
+    expected = train(two_layered(), replace(PLAIN, smallest=False))
+    monkeypatch.setattr(sys.modules["aclora_core.training.train"], "truncated", fail)
+    result = train(two_layered(), PLAIN)
+    for name in NAMES:
+        assert torch.equal(result.adapter.layers[name].lora_up, expected.adapter.layers[name].lora_up)
+    told = "The adapter could not be truncated to the ranks it uses (CUDA error: out of memory); it is given whole."
+    assert result.report.facts.notes == told and told in training_summary(result.report)
+    assert result.report.facts.rank_before is None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from aclora_core.adapter.rank_report import RankReport, Restart
-from aclora_core.adapter.training_facts import TrainingFacts
+from aclora_core.adapter.training_facts import Setting, TrainingFacts
 from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
@@ -82,6 +83,68 @@ def test_every_fact_has_its_sentence() -> None:
         "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps skipped because their loss was not finite: 1. "
         "Previews took 30 of 100 seconds; 2 sets skipped to stay within preview_share. The disk was full."
     )
+
+
+def fitted(last: float, steps: int = 560, planned: int = 1000, **facts: Any) -> str:
+    """Return the sentences on a training whose images have this loss at its last measurement, and had 0.5 before."""
+    settings: dict[str, Setting] = {"steps": planned}
+    fit = [(0, 0.5), (80, 0.4), (560, last)]
+    return training_summary(RankReport(settings, [0.3] * steps, [], [], {}, {}, [], TrainingFacts(**facts), fit))
+
+
+@pytest.mark.parametrize(
+    ("last", "steps", "facts", "sentence"),
+    [
+        (0.09, 560, {}, "Stopped by itself: the loss of its own images fell to 18 % of the model's."),
+        (0.17, 1000, {}, "It ran to its last step: the loss of its own images fell to 34 % of the model's."),
+        (0.08, 1000, {}, "It ran to its last step: the loss of its own images fell to 16 % of the model's."),
+        (0.17, 563, {"cancelled": "training"}, "At step 560 the loss of its own images was 34 % of the model's."),
+        (0.09, 560, {"cancelled": "training"}, "At step 560 the loss of its own images was 18 % of the model's."),
+        (0.17, 563, {"chosen_step": 563}, "At step 560 the loss of its own images was 34 % of the model's."),
+        (0.496, 563, {"cancelled": "training"}, "At step 560 the loss of its own images was 99 % of the model's."),
+        (
+            0.493,
+            1000,
+            {},
+            "It learned nothing: the loss of its own images is still 98.6 % of the model's. Lower learning_rate if the "
+            "loss jumps up and down; raise learning_rate or steps if it hardly moves.",
+        ),
+        (
+            0.501,
+            1000,
+            {},
+            "It learned nothing: its own images are worse than without the LoRA, with 100.2 % of the model's loss. "
+            "Lower learning_rate to a third or less and train again.",
+        ),
+    ],
+)
+def test_it_says_how_well_the_adapter_fits_its_images(
+    last: float, steps: int, facts: dict[str, Any], sentence: str
+) -> None:
+    told = fitted(last, steps, **facts)
+    assert sentence in told and told.count("own images") == 1
+
+
+def test_a_loss_that_is_no_number_is_not_told_as_a_fit() -> None:
+    assert "own images" not in fitted(float("nan")) and "own images" not in training_summary(empty_report())
+
+
+def empty_report() -> RankReport:
+    return RankReport({}, [], [], [], {}, {})
+
+
+def test_a_learning_rate_that_is_far_too_high_is_told() -> None:
+    config = replace(CONFIG, steps=40, learning_rate=50.0, held_out=0.0)
+    told = training_summary(train(toy(16), config).report)
+    assert (
+        "It learned nothing: its own images are worse than without the LoRA" in told and "Lower learning_rate" in told
+    )
+
+
+def test_a_truncation_to_the_used_ranks_is_told() -> None:
+    facts = TrainingFacts(rank_before=30.5, rank_after=5.27, truncated_size=1_840_000)
+    told = training_summary(replace(empty_report(), facts=facts))
+    assert "Truncated to 5.3 ranks of 30.5 on average, 1.84 MB." in told
 
 
 def test_a_chosen_step_is_named_instead_of_the_training() -> None:

@@ -199,6 +199,9 @@ def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack
     assert bar.total == 10
     progress = display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
     assert display.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
+    progress.fit += [(0, 0.5), (2, 0.17)]
+    told = "training, loss 0.500, own images at 34 % of the model's loss, learning rate 0.0005, 4:00 left"
+    assert display.status_text(progress, bar) == told
 
 
 def test_the_expected_memory_and_the_latest_note_are_shown_below_the_loss(pack):

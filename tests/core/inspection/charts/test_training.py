@@ -114,6 +114,22 @@ def test_the_live_chart_shows_the_course_of_the_loss():
     assert right > left + 100
 
 
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_the_fit_of_the_own_images_is_drawn_where_it_was_measured(theme):
+    losses, fit = [0.5] * 200, [(0, 0.6), (100, 0.4), (200, 0.1)]
+    dark = theme is DARK
+    without, chart = training_chart(losses, 200, dark=dark), training_chart(losses, 200, dark=dark, fit=fit)
+    rows, columns = np.nonzero(pixels(chart, theme.third))
+    below = rows > 25  # the legend is above
+    assert not pixels(without, theme.third).any() and (rows < 20).any()
+    assert rows[below & (columns > 450)].mean() > rows[below & (columns < 100)].mean() + 100
+
+
+def test_a_fit_before_the_first_step_and_one_that_is_no_number_are_drawn():
+    assert training_chart([], 100, size=SMALL, fit=[(0, 0.5)]).size == SMALL
+    assert training_chart([0.5] * 80, 100, size=SMALL, fit=[(0, 0.5), (80, math.nan)]).size == SMALL
+
+
 def test_a_single_spike_does_not_flatten_the_curve():
     spiked = [1.0 - step / 400 for step in range(300)]
     spiked[150] = 50.0
