@@ -122,7 +122,9 @@ def test_the_noise_levels_of_cosmos_are_those_of_its_flow(pack, core):
     assert float(logs.mean()) == pytest.approx(0, abs=0.06) and float(logs.std()) == pytest.approx(1, abs=0.06)
 
 
-@pytest.mark.parametrize(("shift", "more", "odds"), [(1.0, 1.0, 2.0), (3.0, 1.0, 3.0), (1.0, 3.0, 6.0), (3.0, 0.5, 1.5)])
+@pytest.mark.parametrize(
+    ("shift", "more", "odds"), [(1.0, 1.0, 2.0), (3.0, 1.0, 3.0), (1.0, 3.0, 6.0), (3.0, 0.5, 1.5)]
+)
 def test_flow_models_learn_from_noise_of_twice_the_odds_unless_shifted_further(pack, core, shift, more, odds):
     sampling = sampling_of("FLOW")
     sampling.set_parameters(shift=shift)
