@@ -49,12 +49,12 @@ styled = 0.5 * latents[:16] + torch.randn(4, 4, 4)  # sixteen images with one st
 
 model = aclora.SimpleModel(network.requires_grad_(False), FLOW, network.predict)
 images = aclora.SimpleTrainingSet(styled.split(1), captions[:16].split(1))
-config = aclora.TrainConfig(steps=350, learning_rate=1e-3, max_rank=8, layers="all")
+config = aclora.TrainConfig(steps=350, learning_rate=1e-3, max_rank=8)
 result = aclora.train(model, images, config, on_step=print_progress)  # also: checkpoints, previews, should_stop
 path = sys.argv[1] if len(sys.argv) > 1 else "style.safetensors"
 aclora.save(result.adapter, path, aclora.build_metadata(result.adapter, "My style", result.report))
 
-adapter, losses = aclora.load(path), [loss for _, loss in result.report.validation]
+adapter, losses = aclora.load(path), [loss for _, loss in result.report.fit]
 inspection = aclora.inspect_lora(aclora.to_state_dict(adapter), adapter.metadata)
-print(f"Loss on held-out images: {losses[0]:.3f} before, {min(losses):.3f} after. Saved as {path}.")
+print(f"Loss on its images: {losses[0]:.3f} before, {losses[-1]:.3f} after. Saved as {path}.")
 print("Ranks:", ", ".join(f"{layer.name} {layer.rank}" for layer in inspection.layers))
