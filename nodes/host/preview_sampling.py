@@ -77,7 +77,8 @@ def _sample(model: HostModel, noise: Tensor, positive: Any, negative: Any, seed:
     guider.model_options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     comfy.patcher_extension.add_wrapper_with_key(kind, "aclora", _already_loaded, guider.model_options, True)
-    scheduler = "normal" if model.objective.sampling == "uniform" else "simple"
+    is_flow = model.objective.shift_of is not None
+    scheduler = "normal" if model.objective.sampling == "uniform" and not is_flow else "simple"
     sigmas = comfy.samplers.calculate_sigmas(base.model_sampling, scheduler, STEPS)
     sampler = comfy.samplers.sampler_object("euler")
     empty = torch.zeros_like(noise)
