@@ -97,8 +97,8 @@ def test_candidates_are_truncated_as_the_result_is(tmp_path: Path) -> None:
 
 
 def test_a_candidate_of_a_training_without_held_out_images_has_ranks_of_its_own(tmp_path: Path) -> None:
-    config = replace(PLAIN, steps=64, batch_size=16, learning_rate=0.02, max_rank=8, smallest=True)
-    model = toy(16, error=planted(4))
+    config = replace(PLAIN, steps=64, batch_size=16, learning_rate=0.1, max_rank=8, smallest=True)
+    model = toy(16, error=planted(8))
     store = store_of(tmp_path, config, model)
     result = train(model, config, candidates=Candidates(store, config.steps))
     kept = store.read_result()
