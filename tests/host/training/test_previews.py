@@ -71,7 +71,7 @@ def test_disabled_previews_encode_and_sample_nothing(pack):
 def test_a_preview_equals_an_image_sampled_with_the_trained_model(pack, parts, model, pictures, drawn):
     import nodes
 
-    result = trained(pack, model, *pictures, preview_settings(pack, parts), steps=2, learning_rate=1e-2)
+    result = trained(pack, model, *pictures, preview_settings(pack, parts), steps=2, learning_rate=1e-2, smallest=False)
     positive, negative = caption(parts, "a red diamond, mine style"), caption(parts, "")
     found = []
     for chosen in (result[0], model):
