@@ -194,6 +194,8 @@ def test_a_model_with_a_lora_and_a_patched_schedule_is_trained_with_both(pack, m
 
 def test_learning_options_reach_the_training(pack, model, pictures, caplog):
     settings = {
+        "layers": "attention and feed-forward",
+        "smallest": False,
         "optimizer": "Adafactor",
         "schedule": "cosine",
         "warm_up": 1,

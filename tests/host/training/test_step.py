@@ -62,8 +62,8 @@ def test_another_step_comes_at_once_and_as_it_was_kept(pack, model, pictures, tr
     from safetensors.torch import load_file
 
     with untouched(model):
-        automatic, shown = said(pack, model, pictures)
-        chosen, told = said(pack, model, pictures, step=2)
+        automatic, shown = said(pack, model, pictures, smallest=False)  # steps are kept whole
+        chosen, told = said(pack, model, pictures, smallest=False, step=2)
     assert trainings == [0] and "images" not in shown
     assert shown["text"][0].endswith("Steps to choose from: 1, 2, 3, 4 (automatic).")
     assert told["text"][0].startswith("The adapter is that of step 2, as chosen.")
@@ -71,7 +71,7 @@ def test_another_step_comes_at_once_and_as_it_was_kept(pack, model, pictures, tr
     (file,) = kept_files(temp, "step_0000002.safetensors")
     kept = {key: tensor.float() for key, tensor in load_file(file).items()}
     assert_same(chosen[1], kept)
-    for key, tensor in trained(pack, model, *pictures, **{**SETTINGS, "steps": 2})[1].items():
+    for key, tensor in trained(pack, model, *pictures, **{**SETTINGS, "steps": 2, "smallest": False})[1].items():
         torch.testing.assert_close(chosen[1][key], tensor, rtol=1e-3, atol=1e-6)
     report = chosen[3]
     assert report.facts.chosen_step == 2 and report.facts.base_model == "SD3" and report.facts.resolution == "128x128"
