@@ -169,8 +169,12 @@ def line(*cells: object) -> None:
 
 
 def settings() -> list[Setting]:
-    """Return all combinations of mode, threshold and measure; the noise floor has no measure."""
-    combinations = itertools.product(get_args(RestartMode), get_args(Threshold), get_args(Measure))
+    """Return all combinations of mode, threshold and measure; the noise floor has no measure.
+
+    The scheduled threshold is left out: at each restart it is a fixed one.
+    """
+    thresholds = [threshold for threshold in get_args(Threshold) if threshold != "scheduled"]
+    combinations = itertools.product(get_args(RestartMode), thresholds, get_args(Measure))
     return [Setting(*each) for each in combinations if each[1:] != ("noise floor", "sum")]
 
 

@@ -50,21 +50,21 @@ def stopping(history: list[tuple[int, float]], last_restart: int = 0) -> FitStop
         ([(0, 1.0), (MIN_STEPS, LEVEL + 0.001)], False),
         ([(0, 2.0), (560, 2 * LEVEL)], True),  # a share of the model's loss, not a loss
         ([(0, 1.0), (MIN_STEPS - 1, 0.01)], False),
-        ([(0, 1.0), (400, 0.1), (480, 0.3)], False),  # the last measurement counts
-        ([(0, 1.0), (400, 0.3), (480, 0.1)], True),
-        ([(0, 0.0), (480, 0.0)], False),
-        ([(0, 1.0), (480, math.nan)], False),
-        ([(480, 0.1)], False),
+        ([(0, 1.0), (MIN_STEPS, 0.1), (640, 0.3)], False),  # the last measurement counts
+        ([(0, 1.0), (480, 0.3), (MIN_STEPS, 0.1)], True),
+        ([(0, 0.0), (640, 0.0)], False),
+        ([(0, 1.0), (640, math.nan)], False),
+        ([(640, 0.1)], False),
         ([(0, 0.1)], False),
         ([], False),
-        ([(80, 1.0), (480, 0.1)], False),  # the model's own loss is not known
+        ([(80, 1.0), (640, 0.1)], False),  # the model's own loss is not known
     ],
 )
 def test_it_stops_at_its_level_and_not_too_early(history: list[tuple[int, float]], stops: bool) -> None:
     assert stopping(history).should_stop() is stops
 
 
-@pytest.mark.parametrize(("last_restart", "stops"), [(480, True), (481, False), (719, False)])
+@pytest.mark.parametrize(("last_restart", "stops"), [(440, True), (441, False), (719, False)])
 def test_it_does_not_stop_soon_after_a_restart(last_restart: int, stops: bool) -> None:
     assert stopping([(0, 1.0), (720, 0.1)], last_restart).should_stop() is stops
 
@@ -109,7 +109,7 @@ def whole() -> Result:
 
 def test_a_training_ends_where_it_fits_its_images(whole: Result) -> None:
     fit, steps = whole.report.fit, len(whole.report.losses)
-    assert [step for step, _ in fit] == list(range(0, steps + 1, 40)) and MIN_STEPS < steps < CONFIG.steps
+    assert [step for step, _ in fit] == list(range(0, steps + 1, 40)) and MIN_STEPS <= steps < CONFIG.steps
     shares = [loss / fit[0][1] for _, loss in fit]
     assert shares[-1] <= LEVEL < shares[-2]
     assert whole.report.facts.steps_run == steps and whole.report.facts.validation_seconds > 0
@@ -144,10 +144,10 @@ def test_fewer_than_eight_images_are_all_measured_and_end_a_training_too() -> No
 
 
 def test_a_restart_puts_the_end_off() -> None:
-    config = replace(CONFIG, learning_rate=0.01, mode="paper", restart_steps=300, fixed_threshold=0.99)
+    config = replace(CONFIG, learning_rate=0.01, mode="paper", restart_steps=400, fixed_threshold=0.99)
     report = train(toy(), replace(config, threshold="fixed")).report
-    assert [restart.step for restart in report.restarts] == [300]
-    assert len(report.losses) == 560  # the first measurement that is 240 steps after it
+    assert [restart.step for restart in report.restarts] == [400]
+    assert len(report.losses) == 680  # the first measurement that is 280 steps after it
 
 
 def stopped_at(step: int, folder: Path, config: TrainConfig = CONFIG) -> Result:
@@ -174,7 +174,7 @@ def test_averages_are_measured_and_resumed_too(tmp_path: Path) -> None:
 
 
 def test_a_restart_is_remembered_by_a_resumed_training(tmp_path: Path) -> None:
-    config = replace(CONFIG, learning_rate=0.01, mode="paper", restart_steps=300, threshold="fixed")
+    config = replace(CONFIG, learning_rate=0.01, mode="paper", restart_steps=400, threshold="fixed")
     stopped_at(500, tmp_path, config)
     assert_same(resumed(tmp_path, config), train(toy(), config))
 
