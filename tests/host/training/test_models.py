@@ -72,7 +72,7 @@ def unet_pictures():
 def test_a_unet_is_trained_with_its_convolutions(pack, unet, caplog):
     latents, captions = unet_pictures()
     with untouched(unet), caplog.at_level(logging.WARNING):
-        settings = {"layers": "all", "steps": 10, "learning_rate": 5e-3, "restart_every": 4}
+        settings = {"steps": 10, "smallest": False, "learning_rate": 5e-3, "mode": "paper", "restart_every": 4}
         changed, lora_model, loss_map, report, *_ = trained(pack, unet, latents, captions, **settings)
     assert not caplog.records
     losses = loss_map["loss"]
