@@ -60,7 +60,9 @@ def learned(request, pack):
     before = {name: weight.clone() for name, weight in clip.cond_stage_model.state_dict().items()}
     captions = [pack.nodes.host.with_caption(caption((None, clip), text), text) for text in WORDS]
     with untouched(model):
-        _, lora_model, _, _, changed = trained(pack, model, latents, captions, clip=clip, **LEARNING)
+        _, lora_model, _, _, changed = trained(
+            pack, model, latents, captions, clip=clip, layers="attention and feed-forward", **LEARNING
+        )
     return Learned(request.param, family, model, clip, before, captions, latents, lora_model, changed)
 
 
