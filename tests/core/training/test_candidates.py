@@ -217,7 +217,7 @@ def test_candidates_that_cannot_be_kept_do_not_end_the_training(
     assert store.read_result() is None and store.steps() == []
 
 
-def test_damaged_and_missing_files_are_told(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_reported(tmp_path: Path) -> None:
     store, _ = run(tmp_path, PLAIN)
     kept = store.read_result()
     assert kept is not None
