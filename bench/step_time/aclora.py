@@ -16,8 +16,15 @@ from bench.step_time.clock import Clock
 from bench.step_time.models import Case, build_model, random_dataset
 from bench.training_session import make_config, training_session
 
-# The same work for all that are compared: a plain LoRA of one rank on every layer, without validation.
-PLAIN: dict[str, Any] = {"layers": "all", "max_rank": 16, "mode": "off", "held_out": 0.0, "stop_early": False}
+# The same work for all that are compared: a plain LoRA of one rank on every layer, without validation, whole.
+PLAIN: dict[str, Any] = {
+    "layers": "all",
+    "max_rank": 16,
+    "mode": "off",
+    "held_out": 0.0,
+    "stop_early": False,
+    "smallest": False,
+}
 
 
 WITHOUT = "without"  # key of the optimization to disable; it is no setting of the pack
