@@ -153,7 +153,7 @@ class _Work:
             clean = torch.cat([latents[position] for position in group]).to(model.device, torch.float32)
             noise = self._noise(rows[group[0]], 0).to(model.device).expand_as(clean)  # the same for all
             sigma = torch.full((len(group),), model.objective.sigma_at(NOISE_FRACTION), device=model.device)
-            with _outputs_of(block) as outputs:
+            with outputs_of(block) as outputs:
                 model.denoise(model.objective.add_noise(sigma, noise, clean), sigma, conditioning)
             if not outputs:
                 raise ValueError(f"the network does not call its block {type(block).__name__}")
@@ -175,7 +175,7 @@ class _Work:
 
 
 @contextmanager
-def _outputs_of(block: nn.Module) -> Iterator[list[Any]]:
+def outputs_of(block: nn.Module) -> Iterator[list[Any]]:
     """Collect what a block returns while the context lasts."""
     outputs: list[Any] = []
     hook = block.register_forward_hook(lambda module, inputs, output: outputs.append(output))

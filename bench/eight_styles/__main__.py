@@ -26,39 +26,20 @@ from typing import Any
 from bench.eight_styles import explore, plan
 from bench.eight_styles.jobs import Job
 from bench.pool import Row
-from bench.result_file import write
+from bench.run_log import RunLog
 from launcher.environment import ROOT
 
 PLANS = {"explore": explore.jobs, "table": plan.jobs}
 
 
-class Run:
-    """The results of a run; written now and then, so an interrupted run keeps what it has."""
+class Run(RunLog):
+    """The drawn images of a run and their measures."""
 
-    def __init__(self, facts: dict[str, Any], path: Path, planned: int) -> None:
-        self.facts, self.path, self.planned = facts, path, planned
-        self.rows: list[Row] = []
-        self.began = self.written = time.monotonic()
+    pause = 20.0  # the file is large
 
-    def started(self, said: dict[str, Any]) -> None:
-        self.facts |= said
-        print(f"{self._clock()} a process is ready on {said['device']}", flush=True)
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        outcome = row.get("error") or ", ".join(_brief(*cell) for cell in row["cells"].items())
-        done, seconds = f"{len(self.rows)}/{self.planned}", row.get("seconds", math.nan)
-        what = f"{row['style']}, seed {row['seed']}, {row['name']}"
-        print(f"{self._clock()} {done} {what}, {seconds:.0f} s: {outcome}", flush=True)
-        if time.monotonic() - self.written > 20:
-            self.write()
-
-    def write(self) -> None:
-        write(self.path, {**self.facts, "rows": self.rows})
-        self.written = time.monotonic()
-
-    def _clock(self) -> str:
-        return f"{time.monotonic() - self.began:6.1f} s"
+    def outcome(self, row: Row) -> str:
+        """Return some measures of each cell, or why there are none."""
+        return str(row.get("error") or ", ".join(_brief(*cell) for cell in row["cells"].items()))
 
 
 def _brief(step: str, cell: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from bench.eight_styles.jobs import Job
 from bench.eight_styles.plan import (
     EVERY,
+    FAR,
     LEVER_STEPS,
     LEVERS,
     LIBRARY,
@@ -19,7 +20,7 @@ from bench.eight_styles.plan import (
 )
 
 MANY_STEPS = (80, 160, 240, 320, 400, 480, 560, 640, 800, 960, 1280, 1600)
-_FAR = {**RESTARTS, "restart_every": 80, "threshold": "dynamic"}
+_FAR = {**RESTARTS, **FAR}
 
 
 def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:

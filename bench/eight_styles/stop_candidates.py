@@ -76,24 +76,16 @@ class StopCandidates:
 
     def _of(self, block: torch.nn.Module, latents: Tensor) -> Tensor:
         network, images = self.studio.session.network, self.studio.session.images
-        kept: list[Tensor] = []
-        hook = block.register_forward_hook(lambda module, inputs, output: kept.append(_image_tokens(output)))
+        core = self.studio.core("training.learned_style")
         noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(5)).to(network.device)
         latents = latents.to(network.device).float()
         sigma = torch.full((len(latents),), network.objective.sigma_at(_LEVEL), device=network.device)
         noisy = network.objective.add_noise(sigma, noise.expand_as(latents), latents)
-        try:
-            with torch.no_grad():
-                conditioning = images.conditioning([self.studio.empty] * len(latents))
-                network.denoise(noisy, sigma, self.studio.core("storage").to_device(conditioning, network.device))
-        finally:
-            hook.remove()
-        return kept[0].float()
-
-
-def _image_tokens(output: Any) -> Tensor:
-    tokens: Tensor = output[1] if isinstance(output, tuple) else output
-    return tokens.detach().clone()
+        with torch.no_grad(), core.outputs_of(block) as outputs:
+            conditioning = images.conditioning([self.studio.empty] * len(latents))
+            network.denoise(noisy, sigma, self.studio.core("storage").to_device(conditioning, network.device))
+        tokens: Tensor = core.image_tokens(outputs[-1], latents)
+        return tokens.float()
 
 
 def _compare(features: dict[Any, Tensor], step: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ from bench.no_search.jobs import Job, marks_up_to, ordered
 from bench.no_search.verdict import Results, join
 from bench.pool import Row
 from bench.result_file import write
+from bench.run_log import RunLog
 from launcher.environment import ROOT
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -62,32 +63,13 @@ SETTINGS = {
 }
 
 
-class Run:
-    """The results of a run; written after every row, so an interrupted run keeps what it has."""
+class Run(RunLog):
+    """The losses of a run; written after every row."""
 
-    def __init__(self, facts: dict[str, Any], path: Path, planned: int) -> None:
-        self.facts, self.path, self.planned = facts, path, planned
-        self.rows: list[Row] = []
-        self.began = time.monotonic()
-
-    def started(self, said: dict[str, Any]) -> None:
-        self.facts |= said
-        print(f"{self._clock()} a process is ready on {said['device']}", flush=True)
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
+    def outcome(self, row: Row) -> str:
+        """Return the loss, or why there is none."""
         loss = row.get("loss")
-        outcome = row.get("error", "the loss is not finite") if loss is None else f"loss {loss:.4f}"
-        done = f"{len(self.rows)}/{self.planned}"
-        print(
-            f"{self._clock()} {done} {row['style']}, seed {row['seed']}, {row['name']}: {outcome}, "
-            f"{row.get('seconds', math.nan):.1f} s",
-            flush=True,
-        )
-        write(self.path, {**self.facts, "rows": self.rows})
-
-    def _clock(self) -> str:
-        return f"{time.monotonic() - self.began:6.1f} s"
+        return str(row.get("error", "the loss is not finite")) if loss is None else f"loss {loss:.4f}"
 
 
 def planned_jobs(args: argparse.Namespace, styles: Sequence[str], common: dict[str, Any]) -> list[Job]:

