@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the jobs of a plan on the images of a file."""
     import torch
 
+    from bench.eight_styles import result_files
     from bench.eight_styles.images import read_judge
     from bench.eight_styles.judging import train_classifier
     from bench.eight_styles.worker import CLASSIFIER, encode, serve
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     deadline = time.monotonic() + args.seconds
     styles = images.read(args.data)
     jobs = selected(PLANS[args.plan](args.styles or list(styles), args.seeds), args.lines)
+    if args.without:
+        jobs = result_files.missing(jobs, args.without)
     facts = {
         "data": images.digest(styles),
         "processes": args.processes,
@@ -103,6 +106,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--styles", nargs="+", help="by default all of the file")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(plan.SEEDS))
     parser.add_argument("--lines", nargs="+", metavar="NAME", help='such as "rank *"; by default all')
+    parser.add_argument("--without", type=Path, nargs="+", metavar="FILE", help="results whose jobs are not run again")
     parser.add_argument("--judge-steps", type=int, default=1500, help="of the classifier")
     parser.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE")
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder for the icon packages")

@@ -17,10 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from aclora_core.acceleration import CudaGraphRunner
 from aclora_core.config import TrainConfig
 from aclora_core.diffusion import DiffusionModel, TrainingSet, denoising_losses, weighted_loss
 from aclora_core.lora import LoraSpec, make_parameters
-from aclora_core.storage import map_tensors
 from aclora_core.training.batches import BatchStream, StepBatches
 
 from . import library_adapters
@@ -170,10 +170,10 @@ def _run(
 ) -> float:
     """Take all steps, and return the seconds that they took."""
     optimizer = _Optimizer(adapter, network, config)
+    backward = _BackwardPass(adapter, network, optimizer)
     seconds, began = 0.0, _now(network.device)
     for step in range(1, config.steps + 1):
-        for loss in _losses(adapter, network, stream.next_step()):
-            optimizer.backward(loss)
+        backward(stream.next_step())
         optimizer.step()
         adapter.after_step(step)
         optimizer.clear()
@@ -188,13 +188,26 @@ def _run(
     return seconds + _now(network.device) - began
 
 
-def _losses(adapter: Adapter, network: DiffusionModel, step: StepBatches) -> Iterator[Tensor]:
-    """Yield the terms of a step's training loss, one at a time, so that only one keeps its activations."""
-    if adapter.regularisation is not None:
-        yield adapter.regularisation()
-    for batch in step.batches:
-        on_device = map_tensors(batch, lambda tensor: tensor.to(network.device, non_blocking=True))
-        yield weighted_loss(denoising_losses(network, on_device), on_device)[0]
+class _BackwardPass:
+    """Adds up the gradients of a step, on a GPU by CUDA graphs, since libraries launch many small kernels."""
+
+    def __init__(self, adapter: Adapter, network: DiffusionModel, optimizer: _Optimizer) -> None:
+        self._adapter, self._network, self._optimizer = adapter, network, optimizer
+        self._graphs = CudaGraphRunner(network.device)
+
+    def __call__(self, step: StepBatches) -> None:
+        gradients = self._optimizer.gradients
+        if self._adapter.regularisation is not None:
+            self._graphs.call(self._regularise, (), mutated=gradients)
+        for batch in step.batches:
+            self._graphs.call(self._denoise, batch, batch.key, mutated=gradients)
+
+    def _regularise(self, nothing: Any) -> Tensor:
+        assert self._adapter.regularisation is not None
+        return self._optimizer.backward(self._adapter.regularisation())
+
+    def _denoise(self, batch: Any) -> Tensor:
+        return self._optimizer.backward(weighted_loss(denoising_losses(self._network, batch), batch)[0])
 
 
 class _Optimizer:
@@ -210,12 +223,20 @@ class _Optimizer:
         self._adamw = torch.optim.AdamW(
             self._parameters, config.learning_rate, weight_decay=config.weight_decay, fused=device == "cuda"
         )
+        for parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)  # a CUDA graph adds to fixed addresses
         in_float16 = network.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(device, growth_interval=200, enabled=in_float16)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss."""
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients that `backward` adds to."""
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add the gradient of a loss, and return the loss without it."""
         self._scaler.scale(loss).backward()
+        return loss.detach()
 
     def step(self) -> None:
         """Clip the gradient and update the weights; the gradient stays."""
@@ -225,8 +246,8 @@ class _Optimizer:
         self._scaler.update()
 
     def clear(self) -> None:
-        """Forget the gradient."""
-        self._adamw.zero_grad()
+        """Set the gradient to zero."""
+        self._adamw.zero_grad(set_to_none=False)
 
 
 @contextmanager

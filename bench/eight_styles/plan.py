@@ -77,6 +77,19 @@ LEVERS: dict[str, dict[str, Any]] = {
     "batch size 8": {"batch_size": 8},
     "debiased": {"loss_weight": "debiased"},
 }
+# Each changes one thing of the default's settings, after 640 steps.
+NOISY_LEVERS: dict[str, dict[str, Any]] = {
+    "strengths": {},
+    "alpha 16": {"alpha": 16.0},
+    "learning rate 7e-4": {"learning_rate": 7e-4},
+    "EMA 0.99": {"ema_decay": 0.99},
+    "gradient clipping 0.3": {"max_norm": 0.3},
+    "product every 320": {**FAR, "mode": "product"},
+    "learning rate 1e-3, alpha 4": {"learning_rate": 1e-3, "alpha": 4.0},
+    "no weight decay": {"weight_decay": 0.0},
+    "rank 64": {"max_rank": 64},
+    "batch size 8": {"batch_size": 8},
+}
 
 
 def every_style(
@@ -117,13 +130,29 @@ def jobs(styles: Sequence[str], seeds: Sequence[int]) -> list[Job]:
         for name, settings in ACLORA.items():
             settings = {**settings, "steps": 800}
             found += every_style(styles, [seed], "training", name, settings, marks=(480, 640, 800))
+    for method in METHODS:
+        found += every_style(styles, seeds[:1], "library", method, LIBRARY, marks=(640,))
     for images in (8, 40):
         name = f"more noise, rank 32, {images} images"
         found += watched(styles, seeds[0], name, (*WATCHED_STEPS, 1600), images=images)
+    found += grid(styles, seeds[0], STEPS[-1:])
     found += every_style(styles, seeds[:2], "training", "0.3.0's default", DEFAULT_0_3)
-    for method in METHODS:
-        found += every_style(styles, seeds[:1], "library", method, LIBRARY, marks=(640,))
-    return found + grid(styles, seeds[0], STEPS[-1:], (4, 16, 64))
+    return found + around_the_default(styles, seeds[0])
+
+
+def around_the_default(styles: Sequence[str], seed: int) -> list[Job]:
+    """Return jobs that change one thing of the default's settings, which stops by itself in none of them."""
+    found = []
+    for images in (24, 32, 48):
+        settings = {**NOISY, "max_rank": 32, "steps": 800}
+        name = f"more noise, rank 32, {images} images"
+        found += every_style(styles, [seed], "training", name, settings, marks=(640, 800), images=images)
+    for name, lever in NOISY_LEVERS.items():
+        settings = {**NOISY, "max_rank": 32, "steps": 640, **lever}
+        rest = {"strengths": (0.9, 1.1, 1.2)} if not lever else {}
+        name = f"more noise, rank 32, {name}"
+        found += every_style(styles, [seed], "training", name, settings, marks=(480, 640), **rest)
+    return found
 
 
 def watched(styles: Sequence[str], seed: int, name: str, steps: Sequence[int], **rest: Any) -> list[Job]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.eight_styles.jobs import Job
 from bench.pool import Row
 
 Results = dict[str, Any]  # facts of the run, and its rows
@@ -46,6 +47,12 @@ def join(files: Sequence[Results]) -> Results:
         rows[_key(row)] = row
     names = dict.fromkeys(name for results in files for name in results if name != "rows")
     return {**{name: _fact(files, name) for name in names}, "rows": list(rows.values())}
+
+
+def missing(jobs: Sequence[Job], paths: Sequence[Path]) -> list[Job]:
+    """Return the jobs whose row is in none of the result files, or is there with an error only."""
+    known = {_key(row) for row in read(paths)["rows"] if "error" not in row}
+    return [job for job in jobs if _key(job.row()) not in known]
 
 
 def without_images(results: Results, shown: Callable[[Row, str], bool] = lambda row, step: False) -> Results:

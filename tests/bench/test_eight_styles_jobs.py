@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from aclora_core.config import TrainConfig
-from bench.eight_styles import explore, plan
+from bench.eight_styles import explore, plan, result_files
 from bench.eight_styles.__main__ import PLANS, selected
 from bench.eight_styles.jobs import Job
 from bench.eight_styles.libraries import METHODS
@@ -89,3 +91,11 @@ def test_selected_jobs_come_in_the_order_of_the_patterns_and_only_once() -> None
 def test_a_row_names_the_number_of_images_only_where_it_is_unusual() -> None:
     assert "images" not in Job("training", "plain", "one").row()
     assert Job("training", "plain", "one", images=8).row()["images"] == 8
+
+
+def test_jobs_whose_row_is_in_a_result_file_are_not_run_again(tmp_path: Path) -> None:
+    done, failed, new = (Job("training", "rank 16", "one", seed, {"steps": 640}) for seed in range(3))
+    longer = Job("training", "rank 16", "one", 0, {"steps": 2400})
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"data": "d", "rows": [done.row(), {**failed.row(), "error": "out of memory"}]}))
+    assert result_files.missing([done, failed, new, longer], [path]) == [failed, new, longer]
