@@ -6,6 +6,7 @@ from .fused_modules import FusableModules, fuse_modules
 from .inplace import InplaceAddLog, NoInplaceAdd
 from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
+from .weight_streaming import Region, WeightStream, gather_weights
 
 __all__ = [
     "ActivationCheckpointing",
@@ -19,9 +20,12 @@ __all__ = [
     "MAX_KEYS",
     "MAX_LAYERS",
     "NoInplaceAdd",
+    "Region",
+    "WeightStream",
     "compile_in_parallel",
     "find_kernels",
     "fuse_modules",
+    "gather_weights",
     "is_linear",
     "is_plain_convolution",
 ]

@@ -79,6 +79,7 @@ class ActivationCheckpointing:
     Attributes:
         blocks: the blocks of the network that can be recomputed.
         recomputed: indices of the blocks that are recomputed.
+        required: indices of those that have to be, as their weights are streamed.
         no_inplace_add: whether the network overwrites what its backward pass needs, so that in-place additions have to
             be replaced in recomputation too.
     """
@@ -86,6 +87,7 @@ class ActivationCheckpointing:
     def __init__(self, network: nn.Module) -> None:
         self.blocks = [block for block in find_blocks(network) if "forward" not in vars(block)]
         self.recomputed: set[int] = set()
+        self.required: set[int] = set()
         self.no_inplace_add = False
         self._measured: list[int] | None = None
 
@@ -102,7 +104,7 @@ class ActivationCheckpointing:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._measured is not None:
                 return self._measure_block(index, compute, args, kwargs)
-            if index in self.recomputed and torch.is_grad_enabled():
+            if index in self.recomputed | self.required and torch.is_grad_enabled():
                 return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
             return compute(*args, **kwargs)
 
@@ -140,6 +142,11 @@ class ActivationCheckpointing:
         finally:
             self._measured = None
 
+    @staticmethod
+    def usable(free: int) -> int:
+        """Return how many bytes of free memory can be planned for."""
+        return int(free * _USABLE)
+
     def fit(self, sizes: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
         """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.
 
@@ -159,8 +166,8 @@ class ActivationCheckpointing:
     def _plan(self, sizes: ActivationSizes, rows: int, micro_batches: int, free: int) -> _Plan:
         """Recompute as few blocks as possible, the largest first, with equal micro-batches."""
         rows_each = math.ceil(rows / micro_batches)
-        recomputed: set[int] = set()
-        for index in sorted(range(len(self.blocks)), key=lambda index: -sizes.blocks[index]):
+        recomputed = set(self.required)
+        for index in sorted(set(range(len(self.blocks))) - recomputed, key=lambda index: -sizes.blocks[index]):
             if sizes.peak(rows_each, recomputed) <= free * _USABLE:
                 break
             recomputed.add(index)
@@ -171,6 +178,6 @@ class ActivationCheckpointing:
 
     def recompute_all(self) -> bool:
         """Recompute every block from now on, and return whether that changes anything."""
-        changed = len(self.recomputed) < len(self.blocks)
+        changed = len(self.recomputed | self.required) < len(self.blocks)
         self.recomputed = set(range(len(self.blocks)))
         return changed

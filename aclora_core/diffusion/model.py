@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..acceleration import FusableModules
+from ..acceleration import FusableModules, WeightStream
 from .objective import Objective
 
 
@@ -42,6 +42,10 @@ class DiffusionModel(Protocol):
     @property
     def fusable(self) -> FusableModules:
         """The host's module classes that have a faster forward pass."""
+
+    @property
+    def weight_stream(self) -> WeightStream | None:
+        """What brings the weights that do not fit on the device; None if all are there."""
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
@@ -78,6 +82,7 @@ class SimpleModel:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     fusable: FusableModules = FusableModules()
+    weight_stream: WeightStream | None = None
     text_encoders: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:

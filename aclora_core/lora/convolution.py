@@ -48,8 +48,8 @@ def adapted_convolution(layer: nn.Conv2d, branch: LoraLayer) -> Callable[[Tensor
     down = branch.down.compute
     up = branch.up.compute
     if _is_pointwise(layer):
-        weight = layer.weight.flatten(1)
-        return lambda x: _pointwise(x, AdaptedLayer(weight, layer.bias, branch))
+        # Read at each call, as the weights of a streamed block may move to another place.
+        return lambda x: _pointwise(x, AdaptedLayer(layer.weight.flatten(1), layer.bias, branch))
     params = ConvParams(layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
     return lambda x: AdaptedConvolution.apply(x, down, up, AdaptedConv(layer.weight, layer.bias, branch, params))
 
@@ -58,7 +58,8 @@ def adapted_convolution(layer: nn.Conv2d, branch: LoraLayer) -> Callable[[Tensor
 def channels_last(layer: nn.Conv2d) -> Iterator[None]:
     """Convert a layer's weight to channels_last in its own memory, and restore it on exit."""
     own = layer.weight
-    if _is_pointwise(layer) or not own.is_contiguous():
+    in_order = own.is_contiguous(memory_format=torch.channels_last)
+    if _is_pointwise(layer) or in_order or not own.is_contiguous():
         yield
         return
     channels, height, width = own.shape[1:]

@@ -39,6 +39,7 @@ class AdaptedModel:
         self.parameters = make_parameters(self.layers, spec, generator, model.device, model.dtype)
         self.graphs = CudaGraphRunner(model.device, config.graph)
         self.checkpointing = ActivationCheckpointing(model.network)
+        self.require_recomputing()
 
     @contextmanager
     def injected(self) -> Iterator[Callable[[], None]]:
@@ -49,11 +50,19 @@ class AdaptedModel:
         model = self.model
         fused = fuse_modules(model.network, model.is_unpatched, model.fusable)
         branches = injected(self.layers, self.parameters.layers, model.is_unpatched)
-        with fused, branches as join_shared_inputs, self.checkpointing.attached():
+        streamed = model.weight_stream.attached() if model.weight_stream else nullcontext()
+        with fused, branches as join_shared_inputs, streamed, self.checkpointing.attached():
             try:
                 yield join_shared_inputs
             finally:
                 self.graphs.clear()  # they hold the memory of a whole step
+
+    def require_recomputing(self) -> None:
+        """Have streamed blocks recomputed, whose weights are gone when the backward pass needs them."""
+        if stream := self.model.weight_stream:
+            streamed = {id(stream.blocks[index]) for index in stream.streamed}
+            blocks = self.checkpointing.blocks
+            self.checkpointing.required = {index for index, block in enumerate(blocks) if id(block) in streamed}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (training loss, reported loss) of a batch on the device, both scalars."""

@@ -42,12 +42,26 @@ class MemoryPlan:
         if free is None:
             return
         expected, fewer = checkpointing.fit(sizes, rows, free)
+        if self._keep_weights(checkpointing.usable(free) - expected):
+            free = self.adapted.model.free_memory(expected) or 0
+            expected, fewer = checkpointing.fit(sizes, rows, free)
         how = f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} blocks recomputed"
+        if (stream := self.adapted.model.weight_stream) and stream.streamed:
+            how = f"the weights of {len(stream.streamed)} of {len(stream.blocks)} blocks streamed, {how}"
         if fewer < rows:
             self.stream.rows = fewer
             how += f", images {fewer} at a time"
         self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {how}"
         log.info("AC-LoRA: %s.", self.progress.memory)
+
+    def _keep_weights(self, memory: int) -> bool:
+        """Keep as many streamed blocks on the device as fit; return whether there are any to keep."""
+        stream = self.adapted.model.weight_stream
+        if stream is None:
+            return False
+        stream.keep_within(max(0, memory))
+        self.adapted.require_recomputing()
+        return True
 
     def attempts(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of a step; again in a way that needs less, as long as memory ran out.
@@ -82,6 +96,9 @@ class MemoryPlan:
 
     def _need_less(self, rows: int) -> str:
         """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
+        if (stream := self.adapted.model.weight_stream) and stream.stream_all():
+            self.adapted.require_recomputing()
+            return "Out of memory: the weights of all blocks are streamed from now on, which needs less and is slower."
         if self.adapted.checkpointing.recompute_all():
             return "Out of memory: every block is recomputed from now on, which needs less memory and is slower."
         if rows < 2:

@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTra
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
-from ...aclora_core.acceleration import FusableModules
+from ...aclora_core.acceleration import FusableModules, WeightStream
 from ...aclora_core.diffusion import Objective
 from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
@@ -33,6 +33,7 @@ class HostModel:
     objective: Objective
     options: dict[str, Any]  # the MODEL's transformer_options
     text: TextEncoder | None = None  # if it is trained too
+    weight_stream: WeightStream | None = None  # if the weights do not fit on the device
     prefix: str = MODEL_PREFIX
 
     fusable = FusableModules(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)

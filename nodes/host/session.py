@@ -16,6 +16,7 @@ from .conditioning import latent_masks, prepare_inputs, regularisation_weights, 
 from .differentiable import differentiable_weights
 from .differentiable_ops import differentiable_operations, replaced_attribute
 from .families import check_family, training_note, training_options
+from .loading import loaded_weights, streamed_weights
 from .model import HostModel
 from .objective import make_objective
 from .reload import plain_copy
@@ -64,19 +65,19 @@ def training_session(
         latents, conditioning = [*latents, *latents], [*conditioning, *[unconditional] * len(latents)]
         if text:
             text.captions += [""] * len(without_caption)
-    # Loaded in inference mode, like the weights themselves: moved outside of it, they could be used in neither mode.
-    comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     base, device = patcher.model, patcher.load_device
     with ExitStack() as stack:
         # The objects of a training form reference cycles, and charts keep stack frames alive. Until Python collects
         # them, which may take long, they would hold GPU memory that the next nodes need. They would also hold a
         # patcher: ComfyUI's list of loaded models does not expect one to disappear at an arbitrary moment.
         stack.callback(gc.collect)
+        regions = stack.enter_context(loaded_weights(patcher, patchers[1:]))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_kept_loaded(patchers))
         for each in patchers:
             stack.enter_context(differentiable_weights(each.model))
+        stream = stack.enter_context(streamed_weights(patcher, regions))
         stack.enter_context(differentiable_operations())
         # ComfyUI checks for a cancel in every layer and raises there: in a text encoder, in a block recomputed in the
         # backward pass, during a CUDA graph capture. Training checks for itself, after every step.
@@ -101,7 +102,7 @@ def training_session(
         )
         if prompts:
             images.add_prompts(prompts)
-        yield HostModel(patcher, device, objective, options, text), images
+        yield HostModel(patcher, device, objective, options, text, stream), images
 
 
 def _check_inputs(model: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -> None:

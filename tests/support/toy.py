@@ -49,6 +49,7 @@ class Toy:
     spoil: Callable[[int], bool] = lambda call: False  # whether a call returns NaN; call 0 is the trial run
     spoil_step: Callable[[int], bool] = lambda call: False  # the same, counting only calls with a gradient
     fusable: FusableModules = FusableModules()
+    weight_stream: None = None
     text_encoders: dict[str, nn.Module] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
     learned: list[tuple[int, ...]] = field(default_factory=list)  # those of the calls that have a gradient

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import self_test
 from .kernel import DTYPES, MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, KernelGroup
@@ -109,11 +110,17 @@ def find_kernels(device: torch.device, dtype: torch.dtype, group: KernelGroup) -
     if device.type != "cuda" or dtype not in DTYPES:
         return None
     try:
-        return _tested_kernels(device, dtype, group)
+        # Hooks of its own, for a test within a block that is being recomputed: the block's would count its tensors.
+        with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+            return _tested_kernels(device, dtype, group)
     except Exception as problem:  # a compiler, a driver or a library: whatever is wrong, training goes on without
         reason = (str(problem) or type(problem).__name__).split("\n")[0]
         log.info("AC-LoRA: steps are somewhat slower: the fused %s kernels cannot be used (%s).", group, reason)
         return None
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _tested_kernels(device: torch.device, dtype: torch.dtype, group: KernelGroup) -> Kernels:

@@ -1,0 +1,1 @@
+"""Step times where the weights do not fit on the GPU."""

@@ -1,0 +1,184 @@
+"""Train with little free GPU memory: step times, and what is streamed, recomputed and needed.
+
+    python -m bench.memory --cases sd15 sdxl flux --seconds 500      # on a CUDA GPU
+
+Models have random weights in their true shapes (bench/step_time/models.py). Memory beyond what a row leaves free is
+occupied. Each case is timed without a limit first, as it is and with every block recomputed; losses of the other rows
+are compared with those. Writes bench/results/memory_cuda.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from bench.no_search.tables import markdown
+from bench.step_time.aclora import PLAIN
+from bench.step_time.clock import GB, Clock, Measured, measure
+from bench.step_time.models import GIB, Case, build_model, case_named, random_dataset
+from bench.training_session import make_config, training_session
+from launcher.environment import ROOT
+from launcher.inprocess import load_pack, open_host
+
+LIMITS = {"sd15": (3.0,), "sdxl": (8.0, 6.0), "flux": (24.0, 16.0, 12.0)}  # GiB free
+_COMPARED = 10  # steps whose losses are compared
+
+
+@dataclass
+class Row(Measured):
+    """One training with a limit."""
+
+    free_gib: float | None = None
+    losses: list[float] = field(default_factory=list)
+    weights_gb: float = 0.0
+    streamed_gb: float = 0.0  # bytes of the streamed blocks, which come twice a step
+
+
+def weights_in_main_memory(case: Case) -> Any:
+    """Return the MODEL of a case with random weights in main memory, as a loader gives it."""
+    import comfy.model_patcher
+
+    base = build_model(case, disable_dynamic=True).model
+    base.to("cpu")
+    base.device = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(base, torch.device("cuda"), torch.device("cpu"))
+
+
+@contextmanager
+def left_free(gib: float | None) -> Iterator[None]:
+    """Occupy all GPU memory but so many GiB; nothing if that is None."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    occupied = None if gib is None else torch.empty(int(free - gib * GIB), dtype=torch.uint8, device="cuda")
+    yield
+    del occupied
+    torch.cuda.empty_cache()
+
+
+def host_to_device_rate() -> float:
+    """Return how many GB a second come from pinned main memory, the median of five copies of 1 GiB."""
+    source = torch.empty(GIB, dtype=torch.uint8, pin_memory=True)
+    target, seconds = torch.empty_like(source, device="cuda"), []
+    for _ in range(6):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return GIB / GB / statistics.median(seconds[1:])
+
+
+def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[str, Any], steps: int) -> None:
+    """Train with the row's limit, and put what was measured into the row."""
+    latents, captions = random_dataset(case)
+
+    def training(clock: Clock) -> None:
+        with torch.inference_mode(), left_free(row.free_gib):
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            clock.start()
+            try:
+                with training_session(pack, model, latents, captions) as session:
+                    config = make_config(pack, **{**PLAIN, "steps": clock.total, **settings})
+
+                    def on_step(progress: Any) -> None:
+                        row.losses = list(progress.losses[:_COMPARED])
+                        stream = session.network.weight_stream
+                        sizes = stream.sizes if stream else []
+                        row.streamed_gb = sum(sizes[index] for index in stream.streamed) / GB if stream else 0.0
+                        clock.tick(progress.losses[-1])
+
+                    session.train(config, on_step=on_step)
+            finally:
+                row.seconds["peak beside the ballast, GB"] = (torch.cuda.max_memory_allocated() - held) / GB
+
+    measure(row, Clock(torch.device("cuda"), warm_up=_COMPARED, steps=steps, max_seconds=60), training)
+    row.weights_gb = model.model_size() / GB
+
+
+def rows_of(case: Case) -> list[tuple[Row, dict[str, Any]]]:
+    """Return the rows of a case with their settings: without a limit, all recomputed, and each limit."""
+    found = [
+        (Row(case.name, 1, "ours", "no limit"), {}),
+        (Row(case.name, 1, "ours", "all recomputed"), {"checkpointing": "all"}),
+    ]
+    for limit in LIMITS[case.name]:
+        found.append((Row(case.name, 1, "ours", f"{limit:g} GiB free", free_gib=limit), {}))
+    return found
+
+
+def largest_difference(row: Row, other: Row) -> float:
+    """Return the largest relative difference of two rows' first losses."""
+    pairs = list(zip(row.losses, other.losses, strict=False))
+    return max((abs(a - b) / max(abs(b), 1e-9) for a, b in pairs), default=float("nan"))
+
+
+def table(rows: list[Row], rate: float) -> str:
+    """Return the rows as Markdown, with the floor that the aims are relative to."""
+    lines = []
+    for row in rows:
+        full = next(other for other in rows if (other.case, other.variant) == (row.case, "all recomputed"))
+        floor = max(full.median, 2 * row.streamed_gb / rate * 1000)
+        lines.append(
+            [
+                row.case,
+                row.variant,
+                row.failure or f"{row.median:.1f}",
+                f"{row.median / floor:.2f}" if row.free_gib and not row.failure else "",
+                f"{row.streamed_gb:.1f} of {row.weights_gb:.1f}",
+                f"{row.seconds.get('peak beside the ballast, GB', 0):.1f}",
+                f"{100 * largest_difference(row, full):.2f} %",
+                next((said for said in row.said if "takes some" in said), ""),
+            ]
+        )
+    header = ["model", "", "ms a step", "to the floor", "GB streamed", "peak, GB", "losses differ by", "plan"]
+    return markdown(header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--cases", nargs="+", choices=list(LIMITS), default=["sd15", "sdxl", "flux"])
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    parser.add_argument("--seconds", type=float, default=540.0, help="after these no row begins")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "memory_cuda.json")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    open_host(args.host)
+    pack = load_pack()
+    rate, rows = host_to_device_rate(), list[Row]()
+    print(f"{torch.cuda.get_device_name()}, host to device {rate:.1f} GB/s", flush=True)
+    for name in args.cases:
+        case = case_named(name, False, torch.cuda.get_device_properties(0).total_memory)
+        with torch.inference_mode():
+            model = weights_in_main_memory(case)
+        for row, settings in rows_of(case):
+            if time.perf_counter() - began > args.seconds:
+                row.failure = f"skipped: the time limit of {args.seconds:.0f} seconds is reached"
+            else:
+                run_row(pack, model, case, row, settings, args.steps)
+            rows.append(row)
+            print(
+                f"{time.perf_counter() - began:6.1f} s {name}, {row.variant}: {row.failure or row.median}", flush=True
+            )
+            for said in row.said:
+                print(f"    {said}", flush=True)
+            facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rate_gb_s": rate}
+            results = {**facts, "date": time.strftime("%Y-%m-%d"), "rows": [asdict(each) for each in rows]}
+            args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        del model
+    print(table(rows, rate))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Streamed weights: equal gradients and outputs, whichever blocks are streamed, and the model as before afterwards."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aclora_core.acceleration import ActivationCheckpointing, WeightStream, gather_weights
+from aclora_core.lora.injection import injected
+from aclora_core.lora.parameters import LoraSpec, make_parameters
+from aclora_core.lora.targets import preset_layers
+
+BLOCKS = 7  # more than the ring has buffers
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 6)
+        self.register_buffer("shift", torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.point(torch.relu(self.conv(x)))
+        hidden = self.norm(x.movedim(1, -1)) + self.shift
+        return x + torch.tanh(self.linear(hidden)).movedim(-1, 1)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(4, 6, 1)
+        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network().requires_grad_(False)
+
+
+def image() -> Tensor:
+    return torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(3))
+
+
+def results(network: nn.Module, stream: WeightStream | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return outputs without gradients, before and after a backward pass, and the gradient."""
+    layers = preset_layers(network, "all")
+    weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), torch.device("cpu"))
+    weights.master.normal_(generator=torch.Generator().manual_seed(2))
+    memory = ActivationCheckpointing(network)
+    memory.required = set(stream.streamed) if stream else set()
+    memory.recomputed = set(range(BLOCKS))
+    with injected(layers, weights.layers, lambda module: True), attached(stream), memory.attached():
+        with torch.no_grad():
+            before = network(image())
+        network(image()).square().sum().backward()
+        with torch.no_grad():
+            after = network(image())
+    return before, weights.gradient, after
+
+
+@contextmanager
+def attached(stream: WeightStream | None) -> Iterator[None]:
+    if stream is None:
+        yield
+        return
+    with stream.attached():
+        yield
+
+
+def keep_nothing(stream: WeightStream) -> None:
+    pass
+
+
+def keep_some(stream: WeightStream) -> None:
+    stream.keep_within(3 * stream.sizes[0])
+    assert 0 < len(stream.streamed) < BLOCKS
+
+
+def keep_all(stream: WeightStream) -> None:
+    stream.keep_within(10**9)
+    assert stream.streamed == []
+
+
+def keep_some_and_stream_all_again(stream: WeightStream) -> None:
+    keep_some(stream)
+    assert stream.stream_all() and not stream.stream_all()
+    assert stream.streamed == list(range(BLOCKS))
+
+
+@pytest.mark.parametrize("change", [keep_nothing, keep_some, keep_all, keep_some_and_stream_all_again])
+def test_streamed_weights_give_equal_results(network: Network, change: Callable[[WeightStream], None]) -> None:
+    expected = results(network)
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    stream = WeightStream(network, network, gather_weights(network), torch.device("cpu"))
+    with stream.loaded():
+        change(stream)
+        for found, wanted in zip(results(network, stream), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, own[name])
+    assert all("forward" not in vars(block) for block in network.blocks)
+    for found, wanted in zip(results(network), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_that_is_not_fetched_computes_with_other_weights(network: Network) -> None:
+    """The tests above could not fail if the ring held every block."""
+    stream = WeightStream(network, network, gather_weights(network), torch.device("cpu"))
+    with torch.no_grad(), stream.loaded():
+        with stream.attached():
+            expected = network(image())
+        assert not torch.allclose(network(image()), expected)
+
+
+def test_weights_made_in_inference_mode_can_be_gathered() -> None:
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        network = Network()
+        expected = network(image())
+        regions = gather_weights(network)
+        torch.testing.assert_close(network(image()), expected)
+    assert [region.block for region in regions] == list(network.blocks)
+
+
+def test_blocks_that_are_streamed_are_spread_evenly(network: Network) -> None:
+    stream = WeightStream(network, network, gather_weights(network), torch.device("cpu"))
+    with stream.loaded():
+        stream.keep_within(3 * stream.sizes[0])
+        assert stream.streamed == [0, 1, 3, 5]
+        stream.keep_within(4 * stream.sizes[0])  # without the ring all of them fit
+        assert stream.streamed == []
+
+
+def test_types_of_weights_are_kept(network: Network) -> None:
+    network.blocks[2].half()
+    network.blocks[3].linear.weight.data = network.blocks[3].linear.weight.data.to(torch.float8_e4m3fn)
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    gather_weights(network)
+    for name, value in network.state_dict().items():
+        assert value.dtype == own[name].dtype and torch.equal(value.float(), own[name].float())
