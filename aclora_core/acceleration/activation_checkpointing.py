@@ -21,7 +21,9 @@ from ..storage import map_tensors, tensors_in
 from .inplace import NoInplaceAdd
 from .layers import is_linear
 
-_USABLE = 0.8  # share of the free memory to plan for: libraries need some, and allocators leave gaps
+# The memory to plan for is this share of what is free, and always leaves some: libraries need a part, the run before
+# a capture and the graph itself do not fit into each other's memory exactly, and allocators leave gaps.
+_USABLE, _LEFT_FREE = 0.8, 600 * 10**6  # bytes
 
 # Times in units of one row's: of each micro-batch, and of recomputing all blocks for a row. Measured for SDXL at 1024²
 # on an H100 (bench/README.md): 59 ms for one row and 182 for four; with all blocks recomputed 82 and 252.
@@ -145,7 +147,7 @@ class ActivationCheckpointing:
     @staticmethod
     def usable(free: int) -> int:
         """Return how many bytes of free memory can be planned for."""
-        return int(free * _USABLE)
+        return int(max(0.0, min(free * _USABLE, free - _LEFT_FREE)))
 
     def fit(self, sizes: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
         """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.
@@ -168,13 +170,13 @@ class ActivationCheckpointing:
         rows_each = math.ceil(rows / micro_batches)
         recomputed = set(self.required)
         for index in sorted(set(range(len(self.blocks))) - recomputed, key=lambda index: -sizes.blocks[index]):
-            if sizes.peak(rows_each, recomputed) <= free * _USABLE:
+            if sizes.peak(rows_each, recomputed) <= self.usable(free):
                 break
             recomputed.add(index)
         share = sum(sizes.blocks[index] for index in recomputed) / max(1, sum(sizes.blocks))
         time = _MICRO_BATCH_TIME * math.ceil(rows / rows_each) + rows * (1 + _RECOMPUTE_TIME * share)
         peak = sizes.peak(rows_each, recomputed)
-        return _Plan(peak <= free * _USABLE, time, peak, rows_each, recomputed)
+        return _Plan(peak <= self.usable(free), time, peak, rows_each, recomputed)
 
     def recompute_all(self) -> bool:
         """Recompute every block from now on, and return whether that changes anything."""

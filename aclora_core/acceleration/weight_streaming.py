@@ -134,17 +134,17 @@ class WeightStream:
         count, sizes = len(self.blocks), self.sizes
         ring = sum(buffer.numel() for buffer in self._ring)
         for number in range(count + 1):
-            chosen = [position * count // number for position in range(number)]
+            chosen = _spread(number, count)
             needed = sum(sizes) - sum(sizes[index] for index in chosen)
             if needed <= memory + (0 if number else ring):
                 self._stream(chosen)
                 return
 
-    def stream_all(self) -> bool:
-        """Stream every block from now on, and return whether that changes anything."""
-        changed = bool(self._kept)
+    def stream_more(self) -> bool:
+        """Stream twice as many blocks from now on, at least a quarter; return whether that changes anything."""
+        changed, count = bool(self._kept), len(self.blocks)
         if changed:
-            self._stream(range(len(self.blocks)))
+            self._stream(_spread(min(count, max(2 * len(self.streamed), math.ceil(count / 4))), count))
         return changed
 
     # --- where weights lie ---
@@ -152,6 +152,8 @@ class WeightStream:
     def _stream(self, indices: Sequence[int]) -> None:
         """Stream these blocks and keep the others on the device."""
         kept = set(range(len(self.blocks))) - set(indices)
+        for index in self._kept - kept:  # their memory may be what the ring needs
+            self._point(index, self._hosts[index])
         self._make_ring(max((self._hosts[index].numel() for index in indices), default=0))
         for index in kept - self._kept:
             self._point(index, self._hosts[index].to(self.device))
@@ -240,6 +242,11 @@ def _weights(module: nn.Module) -> list[Tensor]:
     """The plain tensors that a module's parameters and buffers are made of, each once."""
     tensors = [*module.parameters(), *module.buffers()]
     return list({id(part): part for tensor in tensors for part in component_tensors(tensor)}.values())
+
+
+def _spread(number: int, count: int) -> list[int]:
+    """Return so many indices below count, as evenly spaced as possible."""
+    return [position * count // number for position in range(number)]
 
 
 def _parts(region: Region) -> list[_Part]:

@@ -96,11 +96,12 @@ class MemoryPlan:
 
     def _need_less(self, rows: int) -> str:
         """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
-        if (stream := self.adapted.model.weight_stream) and stream.stream_all():
-            self.adapted.require_recomputing()
-            return "Out of memory: the weights of all blocks are streamed from now on, which needs less and is slower."
         if self.adapted.checkpointing.recompute_all():
             return "Out of memory: every block is recomputed from now on, which needs less memory and is slower."
+        if (stream := self.adapted.model.weight_stream) and stream.stream_more():
+            self.adapted.require_recomputing()
+            blocks = f"{len(stream.streamed)} of {len(stream.blocks)} blocks"
+            return f"Out of memory: the weights of {blocks} are streamed from now on, which is slower."
         if rows < 2:
             return ""
         self.stream.rows = rows // 2

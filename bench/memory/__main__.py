@@ -3,8 +3,8 @@
     python -m bench.memory --cases sd15 sdxl flux --seconds 500      # on a CUDA GPU
 
 Models have random weights in their true shapes (bench/step_time/models.py). Memory beyond what a row leaves free is
-occupied. Each case is timed without a limit first, as it is and with every block recomputed; losses of the other rows
-are compared with those. Writes bench/results/memory_cuda.json.
+occupied. Each case is timed without a limit first, with every block recomputed; the losses of the other rows are
+compared with its losses. Batch size 1. Writes bench/results/memory_cuda.json.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
             clock.start()
             try:
                 with training_session(pack, model, latents, captions) as session:
-                    config = make_config(pack, **{**PLAIN, "steps": clock.total, **settings})
+                    settings_of_row = {**PLAIN, "batch_size": 1, "steps": clock.total, **settings}
+                    config = make_config(pack, **settings_of_row)
 
                     def on_step(progress: Any) -> None:
                         row.losses = list(progress.losses[:_COMPARED])
@@ -103,15 +104,14 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
                 row.seconds["peak beside the ballast, GB"] = (torch.cuda.max_memory_allocated() - held) / GB
 
     measure(row, Clock(torch.device("cuda"), warm_up=_COMPARED, steps=steps, max_seconds=60), training)
+    with torch.inference_mode():  # the mode in which the weights were made
+        model.unpatch_model(torch.device("cpu"))
     row.weights_gb = model.model_size() / GB
 
 
 def rows_of(case: Case) -> list[tuple[Row, dict[str, Any]]]:
-    """Return the rows of a case with their settings: without a limit, all recomputed, and each limit."""
-    found = [
-        (Row(case.name, 1, "ours", "no limit"), {}),
-        (Row(case.name, 1, "ours", "all recomputed"), {"checkpointing": "all"}),
-    ]
+    """Return the rows of a case with their settings: all recomputed without a limit, and each limit."""
+    found = [(Row(case.name, 1, "ours", "all recomputed"), {"checkpointing": "all"})]
     for limit in LIMITS[case.name]:
         found.append((Row(case.name, 1, "ours", f"{limit:g} GiB free", free_gib=limit), {}))
     return found

@@ -16,7 +16,7 @@ log = logging.getLogger("aclora")
 
 # Of the free memory weights may take so much, so that a step fits beside them. A model that is streamed has as many of
 # its blocks on the device as fit beside a step in any case.
-_SHARE_OF_WEIGHTS = 0.65
+_SHARE_OF_WEIGHTS = 0.5
 
 
 @contextmanager
@@ -45,14 +45,15 @@ def loaded_weights(patcher: Any, others: Sequence[Any] = ()) -> Iterator[list[Re
 
 
 def fits(patcher: Any) -> bool:
-    """Return whether a model's weights fit on its device with room for a step, after others were unloaded."""
-    device = patcher.load_device
-    if device.type != "cuda" or patcher.current_loaded_device() == device:
+    """Return whether a model's weights fit on its device with room for a step; otherwise all models are unloaded."""
+    device, size = patcher.load_device, patcher.model_size()
+    if device.type != "cuda" or patcher.offload_device == device:
         return True
-    size = patcher.model_size()
-    comfy.model_management.free_memory(size / _SHARE_OF_WEIGHTS, device)
-    free = comfy.model_management.get_free_memory(device)
-    return bool(size <= _SHARE_OF_WEIGHTS * free)
+    if size <= _SHARE_OF_WEIGHTS * (comfy.model_management.get_free_memory(device) + patcher.loaded_size()):
+        return True
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    return bool(size <= _SHARE_OF_WEIGHTS * comfy.model_management.get_free_memory(device))
 
 
 @contextmanager
