@@ -21,9 +21,7 @@ from ..storage import map_tensors, tensors_in
 from .inplace import NoInplaceAdd
 from .layers import is_linear
 
-# The memory to plan for is this share of what is free, and always leaves some: libraries need a part, the run before
-# a capture and the graph itself do not fit into each other's memory exactly, and allocators leave gaps.
-_USABLE, _LEFT_FREE = 0.8, 600 * 10**6  # bytes
+_USABLE = 0.8  # share of the free memory to plan for: libraries need some, and allocators leave gaps
 
 # Times in units of one row's: of each micro-batch, and of recomputing all blocks for a row. Measured for SDXL at 1024²
 # on an H100 (bench/README.md): 59 ms for one row and 182 for four; with all blocks recomputed 82 and 252.
@@ -147,7 +145,7 @@ class ActivationCheckpointing:
     @staticmethod
     def usable(free: int) -> int:
         """Return how many bytes of free memory can be planned for."""
-        return int(max(0.0, min(free * _USABLE, free - _LEFT_FREE)))
+        return int(free * _USABLE)
 
     def fit(self, sizes: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
         """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.

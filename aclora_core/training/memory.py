@@ -19,6 +19,9 @@ from .progress import Progress
 
 log = logging.getLogger("aclora")
 
+# The run before a capture and the graph itself do not fit into each other's memory exactly.
+_LEFT_FREE = 500 * 10**6  # bytes
+
 
 class MemoryPlan:
     """Plans what a pass's steps need, and falls back to less where they run out of memory all the same."""
@@ -38,12 +41,12 @@ class MemoryPlan:
         rows, index = largest_batch(self.stream.indices, self.stream.images, self.stream.rows)
         one_row = self.stream.trial(index)
         sizes = checkpointing.measure(lambda: self.adapted.loss(one_row))
-        free = self.adapted.model.free_memory(sizes.peak(rows, set()))
+        free = self._plannable(sizes.peak(rows, set()))
         if free is None:
             return
         expected, fewer = checkpointing.fit(sizes, rows, free)
         if self._keep_weights(checkpointing.usable(free) - expected):
-            free = self.adapted.model.free_memory(expected) or 0
+            free = self._plannable(expected) or 0
             expected, fewer = checkpointing.fit(sizes, rows, free)
         how = f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} blocks recomputed"
         if (stream := self.adapted.model.weight_stream) and stream.streamed:
@@ -53,6 +56,11 @@ class MemoryPlan:
             how += f", images {fewer} at a time"
         self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {how}"
         log.info("AC-LoRA: %s.", self.progress.memory)
+
+    def _plannable(self, wanted: int) -> int | None:
+        """Return the bytes that a step may need, after others made room; None where nobody knows."""
+        free = self.adapted.model.free_memory(wanted)
+        return None if free is None else max(0, free - _LEFT_FREE)
 
     def _keep_weights(self, memory: int) -> bool:
         """Keep as many streamed blocks on the device as fit; return whether there are any to keep."""
