@@ -67,31 +67,30 @@ def shuffle_tags(caption: str, shuffles: int, kept_tags: int = 1, trigger: str =
         trigger: the trigger word, if there is one.
     """
     joint = _joint(caption)
-    tags = _trigger_first(split_tags(caption), clean_text(trigger), joint)
-    kept, moving = tags[:kept_tags], tags[kept_tags:]
+    tags, first = _with_trigger_as_one(split_tags(caption), clean_text(trigger), joint)
+    in_front = [tags[first], *tags[:first], *tags[first + 1 :]] if first else tags
+    kept, moving = in_front[:kept_tags], in_front[kept_tags:]
     generator = random.Random(caption)
-    orders = {tuple(moving): caption}
-    wanted = 1 + min(shuffles, math.factorial(min(len(moving), 8)) - 1)
+    orders = {tuple(tags): caption}
+    possible = math.factorial(min(len(moving), 8)) - (tags[: len(kept)] == kept)  # besides the caption itself
     # Repeated tags have fewer distinct orders than that, so the number of attempts is limited.
     for _ in range(20 * shuffles):
-        if len(orders) >= wanted:
+        if len(orders) > min(shuffles, possible):
             break
-        drawn = tuple(generator.sample(moving, len(moving)))
-        orders.setdefault(drawn, joint.join([*kept, *drawn]))
+        order = [*kept, *generator.sample(moving, len(moving))]
+        orders.setdefault(tuple(order), joint.join(order))
     return list(orders.values())
 
 
-def _trigger_first(tags: list[str], trigger: str, joint: str) -> list[str]:
-    """The tags with that of the trigger word in front; several tags that make it up become one."""
-    if not trigger:
-        return tags
+def _with_trigger_as_one(tags: list[str], trigger: str, joint: str) -> tuple[list[str], int]:
+    """The tags, those that make up the trigger word joined, and the place of the one that holds it; else 0."""
     words = split_tags(trigger)
-    start, count = _find(tags, words), len(words)
-    if start is None:
-        start, count = next((number for number, tag in enumerate(tags) if _has_word(tag, trigger)), None), 1
-    if start is None:
-        return tags
-    return [joint.join(tags[start : start + count]), *tags[:start], *tags[start + count :]]
+    start = _find(tags, words)
+    if start is not None:
+        end = start + len(words)
+        return [*tags[:start], joint.join(tags[start:end]), *tags[end:]], start
+    holding = (place for place, tag in enumerate(tags) if trigger and _has_word(tag, trigger))
+    return tags, next(holding, 0)
 
 
 def _find(tags: list[str], words: list[str]) -> int | None:

@@ -20,6 +20,7 @@ from .model import HostModel
 from .objective import make_objective
 from .reload import plain_copy
 from .text_encoder import TextEncoder, check_text_encoder
+from .tokens import Caption
 from .training_set import HostTrainingSet
 
 log = logging.getLogger("aclora")
@@ -63,7 +64,7 @@ def training_session(
         without_caption = {index: index + len(latents) for index in range(len(latents))}
         latents, conditioning = [*latents, *latents], [*conditioning, *[unconditional] * len(latents)]
         if text:
-            text.captions += [""] * len(without_caption)
+            text.captions += [Caption("")] * len(without_caption)
     # Loaded in inference mode, like the weights themselves: moved outside of it, they could be used in neither mode.
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     base, device = patcher.model, patcher.load_device

@@ -18,7 +18,7 @@ class Caption(NamedTuple):
     """A caption and how it is read."""
 
     written: str
-    is_text: bool  # rather than a prompt, in which (word:1.3) and embedding:name have a meaning
+    is_text: bool = False  # rather than a prompt, in which (word:1.3) and embedding:name have a meaning
 
 
 def tokenize(clip: Any, caption: Caption) -> Any:
