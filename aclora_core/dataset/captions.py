@@ -76,7 +76,10 @@ def read_captions(files: ImageFiles, lines: CaptionLines = "one per epoch") -> t
             "leave the best of them, or take the file out of the folder if it is no caption."
         )
     if any(len(caption) > MAX_LENGTH for caption in captions):
-        raise _too_long(files.name, files.caption.name)
+        raise ValueError(
+            f"The caption {files.caption.name} of {files.name} is longer than {MAX_LENGTH:,} characters, more than a "
+            "text encoder can make sense of: shorten it, or take it out of the folder if it is no caption."
+        )
     return tuple(captions)
 
 
@@ -94,7 +97,10 @@ def _read_bounded(image: str, caption: Path) -> bytes:
             f"The caption of {image} cannot be read ({error.strerror}). Check the file {caption.name}."
         ) from error
     if len(data) > MAX_FILE_SIZE:
-        raise _too_long(image, caption.name)
+        raise ValueError(
+            f"The caption {caption.name} of {image} is larger than {MAX_FILE_SIZE >> 10} KB: shorten it, or take it out "
+            "of the folder if it is no caption."
+        )
     return data
 
 
@@ -111,11 +117,4 @@ def _decoded(data: bytes, image: str, caption: str) -> str:
 def _not_utf8(image: str, caption: str) -> ValueError:
     return ValueError(
         f"The caption {caption} of {image} is not UTF-8 text: open it in an editor and save it again as UTF-8."
-    )
-
-
-def _too_long(image: str, caption: str) -> ValueError:
-    return ValueError(
-        f"The caption {caption} of {image} is longer than {MAX_LENGTH:,} characters, more than a text encoder can "
-        "make sense of: shorten it, or take the file out of the folder."
     )

@@ -35,13 +35,18 @@ def split_tags(caption: str) -> list[str]:
     return [tag for tag in tags if tag]
 
 
+def clean_trigger(trigger: str) -> str:
+    """Return a trigger word as people type it, without commas at its ends."""
+    return clean_text(trigger).strip(f"{COMMAS} ")
+
+
 def with_trigger(caption: str, trigger: str) -> str:
     """Put the trigger word in front of a caption, in any case.
 
     Where the trigger word is a tag of its own, or several, it is moved. Where it is a word within a tag or a sentence
     the caption stays as it is.
     """
-    trigger = clean_text(trigger)
+    trigger = clean_trigger(trigger)
     if not caption or not trigger:
         return caption or trigger
     tags, words = split_tags(caption), split_tags(trigger)
@@ -67,7 +72,7 @@ def shuffle_tags(caption: str, shuffles: int, kept_tags: int = 1, trigger: str =
         trigger: the trigger word, if there is one.
     """
     joint = _joint(caption)
-    tags, first = _with_trigger_as_one(split_tags(caption), clean_text(trigger), joint)
+    tags, first = _with_trigger_as_one(split_tags(caption), clean_trigger(trigger), joint)
     in_front = [tags[first], *tags[:first], *tags[first + 1 :]] if first else tags
     kept, moving = in_front[:kept_tags], in_front[kept_tags:]
     generator = random.Random(caption)

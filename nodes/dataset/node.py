@@ -13,7 +13,7 @@ from ...aclora_core.dataset import (
     MIN_RESOLUTION,
     CaptionedImage,
     CaptionLines,
-    clean_text,
+    clean_trigger,
     parse_resolutions,
 )
 from ...aclora_core.inspection import contact_sheet
@@ -161,7 +161,7 @@ class ACLoRADataset(io.ComfyNode):
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
             conditionings = encode_captions(
-                clip, captions, known, bar.advance, not prompt_syntax, clean_text(trigger_word)
+                clip, captions, known, bar.advance, not prompt_syntax, clean_trigger(trigger_word)
             )
         known.log_counts()
         latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)

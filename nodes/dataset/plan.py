@@ -63,7 +63,7 @@ def scan_folders(
             f'The folder "{folder}" is chosen for the style and for regularisation. Regularisation images must not '
             "show the style: choose another folder for them, or none."
         )
-    return [scan_folder(style, trigger, other, lines), scan_folder(other, without=style, lines=lines)]
+    return [scan_folder(style, trigger, without=other, lines=lines), scan_folder(other, without=style, lines=lines)]
 
 
 def fingerprint(folder: str, regularisation: str) -> str:

@@ -32,7 +32,7 @@ def tokenize(clip: Any, caption: Caption) -> Any:
         caption: the caption.
     """
     if caption.is_text:
-        clip = clip.clone()
+        clip = copy.copy(clip)
         clip.tokenizer = _plain_tokenizer(clip.tokenizer)
     return clip.tokenize(caption.written)
 

@@ -156,9 +156,7 @@ def test_encoding_a_long_caption_can_be_cancelled(calls: Calls, folder: Path) ->
 
 
 def test_a_file_that_is_no_caption_is_refused_before_any_work(calls: Calls, folder: Path) -> None:
-    (folder / "0.txt").write_text("word " * 100_000)
+    (folder / "0.txt").write_text("word " * 3000)
     with pytest.raises(ValueError, match=r"0\.txt of 0\.png is longer than 10,000 characters"):
         calls.run()
     assert (calls.images, calls.captions) == (0, 0)
-    check = calls.pack.nodes.dataset.node.ACLoRADataset.validate_inputs
-    assert "longer than 10,000 characters" in check("kept")
