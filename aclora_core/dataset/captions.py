@@ -98,8 +98,8 @@ def _read_bounded(image: str, caption: Path) -> bytes:
         ) from error
     if len(data) > MAX_FILE_SIZE:
         raise ValueError(
-            f"The caption {caption.name} of {image} is larger than {MAX_FILE_SIZE >> 10} KB: shorten it, or take it out "
-            "of the folder if it is no caption."
+            f"The caption {caption.name} of {image} is larger than {MAX_FILE_SIZE >> 10} KB: shorten it, or take it "
+            "out of the folder if it is no caption."
         )
     return data
 
