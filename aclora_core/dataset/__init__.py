@@ -2,13 +2,16 @@
 
 from .augmentation import Variant, variants
 from .buckets import MAX_RESOLUTION, MIN_RESOLUTION, bucket_sizes, parse_resolutions
+from .captions import CaptionLines
 from .decoding import cropped_fraction, load_image, upscale_factor
 from .encoding_cache import EncodingCache
-from .folder import folder_fingerprint, natural_key, scan_folder
+from .folder import folder_fingerprint, ignored_repeats, natural_key, scan_folder
 from .image import CaptionedImage, Scan
 from .masks import at_latent_size, is_black, load_mask
+from .tags import clean_trigger
 
 __all__ = [
+    "CaptionLines",
     "CaptionedImage",
     "EncodingCache",
     "MAX_RESOLUTION",
@@ -17,8 +20,10 @@ __all__ = [
     "Variant",
     "at_latent_size",
     "bucket_sizes",
+    "clean_trigger",
     "cropped_fraction",
     "folder_fingerprint",
+    "ignored_repeats",
     "is_black",
     "load_image",
     "load_mask",

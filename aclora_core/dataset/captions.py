@@ -1,15 +1,22 @@
-"""Captions: finding and reading them, adding the trigger word, shuffling tags."""
+"""Captions: finding and reading the text files beside the images."""
 
 from __future__ import annotations
 
-import math
 import os
-import random
-import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from .names import ByName
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # the first that exists is read
+MAX_FILE_SIZE = 64 << 10  # bytes that are read of a caption file; a larger one is none
+MAX_LENGTH = 10_000  # characters of a caption, some 2,500 tokens: no text encoder makes sense of more
+MAX_CAPTIONS = 100  # in one file
+
+CaptionLines = Literal["one per epoch", "joined"]  # what the lines of a caption file are
 
 
 @dataclass(frozen=True)
@@ -23,67 +30,91 @@ class ImageFiles:
     mask: Path | None = None
 
 
-def captions_by_stem(files: set[str]) -> dict[str, str]:
-    """Map each stem to the name of its caption file; .txt takes precedence over .caption."""
-    found: dict[str, str] = {}
+def match_captions(images: Iterable[str], files: Iterable[str]) -> dict[str, str]:
+    """Match images with their caption files: rocket.txt or rocket.caption, else rocket.png.txt, for rocket.png.
+
+    Args:
+        images: file names of images.
+        files: the names of all files beside them.
+
+    Returns:
+        The name of the caption file of each image that has one, by the image's name.
+    """
+    names = sorted(files)
+    stems = []
     for wanted in CAPTION_SUFFIXES:
-        for name in sorted(files):
+        for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() == wanted:
-                found.setdefault(stem, name)
-    return found
+                stems.append((stem, name))
+    captions = ByName(stems)
+    found = {image: captions.get(os.path.splitext(image)[0]) or captions.get(image) for image in images}
+    return {image: caption for image, caption in found.items() if caption is not None}
 
 
-def read_caption(files: ImageFiles) -> str:
-    """Read an image's caption with runs of whitespace collapsed; empty if it has none.
+def read_captions(files: ImageFiles, lines: CaptionLines = "one per epoch") -> tuple[str, ...]:
+    """Read an image's captions, with runs of whitespace collapsed and letters in Unicode's composed form (NFC).
+
+    Args:
+        files: of the image.
+        lines: whether each line is a caption of its own, or all lines together are one.
+
+    Returns:
+        The captions, none of them empty; nothing if there is no file or no text in it.
 
     Raises:
-        ValueError: the file cannot be read or is not UTF-8.
+        ValueError: the file cannot be read, is not UTF-8, is too large, or holds a caption that is too long.
     """
     if files.caption is None:
-        return ""
+        return ()
+    text = _decoded(_read_bounded(files.name, files.caption), files.name, files.caption.name)
+    written = [line for line in map(clean_text, text.splitlines()) if line]
+    captions = written if lines == "one per epoch" else [" ".join(written)] if written else []
+    if len(written) > MAX_CAPTIONS:
+        raise ValueError(
+            f"The caption {files.caption.name} of {files.name} has {len(written)} lines, more than {MAX_CAPTIONS}: "
+            "leave the best of them, or take the file out of the folder if it is no caption."
+        )
+    if any(len(caption) > MAX_LENGTH for caption in captions):
+        raise ValueError(
+            f"The caption {files.caption.name} of {files.name} is longer than {MAX_LENGTH:,} characters, more than a "
+            "text encoder can make sense of: shorten it, or take it out of the folder if it is no caption."
+        )
+    return tuple(captions)
+
+
+def clean_text(text: str) -> str:
+    """Return a text as people type it: whitespace collapsed, and é as one character rather than as two."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _read_bounded(image: str, caption: Path) -> bytes:
     try:
-        text = files.caption.read_bytes().decode("utf-8-sig")
+        with open(caption, "rb") as file:
+            data = file.read(MAX_FILE_SIZE + 1)
     except OSError as error:
         raise ValueError(
-            f"The caption of {files.name} cannot be read ({error.strerror}). Check the file {files.caption.name}."
+            f"The caption of {image} cannot be read ({error.strerror}). Check the file {caption.name}."
         ) from error
+    if len(data) > MAX_FILE_SIZE:
+        raise ValueError(
+            f"The caption {caption.name} of {image} is larger than {MAX_FILE_SIZE >> 10} KB: shorten it, or take it "
+            "out of the folder if it is no caption."
+        )
+    return data
+
+
+def _decoded(data: bytes, image: str, caption: str) -> str:
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _not_utf8(files.name, files.caption.name) from error
+        raise _not_utf8(image, caption) from error
     if "\0" in text:  # UTF-16 without a byte order mark decodes as UTF-8, with a zero after each letter
-        raise _not_utf8(files.name, files.caption.name)
-    return " ".join(text.split())
+        raise _not_utf8(image, caption)
+    return text
 
 
 def _not_utf8(image: str, caption: str) -> ValueError:
     return ValueError(
         f"The caption {caption} of {image} is not UTF-8 text: open it in an editor and save it again as UTF-8."
     )
-
-
-def with_trigger(caption: str, trigger: str) -> str:
-    """Put the trigger word in front of a caption that does not contain it as a whole word, in any case."""
-    if not caption or not trigger:
-        return caption or trigger
-    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
-        return caption
-    return f"{trigger}, {caption}"
-
-
-def shuffle_tags(caption: str, shuffles: int, kept_tags: int = 1) -> list[str]:
-    """Return the caption and up to `shuffles` other orders of its comma-separated tags, without duplicates.
-
-    The first `kept_tags` tags stay in place. The orders depend on the caption alone.
-    """
-    tags = [tag.strip() for tag in caption.split(",")]
-    kept, moving = tags[:kept_tags], tags[kept_tags:]
-    generator = random.Random(caption)
-    orders = {tuple(moving): caption}
-    wanted = 1 + min(shuffles, math.factorial(min(len(moving), 8)) - 1)
-    # Repeated tags have fewer distinct orders than that, so the number of attempts is limited.
-    for _ in range(20 * shuffles):
-        if len(orders) >= wanted:
-            break
-        drawn = tuple(generator.sample(moving, len(moving)))
-        orders.setdefault(drawn, ", ".join([*kept, *drawn]))
-    return list(orders.values())

@@ -7,10 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from .captions import ImageFiles, captions_by_stem, read_caption, with_trigger
+from .captions import CaptionLines, ImageFiles, match_captions, read_captions
 from .decoding import upright_size
 from .image import CaptionedImage, Scan
 from .masks import find_masks, is_mask, is_mask_folder
+from .tags import with_trigger
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 MIN_SIDE = 32  # pixels; smaller images show nothing to learn from
@@ -18,21 +19,24 @@ MAX_REPEATS = 1000  # a folder named "2024_spring" is a date, not 2024 repeats
 _SHOWN_ERRORS = 5
 
 
-def scan_folder(folder: Path, trigger: str = "", without: Path | None = None) -> Scan:
+def scan_folder(
+    folder: Path, trigger: str = "", without: Path | None = None, lines: CaptionLines = "one per epoch"
+) -> Scan:
     """Read the captions and the image headers of a folder and of its direct subfolders.
 
     A subfolder "N_name" counts N times, any other once; names that start with a dot are skipped. An image that cannot
-    be read is skipped and named in `problems`. The caption is a text file beside the image (same stem, .txt or
-    .caption). Masks are not images; find_masks says which image each belongs to.
+    be read is skipped and named in `problems`. The caption is a text file beside the image, found by
+    match_captions. Masks are not images; find_masks says which image each belongs to.
 
     Args:
         folder: the folder.
         trigger: the word put in front of captions that lack it; it also stands for missing and empty captions.
         without: a subfolder to leave out.
+        lines: what the lines of a caption file are.
 
     Raises:
-        ValueError: there is no usable image, a caption is not UTF-8, or a side is shorter than MIN_SIDE pixels; the
-            message names the files.
+        ValueError: there is no usable image, a caption is not UTF-8 or too long, or a side is shorter than MIN_SIDE
+            pixels; the message names the files.
     """
     found, unmatched_masks = _find_images(folder, without)
     if not found:
@@ -48,7 +52,7 @@ def scan_folder(folder: Path, trigger: str = "", without: Path | None = None) ->
             problems.append(str(error))
             continue
         try:
-            images.append(_captioned_image(files, width, height, trigger))
+            images.append(_captioned_image(files, width, height, trigger, lines))
         except ValueError as error:
             errors.append(str(error))
     if errors:
@@ -69,6 +73,21 @@ def folder_fingerprint(folder: Path) -> str:
             status = path.stat()
             digest.update(f"{files.name}\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def ignored_repeats(name: str, is_subfolder: bool = True) -> int:
+    """Return the number of repeats that a folder's name asks for without getting them; 0 if it does not.
+
+    Args:
+        name: of the folder.
+        is_subfolder: whether it lies in the scanned folder, so that "10_dogs" counts and "10 dogs" does not. In the
+            name of the scanned folder itself neither counts.
+    """
+    match = re.match(r"([0-9]+)([^0-9])", name)
+    if match is None or (is_subfolder and match[2] == "_"):
+        return 0
+    repeats = int(match[1])
+    return repeats if 1 < repeats <= MAX_REPEATS else 0
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -103,13 +122,12 @@ def _images_of(folder: Path, subfolder: str, repeats: int) -> tuple[list[ImageFi
     items = _visible(place)
     files = {item.name for item in items if item.is_file()}
     masks, unmatched = find_masks(place, files, [item.name for item in items if item.is_dir()], IMAGE_SUFFIXES)
-    captions = captions_by_stem(files)
+    captions = match_captions(files, files)
     found = []
     for name in sorted(files, key=natural_key):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in IMAGE_SUFFIXES or is_mask(name):
+        if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES or is_mask(name):
             continue
-        caption = place / captions[stem] if stem in captions else None
+        caption = place / captions[name] if name in captions else None
         inside = f"{subfolder}/{name}" if subfolder else name
         found.append(ImageFiles(place / name, inside, caption, repeats, masks.get(name)))
     return found, [path.relative_to(folder).as_posix() for path in unmatched]
@@ -131,11 +149,14 @@ def _repeats(subfolder: str) -> int:
     return repeats
 
 
-def _captioned_image(files: ImageFiles, width: int, height: int, trigger: str) -> CaptionedImage:
+def _captioned_image(files: ImageFiles, width: int, height: int, trigger: str, lines: CaptionLines) -> CaptionedImage:
     if min(width, height) < MIN_SIDE:
         raise ValueError(
             f"{files.name} is {width} × {height} pixels, too small to learn from: each side must have at least "
             f"{MIN_SIDE}. Replace it with a larger image or take it out of the folder."
         )
-    caption = with_trigger(read_caption(files), " ".join(trigger.split()))
-    return CaptionedImage(files.path, files.name, caption, width, height, files.repeats, files.mask)
+    written = read_captions(files, lines)
+    caption, *others = [with_trigger(each, trigger) for each in written or ("",)]
+    return CaptionedImage(
+        files.path, files.name, caption, width, height, files.repeats, files.mask, tuple(others), bool(written)
+    )

@@ -12,11 +12,13 @@ class CaptionedImage:
 
     path: Path
     name: str  # path inside the scanned folder, with "/"
-    caption: str  # empty only if there is no trigger word either
+    caption: str  # with the trigger word; empty only if there is none of both
     width: int  # pixels, after EXIF rotation
     height: int
     repeats: int = 1  # how often it counts in an epoch, from a subfolder named N_name
     mask: Path | None = None  # file that says which parts of the image are learned
+    other_captions: tuple[str, ...] = ()  # further ones, of which each epoch shows one
+    has_caption: bool = True  # besides the trigger word
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .decoding import read_mask, upright_size
 from .image import CaptionedImage
+from .names import ByName
 
 MASK_ENDING = "-masklabel"
 MASK_FOLDERS = frozenset({"masks", "mask"})
@@ -59,10 +60,10 @@ def find_masks(
     names = [name for name in files if _is_image(name, suffixes)]
     beside = [folder / name for name in sorted(names) if is_mask(name)]
     inside = _masks_in_subfolders(folder, subfolders, suffixes)
-    # Of several candidates the first in the order of names counts, so it is put in last.
-    beside_by_stem = {_stem(path.name): path for path in reversed(beside)}
-    inside_by_name = {path.name: path for path in reversed(inside)}
-    inside_by_stem = {_stem(path.name): path for path in reversed(inside)}
+    # Of several candidates the first in the order of names counts.
+    beside_by_stem = ByName((_stem(path.name), path) for path in beside)
+    inside_by_name = ByName((path.name, path) for path in inside)
+    inside_by_stem = ByName((_stem(path.name), path) for path in inside)
     masks = {}
     for name in names:
         if is_mask(name):

@@ -12,7 +12,7 @@ from torch import Tensor, stack
 from ...aclora_core.dataset import CaptionedImage, at_latent_size, is_black, load_image, load_mask
 from ...aclora_core.text import name_list
 from .. import host
-from ..host import KnownEncodings
+from ..host import Caption, KnownEncodings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
@@ -93,19 +93,33 @@ def encode_images(
 
 
 def encode_captions(
-    clip: CLIP, captions: Iterable[str], known: KnownEncodings, advance: Callable[[int], None]
+    clip: CLIP,
+    captions: Iterable[str],
+    known: KnownEncodings,
+    advance: Callable[[int], None],
+    is_text: bool = True,
+    trigger: str = "",
 ) -> dict[str, list[Any]]:
-    """Return the conditioning of each caption, from the cache or the CLIP."""
+    """Return the conditioning of each caption, from the cache or the CLIP.
+
+    Args:
+        clip: the host's CLIP.
+        captions: to be encoded.
+        known: the cache.
+        advance: called with the number of captions that were finished.
+        is_text: whether captions are text, rather than prompts in the host's syntax.
+        trigger: the trigger word, which is recorded in the conditionings.
+    """
     conditionings = {}
     for caption in captions:
         host.raise_if_cancelled()
-        tokens = clip.tokenize(caption)
+        tokens = host.tokenize(clip, Caption(caption, is_text))
         key = known.caption_key(tokens)  # before encoding, which may modify the tokens
         conditioning = known.get(key)
         if conditioning is None:
-            conditioning = clip.encode_from_tokens_scheduled(tokens)
+            conditioning = host.encode_tokens(clip, tokens)
             known.put(key, conditioning)
-        conditionings[caption] = host.with_caption(conditioning, caption)
+        conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger)
         advance(1)
     return conditionings
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ...aclora_core.dataset import CaptionLines
 from .encode import MaskSource
 from .plan import NONE
 
@@ -46,8 +47,8 @@ def advanced_inputs(folders: list[str]) -> list[Any]:
             max=32,
             optional=True,
             advanced=True,
-            tooltip="Number of tags at the start of a caption that stay in place when the others are shuffled; 1 keeps "
-            "the trigger word in front.",
+            tooltip="Number of tags that stay at the start of a caption when the others are shuffled; 1 keeps the "
+            "trigger word in front, wherever it stood. Larger values keep more of the first tags.",
         ),
         io.Float.Input(
             "caption_dropout",
@@ -100,5 +101,23 @@ def advanced_inputs(folders: list[str]) -> list[Any]:
             tooltip="Further resolutions, such as 768, 1024: each time an image is shown it has one of its sizes, so "
             "that the style is learned for all of them. No image is scaled up for them. Each one adds to the time to "
             "encode. Empty: only resolution.",
+        ),
+        io.Combo.Input(
+            "caption_lines",
+            options=list(get_args(CaptionLines)),
+            default="one per epoch",
+            optional=True,
+            advanced=True,
+            tooltip="What the lines of a caption file are. one per epoch: each line is a caption of its own, and each "
+            "time the image is shown it has one of them. joined: all lines together are one caption.",
+        ),
+        io.Boolean.Input(
+            "prompt_syntax",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Off: captions are text, learned as they are written. On: they are prompts, in which (word:1.3) "
+            "sets a weight, \\( and \\) are brackets, and embedding:name is an embedding, for text encoders that know "
+            "these.",
         ),
     ]

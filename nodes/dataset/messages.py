@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from ...aclora_core.dataset import cropped_fraction, upscale_factor
 from ...aclora_core.text import count_noun, name_list
+from .caption_messages import caption_remarks, repeat_remarks
 from .encode import EncodedFolder, Size
 from .plan import FolderPlan
 
 IMAGE, REGULARISATION_IMAGE = "image", "regularisation image"
+_STYLE_ADVICE = "write one or set a trigger word"  # for an image of the style without a caption
 
 
 def summaries(folders: Sequence[EncodedFolder], weight: float) -> list[str]:
@@ -43,11 +45,14 @@ def skipped_images(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder]
     return lines
 
 
-def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder]) -> list[str]:
+def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder], prompt_syntax: bool = False) -> list[str]:
     """Return what the user may want to improve; training works without it."""
-    lines = _quality_remarks(folders[0], IMAGE, "write one or set a trigger word")
-    for folder in folders[1:]:
-        lines += _quality_remarks(folder, REGULARISATION_IMAGE, "describe what it shows")
+    lines: list[str] = []
+    for number, folder in enumerate(folders):
+        noun, advice = (REGULARISATION_IMAGE, "describe what it shows") if number else (IMAGE, _STYLE_ADVICE)
+        lines += _quality_remarks(folder, noun)
+        lines += caption_remarks(list(folder.images), noun, advice, prompt_syntax)
+        lines += repeat_remarks(folder.images)
     for plan, folder in zip(plans, folders, strict=True):
         lines += _plan_remarks(plan, folder)
     if len(folders) > 1:
@@ -55,19 +60,16 @@ def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder]) -> li
     return lines
 
 
-def _quality_remarks(folder: EncodedFolder, noun: str, caption_advice: str) -> list[str]:
-    upscaled, cropped, uncaptioned = [], [], []
+def _quality_remarks(folder: EncodedFolder, noun: str) -> list[str]:
+    upscaled, cropped = [], []
     for image, encoded in folder.images.items():
         if upscale_factor(image, encoded.sizes[0]) > 1:
             upscaled.append(image.name)
         if cropped_fraction(image, encoded.sizes[0]) > 1 / 3:
             cropped.append(image.name)
-        if not image.caption:
-            uncaptioned.append(image.name)
     found = [
         (upscaled, "smaller than the resolution and scaled up, which may look soft"),
         (cropped, "so elongated that more than a third was cropped"),
-        (uncaptioned, f"without a caption; {caption_advice}"),
     ]
     return [f"{count_noun(len(names), noun)} {text}: {name_list(names)}." for names, text in found if names]
 

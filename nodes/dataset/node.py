@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from ...aclora_core.dataset import MAX_RESOLUTION, MIN_RESOLUTION, CaptionedImage, parse_resolutions
+from ...aclora_core.dataset import (
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    CaptionedImage,
+    CaptionLines,
+    clean_trigger,
+    parse_resolutions,
+)
 from ...aclora_core.inspection import contact_sheet
 from .. import host
 from ..host import KnownEncodings
@@ -139,11 +146,13 @@ class ACLoRADataset(io.ComfyNode):
         regularisation: str = NONE,
         regularisation_weight: float = 1.0,
         more_resolutions: str = "",
+        caption_lines: CaptionLines = "one per epoch",
+        prompt_syntax: bool = False,
     ) -> io.NodeOutput:
         _check_connected(vae, clip)
-        scans = scan_folders(folder, regularisation, trigger_word)
+        scans = scan_folders(folder, regularisation, trigger_word, caption_lines)
         further = parse_resolutions(more_resolutions)
-        options = VariantOptions(flip, shuffles, kept_tags, caption_dropout)
+        options = VariantOptions(flip, shuffles, kept_tags, caption_dropout, trigger_word)
         multiple = vae.spacial_compression_encode()
         plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
         captions = captions_of(plans)
@@ -151,13 +160,20 @@ class ACLoRADataset(io.ComfyNode):
         with torch.no_grad():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
-            conditionings = encode_captions(clip, captions, known, bar.advance)
+            conditionings = encode_captions(
+                clip, captions, known, bar.advance, not prompt_syntax, clean_trigger(trigger_word)
+            )
         known.log_counts()
         latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)
         skipped = skipped_images(plans, folders)
         if skipped:
             log.warning("AC-LoRA: %d images of the dataset skipped. %s", len(skipped), " ".join(skipped))
-        notes = [*summaries(folders, regularisation_weight), *skipped, *remarks(plans, folders), *known.problems]
+        notes = [
+            *summaries(folders, regularisation_weight),
+            *skipped,
+            *remarks(plans, folders, prompt_syntax),
+            *known.problems,
+        ]
         shown = _shown(folders[0].previews, notes)
         host.send_text(shown["text"][0], host.hidden_node_id(cls))
         return io.NodeOutput(latents, conditioning, ui=shown)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...aclora_core.dataset import (
     CaptionedImage,
+    CaptionLines,
     Scan,
     Variant,
     bucket_sizes,
@@ -30,6 +31,7 @@ class VariantOptions:
     shuffles: int
     kept_tags: int
     dropout: float
+    trigger: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class FolderPlan:
     variants: dict[CaptionedImage, list[Variant]]
 
 
-def scan_folders(folder: str, regularisation: str = NONE, trigger: str = "") -> list[Scan]:
+def scan_folders(
+    folder: str, regularisation: str = NONE, trigger: str = "", lines: CaptionLines = "one per epoch"
+) -> list[Scan]:
     """Scan the folder of the style and, if there is one, that of the regularisation images.
 
     Regularisation images get no trigger word. Either folder may lie inside the other.
@@ -52,14 +56,14 @@ def scan_folders(folder: str, regularisation: str = NONE, trigger: str = "") -> 
     """
     style = resolve_folder(folder)
     if regularisation == NONE:
-        return [scan_folder(style, trigger)]
+        return [scan_folder(style, trigger, lines=lines)]
     other = resolve_folder(regularisation)
     if style == other:
         raise ValueError(
             f'The folder "{folder}" is chosen for the style and for regularisation. Regularisation images must not '
             "show the style: choose another folder for them, or none."
         )
-    return [scan_folder(style, trigger, without=other), scan_folder(other, without=style)]
+    return [scan_folder(style, trigger, without=other, lines=lines), scan_folder(other, without=style, lines=lines)]
 
 
 def fingerprint(folder: str, regularisation: str) -> str:
@@ -88,7 +92,14 @@ def plan_folder(
         for each in too_large:
             too_small.setdefault(each, []).append(image)
         variants_of[image] = variants(
-            image.caption, options.flip, options.shuffles, options.kept_tags, options.dropout, len(sizes[image])
+            image.caption,
+            options.flip,
+            options.shuffles,
+            options.kept_tags,
+            options.dropout,
+            len(sizes[image]),
+            image.other_captions,
+            options.trigger,
         )
     return FolderPlan(scan, sizes, too_small, variants_of)
 

@@ -20,9 +20,11 @@ from .progress import (
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
+from .tokens import Caption, encode_tokens, tokenize
 from .training_set import HostTrainingSet
 
 __all__ = [
+    "Caption",
     "ClipVisionFeatures",
     "DenoiserFeatures",
     "HostModel",
@@ -38,6 +40,7 @@ __all__ = [
     "clear_interrupt",
     "decode_latent",
     "encode_prompts",
+    "encode_tokens",
     "hidden_node_id",
     "load_tiny_autoencoder",
     "load_tiny_denoiser",
@@ -48,6 +51,7 @@ __all__ = [
     "send_text",
     "square_side",
     "text_features",
+    "tokenize",
     "training_note",
     "training_session",
     "with_caption",

@@ -16,6 +16,7 @@ from ...aclora_core.acceleration import FusableModules, WeightStream
 from ...aclora_core.diffusion import Objective
 from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
+from .tokens import Caption
 
 # Modules that define the forward of layers without changes of their own.
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
@@ -77,7 +78,7 @@ class HostModel:
         Returns:
             ComfyUI's conditionings; an empty list if no text encoder is trained.
         """
-        return [self.text.encode(prompt) for prompt in (*prompts, "")] if self.text else []
+        return [self.text.encode(Caption(prompt)) for prompt in (*prompts, "")] if self.text else []
 
     def is_unpatched(self, layer: torch.nn.Module) -> bool:
         """Return whether ComfyUI neither casts, patches, quantises nor moves the layer's weight as it is used."""

@@ -21,6 +21,7 @@ from .model import HostModel
 from .objective import make_objective
 from .reload import plain_copy
 from .text_encoder import TextEncoder, check_text_encoder
+from .tokens import Caption
 from .training_set import HostTrainingSet
 
 log = logging.getLogger("aclora")
@@ -64,7 +65,7 @@ def training_session(
         without_caption = {index: index + len(latents) for index in range(len(latents))}
         latents, conditioning = [*latents, *latents], [*conditioning, *[unconditional] * len(latents)]
         if text:
-            text.captions += [""] * len(without_caption)
+            text.captions += [Caption("")] * len(without_caption)
     base, device = patcher.model, patcher.load_device
     with ExitStack() as stack:
         # The objects of a training form reference cycles, and charts keep stack frames alive. Until Python collects

@@ -10,14 +10,27 @@ import comfy.clip_model
 import comfy.sd1_clip
 import torch
 
-from .private_keys import CAPTION_KEY
+from .private_keys import CAPTION_KEY, TEXT_KEY, TRIGGER
+from .tokens import Caption, tokenize
 
 TEXT_PREFIX = "text_encoders."  # in front of every layer's name in ComfyUI's LoRA files
 
 
-def with_caption(conditioning: Any, caption: str) -> Any:
-    """Return the conditioning with its caption recorded in it, which ComfyUI ignores."""
-    return [[encoded, {**more, CAPTION_KEY: caption}] for encoded, more in conditioning]
+def with_caption(conditioning: Any, caption: str, is_text: bool = False, trigger: str = "") -> Any:
+    """Return the conditioning with its caption recorded in it, which ComfyUI ignores.
+
+    Args:
+        conditioning: of the caption.
+        caption: as it is written.
+        is_text: whether it was encoded as text, without prompt syntax.
+        trigger: the trigger word of the dataset, if there is one.
+    """
+    facts: dict[str, Any] = {CAPTION_KEY: caption}
+    if is_text:
+        facts[TEXT_KEY] = True
+    if trigger:
+        facts[TRIGGER] = trigger
+    return [[encoded, {**more, **facts}] for encoded, more in conditioning]
 
 
 class TextEncoder:
@@ -38,7 +51,7 @@ class TextEncoder:
         self._clip = clip.clone()
         self._clip.patcher = patcher
         self._clip.cond_stage_model = patcher.model
-        self._tokens: dict[str, Any] = {}
+        self._tokens: dict[Caption, Any] = {}
 
     @property
     def network(self) -> torch.nn.Module:
@@ -46,10 +59,10 @@ class TextEncoder:
         network: torch.nn.Module = self.patcher.model
         return network
 
-    def encode(self, caption: str) -> Any:
+    def encode(self, caption: Caption) -> Any:
         """Return ComfyUI's conditioning of a caption, computed with the current weights."""
         if caption not in self._tokens:
-            self._tokens[caption] = self._clip.tokenize(caption)
+            self._tokens[caption] = tokenize(self._clip, caption)
         return _encode_tokens(self._clip, self._tokens[caption])
 
     @contextmanager
@@ -77,19 +90,20 @@ def _encode_tokens(clip: Any, tokens: Any) -> Any:
     return [[encoded, {"pooled_output": pooled, **(more[0] if more else {})}]]
 
 
-def recorded_captions(conditioning: Sequence[Any]) -> list[str]:
+def recorded_captions(conditioning: Sequence[Any]) -> list[Caption]:
     """Return each image's caption, as recorded by the dataset node.
 
     Raises:
         ValueError: a caption is not recorded.
     """
-    found = [entries[0][1].get(CAPTION_KEY) for entries in conditioning]
-    if None in found:
-        raise ValueError(
-            f"The caption of image {found.index(None) + 1} is not known, so the text encoder cannot learn from it. "
-            "Take latents and conditioning from Load AC-LoRA Dataset, or remove AC-LoRA Text Encoder Options."
-        )
-    return found
+    facts = [entries[0][1] for entries in conditioning]
+    for number, own in enumerate(facts, start=1):
+        if own.get(CAPTION_KEY) is None:
+            raise ValueError(
+                f"The caption of image {number} is not known, so the text encoder cannot learn from it. Take latents "
+                "and conditioning from Load AC-LoRA Dataset, or remove AC-LoRA Text Encoder Options."
+            )
+    return [Caption(own[CAPTION_KEY], own.get(TEXT_KEY, False)) for own in facts]
 
 
 def check_text_encoder(clip: Any) -> None:

@@ -46,3 +46,17 @@ def test_every_size_has_the_same_variants(tags: list[str], flip: bool, shuffles:
     counts = {size: sorted((v.caption, v.mirrored) for v in several if v.size_index == size) for size in range(n)}
     assert all(own == counts[0] for own in counts.values())
     assert counts[0] == sorted((v.caption, v.mirrored) for v in one)
+
+
+def test_several_captions_come_about_equally_often() -> None:
+    found = variants("a sentence", shuffles=3, others=("ink, a, b, c", "short"), trigger="ink")
+    assert found[0] == Variant("a sentence")
+    counts = {text: sum(each.caption == text for each in found) for text in ("a sentence", "short")}
+    tags = [each.caption for each in found if each.caption.startswith("ink, ")]
+    assert counts == {"a sentence": 4, "short": 4} and len(tags) == len(set(tags)) == 4
+    assert variants("one", flip=True, others=("two",)) == [
+        Variant("one"),
+        Variant("one", True),
+        Variant("two"),
+        Variant("two", True),
+    ]

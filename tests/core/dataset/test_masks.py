@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def test_a_mask_beside_the_image_takes_precedence_then_the_exact_name(tmp_path: 
     masks, unmatched = found(tmp_path, *names)
     assert masks == {"a.jpg": "a-masklabel.png", "b.jpg": "masks/b.jpg", "b.png": "masks/b.png"}
     assert unmatched == ["masks/a.jpg"]
+
+
+@pytest.mark.parametrize("mask", ["CAFÉ-masklabel.png", "masks/Café.jpg", "masks/café.png"])
+def test_names_match_over_unicode_forms_and_case(tmp_path: Path, mask: str) -> None:
+    image = unicodedata.normalize("NFD", "café.jpg")
+    assert found(tmp_path, image, mask) == ({image: mask}, [])
 
 
 def test_masks_without_an_image_are_named_and_other_files_are_not(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_each_latent_comes_with_its_own_caption(pack: ModuleType, vae: Any, clip
             torch.testing.assert_close(latent["samples"], vae.encode(pixels[None]), atol=1e-5, rtol=1e-5)
         else:
             assert latent["samples"].shape == (1, 4, 6, 12)
-        expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"image {number}, inkstyle"))
+        expected = clip.encode_from_tokens_scheduled(clip.tokenize(f"inkstyle, image {number}"))
         torch.testing.assert_close(cond[0][0], expected[0][0])
         torch.testing.assert_close(cond[0][1]["pooled_output"], expected[0][1]["pooled_output"])
 
@@ -108,8 +108,9 @@ def test_the_result_equals_that_of_the_hosts_own_dataset_node(
     theirs = MakeTrainingDataset.execute([pixels], [vae], [clip], ["inkstyle a rocket"]).result
     torch.testing.assert_close(ours[0], theirs[0])
     torch.testing.assert_close(ours[1][0][0][0], theirs[1][0][0][0])
-    assert ours[1][0][0][1].keys() == theirs[1][0][0][1].keys() | {"aclora_caption"}
-    assert ours[1][0][0][1]["aclora_caption"] == "inkstyle a rocket"
+    recorded = {"aclora_caption": "inkstyle a rocket", "aclora_is_text": True, "aclora_trigger": "inkstyle"}
+    assert ours[1][0][0][1].keys() == theirs[1][0][0][1].keys() | recorded.keys()
+    assert recorded.items() <= ours[1][0][0][1].items()
 
 
 def test_repeats_are_the_same_latent(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
