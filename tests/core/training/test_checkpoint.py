@@ -22,7 +22,7 @@ from aclora_core.training import checkpoint
 from aclora_core.training.checkpoint import CheckpointStore
 from aclora_core.training.fingerprint import Fingerprint, differences, training_fingerprint
 from aclora_core.training.progress import Progress, Result
-from tests.support.toy import FLOW, HELD_OUT, Toy, planted, toy, train
+from tests.support.toy import CLEAN, FLOW, HELD_OUT, Toy, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,6 +129,7 @@ def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_delet
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_FORMAT", "of another version")
+        patch.setattr(checkpoint, "_UNHASHED", "of an older version")
         with pytest.raises(ValueError, match=f"None of the {len(before)} checkpoints of '{folder.name}' can be read"):
             train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
 
@@ -145,6 +146,7 @@ def test_only_its_own_files_are_deleted(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("ink.safetensors", ".ink.safetensors.7.partial", ".first_0000001.safetensors.7.partial"):
         (folder / name).write_bytes(b"")
+        os.utime(folder / name, (0, 0))
     train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
     assert names(folder) == [".ink.safetensors.7.partial", "first_0000012.safetensors", "ink.safetensors"]
 
@@ -167,7 +169,16 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "other pictures": (lambda: toy(16, latents=[-x for x in toy(16).latents]), {}, r"1, 2, 3, 4, 5 and 11 more of 16"),
     "fewer pictures": (lambda: toy(15), {}, "there were 16 images and are 15"),
     "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights are others"),
-    "other noise": (lambda: toy(16, objective=FLOW), {}, r"the model's noise was uniform 0\.1 0\.5 0\.9 and is logit"),
+    "other noise": (
+        lambda: toy(16, objective=replace(CLEAN, sigma_at=lambda share: 2 * share)),
+        {},
+        r"the model's noise was 0\.1 0\.5 0\.9 and is 0\.2 1 1\.8",
+    ),
+    "another prediction": (
+        lambda: toy(16, objective=replace(FLOW, prediction="v")),
+        {},
+        "the model's prediction was a target of its own and is v",
+    ),
 }
 
 
