@@ -9,6 +9,10 @@ from pathlib import Path
 import folder_paths
 
 MAX_NAME_BYTES = 200  # of a file or folder name; drives allow 255, and a number and a suffix are added
+MAX_PATH_BYTES = 1000  # of all names together; systems allow 4,096 and less, with the folder in front
+_SHOWN = 80  # characters of a name in a message
+# Windows reserves these names for devices, with any suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³])\s*(\..*)?", flags=re.IGNORECASE | re.DOTALL)
 
 
 def is_inside(folder: str | Path, path: str | Path) -> bool:
@@ -31,10 +35,12 @@ def check_name(given: str, name: str, where: str) -> None:
     """
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise ValueError(f"'{given}' leads outside {where}. Give a name inside it, such as 'styles/ink'.")
-    if re.search(r'[<>:"|?*\x00-\x1f]', name) or not all(map(_is_portable, parts)):
+        raise ValueError(f"'{shown(given)}' leads outside {where}. Give a name inside it, such as 'styles/ink'.")
+    if len(name.encode("utf-8", "replace")) > MAX_PATH_BYTES:
+        raise ValueError(f"'{shown(given)}' is too long for a file name. Give a shorter one, such as 'styles/ink'.")
+    if re.search(r'[<>:"|?*\x00-\x1f\x7f]', name) or not all(map(_is_portable, parts)):
         raise ValueError(
-            f"'{given}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
+            f"'{shown(given)}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
             " folders, such as 'styles/ink'."
         )
 
@@ -52,13 +58,30 @@ def check_place(given: str, folder: Path, path: Path, where: str) -> None:
         ValueError: it leads outside, or cannot be written.
     """
     if not is_inside(folder, path):
-        raise ValueError(f"'{given}' leads outside {where} through a link. Choose another folder.")
-    existing = next(parent for parent in path.parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"'{given}' cannot be saved: {existing.name} is not a writable folder. Choose another name.")
+        raise ValueError(f"'{shown(given)}' leads outside {where} through a link. Choose another folder.")
+    try:
+        existing = next(parent for parent in path.parents if parent.exists())
+        writable = existing.is_dir() and os.access(existing, os.W_OK)
+    except OSError as error:
+        raise ValueError(
+            f"'{shown(given)}' cannot be saved: {error.strerror or error}. Choose another name."
+        ) from error
+    if not writable:
+        raise ValueError(
+            f"'{shown(given)}' cannot be saved: {existing.name} is not a writable folder. Choose another name."
+        )
+
+
+def shown(given: object) -> str:
+    """Return a name as messages show it: shortened, and without characters that cannot be printed."""
+    text = str(given).encode("utf-8", "backslashreplace").decode()
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[: _SHOWN + 1])
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _is_portable(part: str) -> bool:
-    # Windows reserves some names for devices, with any suffix.
-    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part, flags=re.IGNORECASE)
-    return part != "" and part == part.strip(". ") and len(part.encode()) <= MAX_NAME_BYTES and not reserved
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError:  # a lone surrogate, half of a character
+        return False
+    return part != "" and part == part.strip(". ") and size <= MAX_NAME_BYTES and not _DEVICES.fullmatch(part)

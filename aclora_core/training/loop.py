@@ -84,7 +84,8 @@ def run_pass(
             save_checkpoint(run, trainer, measurements, first)
     if progress.step and not progress.last_finite_step and not run.stopped:
         steps_taken = count_noun(progress.step, "step")
-        raise FloatingPointError(f"The loss was not a finite number in any of {steps_taken}. {OUT_OF_RANGE}")
+        what = f"Nothing was learned: in {steps_taken} the loss or its gradient was never a finite number"
+        raise FloatingPointError(f"{what}. {OUT_OF_RANGE}")
     if not trainer.diverged and not trainer.is_finite:
         run.end_diverged(trainer)
     elif not trainer.diverged:

@@ -14,9 +14,7 @@ from ..text import count_noun, percent_text
 _HARDLY = 0.98  # share of the model's own loss of its images that is left where nothing was learned
 _RISEN = 3.0  # times the model's own loss: more than the noise of ten steps
 _TOO_FAST = "Lower learning_rate to a third or less and train again."
-OUT_OF_RANGE = (
-    "The model itself gives no finite numbers for these images: load it in bf16 or fp32, or download its file again."
-)
+OUT_OF_RANGE = "Load the model in bf16 or fp32. Where that does not help, its file may be damaged: download it again."
 
 
 def nothing_learned(report: RankReport) -> str:
