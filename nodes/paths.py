@@ -11,8 +11,7 @@ import folder_paths
 MAX_NAME_BYTES = 200  # of a file or folder name; drives allow 255, and a number and a suffix are added
 MAX_PATH_BYTES = 1000  # of all names together; systems allow 4,096 and less, with the folder in front
 _SHOWN = 80  # characters of a name in a message
-# Windows reserves these names for devices, with any suffix.
-_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³])\s*(\..*)?", flags=re.IGNORECASE | re.DOTALL)
+_DEVICE = r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])"  # on Windows, with any suffix
 
 
 def is_inside(folder: str | Path, path: str | Path) -> bool:
@@ -36,12 +35,13 @@ def check_name(given: str, name: str, where: str) -> None:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
         raise ValueError(f"'{shown(given)}' leads outside {where}. Give a name inside it, such as 'styles/ink'.")
-    if len(name.encode("utf-8", "replace")) > MAX_PATH_BYTES:
-        raise ValueError(f"'{shown(given)}' is too long for a file name. Give a shorter one, such as 'styles/ink'.")
-    if re.search(r'[<>:"|?*\x00-\x1f\x7f]', name) or not all(map(_is_portable, parts)):
+    reason = next(filter(None, map(_problem, parts)), "")
+    if not reason and len(name.encode()) > MAX_PATH_BYTES:
+        reason = f"with its folders it is longer than {MAX_PATH_BYTES} bytes"
+    if reason:
         raise ValueError(
-            f"'{shown(given)}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
-            " folders, such as 'styles/ink'."
+            f"'{shown(given)}' cannot be a file name on every system: {reason}. Use letters, digits, '-' and '_', and "
+            "'/' between folders, such as 'styles/ink'."
         )
 
 
@@ -79,9 +79,16 @@ def shown(given: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
-def _is_portable(part: str) -> bool:
-    try:
-        size = len(part.encode())
-    except UnicodeEncodeError:  # a lone surrogate, half of a character
-        return False
-    return part != "" and part == part.strip(". ") and size <= MAX_NAME_BYTES and not _DEVICES.fullmatch(part)
+def _problem(part: str) -> str:
+    """Return why a file or folder name cannot be used on some system; "" if it can."""
+    if forbidden := re.search(r'[<>:"|?*\x00-\x1f\x7f]', part):
+        return f"it has the character {forbidden[0]!r}"
+    if part == "" or part != part.strip(". "):
+        return "a name in it is empty, or begins or ends with a full stop or a space"
+    if len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        return f"it is longer than {MAX_NAME_BYTES} bytes"
+    if re.fullmatch(rf"{_DEVICE}\s*(\..*)?", part, flags=re.IGNORECASE | re.DOTALL):
+        return f"'{shown(part)}' is the name of a device on Windows"
+    if any("\ud800" <= letter <= "\udfff" for letter in part):
+        return "it has half of a character (a lone surrogate)"
+    return ""

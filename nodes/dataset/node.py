@@ -10,7 +10,6 @@ from comfy_api.latest import io, ui
 
 from ...aclora_core.dataset import MAX_RESOLUTION, MIN_RESOLUTION, CaptionedImage, parse_resolutions
 from ...aclora_core.inspection import contact_sheet
-from ...aclora_core.storage import write_advice
 from .. import host
 from ..host import KnownEncodings
 from .encode import MaskSource, encode_captions, encode_images
@@ -176,7 +175,7 @@ def _shown(previews: dict[CaptionedImage, torch.Tensor], notes: list[str]) -> di
     try:
         images = ui.PreviewImage(sheet[None]).as_dict()
     except OSError as error:
-        notes = [*notes, f"The images cannot be shown here ({error.strerror or error}). {write_advice(error)}."]
+        notes = [*notes, f"The images cannot be shown here ({error.strerror or error}). Free some space."]
     return {**images, "text": ("\n".join(notes),)}
 
 
