@@ -70,7 +70,7 @@ def run_pass(
                 measurements.last_restart = progress.step
 
         if trainer.diverged:
-            run.end_diverged(trainer)
+            run.end_diverged(trainer, measurements)
             break
         if not math.isfinite(progress.losses[-1]) and progress.skipped_steps == 1:
             log.warning("AC-LoRA: step %d was skipped, as its loss was not finite; such steps count.", progress.step)
@@ -87,7 +87,7 @@ def run_pass(
         what = f"Nothing was learned: in {steps_taken} the loss or its gradient was never a finite number"
         raise FloatingPointError(f"{what}. {OUT_OF_RANGE}")
     if not trainer.diverged and not trainer.is_finite:
-        run.end_diverged(trainer)
+        run.end_diverged(trainer, measurements)
     elif not trainer.diverged:
         save_checkpoint(run, trainer, measurements, first)
     stepper.keep_evaluation_weights()

@@ -141,12 +141,25 @@ class TrainingRun:
             best, measured = early_stopping.best_step, early_stopping.history
             self.progress.remaining = best if measured and best < measured[-1][0] else self.config.steps
 
-    def end_diverged(self, trainer: Trainer) -> None:
+    def end_diverged(self, trainer: Trainer, measurements: Measurements | None) -> None:
         """End a pass whose loss or adapter is not finite any more, with the weights of its last good step."""
         sentence = trainer.restore_last_good(self.progress)
         log.warning("AC-LoRA: %s", sentence)
         self.progress.note(sentence)
+        if measurements:
+            self._measure_last_good(trainer, measurements)
         self.stopped = True
+
+    def _measure_last_good(self, trainer: Trainer, measurements: Measurements) -> None:
+        """Measure the adapter of the last good step, so that it is known whether it is better than none."""
+        step, history = self.progress.last_finite_step, measurements.history
+        if isinstance(measurements, EarlyStopping):
+            if history and history[-1][0] >= step:  # the best step before it is given
+                return
+        else:
+            history[:] = [measured for measured in history if measured[0] < step]
+        with self._measuring(), trainer.stepper.evaluation_weights():
+            measurements.measure(step, self.callbacks.should_stop)
 
     @contextmanager
     def spare(self, what: str, kept: str) -> Iterator[None]:

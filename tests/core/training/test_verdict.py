@@ -110,3 +110,14 @@ def test_a_learning_rate_that_does_nothing_is_told() -> None:
     config = TrainConfig(steps=20, learning_rate=1e-7, batch_size=8, max_rank=4, layers="attention and feed-forward")
     told = training_summary(train(toy(5), config).report)
     assert told.startswith("It learned nothing: the loss of its own images is still 100.0 % of the model's")
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+def test_what_is_given_after_a_divergence_is_measured(held_out: float) -> None:
+    """Its second step made it worse, and every loss from the fourth on is no number."""
+    config = replace(HELD, steps=50, learning_rate=50.0, held_out=held_out)
+    found = train(toy(16, objective=FLOW, spoil_step=lambda call: call > 3), config).report
+    measured = found.validation if held_out else found.fit
+    assert [step for step, _ in measured] == [0, 3]
+    told = training_summary(found)
+    assert told.startswith("It learned nothing") and "worse than without the LoRA" in told and "10 steps" in told

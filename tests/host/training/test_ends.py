@@ -152,23 +152,17 @@ def test_a_cancel_during_training_keeps_the_adapter(pack, model, pictures, inter
     assert (first_step(changed, pictures[1][0]) - first_step(model, pictures[1][0])).abs().max() > 0
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_training_in_which_no_step_counted_is_an_error(pack, model, pictures, steps):
+def test_a_training_in_which_no_step_counted_is_an_error(pack, model, pictures):
     spoiled = {"samples": torch.full((1, 16, 16, 16), 1e38)}
     with untouched(model), pytest.raises(FloatingPointError, match="Nothing was learned: in .* Load the model in bf16"):
-        trained(pack, model, [spoiled, spoiled], pictures[1], steps=steps)
+        trained(pack, model, [spoiled, spoiled], pictures[1], steps=1)
 
 
-@pytest.mark.parametrize(("count", "held_out"), [(2, 0.0), (9, 0.2)])
-def test_a_training_that_made_the_model_worse_is_told_as_a_failure(pack, model, pictures, caplog, count, held_out):
-    latents, captions = pictures
-    many = [{"samples": latents[number % 2]["samples"] + 0.01 * number} for number in range(count)]
-    settings = {"steps": 12, "learning_rate": 10.0, "batch_size": 2, "held_out": held_out}
-    output = run_node(pack, model, many, (captions * count)[:count], {"max_rank": 4, **settings})
-    told = output.ui["text"][0]
-    assert told.startswith("It learned nothing") and "worse than without the LoRA" in told
-    assert "Lower learning_rate" in told and "as good as the whole" not in told and "on all images" not in told
-    assert "It learned nothing" in caplog.text
+def test_a_training_that_made_the_model_worse_is_told_as_a_failure(pack, model, pictures, caplog):
+    settings = {"steps": 3, "learning_rate": 1.0, "batch_size": 2, "max_rank": 4}
+    told = run_node(pack, model, *pictures, settings).ui["text"][0]
+    assert told.startswith("It learned nothing: its own images are worse than without the LoRA")
+    assert "Lower learning_rate" in told and "It learned nothing" in caplog.text
 
 
 def replaced(latents, samples):
