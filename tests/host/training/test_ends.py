@@ -159,7 +159,7 @@ def test_a_training_in_which_no_step_counted_is_an_error(pack, model, pictures):
 
 
 def test_a_training_that_made_the_model_worse_is_told_as_a_failure(pack, model, pictures, caplog):
-    settings = {"steps": 3, "learning_rate": 1.0, "batch_size": 2, "max_rank": 4}
+    settings = {"steps": 3, "learning_rate": 0.1, "batch_size": 2, "max_rank": 4}
     told = run_node(pack, model, *pictures, settings).ui["text"][0]
     assert told.startswith("It learned nothing: its own images are worse than without the LoRA")
     assert "Lower learning_rate" in told and "It learned nothing" in caplog.text
