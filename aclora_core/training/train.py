@@ -66,7 +66,7 @@ def train(
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
         ModuleNotFoundError: the optimizer's library is not installed.
-        FloatingPointError: the loss was not finite for ten steps in a row, and never before.
+        FloatingPointError: no step had a finite loss, so nothing was learned.
     """
     if indices is None:
         indices = captioned_indices(images)
