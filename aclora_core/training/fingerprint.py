@@ -51,17 +51,14 @@ class Fingerprint:
         """Return it, after a look at its types.
 
         Raises:
-            ValueError, TypeError, AttributeError: it is damaged.
+            ValueError, TypeError, KeyError, AttributeError: it is damaged.
         """
-        numbers = [number for image in self.pictures for tensor in image for number in tensor]
+        tensors = [tensor for image in self.pictures for tensor in image]
+        numbers = [self.settings["steps"], *(number for tensor in tensors for number in tensor)]
         texts = [*self.model, *self.model.values()]
-        steps = self.settings["steps"]
-        if not all(isinstance(it, int | float) for it in [steps, *numbers]) or not all(
-            isinstance(it, str) for it in texts
-        ):
-            raise ValueError("its fingerprint is damaged")
-        if any(len(tensor) != _SUMS + 2 for image in self.pictures for tensor in image):
-            raise ValueError("its fingerprint is damaged")
+        types_fit = all(isinstance(it, int | float) for it in numbers) and all(isinstance(it, str) for it in texts)
+        if not types_fit or any(len(tensor) != _SUMS + 2 for tensor in tensors):
+            raise ValueError("its summary of images and model is damaged")
         return self
 
 
