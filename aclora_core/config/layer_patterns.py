@@ -31,7 +31,7 @@ def pattern_matcher(pattern: str, prefix: str = "") -> Callable[[str], bool]:
         return lambda name: pattern in name
     try:
         expression = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"The layer pattern '{pattern}' is no regular expression: {error}.") from error
     return lambda name: bool(expression.search(name) or expression.search(name.removeprefix(prefix)))
 

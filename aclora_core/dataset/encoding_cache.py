@@ -1,7 +1,8 @@
 """A cache of encoded images and captions on disk, keyed by a hash of everything they depend on.
 
 A value consists of tensors, scalars, strings, lists, tuples and dicts, as a host's conditioning does. Its tensors are
-stored in a safetensors file and its structure as JSON in the file's metadata; no file can run code.
+stored in a safetensors file and its structure as JSON in the file's metadata, with a hash over key and value; no file
+can run code.
 """
 
 from __future__ import annotations
@@ -9,23 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..storage import UnhashableError, content_hash, write_atomically
+from ..storage import UnhashableError, clear_partial_files, content_hash, write_advice, write_atomically
 
 log = logging.getLogger("aclora")
 
 LIMIT = 2 << 30  # bytes
 SUFFIX = ".safetensors"
-_LEFTOVER_AGE = 3600.0  # seconds; a partial file that old belongs to a process that has died
 _SCALARS = (bool, int, float, str, type(None))
 _DTYPES = frozenset(
     (
@@ -66,14 +64,18 @@ class EncodingCache:
         self._sizes: dict[Path, int] | None = None  # of all files, least recently used first; None: not yet read
 
     def get(self, key: str) -> Any | None:
-        """Return the value stored under a key, or None; a damaged file counts as missing, so it is written again."""
+        """Return the value stored under a key, or None; a damaged file counts as missing, so it is written again.
+
+        So does the file of another key that was given this one's name.
+        """
         path = self._path(key)
         try:
-            blob = path.read_bytes()
-            value = _unpack(blob)
+            value = _unpack(key, path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        except MemoryError:
+            raise
+        except Exception:  # a damaged file may hold anything
             log.info("AC-LoRA: a damaged file of encoded images and captions is ignored and written again.")
             return None
         self._used.add(path)
@@ -90,7 +92,7 @@ class EncodingCache:
         if self.problem:
             return False
         try:
-            blob = _pack(value)
+            blob = _pack(key, value)
         except UnstorableError:
             return False
         path = self._path(key)
@@ -106,7 +108,7 @@ class EncodingCache:
             reason = os.strerror(error.errno) if error.errno else "the folder cannot be written to"
             self.problem = (
                 f"The encoded images and captions cannot be kept for the next time ({reason}); training is not "
-                "affected. Free some space, or turn cache off."
+                f"affected. {write_advice(error)}, or turn cache off."
             )
             return False
         self._used.add(path)
@@ -134,27 +136,20 @@ class EncodingCache:
     def _files(self) -> dict[Path, int]:
         """Sizes of all files, least recently used first."""
         if self._sizes is None:
+            clear_partial_files(self.folder)
             found = []
             with suppress(OSError), os.scandir(self.folder) as items:
                 for item in items:
                     with suppress(OSError):
                         found.append((item.stat().st_mtime_ns, item.stat().st_size, Path(item.path)))
-            _remove_leftovers(found)
             self._sizes = {path: size for _, size, path in sorted(found) if path.suffix == SUFFIX}
         return self._sizes
 
 
-def _remove_leftovers(found: list[tuple[int, int, Path]]) -> None:
-    for modified, _, path in found:
-        if path.suffix == ".partial" and modified / 1e9 < time.time() - _LEFTOVER_AGE:
-            with suppress(OSError):
-                path.unlink()
-
-
-def _pack(value: Any) -> bytes:
-    """Encode a value as a safetensors file with a checksum. Raises UnstorableError."""
+def _pack(key: str, value: Any) -> bytes:
+    """Encode a value as a safetensors file with a checksum over key and value. Raises UnstorableError."""
     try:
-        checksum = content_hash(value)
+        checksum = content_hash(key, value)
     except UnhashableError as error:
         raise UnstorableError(str(error)) from error
     tensors: dict[str, Tensor] = {}
@@ -162,13 +157,13 @@ def _pack(value: Any) -> bytes:
     return safetensors.torch.save(tensors, {"structure": json.dumps(structure), "checksum": checksum})
 
 
-def _unpack(blob: bytes) -> Any:
-    """Decode a file. A damaged one raises ValueError, KeyError, TypeError, RuntimeError or SafetensorError."""
+def _unpack(key: str, blob: bytes) -> Any:
+    """Decode the file of a key. A damaged one raises ValueError, or whatever its content leads to."""
     tensors = safetensors.torch.load(blob)
     length = int.from_bytes(blob[:8], "little")
     metadata = json.loads(blob[8 : 8 + length])["__metadata__"]
     value = _decode_structure(json.loads(metadata["structure"]), tensors)
-    if content_hash(value) != metadata["checksum"]:
+    if content_hash(key, value) != metadata["checksum"]:
         raise ValueError("the checksum differs")
     return value
 

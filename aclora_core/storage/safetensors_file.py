@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .partial_files import clear_partial_files, lock, partial_path
 
 log = logging.getLogger("aclora")
 
@@ -59,7 +63,7 @@ def _check_header(path: Path) -> None:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; missing folders are created.
+    """Write a safetensors file atomically; missing folders are created, and what died writers left is cleared.
 
     Adds `sshs_model_hash` and `modelspec.hash_sha256` to the metadata: the SHA-256 of all bytes after the header, by
     which other programs recognise a LoRA. If the header exceeds 1 MiB, OPTIONAL_KEYS are dropped first.
@@ -81,6 +85,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     header = _fitting_header(table, {"format": "pt", **metadata, **hashes})
     write_atomically(path, [len(header).to_bytes(8, "little"), header, data])
+    clear_partial_files(path.parent)
 
 
 def _fitting_header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
@@ -111,11 +116,13 @@ def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     Raises:
         OSError: the file cannot be written; an existing file is unchanged, and no partial file is left.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as file:
+                with suppress(OSError):  # a drive without locks
+                    lock(file)  # so that nobody takes it for the rest of a dead process
                 for chunk in chunks:
                     file.write(chunk)
                 file.flush()
@@ -128,5 +135,23 @@ def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
         raise OSError(
             error.errno,
             f"{path.name} could not be written: {error.strerror or error}. An existing file is unchanged."
-            " Free some space or choose another folder",
+            f" {write_advice(error)}",
         ) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EFBIG: "Free some space, or choose a drive that holds larger files",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.EILSEQ: "Choose a name of letters and digits",
+    errno.EINVAL: "Choose a name of letters and digits",
+    errno.EIO: "Look whether the drive is connected and sound",
+    errno.EMFILE: "Close other programs, or start ComfyUI again",
+    errno.ENFILE: "Close other programs, or start ComfyUI again",
+}
+
+
+def write_advice(error: OSError) -> str:
+    """Return what to do about a file that cannot be written, as a sentence without its full stop."""
+    return _ADVICE.get(error.errno or 0, "Look whether its folder may be written to, or choose another one")

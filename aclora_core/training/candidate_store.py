@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter, RankReport, Truncation, from_state_dict, to_state_dict, with_dtype
-from ..storage import read_safetensors, write_atomically
+from ..storage import content_hash, read_safetensors, write_atomically
 from .progress import Progress, Result
 
 TRAININGS = 3  # that are kept
 MAX_BYTES = 4 * 10**9  # of all trainings together
 
-_FORMAT = "aclora candidate 1"
+_FORMAT = "aclora candidate 2"
 _STEP = re.compile(r"step_(\d+)\.safetensors")
 _RESULT = "result.safetensors"
 
@@ -147,8 +147,9 @@ class CandidateStore:
         return KeptResult(result, content["step"], Truncation(**content["truncation"]), content["steps"])
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        metadata = {"format": _FORMAT, "content": json.dumps(content, separators=(",", ":"))}
         stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        text = json.dumps(content, separators=(",", ":"))
+        metadata = {"format": _FORMAT, "content": text, "hash": content_hash(text, stored)}
         write_atomically(self.folder / name, [safetensors.torch.save(stored, metadata)])
         with suppress(OSError):  # a file that somebody has open; it is tried again at the next one
             self._prune(self.folder / name)
@@ -157,6 +158,8 @@ class CandidateStore:
         tensors, metadata = read_safetensors(self.folder / name)
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{name} is damaged: its format is '{metadata.get('format')}', not '{_FORMAT}'.")
+        if metadata.get("hash") != content_hash(metadata.get("content", ""), tensors):
+            raise ValueError(f"{name} is damaged: its content has another hash than it had when it was written.")
         return tensors, json.loads(metadata["content"])
 
     def _prune(self, newest: Path) -> None:

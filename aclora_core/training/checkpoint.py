@@ -1,6 +1,7 @@
 """Checkpoints: the whole state of a training on disk, from which it resumes as if nothing had happened.
 
-Each is one safetensors file: the tensors, and everything else as JSON in its metadata. A file is complete or not there.
+Each is one safetensors file: the tensors, and everything else as JSON in its metadata, with a hash over both. A file is
+complete or not there. One that is damaged is passed over, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -9,32 +10,88 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from ..config import CheckpointConfig
-from ..storage import put_tensors, read_safetensors, take_tensors, write_atomically
-from .fingerprint import Fingerprint, differences
+from ..config import CheckpointConfig, TrainConfig
+from ..storage import (
+    clear_partial_files,
+    content_hash,
+    put_tensors,
+    read_safetensors,
+    reserved,
+    take_tensors,
+    write_advice,
+    write_atomically,
+)
+from ..text import count_noun, error_reason
+from .fingerprint import Fingerprint, differences, with_noise_levels
 
 log = logging.getLogger("aclora")
 
 STAGES = ("first", "refit")  # the passes of a training, in their order
 CHANGEABLE = ("steps", "stop_early", "refit", "smallest")  # settings that may change where a training gets more steps
-_FORMAT = "aclora checkpoint 2"
+_FORMAT = "aclora checkpoint 3"
+_UNHASHED = "aclora checkpoint 2"  # as 0.3.0 wrote them
 _NAME = re.compile(rf"({'|'.join(STAGES)})_(\d+)\.safetensors")
 
 
+class DamagedCheckpointError(Exception):
+    """The state of a checkpoint cannot be restored."""
+
+
+@contextmanager
+def restoring() -> Iterator[None]:
+    """Turn whatever a state of the wrong shape leads to into a DamagedCheckpointError.
+
+    No hash covers the checkpoints of 0.3.0, so that their damage may only show when their parts are put into place.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):  # the file is not to blame
+        raise
+    except Exception as error:
+        raise DamagedCheckpointError(error_reason(error)) from error
+
+
 class CheckpointStore:
-    """The checkpoints of one training. now: what this training depends on."""
+    """The checkpoints of one training.
+
+    Args:
+        settings: where they are, and whether to resume.
+        now: what this training depends on.
+
+    Attributes:
+        notes: sentences for the user on checkpoints that were passed over.
+    """
 
     def __init__(self, settings: CheckpointConfig, now: Fingerprint) -> None:
-        self.settings, self.now = settings, now
+        self.settings, self.now, self._own = settings, now, now
+        self.notes: list[str] = []
         self._written: list[Path] = []  # by this run, or resumed from
+        self._damaged: set[Path] = set()
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep other servers out of the folder while the context lasts.
+
+        Raises:
+            ValueError: a training on another server uses it.
+        """
+        with reserved(self.settings.folder) as ours:
+            if not ours:
+                raise ValueError(
+                    f"Another training writes its checkpoints to '{self.settings.folder.name}' right now, on another "
+                    "ComfyUI server. Give this one another checkpoint name, or wait for the end of the other."
+                )
+            yield
 
     def find(self) -> dict[str, Any] | None:
         """Return the state to resume from; None where there is none, or where resuming is off.
@@ -48,41 +105,57 @@ class CheckpointStore:
             return None
         paths, readable = self._paths(), False
         for path in reversed(paths):
-            state = _read(path)
-            if state is None:
+            content = self._read(path)
+            if content is None:
                 continue
             readable = True
-            before = Fingerprint(**state["fingerprint"])
+            before, state = content
             more = self._wants_more(before)
             if more and path.name.startswith("refit"):  # a refit cannot go on: its number of steps was found before it
                 continue
             self._check(before, CHANGEABLE if more else ())
+            self.now = with_noise_levels(self._own, before)
             self._written = paths[: paths.index(path) + 1]
-            return dict(state["state"])
+            return state
         if paths and not readable:
             raise ValueError(
-                f"None of the {len(paths)} checkpoints of '{self.settings.folder.name}' can be read: they are damaged, "
-                "or of another version of AC-LoRA. Give another checkpoint name, or set resume to 'never', which "
-                "starts anew and replaces them."
+                f"None of the {count_noun(len(paths), 'checkpoint')} of '{self.settings.folder.name}' can be read: "
+                "they are damaged, or of another version of AC-LoRA. Give another checkpoint name, or set resume to "
+                "'never', which starts anew and replaces them."
             )
         return None
+
+    def config(self, config: TrainConfig) -> TrainConfig:
+        """Return the settings of a training that goes on from what `find` returned.
+
+        Noise levels are drawn as they were at its start, also where a later version would draw others.
+        """
+        if self.now == self._own:
+            return config
+        sampling, odds = self.now.noise_levels
+        return replace(config, timesteps=sampling, timestep_shift=odds)
+
+    def pass_over_latest(self, reason: str) -> None:
+        """Leave out the checkpoint that `find` has returned, so that it returns the one before it."""
+        self._pass_over(self._written.pop(), reason)
 
     def write(self, stage: str, step: int, state: Mapping[str, Any]) -> str:
         """Write a checkpoint and delete older ones. Return a sentence where that failed; no half file is left."""
         path = self.settings.folder / f"{stage}_{step:07}.safetensors"
         tensors: dict[str, Tensor] = {}
         content = {"fingerprint": self.now.state_dict(), "state": take_tensors(state, "", tensors)}
-        metadata = {"format": _FORMAT, "content": json.dumps(content, separators=(",", ":"))}
+        text = json.dumps(content, separators=(",", ":"))
+        metadata = {"format": _FORMAT, "content": text, "hash": content_hash(text, tensors)}
         try:
             write_atomically(path, [safetensors.torch.save(tensors, metadata)])
         except OSError as error:
             log.warning("AC-LoRA: step %d: no checkpoint, as %s.", step, error.strerror or error)
             reason = os.strerror(error.errno) if error.errno else str(error)
-            return f"At times there was no checkpoint: {reason}. Free some space; training goes on and tries again."
+            advice = write_advice(error)
+            return f"At times there was no checkpoint: {reason}. {advice}; training goes on and tries again."
         if path not in self._written:
             self._written.append(path)
-        with suppress(OSError):  # a file that somebody has open; it is tried again at the next one
-            self._prune()
+        self._prune()
         return ""
 
     def has(self, stage: str, step: int) -> bool:
@@ -111,34 +184,60 @@ class CheckpointStore:
         named = [(match, path) for path in self.settings.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
         return [path for _, path in sorted(named, key=lambda pair: (STAGES.index(pair[0][1]), int(pair[0][2])))]
 
+    def _read(self, path: Path) -> tuple[Fingerprint, dict[str, Any]] | None:
+        """Return what a checkpoint depends on and its state; None where it is damaged, which is noted.
+
+        Raises:
+            OSError: it cannot be read, which says nothing about what it holds.
+        """
+        if path in self._damaged:
+            return None
+        try:
+            return _content(path)
+        except (FileNotFoundError, IsADirectoryError):
+            self._pass_over(path, "it is no file")
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The checkpoint {path.name} cannot be read ({error.strerror or error}). Look whether its drive is "
+                "there and try again, or set resume to 'never', which starts anew and replaces it",
+            ) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file may hold anything
+            self._pass_over(path, error_reason(error))
+        return None
+
+    def _pass_over(self, path: Path, reason: str) -> None:
+        log.warning("AC-LoRA: checkpoint %s is damaged (%s); the one before it is looked at.", path.name, reason)
+        self._damaged.add(path)
+        self.notes.append(f"The checkpoint {path.name} was damaged, so training went on from the one before it.")
+
     def _prune(self) -> None:
         """Delete all but the last of this run, those of another training, and what a crash left half written."""
         first = [path for path in self._written if path.name.startswith("first")]
         kept = {*self._written[-self.settings.keep :], *first[-1:]}  # more steps go on from the end of the first pass
         self._written = [path for path in self._written if path in kept]
-        halves = [half for stage in STAGES for half in self.settings.folder.glob(f".{stage}_*.safetensors.*.partial")]
-        for path in [*self._paths(), *halves]:
+        for path in self._paths():
             if path not in kept:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a folder, or a file that somebody has open: it is tried again
+                    path.unlink(missing_ok=True)
+        for stage in STAGES:
+            clear_partial_files(self.settings.folder, f"{stage}_*")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return the content of a checkpoint; None, and a line in the log, where it is damaged.
+def _content(path: Path) -> tuple[Fingerprint, dict[str, Any]]:
+    """Return what a checkpoint depends on and its state.
 
     Raises:
-        OSError: it cannot be read, which says nothing about what it holds.
+        OSError: it cannot be read.
+        Exception: it is damaged; no other error tells more than that.
     """
-    try:
-        tensors, metadata = read_safetensors(path)
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"its format is '{metadata.get('format')}', not '{_FORMAT}'")
-        return dict(put_tensors(json.loads(metadata["content"]), tensors))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"The checkpoint {path.name} cannot be read ({error.strerror or error}). Look whether its drive is there "
-            "and try again, or set resume to 'never', which starts anew and replaces it",
-        ) from error
-    except (ValueError, KeyError) as error:
-        log.warning("AC-LoRA: checkpoint %s is damaged (%s); the one before it is looked at.", path.name, error)
-        return None
+    tensors, metadata = read_safetensors(path)
+    kind, text = metadata.get("format"), metadata["content"]
+    if kind not in (_FORMAT, _UNHASHED):
+        raise ValueError(f"its format is '{kind}', not '{_FORMAT}'")
+    if (kind == _FORMAT or "hash" in metadata) and metadata["hash"] != content_hash(text, tensors):
+        raise ValueError("its content has another hash than it had when it was written")
+    content = put_tensors(json.loads(text), tensors)
+    return Fingerprint(**content["fingerprint"]).checked(), dict(content["state"])

@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..diffusion import DiffusionModel, TrainingSet
+from ..diffusion import DiffusionModel, Objective, TrainingSet, with_timesteps
 from ..storage import component_tensors, tensors_in
 from ..text import name_list
 
@@ -26,6 +26,7 @@ _SUMS = 8  # numbers that summarise a tensor
 _TOLERANCE = 0.02  # of a tensor's root mean square
 _SAMPLES = 64  # elements of each weight of the model that are hashed
 _NOISE_FRACTIONS = (0.1, 0.5, 0.9)
+_NOISE_LEVELS = "timesteps"  # the key of how noise levels are drawn
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,26 @@ class Fingerprint:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps; Fingerprint(**state) reads it again."""
         return {"settings": self.settings, "pictures": self.pictures, "model": self.model}
+
+    @property
+    def noise_levels(self) -> tuple[Any, float]:
+        """How noise fractions are drawn, and the factor on their odds, as TrainConfig takes them."""
+        sampling, odds = self.model[_NOISE_LEVELS].split()
+        return sampling, float(odds)
+
+    def checked(self) -> Fingerprint:
+        """Return it, after a look at its types.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is damaged.
+        """
+        tensors = [tensor for image in self.pictures for tensor in image]
+        numbers = [self.settings["steps"], *(number for tensor in tensors for number in tensor)]
+        texts = [*self.model, *self.model.values()]
+        types_fit = all(isinstance(it, int | float) for it in numbers) and all(isinstance(it, str) for it in texts)
+        if not types_fit or any(len(tensor) != _SUMS + 2 for tensor in tensors):
+            raise ValueError("its summary of images and model is damaged")
+        return self
 
 
 def training_fingerprint(
@@ -56,7 +77,27 @@ def training_fingerprint(
             if config.needs_unconditional:
                 parts.append(images.conditioning([images.without_caption[variant]]))
             sums.append([_sums(tensor, signs) for tensor in tensors_in(parts)])
-    return Fingerprint(json.loads(json.dumps(settings)), sums, _model_facts(model))
+    facts = _model_facts(model)
+    facts[_NOISE_LEVELS] = _noise_levels(with_timesteps(model.objective, config.timesteps, config.timestep_shift))
+    return Fingerprint(json.loads(json.dumps(settings)), sums, facts)
+
+
+def with_noise_levels(now: Fingerprint, before: Fingerprint) -> Fingerprint:
+    """Return the fingerprint of a training that goes on with the noise levels that it began with.
+
+    Checkpoints of 0.3.0 do not tell them. They are those that its settings ask for, and where timesteps are automatic,
+    those of the model, without a factor on their odds.
+    """
+    drawn = before.model.get(_NOISE_LEVELS)
+    if drawn is None and now.settings.get("timesteps") == "automatic":
+        sampling = before.model["noise"].split()[0]
+        if sampling != now.noise_levels[0]:
+            drawn = f"{sampling} {now.settings['timestep_shift']!r}"
+    return now if drawn is None else replace(now, model={**now.model, _NOISE_LEVELS: drawn})
+
+
+def _noise_levels(objective: Objective) -> str:
+    return f"{objective.sampling} {objective.odds!r}"
 
 
 def _image_parts(images: TrainingSet, index: int) -> list[Any]:
@@ -113,6 +154,12 @@ def _alike(before: list[list[float]], now: list[list[float]]) -> bool:
 def _model_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     for name, value in now.items():
         old = before.get(name, "unknown")
+        if name == _NOISE_LEVELS:  # a training goes on with those that it began with
+            continue
+        if name == "prediction" and name not in before:  # checkpoints of 0.3.0 do not tell it
+            continue
+        if name == "noise":  # before its levels stands how they were drawn
+            old, value = old.partition(" ")[2], value.partition(" ")[2]
         if name in ("layers", "weights") and old != value:
             yield f"the model's {name} are others"
         elif old != value:
@@ -144,6 +191,7 @@ def _model_facts(model: DiffusionModel) -> dict[str, str]:
     return {
         "device": model.device.type,
         "number type": str(model.dtype).removeprefix("torch."),
+        "prediction": model.objective.prediction,
         "noise": f"{model.objective.sampling} {' '.join(levels)}",
         "layers": names.hexdigest(),
         "weights": values.hexdigest(),

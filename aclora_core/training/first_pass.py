@@ -22,6 +22,12 @@ class FirstPass:
     steps: int  # that the adapter has trained for
     progress: Progress
 
+    @property
+    def improves(self) -> bool:
+        """Whether its step is better on the held-out images than the model alone, as far as both were measured."""
+        measured = dict(self.progress.validation)
+        return not (0 in measured and self.steps in measured) or measured[self.steps] < measured[0]
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it; the progress is kept beside it."""
         rule = None if self.truncation.kind == "whole" else self.truncation.kind

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..diffusion import Batch
+from ..text import count_noun
 from .batches import BatchStream
 from .first_pass import FirstPass
 from .resume import save_checkpoint
 from .run import TrainingRun
 from .trainer import Trainer
 from .validation import Measurements
+from .verdict import OUT_OF_RANGE
 
 log = logging.getLogger("aclora")
 
@@ -33,6 +35,9 @@ def run_pass(
         steps: how many the pass has at most.
         measurements: of held-out or training images; None in a refit.
         first: what the first pass found, where this is the second; checkpoints keep it.
+
+    Raises:
+        FloatingPointError: no step had a finite loss, so nothing was learned.
     """
     progress, stepper, restarts = run.progress, trainer.stepper, trainer.restarts
     if measurements and measurements.is_overdue(progress.step, steps):
@@ -55,6 +60,7 @@ def run_pass(
             with trainer.memory.out_of_memory_caught(batches):
                 loss = stepper.step(batches, prefetch)
         progress.record(loss / run.unit, stepper.learning_rate)
+        run.skipped_images.record(step.batches, counted=math.isfinite(loss))
 
         # AC-LoRA: keep the signal of each layer and redraw its noise.
         if restart_due:
@@ -64,7 +70,7 @@ def run_pass(
                 measurements.last_restart = progress.step
 
         if trainer.diverged:
-            run.end_diverged(trainer)
+            run.end_diverged(trainer, measurements)
             break
         if not math.isfinite(progress.losses[-1]) and progress.skipped_steps == 1:
             log.warning("AC-LoRA: step %d was skipped, as its loss was not finite; such steps count.", progress.step)
@@ -76,7 +82,13 @@ def run_pass(
             break
         if run.store and progress.step % run.store.settings.every == 0:
             save_checkpoint(run, trainer, measurements, first)
-    if not trainer.diverged:
+    if progress.step and not progress.last_finite_step and not run.stopped:
+        steps_taken = count_noun(progress.step, "step")
+        what = f"Nothing was learned: in {steps_taken} the loss or its gradient was never a finite number"
+        raise FloatingPointError(f"{what}. {OUT_OF_RANGE}")
+    if not trainer.diverged and not trainer.is_finite:
+        run.end_diverged(trainer, measurements)
+    elif not trainer.diverged:
         save_checkpoint(run, trainer, measurements, first)
     stepper.keep_evaluation_weights()
     run.keep_candidate(trainer, progress.last_finite_step)

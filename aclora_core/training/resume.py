@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..adapter import TrainingFacts
+from .checkpoint import restoring
 from .first_pass import FirstPass
 from .run import TrainingRun
 from .trainer import Trainer
@@ -52,9 +53,15 @@ def save_checkpoint(
 
 
 def restore_facts(run: TrainingRun, state: Mapping[str, Any]) -> None:
-    """Take over the facts of a checkpoint."""
-    facts = TrainingFacts.from_dict(state["facts"])
-    run.facts = replace(facts, cancelled=None, checkpoint_seconds=None, validation_seconds=state["measuring_seconds"])
+    """Take over the facts of a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: they cannot be restored.
+    """
+    with restoring():
+        facts = TrainingFacts.from_dict(state["facts"])
+        seconds = float(state["measuring_seconds"])
+    run.facts = replace(facts, cancelled=None, checkpoint_seconds=None, validation_seconds=seconds)
 
 
 def resume_pass(
@@ -64,7 +71,26 @@ def resume_pass(
 
     Raises:
         ValueError: more steps are asked of a training that would stop at once.
+        DamagedCheckpointError: the state cannot be restored.
     """
+    progress = run.progress
+    with restoring():
+        _restore(run, state, trainer, measurements)
+    measures_fit = measurements is not None and not isinstance(measurements, EarlyStopping)
+    if measurements and measures_fit and progress.step and not measurements.history:
+        run.measure_model(trainer, measurements)  # the first measurement was cancelled, or never made
+    if measurements and progress.restarts:
+        measurements.last_restart = progress.restarts[-1].step
+    asks_for_more = state["planned"] < run.config.steps
+    if asks_for_more and measurements and run.config.stop_early and measurements.should_stop():
+        raise ValueError(
+            f"This training had stopped by itself at step {progress.step}: {measurements.reason}. It would stop again "
+            "at once. Switch stop_early off to go on all the same."
+        )
+    log.info("AC-LoRA: resumed at step %d of %d.", progress.done, progress.total)
+
+
+def _restore(run: TrainingRun, state: Mapping[str, Any], trainer: Trainer, measurements: Measurements | None) -> None:
     progress = run.progress
     trainer.load_state_dict(state["work"])
     total = progress.total
@@ -76,14 +102,3 @@ def resume_pass(
     elif measurements:
         measurements.load_state_dict(state.get("fit", {"history": []}))  # checkpoints of 0.3.0 have none
         progress.fit = measurements.history
-        if progress.step and not measurements.history:  # the first measurement was cancelled, or never made
-            run.measure_model(trainer, measurements)
-    if measurements and progress.restarts:
-        measurements.last_restart = progress.restarts[-1].step
-    asks_for_more = state["planned"] < run.config.steps
-    if asks_for_more and measurements and run.config.stop_early and measurements.should_stop():
-        raise ValueError(
-            f"This training had stopped by itself at step {progress.step}: {measurements.reason}. It would stop again "
-            "at once. Switch stop_early off to go on all the same."
-        )
-    log.info("AC-LoRA: resumed at step %d of %d.", progress.done, progress.total)

@@ -14,10 +14,11 @@ from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
 from ..text import error_reason
 from .candidates import Candidates
-from .checkpoint import CheckpointStore
+from .checkpoint import CheckpointStore, DamagedCheckpointError
 from .previews import Previews
 from .progress import Progress
 from .sampler import steps_per_epoch, style_indices
+from .skipped_images import SkippedImages
 from .trainer import Trainer
 from .validation import EarlyStopping, Measurements
 
@@ -53,7 +54,8 @@ class TrainingRun:
     ) -> None:
         self.model, self.images, self.config, self.indices = model, images, config, list(indices)
         self.callbacks, self.store = callbacks, store
-        self.progress = Progress(config.steps)
+        self.progress = Progress(config.steps, notes=list(store.notes) if store else [])
+        self.skipped_images = SkippedImages(images, indices)
         self.stopped = False
         self._began = time.time()
         style = style_indices(images, indices)
@@ -139,18 +141,33 @@ class TrainingRun:
             best, measured = early_stopping.best_step, early_stopping.history
             self.progress.remaining = best if measured and best < measured[-1][0] else self.config.steps
 
-    def end_diverged(self, trainer: Trainer) -> None:
-        """End a pass whose loss is not finite any more, with the weights of its last good step."""
+    def end_diverged(self, trainer: Trainer, measurements: Measurements | None) -> None:
+        """End a pass whose loss or adapter is not finite any more, with the weights of its last good step."""
         sentence = trainer.restore_last_good(self.progress)
         log.warning("AC-LoRA: %s", sentence)
         self.progress.note(sentence)
+        if measurements:
+            self._measure_last_good(trainer, measurements)
         self.stopped = True
+
+    def _measure_last_good(self, trainer: Trainer, measurements: Measurements) -> None:
+        """Measure the adapter of the last good step, so that it is known whether it is better than none."""
+        step, history = self.progress.last_finite_step, measurements.history
+        if isinstance(measurements, EarlyStopping):
+            if history and history[-1][0] >= step:  # the best step before it is given
+                return
+        else:
+            history[:] = [measured for measured in history if measured[0] < step]
+        with self._measuring(), trainer.stepper.evaluation_weights():
+            measurements.measure(step, self.callbacks.should_stop)
 
     @contextmanager
     def spare(self, what: str, kept: str) -> Iterator[None]:
         """Turn any exception in the block into a warning and a note, so that finished work is still returned."""
         try:
             yield
+        except DamagedCheckpointError:  # another checkpoint may be whole
+            raise
         except Exception as error:  # whatever a model, a driver or a callback raises
             log.warning("AC-LoRA: %s; %s.", what, kept, exc_info=True)
             self.progress.note(f"{what} ({error_reason(error)}); {kept}.")
@@ -163,6 +180,8 @@ class TrainingRun:
             trained_on: number of images that the adapter learned from.
         """
         facts, previews = self.facts, self.callbacks.previews
+        if sentence := self.skipped_images.sentence:
+            self.progress.note(sentence)
         per_epoch = steps_per_epoch(trained_on, self.config.batch_size, self.config.accumulate)
         return replace(
             facts,

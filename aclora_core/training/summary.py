@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..adapter import RankReport, fit_share, skipped_steps
 from ..text import count_noun, mean_and_range, percent_text, size_text
 from .fit import LEVEL
+from .verdict import nothing_learned
 
 # By the stage in which a training was cancelled.
 _CANCELLED = {
@@ -12,7 +13,6 @@ _CANCELLED = {
     "cutting": "Cancelled during the search for the smallest size: the adapter is whole.",
     "training on all": "Cancelled during the second pass, on all images: the adapter is that of the first pass.",
 }
-_NOTHING_LEARNED = 0.98  # share of the model's own loss
 _COPIES = 0.2  # share of drawings that copy a training image, from which on the user is told
 
 
@@ -22,11 +22,16 @@ def training_summary(report: RankReport) -> str:
     sentences = []
     if facts.cancelled is not None:
         sentences.append(_CANCELLED[facts.cancelled].format(done=len(report.losses)))
+    problem = nothing_learned(report)
+    if problem:
+        sentences.append(problem)
     if facts.chosen_step is None:
         sentences += [_steps(report), *_best_step(report)]
     else:
         sentences.append(f"The adapter is that of step {facts.chosen_step}, as chosen.")
-    sentences += [*_fit(report), *_used_ranks(report)]
+    if not problem:
+        sentences += _fit(report)
+    sentences += _used_ranks(report)
     chosen = next((tried for tried in report.truncations if tried.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
         sentences.append(f"Truncated to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
@@ -85,23 +90,13 @@ def _learned_style(report: RankReport) -> list[str]:
 
 
 def _fit(report: RankReport) -> list[str]:
-    """Say how well the adapter fits its own images, if they were measured, and what to do where it does not."""
+    """Say how well the adapter fits its own images, if they were measured."""
     share = fit_share(report.fit)
     if share is None:
         return []
     level, step = percent_text(share), report.fit[-1][0]
     whole = report.facts.cancelled is None and report.facts.chosen_step is None
     steps = len(report.losses)
-    if share > 1:
-        return [
-            f"It learned nothing: its own images are worse than without the LoRA, with {percent_text(share, 1)} of the "
-            "model's loss. Lower learning_rate to a third or less and train again."
-        ]
-    if whole and share >= _NOTHING_LEARNED:
-        return [
-            f"It learned nothing: the loss of its own images is still {percent_text(share, 1)} of the model's. Lower "
-            "learning_rate if the loss jumps up and down; raise learning_rate or steps if it hardly moves."
-        ]
     if whole and share <= LEVEL and step == steps < _planned_steps(report):
         return [f"Stopped by itself: the loss of its own images fell to {level} of the model's."]
     if whole and steps == _planned_steps(report):

@@ -14,7 +14,7 @@ from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
 from .candidates import Candidates
-from .checkpoint import CheckpointStore
+from .checkpoint import CheckpointStore, DamagedCheckpointError, restoring
 from .checks import check_inputs
 from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated, used_ranks_facts
 from .fingerprint import training_fingerprint
@@ -30,6 +30,7 @@ from .run import Callbacks, TrainingRun
 from .sampler import captioned_indices, style_indices
 from .trainer import Trainer
 from .validation import MIN_IMAGES, EarlyStopping, ValidationSet, hold_out
+from .verdict import nothing_learned
 
 log = logging.getLogger("aclora")
 
@@ -65,20 +66,36 @@ def train(
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
         ModuleNotFoundError: the optimizer's library is not installed.
-        FloatingPointError: the loss was not finite for ten steps in a row, and never before.
+        FloatingPointError: no step had a finite loss, so nothing was learned.
     """
     if indices is None:
         indices = captioned_indices(images)
     check_inputs(images, config, indices)
     check_installed(config.optimizer)
-    store = None
-    if checkpoints:
-        store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
-    run = TrainingRun(model, images, config, indices, Callbacks(on_step, should_stop, previews, candidates), store)
+    callbacks = Callbacks(on_step, should_stop, previews, candidates)
+    if checkpoints is None:
+        return _train(TrainingRun(model, images, config, indices, callbacks, None), None)
+    store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
+    with store.reserved():
+        while True:
+            saved = store.find()
+            run = TrainingRun(model, images, store.config(config), indices, callbacks, store)
+            try:
+                return _train(run, saved)
+            except DamagedCheckpointError as error:
+                store.pass_over_latest(str(error))
+
+
+def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
+    """Train, from a checkpoint where there is one.
+
+    Raises:
+        DamagedCheckpointError: it cannot be restored; nothing has been trained then.
+    """
+    config, images, candidates = run.config, run.images, run.callbacks.candidates
     learned, held_out = hold_out(images, run.indices, config.held_out, config.seed)
     if config.held_out and not held_out:
         log.info("AC-LoRA: with fewer than %d different images none is held out.", MIN_IMAGES)
-    saved = store.find() if store else None
     if candidates:
         candidates.begin(resumed=saved is not None)
     if saved is not None:
@@ -86,7 +103,7 @@ def train(
     in_refit = saved is not None and "found" in saved
     first = _saved_first_pass(run, saved) if saved and in_refit else _first_pass(run, learned, held_out, saved)
     refitted = None
-    if held_out and config.refit and not run.stopped:
+    if held_out and config.refit and first.improves and not run.stopped:
         refitted = _refit(run, first, saved if in_refit else None)
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
     if images.prompts:
@@ -95,6 +112,8 @@ def train(
         add_learned_style(run, first.adapter, learned, held_out)
     facts = run.final_facts(len(held_out), len(trained_on))
     result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
+    if problem := nothing_learned(result.report):
+        log.warning("AC-LoRA: %s", problem)
     if candidates and not candidates.failed:
         with run.sparing_candidates(candidates):
             candidates.finish(result, first.steps, first.truncation)
@@ -160,7 +179,7 @@ def _compress(
     run: TrainingRun, trainer: Trainer, early_stopping: EarlyStopping, adapter: Adapter
 ) -> tuple[Truncation, list[TruncationLoss]]:
     """Find the smallest truncation that is as good on held-out images, and what others lose."""
-    if not run.config.smallest or run.stopped:
+    if not run.config.smallest or run.stopped or not early_stopping.improves:
         return WHOLE, []
     run.progress.stage = "cutting"
 
@@ -179,8 +198,9 @@ def _compress(
 
 def _saved_first_pass(run: TrainingRun, saved: Mapping[str, Any]) -> FirstPass:
     """Return what a checkpoint of the refit knows of the first pass."""
-    run.progress.load_state_dict(saved["first_progress"])
-    return FirstPass.from_state_dict(saved["found"], run.progress)
+    with restoring():
+        run.progress.load_state_dict(saved["first_progress"])
+        return FirstPass.from_state_dict(saved["found"], run.progress)
 
 
 def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) -> Adapter | None:

@@ -16,6 +16,7 @@ from .batches import BatchStream
 from .memory import MemoryPlan
 from .progress import Progress
 from .restarts import Restarts
+from .verdict import OUT_OF_RANGE
 from .warmup import warm_up
 
 _MAX_SKIPPED = 10  # steps in a row without a finite loss, after which going on is pointless
@@ -103,6 +104,11 @@ class Trainer:
         """Whether so many steps in a row had no finite loss that going on is pointless."""
         return self.stepper.skipped_in_a_row >= _MAX_SKIPPED
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of the adapter's weights are finite numbers."""
+        return bool(torch.isfinite(self.adapted.parameters.master).all())
+
     def restore_last_good(self, progress: Progress) -> str:
         """Go back to the last step with a finite loss, and return a sentence for the user.
 
@@ -110,9 +116,11 @@ class Trainer:
             FloatingPointError: there was none.
         """
         what = f"The loss has not been a finite number for {_MAX_SKIPPED} steps, up to step {progress.step}"
-        todo = "Lower the learning rate, or load the model in bf16 or fp32."
         if not progress.last_finite_step:
-            raise FloatingPointError(f"{what}. {todo}")
+            raise FloatingPointError(f"{what}. {OUT_OF_RANGE}")
+        if not self.diverged:
+            what = f"The adapter's own numbers are not finite after step {progress.step}"
+        todo = "Lower the learning rate, or load the model in bf16 or fp32."
         self.stepper.restore_last_good()
         return f"{what}, so training ended there; what had been learned before is kept. {todo}"
 

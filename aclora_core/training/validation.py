@@ -193,6 +193,12 @@ class EarlyStopping(Measurements):
         """Why the training ends, as a clause."""
         return f"step {self.best_step} was better"
 
+    @property
+    def improves(self) -> bool:
+        """Whether the best step is better than the model alone, as far as that was measured."""
+        measured_first = bool(self.history) and self.history[0][0] == 0
+        return not measured_first or not self.best_loss >= self.history[0][1]
+
     def restore_best(self, step: int) -> int:
         """Go back to the weights of the best step, if a later one was measured, and return the step that they are of.
 

@@ -9,6 +9,7 @@ import torch
 from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels
 from ..config import TrainConfig
 from ..diffusion import Batch
+from ..text import error_reason
 from .adapted_model import AdaptedModel
 
 # Networks for which kernels were compiled since the program started; whatever else is needed is compiled when it runs.
@@ -49,10 +50,31 @@ def trial_step(adapted: AdaptedModel, batch: Batch) -> None:
     """Run a forward and a backward pass; where that fails, once more without in-place additions.
 
     Most likely the network overwrites what its backward pass needs, which shows in many ways.
+
+    Raises:
+        RuntimeError: the model cannot compute with the image or its caption, or gives no gradients.
     """
-    if not _gives_gradients(adapted, batch):
-        adapted.checkpointing.no_inplace_add = True
-        adapted.loss(batch)[0].backward()
+    try:
+        if not _gives_gradients(adapted, batch):
+            adapted.checkpointing.no_inplace_add = True
+            adapted.loss(batch)[0].backward()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a network does with inputs that it was not made for
+        raise RuntimeError(f"The model cannot be trained on these images: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    reason = error_reason(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in reason:
+        return (
+            f"there is too little main memory ({reason}). Close other programs, use smaller images, or choose "
+            "'attention' for layers."
+        )
+    return (
+        f"{reason}. Where latents or captions are those of another model, connect the VAE and the CLIP that belong to "
+        "this one to the dataset node."
+    )
 
 
 def _gives_gradients(adapted: AdaptedModel, batch: Batch) -> bool:

@@ -36,8 +36,10 @@ def resolve_folder(folder: str) -> Path:
     """Return the path of a folder from the list.
 
     Raises:
-        ValueError: it leads outside the allowed folders, or does not exist.
+        ValueError: none is chosen, it leads outside the allowed folders, or it does not exist.
     """
+    if not isinstance(folder, str):  # programs can send any value for a drop-down
+        raise ValueError("No folder is chosen. Choose one from the list.")
     prefix = next((mark for mark in (DATASETS, EXAMPLE) if folder.startswith(mark)), "")
     name = folder[len(prefix) :]
     for root in _roots()[prefix]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.sampler_helpers
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...aclora_core.dataset import at_latent_size, is_black
 from ...aclora_core.storage import map_tensors, to_device
+from ...aclora_core.text import error_reason
 from .conditioning_lengths import Lengths, common_lengths, repeat_to_common_length
 from .private_keys import VARIANT_KEY
 
@@ -31,22 +33,40 @@ def prepare_inputs(
         The latents as the network takes them, float32 in main memory; the network's other inputs for each image, by
         name; the batch key of each image, as images with one key can share a batch; and the lengths to which captions
         are repeated.
+
+    Raises:
+        ValueError: the model cannot use a caption.
     """
     scaled = [base.process_latent_in(latent["samples"].clone().float().cpu()) for latent in latents]
     # Repeated images and shared captions have the same tensors; each is prepared once.
     known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {}
     conditions = []
     with torch.no_grad():
-        for samples, cond in zip(scaled, conditioning, strict=True):
+        for number, (samples, cond) in enumerate(zip(scaled, conditioning, strict=True), start=1):
             key = (id(cond), tuple(samples.shape))
             if key not in known:
-                known[key] = model_conditions(base, cond, samples, device)
+                with _caption_named(number):
+                    known[key] = model_conditions(base, cond, samples, device)
             conditions.append(known[key])
     lengths = common_lengths(known.values())
     longer = {id(condition): repeat_to_common_length(condition, lengths) for condition in known.values()}
     conditions = [longer[id(condition)] for condition in conditions]
     batch_keys = [batch_key(samples, condition) for samples, condition in zip(scaled, conditions, strict=True)]
     return scaled, conditions, batch_keys, lengths
+
+
+@contextmanager
+def _caption_named(number: int) -> Iterator[None]:
+    """Name the caption in whatever a model raises that cannot use it. Raises ValueError in its place."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The model cannot use caption {number} ({error_reason(error)}). Connect the CLIP that belongs to the "
+            "model to the dataset node."
+        ) from error
 
 
 def model_conditions(base: Any, conditioning: Any, samples: Tensor, device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import torch
 from .conditioning import latent_masks, prepare_inputs, regularisation_weights, variant_indices
 from .differentiable import differentiable_weights
 from .differentiable_ops import differentiable_operations, replaced_attribute
-from .families import check_family, training_note, training_options
+from .families import training_note, training_options
+from .input_checks import check_inputs, check_unconditional
 from .loading import loaded_weights, streamed_weights
 from .model import HostModel
 from .objective import make_objective
@@ -53,8 +54,8 @@ def training_session(
     Raises:
         ValueError: an input cannot be trained on; the message says which image and what to do.
     """
-    _check_inputs(model, latents, conditioning)
-    _check_unconditional(unconditional)
+    check_inputs(model, latents, conditioning)
+    check_unconditional(unconditional)
     if note := training_note(model):
         log.info("AC-LoRA: %s", note)
     patcher = _patcher_for_training(model)
@@ -104,50 +105,6 @@ def training_session(
         if prompts:
             images.add_prompts(prompts)
         yield HostModel(patcher, device, objective, options, text, stream), images
-
-
-def _check_inputs(model: Any, latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -> None:
-    if not hasattr(getattr(model, "model", None), "diffusion_model"):
-        raise ValueError(
-            "The model input is no diffusion model, so it cannot be trained. Connect a checkpoint's MODEL."
-        )
-    check_family(model.model)
-    if len(latents) != len(conditioning):
-        raise ValueError(
-            f"There are {len(latents)} latents but {len(conditioning)} conditionings; each image needs its own "
-            "caption. Connect both outputs of one Load AC-LoRA Dataset node."
-        )
-    if not latents:
-        raise ValueError("There are no images to learn from. Connect a Load AC-LoRA Dataset node.")
-    channels = model.model.latent_format.latent_channels
-    sides = max(2, model.model.latent_format.latent_dimensions)  # 3 for video models
-    for number, latent in enumerate(latents, start=1):
-        samples = latent["samples"]
-        if samples.ndim != 2 + sides or samples.shape[1] != channels:
-            raise ValueError(
-                f"Latent {number} has the shape {tuple(samples.shape)}, but this model needs {channels} channels. "
-                "Connect the VAE that belongs to the model to the dataset node."
-            )
-        if samples.shape[0] != 1:
-            raise ValueError(
-                f"Latent {number} holds {samples.shape[0]} images, which would share one caption. Give each image "
-                "a latent of its own, as Load AC-LoRA Dataset does."
-            )
-        if not torch.isfinite(samples).all():
-            raise ValueError(f"Latent {number} holds NaN or infinity. Load the VAE in fp32 (--fp32-vae) and try again.")
-        if len(conditioning[number - 1]) != 1:
-            raise ValueError(
-                f"Caption {number} is made of {len(conditioning[number - 1])} conditionings. Give each image a single "
-                "one, not a combination."
-            )
-
-
-def _check_unconditional(unconditional: Any) -> None:
-    if unconditional is not None and len(unconditional) != 1:
-        raise ValueError(
-            f"The unconditional is made of {len(unconditional)} conditionings. Connect a single CLIP Text Encode with "
-            "an empty text, not a combination."
-        )
 
 
 def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:

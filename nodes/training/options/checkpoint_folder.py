@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
 import folder_paths
 
-from ...paths import check_name, check_place
+from ...paths import check_name, check_place, shown
 
 FOLDER = "aclora_checkpoints"  # beside models/loras, or as registered in extra_model_paths.yaml
 _cancel_counts: Counter[Path] = Counter()
@@ -17,19 +18,24 @@ _cancel_counts: Counter[Path] = Counter()
 def resolve_checkpoint_folder(name: str) -> Path:
     """Return the folder of a training's checkpoints, which need not exist yet.
 
+    Of several registered folders it is in the one that has a folder of this name, else in the first.
+
     Args:
-        name: a name inside models/aclora_checkpoints, or the absolute path of any other folder.
+        name: a name inside models/aclora_checkpoints, or inside the folders registered as aclora_checkpoints.
 
     Raises:
         ValueError: the name is not allowed, or the folder cannot be created or written to.
     """
     cleaned = name.strip().replace("\\", "/")
-    path = Path(cleaned).expanduser()
-    if path.is_absolute():
-        _check_absolute(path)
-        return path
+    if cleaned.startswith(("/", "~")) or re.match(r"[A-Za-z]:", cleaned):
+        raise ValueError(
+            f"'{shown(name)}' is a path, and checkpoints go into models/{FOLDER} by name. For another drive, add a "
+            f"folder on it to extra_model_paths.yaml as {FOLDER}, start ComfyUI again, and give only a name here, such "
+            "as 'ink'."
+        )
     check_name(name, cleaned, f"models/{FOLDER}")
-    root = _root()
+    roots = _roots()
+    root = next((each for each in roots if os.path.isdir(each / cleaned)), roots[0])
     check_place(name, root, root / cleaned, f"models/{FOLDER}")
     return root / cleaned
 
@@ -44,20 +50,6 @@ def cancel_count(folder: Path) -> int:
     return _cancel_counts[folder]
 
 
-def _root() -> Path:
+def _roots() -> list[Path]:
     registered, _ = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
-    return Path(registered[0]) if registered else Path(folder_paths.models_dir, FOLDER)
-
-
-def _check_absolute(folder: Path) -> None:
-    """Check that the folder exists or that its parent does: a typing error should not create a tree of folders."""
-    existing = folder if folder.exists() else folder.parent
-    if not existing.is_dir():
-        raise ValueError(
-            f"The checkpoints cannot be saved in {folder}: there is no folder {existing}. Create it first, or give "
-            f"only a name, for a folder in models/{FOLDER}."
-        )
-    if not os.access(existing, os.W_OK):
-        raise ValueError(
-            f"The checkpoints cannot be saved in {folder}: {existing} is not writable. Choose another folder."
-        )
+    return list(map(Path, registered)) or [Path(folder_paths.models_dir, FOLDER)]

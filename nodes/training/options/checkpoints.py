@@ -69,8 +69,8 @@ def _inputs() -> list[Any]:
         io.String.Input(
             "checkpoint_name",
             default="training",
-            tooltip="A name for the checkpoints of this training: a folder in models/aclora_checkpoints. Or the full "
-            "path of any other folder, such as D:/checkpoints/ink, for a drive with more space.",
+            tooltip="A name for the checkpoints of this training: a folder in models/aclora_checkpoints. For a drive "
+            "with more space, register a folder on it as aclora_checkpoints in extra_model_paths.yaml.",
         ),
         io.Int.Input(
             "checkpoint_keep",

@@ -176,11 +176,30 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
 
 
 def test_partial_files_of_a_crash_are_removed(tmp_path: Path) -> None:
-    for name, age in (("old", 7200), ("fresh", 0)):
-        (tmp_path / f".{name}.1.partial").write_text("half")
-        os.utime(tmp_path / f".{name}.1.partial", (time.time() - age,) * 2)
+    for name, age in (("old", 60), ("fresh", 0)):
+        half = tmp_path / f".{name}.safetensors.1.partial"
+        half.write_text("half")
+        os.utime(half, (time.time() - age,) * 2)
     EncodingCache(tmp_path).put("key", [1])
-    assert sorted(os.listdir(tmp_path)) == [".fresh.1.partial", "key.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [".fresh.safetensors.1.partial", "key.safetensors"]
+
+
+def test_a_file_under_the_name_of_another_key_counts_as_missing(tmp_path: Path) -> None:
+    cache = EncodingCache(tmp_path)
+    cache.put("one", torch.ones(3))
+    (tmp_path / "one.safetensors").rename(tmp_path / "other.safetensors")
+    assert EncodingCache(tmp_path).get("other") is None and EncodingCache(tmp_path).get("one") is None
+
+
+def test_the_reason_is_the_true_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    cache = EncodingCache(tmp_path)
+    assert not cache.put("key", [1])
+    assert "(Permission denied)" in cache.problem and "space" not in cache.problem
+    assert "Look whether its folder may be written to" in cache.problem
 
 
 def test_the_help_page_names_the_limit() -> None:

@@ -232,6 +232,19 @@ def test_damaged_and_missing_files_are_reported(tmp_path: Path) -> None:
         store.read_result()
 
 
+@pytest.mark.parametrize("place", [-1, 400])
+def test_one_changed_bit_of_a_kept_step_is_found(tmp_path: Path, place: int) -> None:
+    """The last byte belongs to the numbers, the other to the trajectory."""
+    store, _ = run(tmp_path, PLAIN)
+    for name, read in (("step_0000004", lambda: store.read_step(4)), ("result", store.read_result)):
+        path = store.folder / f"{name}.safetensors"
+        blob = bytearray(path.read_bytes())
+        blob[place] ^= 1
+        path.write_bytes(blob)
+        with pytest.raises(ValueError, match="damaged"):
+            read()
+
+
 def test_images_are_drawn_before_the_training_and_with_every_candidate(tmp_path: Path) -> None:
     model = toy(16)
     plain = model.network["attn"](torch.eye(16))

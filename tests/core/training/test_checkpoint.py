@@ -9,20 +9,23 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from aclora_core.config.checkpoints import CheckpointConfig, Resume
 from aclora_core.config.train_config import TrainConfig
+from aclora_core.storage import read_safetensors
 from aclora_core.training import checkpoint
 from aclora_core.training.checkpoint import CheckpointStore
 from aclora_core.training.fingerprint import Fingerprint, differences, training_fingerprint
 from aclora_core.training.progress import Progress, Result
-from tests.support.toy import FLOW, HELD_OUT, Toy, planted, toy, train
+from tests.support.toy import CLEAN, FLOW, HELD_OUT, Toy, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,6 +132,7 @@ def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_delet
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_FORMAT", "of another version")
+        patch.setattr(checkpoint, "_UNHASHED", "of an older version")
         with pytest.raises(ValueError, match=f"None of the {len(before)} checkpoints of '{folder.name}' can be read"):
             train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
 
@@ -141,10 +145,137 @@ def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_delet
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def as_0_3_0(path: Path, change: Callable[[dict[str, Any]], None] = lambda content: None) -> None:
+    """Rewrite a checkpoint without a hash and without how noise levels were drawn, as 0.3.0 did."""
+    tensors, metadata = read_safetensors(path)
+    content = json.loads(metadata["content"])
+    for name in ("timesteps", "prediction"):
+        content["fingerprint"]["model"].pop(name, None)
+    change(content)
+    metadata = {"format": "aclora checkpoint 2", "content": json.dumps(content)}
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+@pytest.fixture
+def two(folder: Path) -> list[Path]:
+    """The paths of two checkpoints, of the steps 5 and 10, of a training of 12."""
+    stopped_at(10, QUICK, CheckpointConfig(folder, every=5))
+    return sorted(folder.iterdir())
+
+
+def assert_goes_on_after(step: int, folder: Path) -> Result:
+    seen: list[int] = []
+    result = train(toy(16), QUICK, lambda p: seen.append(p.done), checkpoints=CheckpointConfig(folder))
+    assert seen[0] == step + 1
+    assert_same(result, train(toy(16), QUICK))
+    return result
+
+
+def flip(path: Path, tensor: str) -> None:
+    """Change one bit in the numbers of a tensor."""
+    blob = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(blob[:8], "little")
+    begin, _ = json.loads(blob[8:start])[tensor]["data_offsets"]
+    blob[start + begin] ^= 1
+    path.write_bytes(blob)
+
+
+@pytest.mark.parametrize("tensor", ["/work/weights", "/work/generator", "/work/stepper/last_good"])
+def test_one_changed_bit_in_the_numbers_is_found_and_told(folder: Path, two: list[Path], tensor: str, caplog) -> None:
+    flip(two[1], tensor)
+    notes = assert_goes_on_after(5, folder).report.facts.notes
+    assert notes == f"The checkpoint {two[1].name} was damaged, so training went on from the one before it."
+    assert f"{two[1].name} is damaged (its content has another hash" in caplog.text
+
+
+def test_a_folder_and_a_dead_link_under_its_name_are_passed_over(folder: Path, two: list[Path], caplog) -> None:
+    two[1].unlink()
+    two[1].mkdir()
+    (folder / "first_0000011.safetensors").symlink_to(folder / "nowhere")
+    result = assert_goes_on_after(5, folder)
+    assert "first_0000011.safetensors was damaged" in result.report.facts.notes and two[1].is_dir()
+
+
+DAMAGED_CONTENT: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no fingerprint": lambda content: content.pop("fingerprint"),
+    "no steps": lambda content: content["fingerprint"]["settings"].pop("steps"),
+    "images of another shape": lambda content: content["fingerprint"].update(pictures=[[1.0]]),
+    "a list as the model": lambda content: content["fingerprint"].update(model=[]),
+    "no state": lambda content: content.update(state=[]),
+    "no weights": lambda content: content["state"]["work"].pop("weights"),
+    "weights of another shape": lambda content: content["state"]["work"].update(weights=[1.0]),
+    "a tensor that is not there": lambda content: content["state"]["work"].update(weights={"tensor of the file": "?"}),
+    "no generator": lambda content: content["state"]["work"].update(generator=None),
+    "no facts": lambda content: content["state"].update(facts={"images": "many"}),
+    "no trajectory": lambda content: content["state"]["progress"].update(trajectory="{}"),
+    "history of another shape": lambda content: content["state"].update(fit={"history": [[1]]}),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED_CONTENT)
+def test_damage_that_no_hash_finds_leads_to_the_one_before_it(folder: Path, two: list[Path], what: str) -> None:
+    for path in two:
+        as_0_3_0(path)
+    as_0_3_0(two[1], DAMAGED_CONTENT[what])
+    assert f"{two[1].name} was damaged" in assert_goes_on_after(5, folder).report.facts.notes
+
+
+def test_a_hash_that_was_taken_away_is_missed(folder: Path, two: list[Path]) -> None:
+    tensors, metadata = read_safetensors(two[1])
+    del metadata["hash"]
+    two[1].write_bytes(safetensors.torch.save(tensors, metadata))
+    assert_goes_on_after(5, folder)
+
+
+def test_a_damaged_checkpoint_of_the_second_pass_leads_to_the_one_before_it(folder: Path) -> None:
+    whole = train(toy(16), HELD, checkpoints=CheckpointConfig(folder, every=5))
+    last = folder / names(folder)[-1]
+    as_0_3_0(last, lambda content: content["state"]["work"].pop("weights"))
+    resumed = train(toy(16), HELD, checkpoints=CheckpointConfig(folder, every=5))
+    assert_same(resumed, whole)
+    assert f"{last.name} was damaged" in resumed.report.facts.notes
+
+
+def test_a_folder_that_another_server_trains_in_is_refused(folder: Path) -> None:
+    def second(progress: Progress) -> None:
+        before = names(folder)
+        with pytest.raises(ValueError, match="Another training writes its checkpoints to 'ink' right now"):
+            train(toy(16), QUICK, checkpoints=CheckpointConfig(folder, resume="never"))
+        assert names(folder) == before
+
+    train(toy(16), QUICK, second, checkpoints=CheckpointConfig(folder, every=5))
+    assert not any(name.startswith(".") for name in names(folder))
+
+
+FLOW_NOW = replace(FLOW, sampling="uniform", odds=2.0)  # with more noise than 0.3.0 gave such a model
+
+
+def test_an_old_checkpoint_of_a_flow_model_goes_on_with_its_noise_levels(folder: Path) -> None:
+    whole = train(toy(16, objective=FLOW), QUICK)
+    stopped_at(5, QUICK, CheckpointConfig(folder), toy(16, objective=FLOW))
+    as_0_3_0(folder / "first_0000005.safetensors")
+    stopped_at(8, QUICK, CheckpointConfig(folder), toy(16, objective=FLOW_NOW))
+    resumed = train(toy(16, objective=FLOW_NOW), QUICK, checkpoints=CheckpointConfig(folder))
+    assert_same(resumed, whole)
+    assert whole.report.losses != train(toy(16, objective=FLOW_NOW), QUICK).report.losses
+    assert resumed.report.settings["timesteps"] == "logit-normal" and resumed.report.settings["timestep_shift"] == 1
+
+
+def test_a_checkpoint_says_how_noise_levels_are_drawn(folder: Path) -> None:
+    stopped_at(5, replace(QUICK, timestep_shift=1.5), CheckpointConfig(folder), toy(16, objective=FLOW_NOW))
+    _, metadata = read_safetensors(folder / "first_0000005.safetensors")
+    assert json.loads(metadata["content"])["fingerprint"]["model"]["timesteps"] == "uniform 3.0"
+    config = replace(QUICK, timestep_shift=1.5)
+    later = toy(16, objective=replace(FLOW_NOW, odds=4.0))  # as a later version may choose
+    resumed = train(later, config, checkpoints=CheckpointConfig(folder))
+    assert_same(resumed, train(toy(16, objective=FLOW_NOW), config))
+
+
 def test_only_its_own_files_are_deleted(folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("ink.safetensors", ".ink.safetensors.7.partial", ".first_0000001.safetensors.7.partial"):
         (folder / name).write_bytes(b"")
+        os.utime(folder / name, (0, 0))
     train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
     assert names(folder) == [".ink.safetensors.7.partial", "first_0000012.safetensors", "ink.safetensors"]
 
@@ -167,7 +298,16 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "other pictures": (lambda: toy(16, latents=[-x for x in toy(16).latents]), {}, r"1, 2, 3, 4, 5 and 11 more of 16"),
     "fewer pictures": (lambda: toy(15), {}, "there were 16 images and are 15"),
     "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights are others"),
-    "other noise": (lambda: toy(16, objective=FLOW), {}, r"the model's noise was uniform 0\.1 0\.5 0\.9 and is logit"),
+    "other noise": (
+        lambda: toy(16, objective=replace(CLEAN, sigma_at=lambda share: 2 * share)),
+        {},
+        r"the model's noise was 0\.1 0\.5 0\.9 and is 0\.2 1 1\.8",
+    ),
+    "another prediction": (
+        lambda: toy(16, objective=replace(FLOW, prediction="v")),
+        {},
+        "the model's prediction was a target of its own and is v",
+    ),
 }
 
 

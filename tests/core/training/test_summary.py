@@ -125,8 +125,12 @@ def test_it_says_how_well_the_adapter_fits_its_images(
     assert sentence in told and told.count("own images") == 1
 
 
-def test_a_loss_that_is_no_number_is_not_told_as_a_fit() -> None:
-    assert "own images" not in fitted(float("nan")) and "own images" not in training_summary(empty_report())
+def test_a_loss_that_is_no_number_is_told_as_a_failure() -> None:
+    told = fitted(float("nan"))
+    assert told.startswith(
+        "It learned nothing that can be used: with the LoRA the loss of its own images is not finite"
+    )
+    assert told.count("own images") == 1 and "own images" not in training_summary(empty_report())
 
 
 def empty_report() -> RankReport:

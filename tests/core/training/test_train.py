@@ -21,6 +21,7 @@ from aclora_core.optim.lr_schedule import learning_rate_at
 from aclora_core.training import warmup
 from aclora_core.training.progress import Progress
 from aclora_core.training.summary import training_summary
+from aclora_core.training.trainer import Trainer
 from tests.support.toy import FLOW, WIDTH, planted, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -228,10 +229,49 @@ def test_a_cancel_gives_what_was_learned_so_far(stop_at: int) -> None:
     assert result.adapter.layers["toy.attn"].lora_up.any()
 
 
-def test_a_training_that_learned_nothing_still_reports() -> None:
-    result = train(toy(spoil_step=lambda call: True), replace(QUICK, steps=9))
+@pytest.mark.parametrize("steps", [1, 9])
+@pytest.mark.parametrize("settings", [{}, {"held_out": 0.2}, {"ema_decay": 0.5}], ids=["plain", "held out", "EMA"])
+def test_a_training_in_which_no_step_counted_is_an_error(steps: int, settings: dict[str, Any]) -> None:
+    model = toy(spoil_step=lambda call: call > 0)
+    with pytest.raises(FloatingPointError, match="Nothing was learned: in .* never a finite number. Load the model in"):
+        train(model, replace(QUICK, steps=steps, **settings))
+
+
+def test_a_cancelled_training_in_which_no_step_counted_is_told_as_a_failure() -> None:
+    seen: list[int] = []
+    model = toy(spoil_step=lambda call: call > 0)
+    result = train(model, QUICK, lambda p: seen.append(p.step), lambda: len(seen) == 3)
     assert not result.adapter.layers["toy.attn"].lora_up.any()
     assert result.report.signal == {"toy.attn": 1} and result.report.spectrum == {"toy.attn": [0.0] * 4}
+    told = (
+        "Cancelled at step 3: the adapter is what was learned so far. It learned nothing: none of its 3 steps counted"
+    )
+    assert training_summary(result.report).startswith(told)
+
+
+def test_an_adapter_whose_numbers_are_not_finite_is_never_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step may be the one that spoils it, and no loss comes after it."""
+    real = Trainer.is_finite.fget  # type: ignore[attr-defined]
+
+    def spoiled(trainer: Trainer) -> bool:
+        with torch.no_grad():
+            trainer.adapted.parameters.master[0] = math.inf
+        return bool(real(trainer))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "is_finite", property(spoiled))
+        result = train(toy(), QUICK)
+    for given, expected in zip(tensors(result), tensors(train(toy(), replace(QUICK, steps=11))), strict=True):
+        assert torch.equal(given, expected)
+    assert "The adapter's own numbers are not finite after step 12, so training ended" in result.report.facts.notes
+
+
+def test_an_image_that_spoils_every_step_is_named() -> None:
+    model = toy(12)
+    model.spoil_step = lambda call: call > 0 and 4 in model.calls[-1]
+    notes = train(model, replace(QUICK, steps=60)).report.facts.notes
+    assert notes.startswith("Image 5 and its caption taught nothing: every step with them was skipped")
+    assert "taught nothing" not in train(toy(12), replace(QUICK, steps=60)).report.facts.notes
 
 
 def test_a_loss_worse_than_the_mean_makes_the_threshold_zero_and_one_component_signal() -> None:
@@ -265,7 +305,7 @@ def test_the_log_says_what_is_learned_and_how(caplog) -> None:
 
 
 def test_without_one_good_step_there_is_nothing_to_give() -> None:
-    with pytest.raises(FloatingPointError, match=r"for 10 steps, up to step 10\. Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"for 10 steps, up to step 10\. Load the model in bf16 or fp32"):
         train(toy(spoil_step=lambda call: call > 0), replace(QUICK, steps=50))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.support import tiny_base as tiny
 from tests.support.tiny_base import first_step, progress, trained, untouched
+from tests.support.train_node import run_node
 
 # Fixtures: the tiny base, two images, ComfyUI's Cancel.
 parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
@@ -151,8 +152,33 @@ def test_a_cancel_during_training_keeps_the_adapter(pack, model, pictures, inter
     assert (first_step(changed, pictures[1][0]) - first_step(model, pictures[1][0])).abs().max() > 0
 
 
+def test_a_training_in_which_no_step_counted_is_an_error(pack, model, pictures):
+    spoiled = {"samples": torch.full((1, 16, 16, 16), 1e38)}
+    with untouched(model), pytest.raises(FloatingPointError, match="Nothing was learned: in .* Load the model in bf16"):
+        trained(pack, model, [spoiled, spoiled], pictures[1], steps=1)
+
+
+def test_a_training_that_made_the_model_worse_is_told_as_a_failure(pack, model, pictures, caplog):
+    settings = {"steps": 3, "learning_rate": 0.1, "batch_size": 2, "max_rank": 4}
+    told = run_node(pack, model, *pictures, settings).ui["text"][0]
+    assert told.startswith("It learned nothing: its own images are worse than without the LoRA")
+    assert "Lower learning_rate" in told and "It learned nothing" in caplog.text
+
+
 def replaced(latents, samples):
     return [{"samples": samples}, *latents[1:]]
+
+
+def spoiled(caption, value=math.nan, **more):
+    """The conditioning with one number that is not finite, in what was encoded or in what comes with it."""
+    ((encoded, others),) = caption
+    broken = encoded.clone()
+    broken.flatten()[5] = value
+    return [[broken, {**others, **more}]]
+
+
+def resized(caption, *shape):
+    return [[torch.zeros(shape), caption[0][1]]]
 
 
 BAD = {
@@ -170,11 +196,39 @@ BAD = {
         "Latent 1 holds 3 images",
     ),
     "NaN": (lambda m, x, c: (m, replaced(x, torch.full((1, 16, 16, 16), torch.nan)), c), {}, "Latent 1 holds NaN"),
+    "a NaN caption": (
+        lambda m, x, c: (m, x, [c[0], spoiled(c[1], aclora_caption="a blue ball")]),
+        {},
+        r'Caption 2 \("a blue ball"\) holds NaN or infinity.*--fp32-text-enc',
+    ),
+    "an infinite caption": (lambda m, x, c: (m, x, [spoiled(c[0], math.inf), c[1]]), {}, "Caption 1 holds NaN or inf"),
+    "a NaN beside a caption": (
+        lambda m, x, c: (m, x, [[[c[0][0][0], {"pooled_output": torch.full((1, 4), math.nan)}]], c[1]]),
+        {},
+        "Caption 1 holds NaN",
+    ),
+    "an empty caption": (lambda m, x, c: (m, x, [resized(c[0], 1, 0, 64), c[1]]), {}, "Caption 1 is empty"),
+    "no caption": (lambda m, x, c: (m, x, [None, c[1]]), {}, "Caption 1 is no conditioning"),
+    "a list of numbers as caption": (lambda m, x, c: (m, x, [[1, 2], c[1]]), {}, "Caption 1 is no conditioning"),
+    "an empty latent": (lambda m, x, c: (m, replaced(x, torch.zeros(1, 16, 0, 16)), c), {}, "Latent 1 is empty"),
+    "no latent": (lambda m, x, c: (m, [{}, x[1]], c), {}, "Latent 1 holds no image"),
     "no model": (lambda m, x, c: (None, x, c), {}, "no diffusion model"),
     "a combined caption": (lambda m, x, c: (m, x, [c[0] + c[1], c[1]]), {}, "Caption 1 is made of 2 conditionings"),
     "rank too high": (lambda m, x, c: (m, x, c), {"max_rank": 321}, "largest layer can only have rank 320"),
     "a setting out of range": (lambda m, x, c: (m, x, c), {"learning_rate": math.inf}, "learning_rate must be above 0"),
 }
+
+
+def test_the_caption_of_another_text_encoder_is_named_with_what_to_do(pack, model, pictures):
+    latents, captions = pictures
+    with untouched(model), pytest.raises((RuntimeError, ValueError), match="CLIP that belong"):
+        trained(pack, model, latents, [resized(captions[0], 1, 77, 123), captions[1]])
+
+
+def test_an_unconditional_that_is_not_finite_is_refused(pack, model, pictures):
+    settings = {"caption_dropout": 0.5, "unconditional": spoiled(pictures[1][0])}
+    with untouched(model), pytest.raises(ValueError, match="The unconditional holds NaN or infinity"):
+        trained(pack, model, *pictures, **settings)
 
 
 @pytest.mark.parametrize("what", BAD)
