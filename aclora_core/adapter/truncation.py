@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..method import Rule, energy, energy_kept, sum_kept, truncate
 from .adapter import Adapter, Layer
-from .lora_file import to_state_dict
+from .state_dict import to_state_dict
 
 # Bytes that saving adds: a format, two hashes, and the rounding of the header's length to 8 bytes.
 _SAVE_RESERVE = 320

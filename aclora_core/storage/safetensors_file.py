@@ -42,6 +42,16 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     return tensors, metadata
 
 
+def data_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of all bytes after the header of a safetensors file, by which programs recognise a LoRA."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _check_header(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path.name} was not found. Choose a file that exists.")

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ...aclora_core.adapter import RankReport, build_metadata, from_state_dict, save, thumbnail_url, with_dtype
+from ...aclora_core.adapter import (
+    RankReport,
+    build_metadata,
+    describe_layers,
+    from_state_dict,
+    save,
+    thumbnail_url,
+    with_dtype,
+)
+from ...aclora_core.inspection import reading_rows
 from .. import host
 from .files import invalidate_list, numbered_path, output_path
 from .precision import PRECISIONS
@@ -102,6 +111,7 @@ class ACLoRASave(io.ComfyNode):
         save(adapter, path, metadata)
         invalidate_list()
         name = str(path.relative_to(folder))
-        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
+        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
+        text += "".join(f"\n{row}: {line}" for row, line in reading_rows(adapter))
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
