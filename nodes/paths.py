@@ -8,6 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
+_DEVICE = r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])"  # on Windows, with any suffix
 MAX_NAME_BYTES = 200  # of a file or folder name; drives allow 255, and a number and a suffix are added
 
 
@@ -32,10 +33,11 @@ def check_name(given: str, name: str, where: str) -> None:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
         raise ValueError(f"'{given}' leads outside {where}. Give a name inside it, such as 'styles/ink'.")
-    if re.search(r'[<>:"|?*\x00-\x1f]', name) or not all(map(_is_portable, parts)):
+    reason = next(filter(None, map(_problem, parts)), "")
+    if reason:
         raise ValueError(
-            f"'{given}' cannot be a file name on every system. Use letters, digits, '-' and '_', and '/' between"
-            " folders, such as 'styles/ink'."
+            f"'{given}' cannot be a file name on every system: {reason}. Use letters, digits, '-' and '_', and '/'"
+            " between folders, such as 'styles/ink'."
         )
 
 
@@ -58,7 +60,16 @@ def check_place(given: str, folder: Path, path: Path, where: str) -> None:
         raise ValueError(f"'{given}' cannot be saved: {existing.name} is not a writable folder. Choose another name.")
 
 
-def _is_portable(part: str) -> bool:
-    # Windows reserves some names for devices, with any suffix.
-    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", part, flags=re.IGNORECASE)
-    return part != "" and part == part.strip(". ") and len(part.encode()) <= MAX_NAME_BYTES and not reserved
+def _problem(part: str) -> str:
+    """Return why a file or folder name cannot be used on some system; "" if it can."""
+    if forbidden := re.search(r'[<>:"|?*\x00-\x1f]', part):
+        return f"it has the character {forbidden[0]!r}"
+    if part == "" or part != part.strip(". "):
+        return "a name in it is empty, or begins or ends with a full stop or a space"
+    if len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        return f"it is longer than {MAX_NAME_BYTES} bytes"
+    if re.fullmatch(rf"{_DEVICE}(\..*)?", part, flags=re.IGNORECASE):
+        return f"'{part}' is the name of a device on Windows"
+    if any("\ud800" <= letter <= "\udfff" for letter in part):
+        return "it has half of a character (a lone surrogate)"
+    return ""

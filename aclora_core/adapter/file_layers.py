@@ -13,6 +13,7 @@ from .header_alpha import HeaderAlphas
 from .key_formats import (
     ADDON_KINDS,
     ALPHA,
+    DORA_SCALE,
     INCOMPLETE,
     KEY_FORMATS,
     KINDS,
@@ -59,9 +60,7 @@ def read_layers(state_dict: Mapping[str, Tensor], metadata: dict[str, str], rema
     if not reader.layers and not reader.other:
         raise ValueError(reader.problems[0])
     reader.keep_foreign(unknown)
-    return Adapter(
-        reader.layers, metadata, reader.other, reader.extra, reader.left_out, (*remarks, *reader.alpha_remarks())
-    )
+    return Adapter(reader.layers, metadata, reader.other, reader.extra, reader.left_out, (*remarks, *reader.remarks()))
 
 
 class _Reader:
@@ -77,6 +76,7 @@ class _Reader:
         self._header = header
         self._header_scales: list[float] = []  # of the layers whose alpha is the header's
         self._unused_alphas: set[float] = set()
+        self._flat_scales = 0  # DoRA scales that are given their second dimension
 
     def read(self, base: str, suffixes: set[str]) -> None:
         """Add a layer, or name it as left out."""
@@ -92,9 +92,12 @@ class _Reader:
             self.extra[key] = self._tensors[key]
             self.left_out[key] = reason_of_key(key)
 
-    def alpha_remarks(self) -> list[str]:
-        """Return sentences on the alphas in the header."""
+    def remarks(self) -> list[str]:
+        """Return sentences on how the layers were read."""
         remarks = []
+        if self._flat_scales:
+            scales = count_noun(self._flat_scales, "layer")
+            remarks.append(f"The DoRA scale of {scales} has one dimension, and is read as one number for each output.")
         if self._header_scales:
             low, high = min(self._header_scales), max(self._header_scales)
             scales = f"scale {low:.4g}" if low == high else f"scales {low:.4g} to {high:.4g}"
@@ -142,10 +145,14 @@ class _Reader:
             suffixes = suffixes & KINDS.keys()
         elif layer is not None and ALPHA not in suffixes and layer.scale != 1.0:
             self.extra[base + ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
-        self.extra.update({base + suffix: self._tensors[base + suffix] for suffix in sorted(suffixes)})
         for suffix in sorted(suffixes):
+            self.extra[base + suffix] = self._tensors[base + suffix]
             if KINDS.get(suffix) == "DoRA of PEFT":
                 self.left_out[base + suffix] = MAGNITUDES
+        scale = self.extra.get(base + DORA_SCALE)
+        if layer is not None and scale is not None and scale.shape == (layer.lora_up.shape[0],):
+            self.extra[base + DORA_SCALE] = scale.reshape(-1, *[1] * (layer.lora_down.ndim - 1))
+            self._flat_scales += 1
 
     def _layer(self, base: str, form: KeyFormat) -> Layer:
         up, down = self._tensors[base + form.up], self._tensors[base + form.down]

@@ -33,6 +33,7 @@ KEY_FORMATS = (
 
 
 ALPHA = ".alpha"
+DORA_SCALE = ".dora_scale"
 
 
 # Key endings of layers of other kinds -> the kind.
@@ -42,7 +43,7 @@ KINDS = {
     **dict.fromkeys((".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"), "LoHa"),
     **dict.fromkeys((".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"), "GLoRA"),
     **dict.fromkeys((".oft_blocks", ".rescale"), "OFT"),  # BOFT where the blocks have four dimensions
-    ".dora_scale": "DoRA",
+    DORA_SCALE: "DoRA",
     **dict.fromkeys((".lora_magnitude_vector", ".lora_magnitude_vector.weight"), "DoRA of PEFT"),
     ".lora_magnitude_vector.default.weight": "DoRA of PEFT",
     ".lora_mid.weight": "Tucker LoRA",

@@ -8,6 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...aclora_core.storage import SAFETENSORS_SUFFIXES
+from ..date_tokens import with_dates
 from ..paths import check_name, check_place
 
 LORAS = "loras"  # ComfyUI's name of the folder
@@ -56,11 +57,15 @@ def invalidate_list() -> None:
 def output_path(filename: str) -> tuple[Path, Path]:
     """Return the first loras folder and the path of a new file in it, without a number.
 
+    Args:
+        filename: as the user wrote it; dates in it are replaced (with_dates).
+
     Raises:
         ValueError: the name leads outside the folder, is not portable, or cannot be written to.
     """
     folder = Path(folder_paths.get_folder_paths(LORAS)[0])
     name = re.sub(r"\.(safetensors|sft)$", "", filename.strip().replace("\\", "/"), flags=re.IGNORECASE)
+    name = with_dates(name)
     check_name(filename, name, "models/loras")
     path = folder / f"{name}.safetensors"
     check_place(filename, folder, path, "models/loras")

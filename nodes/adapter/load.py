@@ -122,7 +122,9 @@ class ACLoRALoad(io.ComfyNode):
 
 def _check_strengths(*strengths: float) -> None:
     if not all(map(math.isfinite, strengths)):
-        raise ValueError(f"The strengths must be numbers from -100 to 100, but are {strengths}. Set both, 1 as trained.")
+        raise ValueError(
+            f"The strengths must be numbers from -100 to 100, but are {strengths}. Set both, 1 as trained."
+        )
 
 
 def _strength(name: str, tooltip: str, advanced: bool = False) -> io.Float.Input:

@@ -39,7 +39,7 @@ class ACLoRASave(io.ComfyNode):
                     "filename",
                     default="aclora",
                     tooltip="The file's name, without an ending. 'styles/ink' puts it into the folder 'styles' of"
-                    " models/loras.",
+                    " models/loras; '%year%-%month%-%day%/ink' or '%date:yyyy-MM-dd%/ink' into a folder of today.",
                 ),
                 io.Combo.Input(
                     "precision",

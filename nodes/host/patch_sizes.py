@@ -6,6 +6,7 @@ ComfyUI finds them while it draws, says so on the console, and draws on without 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,20 +50,28 @@ def _misfit(model: Any, key: str, patches: list[Any]) -> str:
     weight = comfy.utils.get_attr(model, key)
     if not weight.is_floating_point():  # packed by a quantization, so that its shape is another one
         return ""
-    # Tensors without memory go through ComfyUI's own computation, so that each of its kinds is checked as it is applied.
-    empty = torch.empty(weight.shape, device=_META)
+    # Tensors without memory go through ComfyUI's own computation, so that each kind is checked as it is applied.
+    failures = _apply(patches, torch.empty(weight.shape, device=_META), key)
+    if any("meta tensor" in failure for failure in failures):  # a kind that looks at values
+        failures = _apply(patches, torch.zeros(weight.shape), key)
+    if not failures:
+        return ""
+    told = re.sub(r"torch\.Size\((.*?)\)", r"\1", failures[0].split(f" {key} ", 1)[-1])
+    return f"a weight of {' x '.join(map(str, weight.shape))}: {told}"
+
+
+def _apply(patches: list[Any], weight: torch.Tensor, key: str) -> list[str]:
+    """Apply patches to a weight of zeros or without memory, and return what ComfyUI says about it."""
     with _failures() as failures:
         try:
-            comfy.lora.calculate_weight([_on_meta(patch) for patch in patches], empty, key)
+            comfy.lora.calculate_weight([_at_full_strength(patch) for patch in patches], weight, key)
         except Exception as error:  # what ComfyUI does not catch would end the prompt while it draws
             failures.append(str(error))
-    # Some kinds look at values, which such tensors do not have. This says nothing about their size.
-    told = [failure.split(f" {key} ", 1)[-1] for failure in failures if "meta tensor" not in failure]
-    return next(iter(told), "")
+    return failures
 
 
-def _on_meta(patch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a patch with full strength, since ComfyUI does not look at one of strength 0."""
+def _at_full_strength(patch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a patch at strength 1, since ComfyUI does not look at all patches of strength 0."""
     return (1.0, *patch[1:])
 
 

@@ -7,5 +7,11 @@ ComfyUI ignores them. Other nodes may read them, so their values must not change
 # regularisation image "regularisation": its weight. Missing for an image of the style with a single variant.
 VARIANT_KEY = "aclora"
 
-# In the options of each conditioning entry: the caption that was encoded.
+# In the options of each conditioning entry: the caption that was encoded, as it is written.
 CAPTION_KEY = "aclora_caption"
+
+# Beside it, True if the caption was encoded as text. Where it is missing the caption is a prompt, in ComfyUI's syntax.
+TEXT_KEY = "aclora_is_text"
+
+# Beside it, the trigger word of the dataset; missing if there is none.
+TRIGGER = "aclora_trigger"
