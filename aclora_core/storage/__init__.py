@@ -1,22 +1,27 @@
 """Safetensors files written atomically, content hashes, and tensors in nested values."""
 
+from .data_hash import data_sha256
 from .hashing import UnhashableError, content_hash, weights_hash
 from .nested import component_tensors, map_tensors, put_tensors, take_tensors, tensors_in, to_device
-from .safetensors_file import SAFETENSORS_SUFFIXES, data_sha256, read_safetensors, write_atomically, write_safetensors
+from .partial_files import clear_partial_files, reserved
+from .safetensors_file import SAFETENSORS_SUFFIXES, read_safetensors, write_advice, write_atomically, write_safetensors
 
 __all__ = [
     "SAFETENSORS_SUFFIXES",
     "UnhashableError",
+    "clear_partial_files",
     "component_tensors",
     "content_hash",
     "data_sha256",
     "map_tensors",
     "put_tensors",
     "read_safetensors",
+    "reserved",
     "take_tensors",
     "tensors_in",
     "to_device",
     "weights_hash",
+    "write_advice",
     "write_atomically",
     "write_safetensors",
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .partial_files import lock, partial_path
 
 log = logging.getLogger("aclora")
 
@@ -40,16 +44,6 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged or truncated ({error}). Copy or download the file again.") from error
     return tensors, metadata
-
-
-def data_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of all bytes after the header of a safetensors file, by which programs recognise a LoRA."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_header(path: Path) -> None:
@@ -121,11 +115,13 @@ def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     Raises:
         OSError: the file cannot be written; an existing file is unchanged, and no partial file is left.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as file:
+                with suppress(OSError):  # a drive without locks
+                    lock(file)  # so that nobody takes it for the rest of a dead process
                 for chunk in chunks:
                     file.write(chunk)
                 file.flush()
@@ -138,5 +134,23 @@ def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
         raise OSError(
             error.errno,
             f"{path.name} could not be written: {error.strerror or error}. An existing file is unchanged."
-            " Free some space or choose another folder",
+            f" {write_advice(error)}",
         ) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EFBIG: "This drive cannot hold files of that size: choose a folder on another one",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.EILSEQ: "Choose a name of letters and digits",
+    errno.EINVAL: "Choose a name of letters and digits",
+    errno.EIO: "Look whether the drive is connected and sound",
+    errno.EMFILE: "Close other programs, or start ComfyUI again",
+    errno.ENFILE: "Close other programs, or start ComfyUI again",
+}
+
+
+def write_advice(error: OSError) -> str:
+    """Return what to do about a file that cannot be written, as a sentence without its full stop."""
+    return _ADVICE.get(error.errno or 0, "Look whether its folder may be written to, or choose another one")
