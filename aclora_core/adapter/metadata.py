@@ -12,6 +12,7 @@ from io import BytesIO
 from PIL import Image
 from torch import Tensor
 
+from ..text import count_noun
 from .adapter import Adapter
 from .base_models import base_model_names
 from .header_alpha import PEFT_SETTINGS
@@ -209,8 +210,12 @@ def thumbnail_url(image: Tensor, side: int = 256) -> str:
 
 def describe_layers(adapter: Adapter) -> str:
     """Return the number of plain LoRA layers and their ranks in words."""
-    ranks = [layer.rank for layer in adapter.layers.values()]
-    if not ranks:
+    if not adapter.layers:
         return "no plain LoRA layers"
-    spread = f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
-    return f"{len(ranks)} LoRA layer{'s' if len(ranks) > 1 else ''}, {spread}"
+    return f"{count_noun(len(adapter.layers), 'LoRA layer')}, {rank_text(adapter)}"
+
+
+def rank_text(adapter: Adapter) -> str:
+    """Return the ranks of the plain LoRA layers, of which there is at least one: "rank 4", "ranks 2 to 8"."""
+    ranks = [layer.rank for layer in adapter.layers.values()]
+    return f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"

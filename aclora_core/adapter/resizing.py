@@ -10,7 +10,7 @@ import torch
 
 from ..method import RuleName, rank_rule
 from .adapter import Adapter, with_dtype
-from .metadata import build_metadata, describe_layers, with_comment
+from .metadata import build_metadata, rank_text, with_comment
 from .rank_report import RankReport, check_report, embedded_report
 from .truncation import SvdLayer, TruncationStats, ranks_by_rule, ranks_for_size, truncate_to_ranks
 
@@ -73,8 +73,7 @@ def resize(
     truncated, stats = truncate_to_ranks(adapter, decomposed, ranks, config.dtype)
     if not truncated.layers:
         raise ValueError("No layer would be left. Choose a larger size, or do not drop layers.")
-    before, after = describe_layers(adapter), describe_layers(truncated)
-    comment = f"truncated by AC-LoRA, rule '{config.rule}': {before} -> {after}"
+    comment = f"truncated by AC-LoRA from {rank_text(adapter)} to {rank_text(truncated)}, rule '{config.rule}'"
     return replace(truncated, metadata=with_comment(adapter.metadata, comment)), stats
 
 

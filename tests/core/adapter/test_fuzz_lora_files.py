@@ -29,7 +29,15 @@ from aclora_core.inspection import inspect_lora, inspection_table, metadata_tabl
 FILES = 250  # of each kind
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64]
 ODD_DTYPES = [torch.int8, torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e5m2]
-ODD_NAMES = ["bundle_emb.ink.emb", "nothing", "", "x.lora_B.bias", "x.scalar", "x.lora_A.style.weight", "墨.lora_up.weight"]
+ODD_NAMES = [
+    "bundle_emb.ink.emb",
+    "nothing",
+    "",
+    "x.lora_B.bias",
+    "x.scalar",
+    "x.lora_A.style.weight",
+    "墨.lora_up.weight",
+]
 CODES = ["F32", "F16", "BF16", "I8", "BOOL", "C64", "F8_E4M3", "F8_E8M0", "F4", "U64", "nonsense", ""]
 
 

@@ -214,7 +214,9 @@ def test_the_name_of_an_adapter_in_the_keys_is_read_over(ending):
 
 
 def test_of_several_adapters_in_a_file_the_default_one_is_read():
-    keys = {f"x.lora_{side}.{name}.weight": ONES * number for side in "AB" for number, name in enumerate(["a", "default"])}
+    keys = {
+        f"x.lora_{side}.{name}.weight": ONES * number for side in "AB" for number, name in enumerate(["a", "default"])
+    }
     adapter = from_state_dict(keys)
     assert torch.equal(adapter.layers["x"].lora_up, ONES)
     assert adapter.left_out == dict.fromkeys(
