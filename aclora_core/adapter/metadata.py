@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import BytesIO
+from itertools import accumulate
 
 from PIL import Image
 from torch import Tensor
@@ -47,7 +48,7 @@ _OUTDATED = {"format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sh
 # Characters of the metadata that are taken over, the shortest values first, so that the header stays below its limit.
 _TAKEN_OVER = 600_000
 
-_MOST_TAGS = 1000
+_TAG_CHARACTERS = 60_000  # of the commonest tags; the header has room for more, and readers have not
 
 
 def build_metadata(
@@ -87,6 +88,8 @@ def build_metadata(
     }
     if "modelspec.description" not in known or OURS in known:
         metadata["modelspec.description"] = describe_layers(adapter)
+    if known.get("modelspec.title") == known.get("ss_output_name"):  # it is a file's name, and no other title
+        metadata["modelspec.title"] = title
     if trigger and trigger != known.get("modelspec.trigger_phrase"):
         metadata["modelspec.trigger_phrase"] = trigger
         metadata["modelspec.usage_hint"] = f"Write '{trigger}' in the prompt."
@@ -177,13 +180,19 @@ def _tag_frequency(report: RankReport | None, trigger: str, known: Mapping[str, 
 
     Readers look into the first folder only, and kohya's folder names begin with the repeats.
     """
-    tags = dict(sorted(report.tags.items(), key=lambda tag: -tag[1])[:_MOST_TAGS]) if report is not None else {}
+    tags = _commonest(report.tags) if report is not None else {}
     if not tags and (not trigger or "ss_tag_frequency" in known):
         return ""
     if trigger and trigger not in tags:
         images = report.facts.images if report is not None else None
         tags = {trigger: images or 1, **tags}
     return json.dumps({f"1_{trigger or 'captions'}": tags}, ensure_ascii=False)
+
+
+def _commonest(tags: Mapping[str, int]) -> dict[str, int]:
+    ordered = sorted(tags.items(), key=lambda tag: -tag[1])
+    ends = accumulate(len(tag) for tag, _ in ordered)
+    return {tag: count for (tag, count), end in zip(ordered, ends, strict=True) if end <= _TAG_CHARACTERS}
 
 
 def resolution_text(resolution: object) -> str:

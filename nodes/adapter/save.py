@@ -112,6 +112,12 @@ class ACLoRASave(io.ComfyNode):
         invalidate_list()
         name = str(path.relative_to(folder))
         text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
+        if (
+            rank_report is not None
+            and trigger.strip() not in ("", rank_report.facts.trigger)
+            and rank_report.facts.trigger
+        ):
+            text += f"\nThe trigger is '{trigger.strip()}' in place of '{rank_report.facts.trigger}' of the training."
         text += "".join(f"\n{row}: {line}" for row, line in reading_rows(adapter))
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))

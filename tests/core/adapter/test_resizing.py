@@ -166,3 +166,10 @@ def test_what_was_cut_is_added_to_the_comment_and_the_rest_of_the_metadata_stays
         "ss_training_comment": "by hand; truncated by AC-LoRA from rank 4 to rank 2, rule 'fixed'",
         "modelspec.author": "somebody",
     }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("rule", ["energy", "file size", "fixed", "threshold"])
+def test_a_number_of_a_rule_must_be_finite(rule, value):
+    with pytest.raises(ValueError, match=f"The number of the rule '{rule}' must be finite"):
+        ResizeConfig(rule, value)
