@@ -110,7 +110,7 @@ class ACLoRALoad(io.ComfyNode):
             model, clip, problems = host.apply_loaded_lora(
                 lora_name, lora_model, adapter.metadata, model, clip, strength_model, strength_clip, adapter.left_out
             )
-            rows += [("does not fit", problem) for problem in problems]
+            rows += [("note", problem) for problem in problems]
         if shown := [*rows, *reading_rows(whole)]:
             host.send_text("\n".join(f"{key}: {value}" for key, value in shown), node_id)
         if model is None:

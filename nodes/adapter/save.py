@@ -112,12 +112,15 @@ class ACLoRASave(io.ComfyNode):
         invalidate_list()
         name = str(path.relative_to(folder))
         text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
-        if (
-            rank_report is not None
-            and trigger.strip() not in ("", rank_report.facts.trigger)
-            and rank_report.facts.trigger
-        ):
-            text += f"\nThe trigger is '{trigger.strip()}' in place of '{rank_report.facts.trigger}' of the training."
+        text += _replaced_trigger(trigger.strip(), rank_report)
         text += "".join(f"\n{row}: {line}" for row, line in reading_rows(adapter))
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
+
+
+def _replaced_trigger(trigger: str, report: RankReport | None) -> str:
+    """Return a line on a trigger that is not the one of the training, which may be a typing mistake; else ""."""
+    trained = report.facts.trigger if report is not None else ""
+    if not trigger or not trained or trigger == trained:
+        return ""
+    return f"\nThe trigger is '{trigger}', in place of '{trained}' of the training."

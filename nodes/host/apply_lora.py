@@ -73,10 +73,15 @@ def apply_loaded_lora(
     misfits = {key: reason for each, _ in found for key, reason in each.items()}
     if misfits:
         count, (key, reason) = sum(number for _, number in found), next(iter(misfits.items()))
-        sizes = f"their size, though not their name: the first is '{key}' ({reason})"
+        first = f"the first is '{key}' ({reason})."
         if len(misfits) == count:
-            raise ValueError(f"None of the {count} layers of '{lora_name}' fits by {sizes}.{_advice(metadata)}")
-        problems.append(f"{len(misfits)} of the LoRA's {count} layers do not fit by {sizes}. They were ignored.")
+            raise ValueError(
+                f"None of the {count} layers of '{lora_name}' fits by its size, though the names do: {first}"
+                f"{_advice(metadata)}"
+            )
+        problems.append(
+            f"{len(misfits)} of the LoRA's {count} layers ignored, as only the name fits and not the size; {first}"
+        )
     for problem in problems:
         log.warning("AC-LoRA: %s", problem)
     return new_model, new_clip, problems

@@ -56,3 +56,5 @@ def test_the_trigger_and_the_tags_reach_the_file(pack, keys, parts, model, pictu
     table = pack.nodes.adapter.load.ACLoRALoad.execute(name)[3]
     assert '{"1_inkstyle": {"inkstyle": 2, "a diamond": 1, "a ball": 1}}' in table
     assert "Write 'inkstyle' in the prompt." in table
+    shown = pack.nodes.adapter.save.ACLoRASave.execute(lora_model, "ink", trigger="inkstile", rank_report=report).ui
+    assert "The trigger is 'inkstile', in place of 'inkstyle' of the training." in shown.as_dict()["text"][0]
