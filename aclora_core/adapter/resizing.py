@@ -36,8 +36,8 @@ class ResizeConfig:
         rules = [*get_args(RuleName), "signal", "file size"]
         if self.rule not in rules:
             raise ValueError(f"The rank rule must be one of {', '.join(rules)}, but is '{self.rule}'.")
-        if not math.isfinite(self.value):
-            raise ValueError(f"The number of the rule '{self.rule}' must be finite, but is {self.value}.")
+        if self.rule == "file size" and not math.isfinite(self.value):
+            raise ValueError(f"The file's size must be a number of megabytes, but is {self.value}.")
         if self.max_rank < 0:
             raise ValueError(f"The largest rank must be 0 (no limit) or more, but is {self.max_rank}.")
 
