@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..storage import clear_partial_files, data_sha256, read_safetensors, write_safetensors
+from ..storage import data_sha256, read_safetensors, write_safetensors
 from .adapter import Adapter, is_finite
 from .file_layers import read_layers
 from .metadata import OURS
@@ -58,8 +58,6 @@ def read_lora(path: str | Path) -> LoraStateDict:
 def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write a LoRA file in ComfyUI's key format, atomically, each tensor in the type it has.
 
-    Half-written files of processes that died in this folder are deleted.
-
     Args:
         metadata: of the file, in place of adapter.metadata; two hashes of the tensors are added.
 
@@ -71,7 +69,6 @@ def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> Non
     if not state_dict:
         raise ValueError("The LoRA has no layers, so there is nothing to save. Connect a trained LoRA.")
     _check_finite(state_dict)
-    clear_partial_files(Path(path).parent)
     write_safetensors(path, state_dict, metadata)
 
 

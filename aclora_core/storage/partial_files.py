@@ -81,19 +81,47 @@ def reserved(folder: Path) -> Iterator[bool]:
     Yields whether the folder is ours: False where another process has reserved it. Where the folder cannot be written
     to, or its drive has no locks, nobody can tell, and it counts as ours.
     """
+    path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("ab")
+        file, ours = _open_locked(path)
     except OSError:
         yield True
         return
-    ours = True
     try:
         with file:
-            with suppress(OSError):
-                ours = lock(file)
-            yield ours
+            try:
+                yield ours
+            finally:
+                if ours and sys.platform != "win32":  # still locked, so that nobody takes it for theirs
+                    _unlink(path)
     finally:
-        if ours:
-            with suppress(OSError):
-                (folder / _LOCK).unlink()
+        if ours and sys.platform == "win32":  # where an open file cannot be deleted
+            _unlink(path)
+
+
+def _open_locked(path: Path) -> tuple[IO[bytes], bool]:
+    """Return a file, open, and whether it could be locked.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    while True:
+        file, ours = path.open("ab"), True
+        with suppress(OSError):
+            ours = lock(file)
+        if not ours or _is_at(file, path):
+            return file, ours
+        file.close()  # whoever had it locked has just deleted it
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

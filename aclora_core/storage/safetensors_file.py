@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .partial_files import lock, partial_path
+from .partial_files import clear_partial_files, lock, partial_path
 
 log = logging.getLogger("aclora")
 
@@ -63,7 +63,7 @@ def _check_header(path: Path) -> None:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; missing folders are created.
+    """Write a safetensors file atomically; missing folders are created, and what died writers left is cleared.
 
     Adds `sshs_model_hash` and `modelspec.hash_sha256` to the metadata: the SHA-256 of all bytes after the header, by
     which other programs recognise a LoRA. If the header exceeds 1 MiB, OPTIONAL_KEYS are dropped first.
@@ -85,6 +85,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     header = _fitting_header(table, {"format": "pt", **metadata, **hashes})
     write_atomically(path, [len(header).to_bytes(8, "little"), header, data])
+    clear_partial_files(path.parent)
 
 
 def _fitting_header(table: dict[str, object], metadata: dict[str, str]) -> bytes:
@@ -141,7 +142,7 @@ def write_atomically(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
 _ADVICE = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space",
-    errno.EFBIG: "This drive cannot hold files of that size: choose a folder on another one",
+    errno.EFBIG: "Free some space, or choose a drive that holds larger files",
     errno.ENAMETOOLONG: "Choose a shorter name",
     errno.EILSEQ: "Choose a name of letters and digits",
     errno.EINVAL: "Choose a name of letters and digits",

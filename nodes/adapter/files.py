@@ -8,8 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...aclora_core.storage import SAFETENSORS_SUFFIXES
-from ..date_tokens import with_dates
-from ..paths import check_name, check_place
+from ..paths import check_name, check_place, shown
 
 LORAS = "loras"  # ComfyUI's name of the folder
 QUICKSTART = "aclora/ink_"  # how the names of the quickstart's LoRAs begin
@@ -22,16 +21,16 @@ def lora_names() -> list[str]:
 
 def lora_exists(name: str) -> bool:
     """Return whether a LoRA file of this name exists."""
-    return folder_paths.get_full_path(LORAS, name) is not None
+    return isinstance(name, str) and "\0" not in name and folder_paths.get_full_path(LORAS, name) is not None
 
 
 def check_lora_exists(name: str) -> bool | str:
     """Return True, or a sentence that says what to do, as validate_inputs does."""
     if lora_exists(name):
         return True
-    if name.replace("\\", "/").startswith(QUICKSTART):
+    if str(name).replace("\\", "/").startswith(QUICKSTART):
         return f"There is no LoRA file '{name}' in models/loras yet. Run the quickstart workflow first: it makes it."
-    return f"There is no LoRA file '{name}' in models/loras. Choose another; the key R reads the list again."
+    return f"There is no LoRA file '{shown(name)}' in models/loras. Choose another; the key R reads the list again."
 
 
 def file_state(name: str) -> str:
@@ -57,15 +56,11 @@ def invalidate_list() -> None:
 def output_path(filename: str) -> tuple[Path, Path]:
     """Return the first loras folder and the path of a new file in it, without a number.
 
-    Args:
-        filename: as the user wrote it; dates in it are replaced (with_dates).
-
     Raises:
         ValueError: the name leads outside the folder, is not portable, or cannot be written to.
     """
     folder = Path(folder_paths.get_folder_paths(LORAS)[0])
     name = re.sub(r"\.(safetensors|sft)$", "", filename.strip().replace("\\", "/"), flags=re.IGNORECASE)
-    name = with_dates(name)
     check_name(filename, name, "models/loras")
     path = folder / f"{name}.safetensors"
     check_place(filename, folder, path, "models/loras")

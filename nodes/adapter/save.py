@@ -16,6 +16,7 @@ from ...aclora_core.adapter import (
 )
 from ...aclora_core.inspection import reading_rows
 from .. import host
+from ..date_tokens import with_dates
 from .files import invalidate_list, numbered_path, output_path
 from .precision import PRECISIONS
 
@@ -87,7 +88,7 @@ class ACLoRASave(io.ComfyNode):
     def validate_inputs(cls, filename: str | None) -> bool | str:
         try:
             if filename is not None:  # None stands for a link, whose text is not known before the run
-                output_path(filename)
+                output_path(with_dates(filename))
         except ValueError as error:
             return str(error)
         return True
@@ -103,7 +104,7 @@ class ACLoRASave(io.ComfyNode):
         rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        folder, path = output_path(filename)
+        folder, path = output_path(with_dates(filename))
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
         thumbnail = thumbnail_url(preview) if preview is not None else ""
