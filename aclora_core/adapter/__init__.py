@@ -3,7 +3,8 @@
 from .adapter import Adapter, Layer, with_dtype
 from .key_formats import KEY_FORMATS, KeyFormat, find_key_format, suffixes_by_base, to_comfyui_keys
 from .layer_names import block_kind, layer_sort_key, parse_layer_name
-from .lora_file import from_state_dict, load, save, to_state_dict
+from .left_out import left_out_lines
+from .lora_file import from_state_dict, load, read_lora, save
 from .metadata import build_metadata, describe_layers, thumbnail_url
 from .rank_report import (
     RankReport,
@@ -15,6 +16,7 @@ from .rank_report import (
     skipped_steps,
 )
 from .resizing import ResizeConfig, resize
+from .state_dict import LoraStateDict, to_state_dict
 from .training_facts import Setting, Stage, TrainingFacts
 from .truncation import SvdLayer, TruncationStats, decompose, ranks_by_rule, total_energy_kept, truncate_to_ranks
 from .truncation_loss import Truncation, TruncationKind, TruncationLoss
@@ -24,6 +26,7 @@ __all__ = [
     "KEY_FORMATS",
     "KeyFormat",
     "Layer",
+    "LoraStateDict",
     "RankReport",
     "ResizeConfig",
     "Restart",
@@ -45,9 +48,11 @@ __all__ = [
     "fit_share",
     "from_state_dict",
     "layer_sort_key",
+    "left_out_lines",
     "load",
     "parse_layer_name",
     "ranks_by_rule",
+    "read_lora",
     "recent_loss",
     "resize",
     "save",

@@ -46,12 +46,17 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A whole LoRA. Layers of other kinds are named in `other`, and `extra` keeps their tensors."""
+    """A whole LoRA. Layers of other kinds are named in `other`, and `extra` keeps their tensors.
+
+    `left_out` names what changes nothing in ComfyUI. `extra` keeps of it what other programs may use.
+    """
 
     layers: dict[str, Layer]  # by base name as ComfyUI knows it, "diffusion_model.…" or "lora_unet_…"
     metadata: dict[str, str] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)  # base name -> kind; a bias difference can stand beside a LoRA
     extra: dict[str, Tensor] = field(default_factory=dict)  # the tensors of `other`, by their full keys
+    left_out: dict[str, str] = field(default_factory=dict)  # base name or key -> why it changes nothing
+    remarks: tuple[str, ...] = ()  # sentences for the user on how the file was read
 
 
 def with_dtype(adapter: Adapter, dtype: torch.dtype) -> Adapter:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .left_out import INCOMPLETE_LAYER, UnusableLayerError
 
 
 class KeyFormat(NamedTuple):
@@ -30,6 +33,7 @@ KEY_FORMATS = (
 
 
 ALPHA = ".alpha"
+DORA_SCALE = ".dora_scale"
 
 
 # Key endings of layers of other kinds -> the kind.
@@ -39,9 +43,9 @@ KINDS = {
     **dict.fromkeys((".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"), "LoHa"),
     **dict.fromkeys((".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"), "GLoRA"),
     **dict.fromkeys((".oft_blocks", ".rescale"), "OFT"),  # BOFT where the blocks have four dimensions
-    ".dora_scale": "DoRA",
-    **dict.fromkeys((".lora_magnitude_vector", ".lora_magnitude_vector.weight"), "DoRA"),
-    ".lora_magnitude_vector.default.weight": "DoRA",
+    DORA_SCALE: "DoRA",
+    **dict.fromkeys((".lora_magnitude_vector", ".lora_magnitude_vector.weight"), "DoRA of PEFT"),
+    ".lora_magnitude_vector.default.weight": "DoRA of PEFT",
     ".lora_mid.weight": "Tucker LoRA",
     ".reshape_weight": "LoRA on a reshaped weight",
     ".diff": "full difference",
@@ -61,13 +65,17 @@ REQUIRED_SUFFIXES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
 
 
 # Kinds that only modify a plain LoRA beside them.
-ADDON_KINDS = {"DoRA", "Tucker LoRA", "LoRA on a reshaped weight"}
+ADDON_KINDS = {"DoRA", "DoRA of PEFT", "Tucker LoRA", "LoRA on a reshaped weight"}
 
 
-_PLAIN_SUFFIXES = [suffix for form in KEY_FORMATS for suffix in (form.up, form.down)]
+PLAIN_SUFFIXES = {suffix for form in KEY_FORMATS for suffix in (form.up, form.down)}
 
 
-SUFFIXES = sorted((ALPHA, *KINDS, *_PLAIN_SUFFIXES), key=len, reverse=True)  # longest first
+SUFFIXES = sorted((ALPHA, *KINDS, *PLAIN_SUFFIXES), key=len, reverse=True)  # longest first
+
+
+# PEFT's keys with the name of an adapter, of which ComfyUI reads "default" only.
+_NAMED_ADAPTER = re.compile(r"(.+\.lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)([^.]+?)(?:\.weight)?")
 
 
 # Key parts of the USO release for Flux -> ComfyUI's, replaced in this order.
@@ -91,7 +99,10 @@ INCOMPLETE = "The LoRA is incomplete: save or download it again."
 
 
 def to_comfyui_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of three releases with spellings of their own, as ComfyUI does on loading.
+    """Rename keys in spellings of their own to those that ComfyUI reads.
+
+    Three releases are renamed as ComfyUI does on loading. Where PEFT's keys hold the name of an adapter, one adapter is
+    named "default": the one of that name, else the first.
 
     Returns:
         A new dict with the same tensors; other files keep their keys.
@@ -102,7 +113,7 @@ def to_comfyui_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return _wan_fun_keys(state_dict)
     if USO_MARK in state_dict:
         return _uso_keys(state_dict)
-    return dict(state_dict)
+    return _one_adapter_keys(state_dict)
 
 
 def _flux_control_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,6 +144,14 @@ def _uso_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _one_adapter_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    matches = {key: match for key in state_dict if (match := _NAMED_ADAPTER.fullmatch(key))}
+    names = [match[2] for match in matches.values()]
+    read = "default" if "default" in names else next(iter(names), "")
+    renamed = {key: f"{match[1]}.default.weight" for key, match in matches.items() if match[2] == read}
+    return {renamed.get(key, key): tensor for key, tensor in state_dict.items()}
+
+
 def suffixes_by_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, set[str]], list[str]]:
     """Split keys into base names and known endings.
 
@@ -150,27 +169,22 @@ def suffixes_by_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, set[str]]
     return found, unknown
 
 
-def find_key_format(base: str, suffixes: set[str]) -> KeyFormat | None:
-    """Return the format of a layer's factors, or None if it has none.
+def find_key_format(suffixes: set[str]) -> KeyFormat | None:
+    """Return the first format of which a layer has both factors, or None if there is none."""
+    return next((form for form in KEY_FORMATS if {form.up, form.down} <= suffixes), None)
 
-    Raises:
-        ValueError: one of the two factors is missing, or the layer is there in two formats.
-    """
-    found = [form for form in KEY_FORMATS if suffixes & {form.up, form.down}]
-    for form in found:
-        for missing, present in ((form.up, form.down), (form.down, form.up)):
-            if missing not in suffixes:
-                raise ValueError(f"'{base}{missing}' is missing beside '{base}{present}'. {INCOMPLETE}")
-    if len(found) > 1:
-        raise ValueError(f"'{base}{found[0].up}' and '{base}{found[1].up}' are both there. Keep one of the two.")
-    return found[0] if found else None
+
+def missing_half(suffixes: set[str]) -> tuple[str, str]:
+    """Return the ending of the factor that is missing, and of the one that is there, of a layer with half a pair."""
+    form = next(form for form in KEY_FORMATS if suffixes & {form.up, form.down})
+    return (form.up, form.down) if form.down in suffixes else (form.down, form.up)
 
 
 def find_kinds(base: str, suffixes: set[str], tensors: Mapping[str, Tensor]) -> set[str]:
     """Return the kinds of a layer besides a plain LoRA; empty for a plain LoRA.
 
     Raises:
-        ValueError: a tensor that the kind needs is missing; the key is named.
+        UnusableLayerError: a tensor that the kind needs is missing; the key is named.
     """
     kinds = {KINDS[suffix] for suffix in suffixes if suffix in KINDS}
     for kind in sorted(kinds):
@@ -179,7 +193,8 @@ def find_kinds(base: str, suffixes: set[str], tensors: Mapping[str, Tensor]) -> 
             begun = max(alternatives, key=lambda alternative: len(suffixes & set(alternative)) / len(alternative))
             for suffix in begun:
                 if suffix not in suffixes:
-                    raise ValueError(f"'{base}{suffix}' is missing from the {kind} layer. {INCOMPLETE}")
+                    message = f"'{base}{suffix}' is missing from the {kind} layer. {INCOMPLETE}"
+                    raise UnusableLayerError(f"{INCOMPLETE_LAYER} of the kind {kind}", message)
     if "OFT" in kinds and tensors[f"{base}.oft_blocks"].ndim == 4:
         return kinds - {"OFT"} | {"BOFT"}
     return kinds

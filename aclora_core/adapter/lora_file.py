@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ..storage import read_safetensors, write_safetensors
-from .adapter import Adapter, Layer, is_finite
-from .key_formats import (
-    ADDON_KINDS,
-    ALPHA,
-    INCOMPLETE,
-    KEY_FORMATS,
-    KINDS,
-    KeyFormat,
-    find_key_format,
-    find_kinds,
-    suffixes_by_base,
-    to_comfyui_keys,
+from ..storage import data_sha256, read_safetensors, write_safetensors
+from .adapter import Adapter, is_finite
+from .file_layers import read_layers
+from .metadata import OURS
+from .state_dict import LoraStateDict, metadata_of, remarks_on, to_state_dict
+
+_HASHES = ("sshs_model_hash", "modelspec.hash_sha256")
+
+_CHANGED = (
+    "Its numbers are not those of the SHA-256 in its own header: another program changed it after it was made, or it is"
+    " damaged."
 )
 
 
@@ -28,13 +25,34 @@ def load(path: str | Path) -> Adapter:
     """Read a LoRA file in any key format.
 
     Raises:
-        FileNotFoundError, ValueError: the file or one of its layers is not usable; the message names file and key.
+        FileNotFoundError, ValueError: the file is not usable, or holds no layer that is; the message names it.
     """
-    state_dict, metadata = read_safetensors(path)
     try:
-        return from_state_dict(state_dict, metadata)
+        return from_state_dict(read_lora(path))
     except ValueError as error:
-        raise ValueError(f"{Path(path).name}: {error}") from error
+        name = Path(path).name
+        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+
+
+def read_lora(path: str | Path) -> LoraStateDict:
+    """Read the tensors of a LoRA file under the keys that they have in it, with its metadata.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a safetensors file, or is damaged. A file of this package is damaged where its numbers do
+            not have the SHA-256 in its header; for a file of another program that is a remark.
+    """
+    path = Path(path)
+    tensors, metadata = read_safetensors(path)
+    hashes = {metadata[key].lower().removeprefix("0x") for key in _HASHES if key in metadata}
+    if not hashes or data_sha256(path) in hashes:
+        return LoraStateDict(tensors, metadata)
+    if OURS in metadata:
+        raise ValueError(
+            f"{path.name} is damaged: its numbers are not those that were saved, as the SHA-256 in its header shows."
+            " Copy it from another place, or save it again."
+        )
+    return LoraStateDict(tensors, metadata, (_CHANGED,))
 
 
 def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> None:
@@ -54,59 +72,22 @@ def save(adapter: Adapter, path: str | Path, metadata: Mapping[str, str]) -> Non
     write_safetensors(path, state_dict, metadata)
 
 
-def to_state_dict(adapter: Adapter) -> dict[str, Tensor]:
-    """Return ComfyUI's LORA_MODEL: `<base>.lora_up.weight`, `.lora_down.weight` and `.alpha` per layer, and `extra`."""
-    written = KEY_FORMATS[0]
-    state_dict: dict[str, Tensor] = {}
-    for base, layer in adapter.layers.items():
-        state_dict[base + written.up] = layer.lora_up.contiguous()
-        state_dict[base + written.down] = layer.lora_down.contiguous()
-        state_dict[base + ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
-    return {**state_dict, **{key: tensor.contiguous() for key, tensor in adapter.extra.items()}}
-
-
 def from_state_dict(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Adapter:
     """Build an adapter from the tensors of a LoRA in any key format; they are not copied.
 
-    A layer without an alpha has the scale 1, as in ComfyUI.
+    A layer without an alpha takes that of the file's header; without one in the header it has the scale 1, as in
+    ComfyUI. What cannot be used is left out and named in the adapter.
+
+    Args:
+        metadata: of the file; what travels with the tensors (LoraStateDict) if None.
 
     Raises:
-        ValueError: there is no LoRA, a key is missing or unpaired, or a tensor holds NaN or infinity.
+        ValueError: there is no LoRA or no layer that can be used, or a tensor holds NaN or infinity.
     """
-    tensors = to_comfyui_keys(state_dict)
-    found, unknown = suffixes_by_base(tensors)
-    if not found:
-        example = f"; its first key is '{next(iter(tensors))}'" if tensors else ""
-        raise ValueError(f"There is no LoRA in it: {len(tensors)} tensors{example}. Choose a LoRA file.")
-    _check_finite(tensors)
-    layers: dict[str, Layer] = {}
-    other = dict.fromkeys(unknown, "unknown key")
-    extra = {key: tensors[key] for key in unknown}
-    for base, suffixes in found.items():
-        form = find_key_format(base, suffixes)
-        kinds = find_kinds(base, suffixes, tensors)
-        if form is None and kinds <= ADDON_KINDS:
-            raise ValueError(f"'{base}{min(suffixes)}' has no lora_up and lora_down beside it. {INCOMPLETE}")
-        if kinds:
-            other[base] = ", ".join(sorted(kinds))
-        if form is not None and kinds <= {"bias difference"}:
-            layers[base] = _layer(base, form, tensors)
-            suffixes = suffixes & KINDS.keys()
-        extra.update({base + suffix: tensors[base + suffix] for suffix in sorted(suffixes)})
-    return Adapter(layers, dict(metadata or {}), other, extra)
-
-
-def _layer(base: str, form: KeyFormat, tensors: Mapping[str, Tensor]) -> Layer:
-    up, down = tensors[base + form.up], tensors[base + form.down]
-    alpha = tensors.get(base + ALPHA)
-    if alpha is not None and alpha.numel() != 1:
-        raise ValueError(f"'{base}{ALPHA}' must be one number, but has the shape {tuple(alpha.shape)}.")
-    if not (up.is_floating_point() and down.is_floating_point()):
-        raise ValueError(f"Layer '{base}' holds {up.dtype} and {down.dtype}; a LoRA needs floating-point numbers.")
-    try:
-        return Layer(down, up, float(alpha.item()) if alpha is not None else float(down.shape[0]))
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"Layer '{base}': {error}.") from error
+    if metadata is None:
+        metadata = metadata_of(state_dict)
+    _check_finite(state_dict)
+    return read_layers(state_dict, dict(metadata), remarks_on(state_dict))
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from io import BytesIO
+from itertools import accumulate
 
 from PIL import Image
 from torch import Tensor
 
+from ..text import count_noun
 from .adapter import Adapter
 from .base_models import base_model_names
+from .header_alpha import PEFT_SETTINGS
 from .rank_report import RankReport, check_report
+
+log = logging.getLogger("aclora")
+
+OURS = "aclora.ranks"  # a key in the metadata of every file that this package writes
 
 # kohya's key -> the setting or fact of the training that it repeats.
 KOHYA_SETTINGS = {
@@ -34,6 +42,15 @@ KOHYA_SETTINGS = {
 }
 
 
+# Keys of another file that would not be true of the one that is written.
+_OUTDATED = {"format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", PEFT_SETTINGS, "lora_alpha"}
+
+# Characters of the metadata that are taken over, the shortest values first, so that the header stays below its limit.
+_TAKEN_OVER = 600_000
+
+_TAG_CHARACTERS = 60_000  # of the commonest tags; the header has room for more, and readers have not
+
+
 def build_metadata(
     adapter: Adapter,
     title: str,
@@ -44,46 +61,138 @@ def build_metadata(
 ) -> dict[str, str]:
     """Build the metadata of a LoRA file; all keys and values are text.
 
+    What the file that the adapter comes from says stays: author, licence, base model, trigger, tags. Only what would no
+    longer be true is replaced.
+
     Args:
         title: the file's name without its ending.
         report: how the adapter was trained. Its settings and facts are stored in "aclora.settings" and, as far as
             other programs know them, in their keys (KOHYA_SETTINGS); the trajectory in "aclora.trajectory".
-        trigger: word that calls the style; the report's if empty.
+        trigger: word that calls the style. If empty, that of the file that the adapter comes from, else the report's.
         thumbnail: an image as a data URL.
         when: date of the file; now if None.
 
     Raises:
         ValueError: the report does not belong to the adapter.
     """
-    settings = report.settings_and_facts() if report is not None else {}
     if report is not None:
         check_report(adapter, report)
-    trigger = trigger or str(settings.get("trigger", ""))
-    base_model = base_model_names(str(settings.get("base_model", "unknown")))
-    date = (when or datetime.now(timezone.utc)).isoformat(timespec="seconds")
+    known = _taken_over(adapter.metadata)
+    trigger = trigger or known.get("modelspec.trigger_phrase", "") or (report.facts.trigger if report else "")
     metadata = {
-        **_kohya(adapter, title, settings, trigger),
-        "ss_base_model_version": base_model.kohya,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{base_model.modelspec}/lora",
-        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
-        "modelspec.title": title,
-        "modelspec.date": date,
-        "modelspec.description": describe_layers(adapter),
-        "aclora.ranks": json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)]),
+        **(_minimum(title) if known else _of_a_new_file(title, when)),
+        **known,
+        **_of_the_training(report),
+        **_of_the_layers(adapter),
+        "ss_output_name": title,
     }
-    if "resolution" in settings:
-        metadata["modelspec.resolution"] = resolution_text(settings["resolution"])
-    if trigger:
+    if "modelspec.description" not in known or OURS in known:
+        metadata["modelspec.description"] = describe_layers(adapter)
+    if known.get("modelspec.title") == known.get("ss_output_name"):  # it is a file's name, and no other title
+        metadata["modelspec.title"] = title
+    if trigger and trigger != known.get("modelspec.trigger_phrase"):
         metadata["modelspec.trigger_phrase"] = trigger
         metadata["modelspec.usage_hint"] = f"Write '{trigger}' in the prompt."
+    if frequency := _tag_frequency(report, trigger, known):
+        metadata["ss_tag_frequency"] = frequency
     if thumbnail:
         metadata["modelspec.thumbnail"] = thumbnail
-    if report is not None:
-        metadata["ss_steps"] = str(len(report.losses) or settings.get("steps", 0))
-        metadata["aclora.settings"] = json.dumps(settings, ensure_ascii=False, sort_keys=True)
-        metadata["aclora.trajectory"] = report.compact_json()
     return metadata
+
+
+def with_comment(metadata: Mapping[str, str], text: str) -> dict[str, str]:
+    """Return metadata whose training comment says what was done to the LoRA, after what it said before."""
+    before = metadata.get("ss_training_comment", "")
+    return {**metadata, "ss_training_comment": f"{before}; {text}" if before else text}
+
+
+def _taken_over(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what stays of the metadata of the file that an adapter comes from."""
+    kept: dict[str, str] = {}
+    left = _TAKEN_OVER
+    for key, value in sorted(metadata.items(), key=lambda item: len(item[1])):
+        left -= len(key) + len(json.dumps(value))
+        if left < 0:
+            log.warning("AC-LoRA: '%s' of the LoRA's metadata is too long to be kept: %d characters.", key, len(value))
+        elif key not in _OUTDATED:
+            kept[key] = value
+    return {key: kept[key] for key in metadata if key in kept}
+
+
+def _minimum(title: str) -> dict[str, str]:
+    """Return the keys that other programs want in every file."""
+    return {
+        "ss_v2": "False",
+        "ss_network_module": "networks.lora",
+        "ss_network_args": "{}",
+        "ss_base_model_version": "unknown",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "unknown/lora",
+        "modelspec.title": title,
+    }
+
+
+def _of_a_new_file(title: str, when: datetime | None) -> dict[str, str]:
+    """Return what says that this package made the LoRA."""
+    return {
+        **_minimum(title),
+        "ss_training_comment": "AC-LoRA",
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+        "modelspec.date": (when or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
+    }
+
+
+def _of_the_training(report: RankReport | None) -> dict[str, str]:
+    """Return the settings, the facts and the trajectory of a training."""
+    if report is None:
+        return {}
+    settings = report.settings_and_facts()
+    metadata = {key: str(settings[setting]) for key, setting in KOHYA_SETTINGS.items() if setting in settings}
+    if "base_model" in settings:
+        base_model = base_model_names(str(settings["base_model"]))
+        metadata["ss_base_model_version"] = base_model.kohya
+        metadata["modelspec.architecture"] = f"{base_model.modelspec}/lora"
+        metadata["ss_v2"] = str(settings["base_model"] == "SD20")
+    if "batch_size" in settings:
+        batch, batches = int(str(settings["batch_size"])), int(str(settings.get("accumulate", 1)))
+        metadata["ss_total_batch_size"] = str(batch * batches)
+    if "resolution" in settings:
+        metadata["modelspec.resolution"] = resolution_text(settings["resolution"])
+    metadata["ss_steps"] = str(len(report.losses) or settings.get("steps", 0))
+    metadata["aclora.settings"] = json.dumps(settings, ensure_ascii=False, sort_keys=True)
+    metadata["aclora.trajectory"] = report.compact_json()
+    return metadata
+
+
+def _of_the_layers(adapter: Adapter) -> dict[str, str]:
+    """Return the ranks and the alpha; those of a file without plain layers stay as they are."""
+    metadata = {OURS: json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)])}
+    ranks = {layer.rank for layer in adapter.layers.values()}
+    alphas = {layer.alpha for layer in adapter.layers.values()}
+    if ranks:
+        metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+        metadata["ss_network_alpha"] = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
+    return metadata
+
+
+def _tag_frequency(report: RankReport | None, trigger: str, known: Mapping[str, str]) -> str:
+    """Return kohya's count of the captions' tags; "" if nothing new is known of them.
+
+    Readers look into the first folder only, and kohya's folder names begin with the repeats.
+    """
+    tags = _commonest(report.tags) if report is not None else {}
+    if not tags and (not trigger or "ss_tag_frequency" in known):
+        return ""
+    if trigger and trigger not in tags:
+        images = report.facts.images if report is not None else None
+        tags = {trigger: images or 1, **tags}
+    return json.dumps({f"1_{trigger or 'captions'}": tags}, ensure_ascii=False)
+
+
+def _commonest(tags: Mapping[str, int]) -> dict[str, int]:
+    ordered = sorted(tags.items(), key=lambda tag: -tag[1])
+    ends = accumulate(len(tag) for tag, _ in ordered)
+    return {tag: count for (tag, count), end in zip(ordered, ends, strict=True) if end <= _TAG_CHARACTERS}
 
 
 def resolution_text(resolution: object) -> str:
@@ -110,32 +219,12 @@ def thumbnail_url(image: Tensor, side: int = 256) -> str:
 
 def describe_layers(adapter: Adapter) -> str:
     """Return the number of plain LoRA layers and their ranks in words."""
-    ranks = [layer.rank for layer in adapter.layers.values()]
-    if not ranks:
+    if not adapter.layers:
         return "no plain LoRA layers"
-    spread = f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"
-    return f"{len(ranks)} LoRA layer{'s' if len(ranks) > 1 else ''}, {spread}"
+    return f"{count_noun(len(adapter.layers), 'LoRA layer')}, {rank_text(adapter)}"
 
 
-def _kohya(adapter: Adapter, title: str, settings: Mapping[str, object], trigger: str) -> dict[str, str]:
-    """Return kohya's minimum of keys, and of the others those that are known."""
-    ranks = {layer.rank for layer in adapter.layers.values()}
-    alphas = {layer.alpha for layer in adapter.layers.values()}
-    metadata = {
-        "ss_output_name": title,
-        "ss_v2": str(settings.get("base_model") == "SD20"),
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
-        "ss_network_args": "{}",
-        "ss_training_comment": "AC-LoRA",
-    }
-    metadata |= {key: str(settings[setting]) for key, setting in KOHYA_SETTINGS.items() if setting in settings}
-    if "batch_size" in settings:
-        batch, batches = int(str(settings["batch_size"])), int(str(settings.get("accumulate", 1)))
-        metadata["ss_total_batch_size"] = str(batch * batches)
-    if trigger:
-        # Readers look into the first folder only, and kohya's folder names begin with the repeats.
-        frequency = {f"1_{trigger}": {trigger: settings.get("images", 1)}}
-        metadata["ss_tag_frequency"] = json.dumps(frequency, ensure_ascii=False)
-    return metadata
+def rank_text(adapter: Adapter) -> str:
+    """Return the ranks of the plain LoRA layers, of which there is at least one: "rank 4", "ranks 2 to 8"."""
+    ranks = [layer.rank for layer in adapter.layers.values()]
+    return f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"

@@ -61,6 +61,7 @@ class RankReport:
     truncations: list[TruncationLoss] = field(default_factory=list)  # tried; empty without held-out images
     facts: TrainingFacts = TrainingFacts()
     fit: list[tuple[int, float]] = field(default_factory=list)  # step and loss of training images at fixed noise
+    tags: dict[str, int] = field(default_factory=dict)  # tag of the captions -> images with it; not in the compact form
 
     def layer_names(self) -> list[str]:
         """Return the base names of all layers in the report, in their order."""
@@ -79,14 +80,15 @@ class RankReport:
         """Return the report for a file's metadata: some 450 kB for 800 layers, however long the training was.
 
         Losses are averaged in up to 500 groups. Many restarts are thinned out evenly; the first and the last stay.
-        The spectra are left out, as they follow from the file's own factors. Numbers have four digits.
+        The spectra are left out, as they follow from the file's own factors, and the tags, as a file's metadata has
+        them for all programs. Numbers have four digits.
         """
         groups = _group_means(self.losses, COMPACT_LOSSES)
         most = max(2, COMPACT_RANKS // max(1, len(self.layer_names())))
         chosen = [self.restarts[index] for index in _even_indices(len(self.restarts), most)]
         validation = [self.validation[index] for index in _even_indices(len(self.validation), COMPACT_LOSSES)]
         fit = [self.fit[index] for index in _even_indices(len(self.fit), COMPACT_LOSSES)]
-        report = replace(self, losses=groups, validation=validation, fit=fit, restarts=chosen, spectrum={})
+        report = replace(self, losses=groups, validation=validation, fit=fit, restarts=chosen, spectrum={}, tags={})
         return _to_json({**_rounded(_as_dict(report), _COMPACT_DIGITS), "steps": len(self.losses)})
 
     @classmethod
@@ -154,6 +156,7 @@ def _as_dict(report: RankReport) -> dict[str, Any]:
         "restarts": [_restart_as_dict(restart, names) for restart in report.restarts],
         "spectrum": report.spectrum,
         "cuts": [tried.to_dict() for tried in report.truncations],
+        **({"tags": report.tags} if report.tags else {}),
     }
 
 
@@ -203,6 +206,7 @@ def _from_dict(data: Mapping[str, Any]) -> RankReport:
         truncations=[TruncationLoss.from_dict(tried) for tried in data.get("cuts", [])],  # none before 0.2
         facts=TrainingFacts.from_dict(data["settings"]),
         fit=[(int(step), _float(loss)) for step, loss in data.get("fit", [])],  # none before 0.4
+        tags={str(tag): int(count) for tag, count in data.get("tags", {}).items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -10,7 +11,7 @@ import torch
 
 from ..method import RuleName, rank_rule
 from .adapter import Adapter, with_dtype
-from .metadata import build_metadata
+from .metadata import build_metadata, rank_text, with_comment
 from .rank_report import RankReport, check_report, embedded_report
 from .truncation import SvdLayer, TruncationStats, ranks_by_rule, ranks_for_size, truncate_to_ranks
 
@@ -18,6 +19,7 @@ ResizeRule = Literal[RuleName, "signal", "file size"]
 
 
 _TITLE_RESERVE = "t" * 200  # stands for the file's name in its metadata, which is not known yet
+_COMMENT_RESERVE = "c" * 200  # stands for the comment on the ranks, which are not known yet
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class ResizeConfig:
         rules = [*get_args(RuleName), "signal", "file size"]
         if self.rule not in rules:
             raise ValueError(f"The rank rule must be one of {', '.join(rules)}, but is '{self.rule}'.")
+        if self.rule == "file size" and not math.isfinite(self.value):
+            raise ValueError(f"The file's size must be a number of megabytes, but is {self.value}.")
         if self.max_rank < 0:
             raise ValueError(f"The largest rank must be 0 (no limit) or more, but is {self.max_rank}.")
 
@@ -72,7 +76,8 @@ def resize(
     truncated, stats = truncate_to_ranks(adapter, decomposed, ranks, config.dtype)
     if not truncated.layers:
         raise ValueError("No layer would be left. Choose a larger size, or do not drop layers.")
-    return truncated, stats
+    comment = f"truncated by AC-LoRA from {rank_text(adapter)} to {rank_text(truncated)}, rule '{config.rule}'"
+    return replace(truncated, metadata=with_comment(adapter.metadata, comment)), stats
 
 
 def _ranks_by_signal(
@@ -100,6 +105,7 @@ def _ranks_by_file_size(
     offered = {
         name: replace(layer, singular_values=layer.singular_values[:limit]) for name, layer in decomposed.items()
     }
-    metadata = build_metadata(adapter, _TITLE_RESERVE, report)
+    commented = replace(adapter, metadata=with_comment(adapter.metadata, _COMMENT_RESERVE))
+    metadata = build_metadata(commented, _TITLE_RESERVE, report)
     size = round(config.value * 1e6)
     return ranks_for_size(adapter, offered, size, config.dtype, metadata, 0 if config.drop_layers else 1)

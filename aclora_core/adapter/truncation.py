@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..method import Rule, energy, energy_kept, sum_kept, truncate
-from .adapter import Adapter, Layer
-from .lora_file import to_state_dict
+from .adapter import Adapter, Layer, is_finite
+from .state_dict import to_state_dict
 
 # Bytes that saving adds: a format, two hashes, and the rounding of the header's length to 8 bytes.
 _SAVE_RESERVE = 320
@@ -164,7 +164,7 @@ def truncate_to_ranks(
             down, up = (
                 t.to(new_dtype).clone(memory_format=torch.contiguous_format) for t in _leading_factors(source, rank)
             )
-            if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            if not (is_finite(down) and is_finite(up)):
                 raise ValueError(
                     f"Layer '{name}' does not fit into {new_dtype}: choose a type with a larger range (fp32)."
                 )

@@ -6,7 +6,7 @@ from .charts.contact_sheet import contact_sheet
 from .charts.step_sheet import SheetRow, step_sheet
 from .charts.training import training_chart
 from .measure import inspect_lora
-from .metadata_table import Rows, metadata_table, truncation_rows
+from .metadata_table import Rows, metadata_table, reading_rows, truncation_rows
 from .tables import file_rows, inspection_csv, inspection_json, inspection_table, truncation_table
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "inspection_json",
     "inspection_table",
     "metadata_table",
+    "reading_rows",
     "step_sheet",
     "to_batch",
     "training_chart",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..adapter import (
     find_key_format,
     from_state_dict,
     layer_sort_key,
+    left_out_lines,
     parse_layer_name,
     suffixes_by_base,
     to_comfyui_keys,
@@ -84,6 +85,8 @@ class FileFacts:
     effective_rank: float  # mean over the layers, by their energy
     other: dict[str, str]  # layers of other kinds: base name or key -> kind
     metadata: dict[str, str]  # long values shortened
+    left_out: list[str] = field(default_factory=list)  # a line for each reason why parts change nothing in ComfyUI
+    remarks: list[str] = field(default_factory=list)  # sentences on how the file was read
 
 
 @dataclass(frozen=True)
@@ -196,12 +199,14 @@ def _measure_file(
         effective_rank=weighted / total if total > 0.0 else 1.0,
         other=dict(sorted(adapter.other.items())),
         metadata={key: _shorten(value) for key, value in sorted(adapter.metadata.items())},
+        left_out=left_out_lines(adapter.left_out),
+        remarks=list(adapter.remarks),
     )
 
 
 def _key_formats(adapter: Adapter, state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     found, _ = suffixes_by_base(to_comfyui_keys(state_dict))
-    formats = [find_key_format(base, found[base]) for base in adapter.layers]
+    formats = [find_key_format(found[base]) for base in adapter.layers]
     return _counts(form.name for form in formats if form is not None)
 
 

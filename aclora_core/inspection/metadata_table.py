@@ -15,6 +15,7 @@ from ..adapter import (
     describe_layers,
     embedded_report,
     fit_share,
+    left_out_lines,
     total_energy_kept,
 )
 from ..text import percent_text, size_text, text_table
@@ -25,13 +26,13 @@ MAX_VALUE_LENGTH = 200  # characters; longer values are shortened
 Rows = list[tuple[str, str]]  # name and text of each line
 
 
-def metadata_table(name: str, adapter: Adapter, truncation: Sequence[tuple[str, str]] = ()) -> str:
+def metadata_table(name: str, adapter: Adapter, loading: Sequence[tuple[str, str]] = ()) -> str:
     """Return the content and the metadata of a LoRA file as aligned lines, in sections.
 
     Args:
         name: of the file.
         adapter: as it is in the file.
-        truncation: rows on what loading cut off (truncation_rows).
+        loading: rows on what loading did: what it cut off (truncation_rows), and what did not fit the model.
     """
     settings = _setting_rows(adapter.metadata)
     report = embedded_report(adapter)
@@ -41,7 +42,7 @@ def metadata_table(name: str, adapter: Adapter, truncation: Sequence[tuple[str, 
     if report is not None:
         hidden |= {"aclora.trajectory"}
     metadata = [(key, _value(key, value)) for key, value in sorted(adapter.metadata.items()) if key not in hidden]
-    return _sections({"": [*_content_rows(name, adapter), *truncation], "Training": training, "Metadata": metadata})
+    return _sections({"": [*_content_rows(name, adapter), *loading], "Training": training, "Metadata": metadata})
 
 
 def truncation_rows(name: str, before: Adapter, after: Adapter, stats: Mapping[str, TruncationStats]) -> Rows:
@@ -67,7 +68,14 @@ def _content_rows(name: str, adapter: Adapter) -> Rows:
     dtypes = sorted({str(layer.lora_up.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
     kinds = Counter(adapter.other.values())
     rows = [("file", name), ("layers", f"{describe_layers(adapter)}, {' and '.join(dtypes)}".rstrip(", "))]
-    return rows + [("also", f"{count} x {kind}") for kind, count in sorted(kinds.items())]
+    rows += [("also", f"{count} x {kind}") for kind, count in sorted(kinds.items())]
+    return rows + reading_rows(adapter)
+
+
+def reading_rows(adapter: Adapter) -> Rows:
+    """Return rows on what changes nothing in ComfyUI, and on how the file was read."""
+    left_out = [("left out", line) for line in left_out_lines(adapter.left_out)]
+    return left_out + [("note", remark) for remark in adapter.remarks]
 
 
 def _setting_rows(metadata: Mapping[str, str]) -> Rows:

@@ -76,6 +76,8 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
         ("numbers", _listed(facts.dtypes)),
         ("norm", f"{facts.norm:.4g} over all layers, effective rank {facts.effective_rank:.1f} (mean by energy)"),
         *((f"no plain LoRA: {kind}", name_list(names)) for kind, names in _by_kind(facts.other).items()),
+        *(("left out", line) for line in facts.left_out),
+        *(("note", remark) for remark in facts.remarks),
         *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
     ]
 
@@ -107,12 +109,15 @@ def inspection_csv(inspection: Inspection) -> str:
     return text.getvalue()
 
 
-def truncation_table(stats: Mapping[str, TruncationStats], other: Mapping[str, str] | None = None) -> str:
+def truncation_table(
+    stats: Mapping[str, TruncationStats], other: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+) -> str:
     """Return what a truncation did: some lines for the whole LoRA, then a line per layer.
 
     Args:
         stats: by base name, as from truncate_to_ranks.
         other: the layers of other kinds, which are not truncated (Adapter.other).
+        notes: lines on the file, added to those for the whole LoRA.
     """
     if not stats:
         return "There is no plain LoRA layer to truncate."
@@ -129,6 +134,7 @@ def truncation_table(stats: Mapping[str, TruncationStats], other: Mapping[str, s
     ]
     for kind, names in _by_kind(other or {}).items():
         lines.append(f"Not truncated, as it is no plain LoRA: {kind}, {name_list(names)}.")
+    lines += notes
     header = ["layer", "rank before", "after", "energy kept", "norm kept", "sum kept", "kB before", "after"]
     rows = [
         [

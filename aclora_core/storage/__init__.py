@@ -1,5 +1,6 @@
 """Safetensors files written atomically, content hashes, and tensors in nested values."""
 
+from .data_hash import data_sha256
 from .hashing import UnhashableError, content_hash, weights_hash
 from .nested import component_tensors, map_tensors, put_tensors, take_tensors, tensors_in, to_device
 from .partial_files import clear_partial_files, reserved
@@ -11,6 +12,7 @@ __all__ = [
     "clear_partial_files",
     "component_tensors",
     "content_hash",
+    "data_sha256",
     "map_tensors",
     "put_tensors",
     "read_safetensors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ...aclora_core.adapter import RankReport
@@ -16,6 +16,7 @@ from ...aclora_core.inspection import (
     to_batch,
 )
 from .. import host
+from ..node_images import images_on_node
 from .source import check_source, read_source, source_inputs, source_state
 
 SIZE = (1024, 640)  # pixels of a chart; readable on the node, at half of it, too
@@ -89,10 +90,12 @@ class ACLoRAInspect(io.ComfyNode):
             bar.show(done)
             host.raise_if_cancelled()
 
-        found = inspect_lora(lora.tensors, lora.metadata, lora.name, lora.size, rank_report, show)
+        found = inspect_lora(lora.tensors, None, lora.name, lora.size, rank_report, show)
         charts = to_batch(inspection_charts(found, SIZE, dark))
         texts = inspection_table(found), inspection_json(found), inspection_csv(found)
         # In a line each, since a node's text has no columns.
         summary = "\n".join(f"{key}: {value}" for key, value in file_rows(found.file))
+        images, problem = images_on_node(charts, cls)
+        summary += problem and f"\n{problem}"
         host.send_text(summary, node_id)
-        return io.NodeOutput(charts, *texts, ui={**ui.PreviewImage(charts, cls=cls).as_dict(), "text": (summary,)})
+        return io.NodeOutput(charts, *texts, ui={**images, "text": (summary,)})

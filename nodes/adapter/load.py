@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from comfy_api.latest import io
 
 from ...aclora_core.adapter import Adapter, ResizeConfig, embedded_report, load, resize, to_state_dict
-from ...aclora_core.inspection import Rows, metadata_table, truncation_rows
+from ...aclora_core.inspection import Rows, metadata_table, reading_rows, truncation_rows
 from .. import host
 from .decompose import decompose_with_progress
 from .files import check_lora_exists, file_state, lora_names, lora_path
@@ -99,22 +100,31 @@ class ACLoRALoad(io.ComfyNode):
         model: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
+        _check_strengths(strength_model, strength_clip)
         node_id = host.hidden_node_id(cls)
         choice = {"cut": _requested_cut(cls)} if cut is None else cut
         whole = load(lora_path(lora_name))
         adapter, rows = _truncate(lora_name, whole, choice, node_id)
-        if rows:
-            host.send_text("\n".join(f"{key}: {value}" for key, value in rows), node_id)
         lora_model = to_state_dict(adapter)
         if (model is not None and strength_model != 0) or (clip is not None and strength_clip != 0):
-            model, clip = host.apply_loaded_lora(
-                lora_name, lora_model, adapter.metadata, model, clip, strength_model, strength_clip
+            model, clip, problems = host.apply_loaded_lora(
+                lora_name, lora_model, adapter.metadata, model, clip, strength_model, strength_clip, adapter.left_out
             )
+            rows += [("note", problem) for problem in problems]
+        if shown := [*rows, *reading_rows(whole)]:
+            host.send_text("\n".join(f"{key}: {value}" for key, value in shown), node_id)
         if model is None:
             model = host.block_output("Load AC-LoRA gives a model only where one is connected to its model input.")
         if clip is None:
             clip = host.block_output("Load AC-LoRA gives a clip only where one is connected to its clip input.")
         return io.NodeOutput(model, clip, lora_model, metadata_table(lora_name, whole, rows), embedded_report(whole))
+
+
+def _check_strengths(*strengths: float) -> None:
+    if not all(map(math.isfinite, strengths)):
+        raise ValueError(
+            f"The strengths must be numbers from -100 to 100, but are {strengths}. Set both, 1 as trained."
+        )
 
 
 def _strength(name: str, tooltip: str, advanced: bool = False) -> io.Float.Input:

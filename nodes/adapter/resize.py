@@ -14,7 +14,7 @@ from ...aclora_core.adapter import (
     resize,
     to_state_dict,
 )
-from ...aclora_core.inspection import truncation_table
+from ...aclora_core.inspection import reading_rows, truncation_table
 from .. import host
 from .decompose import decompose_with_progress
 from .precision import PRECISIONS
@@ -120,11 +120,12 @@ class ACLoRAResize(io.ComfyNode):
         )
         node_id = host.hidden_node_id(cls)
         try:
-            adapter = from_state_dict(lora.tensors, lora.metadata)
+            adapter = from_state_dict(lora.tensors)
             truncated, stats = resize(adapter, decompose_with_progress(adapter, node_id), config, rank_report)
         except ValueError as error:
             raise ValueError(f"{lora.name}: {error}") from error
-        table = truncation_table(stats, truncated.other)
+        notes = [f"{name.capitalize()}: {text}" for name, text in reading_rows(adapter)]
+        table = truncation_table(stats, truncated.other, notes)
         text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
         if dry_run:

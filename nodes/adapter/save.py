@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ...aclora_core.adapter import RankReport, build_metadata, from_state_dict, save, thumbnail_url, with_dtype
+from ...aclora_core.adapter import (
+    RankReport,
+    build_metadata,
+    describe_layers,
+    from_state_dict,
+    save,
+    thumbnail_url,
+    with_dtype,
+)
+from ...aclora_core.inspection import reading_rows
 from .. import host
+from ..date_tokens import with_dates
 from .files import invalidate_list, numbered_path, output_path
 from .precision import PRECISIONS
 
@@ -30,7 +40,7 @@ class ACLoRASave(io.ComfyNode):
                     "filename",
                     default="aclora",
                     tooltip="The file's name, without an ending. 'styles/ink' puts it into the folder 'styles' of"
-                    " models/loras.",
+                    " models/loras; '%year%-%month%-%day%/ink' or '%date:yyyy-MM-dd%/ink' into a folder of today.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -78,7 +88,7 @@ class ACLoRASave(io.ComfyNode):
     def validate_inputs(cls, filename: str | None) -> bool | str:
         try:
             if filename is not None:  # None stands for a link, whose text is not known before the run
-                output_path(filename)
+                output_path(with_dates(filename))
         except ValueError as error:
             return str(error)
         return True
@@ -94,7 +104,7 @@ class ACLoRASave(io.ComfyNode):
         rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        folder, path = output_path(filename)
+        folder, path = output_path(with_dates(filename))
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
         thumbnail = thumbnail_url(preview) if preview is not None else ""
@@ -102,6 +112,16 @@ class ACLoRASave(io.ComfyNode):
         save(adapter, path, metadata)
         invalidate_list()
         name = str(path.relative_to(folder))
-        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
+        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
+        text += _replaced_trigger(trigger.strip(), rank_report)
+        text += "".join(f"\n{row}: {line}" for row, line in reading_rows(adapter))
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
+
+
+def _replaced_trigger(trigger: str, report: RankReport | None) -> str:
+    """Return a line on a trigger that is not the one of the training, which may be a typing mistake; else ""."""
+    trained = report.facts.trigger if report is not None else ""
+    if not trigger or not trained or trigger == trained:
+        return ""
+    return f"\nThe trigger is '{trigger}', in place of '{trained}' of the training."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ...aclora_core.storage import read_safetensors
+from ...aclora_core.adapter import read_lora
 from .files import check_lora_exists, file_state, lora_names, lora_path
 
 NO_FILE = "none"  # the choice of no file
@@ -16,10 +16,9 @@ NO_FILE = "none"  # the choice of no file
 
 @dataclass(frozen=True)
 class SourceLora:
-    """Tensors and metadata of a LoRA that is given to a node."""
+    """A LoRA that is given to a node."""
 
-    tensors: dict[str, torch.Tensor]
-    metadata: dict[str, str]
+    tensors: dict[str, torch.Tensor]  # its metadata travels with them (LoraStateDict)
     name: str
     size: int | None  # bytes of the file; None for a connected LoRA
 
@@ -74,6 +73,6 @@ def read_source(lora_model: dict[str, torch.Tensor] | None, lora_name: str) -> S
     if problem is not True:
         raise ValueError(problem)
     if lora_model is not None:
-        return SourceLora(lora_model, {}, "the connected LoRA", None)
+        return SourceLora(lora_model, "the connected LoRA", None)
     path = lora_path(lora_name)
-    return SourceLora(*read_safetensors(path), lora_name, path.stat().st_size)
+    return SourceLora(read_lora(path), lora_name, path.stat().st_size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ...aclora_core.evaluation import (
@@ -18,6 +18,7 @@ from ...aclora_core.evaluation import (
     evaluation_table,
 )
 from .. import host
+from ..node_images import images_on_node
 from .images import read_images, read_prompts
 from .networks import Networks, clip_similarity
 from .preference import preference_rows
@@ -177,9 +178,11 @@ class ACLoRAEvaluate(io.ComfyNode):
             found.rows.extend(preference_rows(texts, images.drawn, images.paired_base, bar.advance))
         sheet = nearest_sheet(found.nearest, images.drawn, images.references, images.training)[None]
         lines = evaluation_lines(found)
+        shown, problem = images_on_node(sheet, cls)
+        lines += problem and f"\n{problem}"
         host.send_text(lines, node_id)
         texts_out = evaluation_table(found, extract.name), evaluation_json(found, extract.name)
-        return io.NodeOutput(*texts_out, sheet, ui={**ui.PreviewImage(sheet, cls=cls).as_dict(), "text": (lines,)})
+        return io.NodeOutput(*texts_out, sheet, ui={**shown, "text": (lines,)})
 
 
 def _features(extract: Callable[[Sequence[Tensor]], Tensor], images: _Images) -> ImageFeatures:

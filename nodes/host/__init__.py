@@ -1,6 +1,7 @@
 """The only code that uses ComfyUI's internals: models to train, conditionings, sampling, progress and cancel."""
 
 from .apply_lora import apply_loaded_lora, apply_trained_lora
+from .caption_facts import tag_counts, trigger_word
 from .encoding_keys import KnownEncodings
 from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
@@ -50,9 +51,11 @@ __all__ = [
     "sample_previews",
     "send_text",
     "square_side",
+    "tag_counts",
     "text_features",
     "tokenize",
     "training_note",
     "training_session",
+    "trigger_word",
     "with_caption",
 ]

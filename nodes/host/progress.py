@@ -64,7 +64,8 @@ def send_text(text: str, node_id: str | None) -> None:
     if node_id is not None:
         from server import PromptServer  # the web server, which scripts do not start
 
-        PromptServer.instance.send_progress_text(text, node_id)
+        # The front end makes a link of [[label|address]], which could come from the name of a file.
+        PromptServer.instance.send_progress_text(text.replace("[[", "[ ["), node_id)
 
 
 def cancelled() -> bool:

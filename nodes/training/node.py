@@ -74,10 +74,13 @@ class ACLoRATrain(io.ComfyNode):
                 )
 
             result = choice.result(run)
-            facts = replace(result.report.facts, base_model=network.base_name, resolution=images.resolution)
+            trigger = host.trigger_word(conditioning)
+            facts = replace(
+                result.report.facts, base_model=network.base_name, resolution=images.resolution, trigger=trigger
+            )
         if note := host.training_note(model[0]):
             facts = replace(facts, notes=f"{note} {facts.notes}".strip())
-        report = replace(result.report, facts=facts)
+        report = replace(result.report, facts=facts, tags=host.tag_counts(latents, conditioning))
         lora_model = to_state_dict(result.adapter)
         if host.cancelled():
             host.clear_interrupt()

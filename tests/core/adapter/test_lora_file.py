@@ -1,13 +1,18 @@
 """LoRA files in every key format that ComfyUI reads."""
 
+import os
+
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aclora_core.adapter.adapter import Adapter, Layer, with_dtype
 from aclora_core.adapter.key_formats import KEY_FORMATS
+from aclora_core.adapter.left_out import left_out_lines
 from aclora_core.adapter.lora_file import from_state_dict, load, save, to_state_dict
+from aclora_core.adapter.metadata import build_metadata
 from aclora_core.storage.safetensors_file import write_safetensors
 
 BASES = (
@@ -111,7 +116,10 @@ def test_layers_of_other_kinds_are_named_and_kept(kind):
 def test_the_magnitudes_of_peft_make_a_layer_a_dora():
     up, down = matrices()
     keys = {"a.lora_B.weight": up, "a.lora_A.weight": down, "a.lora_magnitude_vector": torch.ones(6)}
-    assert from_state_dict(keys).other == {"a": "DoRA"}
+    adapter = from_state_dict(keys)
+    assert adapter.other == {"a": "DoRA of PEFT"}
+    assert adapter.left_out["a.lora_magnitude_vector"].startswith("DoRA magnitudes as PEFT stores them, without which")
+    assert to_state_dict(adapter).keys() == keys.keys()
 
 
 def test_a_bias_difference_stands_beside_its_lora():
@@ -122,7 +130,7 @@ def test_a_bias_difference_stands_beside_its_lora():
 
 def test_a_key_of_no_known_kind_is_kept_under_its_own_name():
     adapter = from_state_dict({**plain(), "bundle_emb.ink.string_to_param.*": ONES})
-    assert adapter.other == {"bundle_emb.ink.string_to_param.*": "unknown key"}
+    assert not adapter.other and "models/embeddings" in adapter.left_out["bundle_emb.ink.string_to_param.*"]
     assert "bundle_emb.ink.string_to_param.*" in to_state_dict(adapter)
 
 
@@ -145,7 +153,6 @@ def without(state, key):
         (without(FOREIGN["LoHa"], "a.hada_w1_b"), r"'a.hada_w1_b' is missing from the LoHa layer"),
         (without(FOREIGN["GLoRA"], "a.b2.weight"), r"'a.b2.weight' is missing from the GLoRA layer"),
         (without(FOREIGN["BOFT"], "a.oft_blocks"), r"'a.oft_blocks' is missing from the OFT layer"),
-        ({**plain("x"), "x.lora_B.weight": ONES, "x.lora_A.weight": ONES}, "are both there. Keep one of the two"),
         ({**plain("x"), "x.alpha": torch.ones(2)}, r"'x.alpha' must be one number, but has the shape \(2,\)"),
         ({**plain("x"), "x.alpha": torch.tensor(torch.nan)}, r"'x.alpha' holds NaN"),
         ({**plain("x"), "x.lora_up.weight": torch.full((6, 4), torch.inf)}, "'x.lora_up.weight' holds NaN"),
@@ -159,6 +166,121 @@ def without(state, key):
 def test_a_broken_lora_is_refused_with_the_key_in_the_sentence(state, sentence):
     with pytest.raises(ValueError, match=sentence):
         from_state_dict(state)
+
+
+PEFT = {"x.lora_B.weight": ONES, "x.lora_A.weight": ONES}
+
+
+@pytest.mark.parametrize(
+    ("beside", "left_out"),
+    [
+        ({"x.alpha": torch.tensor(1.0)}, {"x": "alpha without matrices"}),
+        ({"x.dora_scale": ONES}, {"x": "part of a layer without matrices"}),
+        ({"x.lora_up.weight": ONES}, {"x": "half a pair"}),
+        ({"x.lora_down.weight": ONES, "x.alpha": torch.tensor(1.0)}, {"x": "half a pair"}),
+        ({"x.lora_up.weight": ONES, "x.lora_A.weight": ONES}, {"x": "half a pair"}),
+        (plain("x", rank=0), {"x": "layer of rank 0"}),
+        ({**plain("x"), "x.lora_up.weight": torch.ones(6, 3)}, {"x": "layer whose lora_up and lora_down do not fit"}),
+        ({**plain("x"), "x.alpha": torch.ones(2)}, {"x": "layer whose alpha is not one number"}),
+        ({key: tensor.int() for key, tensor in plain("x").items()}, {"x": "layer of a type that is no floating"}),
+        (without(FOREIGN["LoKr"], "a.lokr_w1"), {"a": "incomplete layer of the kind LoKr"}),
+    ],
+)
+def test_a_layer_that_cannot_be_used_does_not_refuse_the_others(beside, left_out):
+    adapter = from_state_dict({**plain("whole"), **beside})
+    assert adapter.layers.keys() == {"whole"} and not adapter.other
+    assert adapter.left_out.keys() == left_out.keys()
+    assert all(adapter.left_out[name].startswith(reason) for name, reason in left_out.items())
+    assert to_state_dict(adapter).keys() == plain("whole").keys()
+
+
+def test_of_two_spellings_of_a_layer_the_first_of_the_host_is_read():
+    adapter = from_state_dict({**plain("x"), **PEFT})
+    assert torch.equal(adapter.layers["x"].lora_up, plain("x")["x.lora_up.weight"])
+    assert adapter.left_out == dict.fromkeys(PEFT, "second spelling of a layer that is there already")
+
+
+def test_half_a_pair_in_the_first_spelling_leaves_the_second():
+    adapter = from_state_dict({**PEFT, "x.lora_up.weight": torch.ones(6, 4)})
+    assert torch.equal(adapter.layers["x"].lora_up, ONES)
+    assert adapter.left_out.keys() == {"x.lora_up.weight"}
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_the_name_of_an_adapter_in_the_keys_is_read_over(ending):
+    keys = {f"x.lora_B.ink{ending}": ONES, f"x.lora_A.ink{ending}": ONES, f"x.lora_magnitude_vector.ink{ending}": ONES}
+    assert from_state_dict(keys).other == {"x": "DoRA of PEFT"}
+    assert from_state_dict(dict(list(keys.items())[:2])).layers.keys() == {"x"}
+
+
+def test_of_several_adapters_in_a_file_the_default_one_is_read():
+    keys = {
+        f"x.lora_{side}.{name}.weight": ONES * number for side in "AB" for number, name in enumerate(["a", "default"])
+    }
+    adapter = from_state_dict(keys)
+    assert torch.equal(adapter.layers["x"].lora_up, ONES)
+    assert adapter.left_out == dict.fromkeys(
+        ["x.lora_A.a.weight", "x.lora_B.a.weight"], "layer of another adapter in the same file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("a.lora_B.bias", "bias of a LoRA's matrix"),
+        ("a.lora_B.ink.bias", "bias of a LoRA's matrix"),
+        ("a.scalar", "scalar of a layer"),
+        ("elsewhere", "key that ComfyUI does not know"),
+    ],
+)
+def test_keys_that_the_host_does_not_use_are_named_and_kept(key, words):
+    adapter = from_state_dict({**plain("a"), key: ONES})
+    assert adapter.left_out.keys() == {key} and words in adapter.left_out[key]
+    assert adapter.layers.keys() == {"a"} and key in to_state_dict(adapter)
+
+
+def test_a_line_for_each_reason_has_the_number_and_the_first_name():
+    found = {"a": "half", "b": "half", "c": "stray"}
+    assert left_out_lines(found) == ["2 x half: 'a' and 1 more", "1 x stray: 'c'"]
+
+
+def test_a_flat_dora_scale_is_read_as_a_number_for_each_output():
+    adapter = from_state_dict({**plain("a"), "a.dora_scale": torch.arange(6.0)})
+    assert torch.equal(adapter.extra["a.dora_scale"], torch.arange(6.0).reshape(6, 1))
+    assert "DoRA scale of 1 layer has one dimension" in adapter.remarks[0]
+
+
+def test_a_flipped_bit_in_a_file_of_this_package_is_found(tmp_path):
+    adapter = from_state_dict(plain("a"))
+    path = tmp_path / "ink.safetensors"
+    save(adapter, path, build_metadata(adapter, "ink"))
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(blob)
+    with pytest.raises(ValueError, match=r"^ink\.safetensors is damaged: its numbers are not those that were saved"):
+        load(path)
+
+
+def test_a_file_of_another_program_that_is_not_as_its_hash_gets_a_remark(tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", plain("a"), {})
+    assert not load(tmp_path / "x.safetensors").remarks
+    safetensors.torch.save_file(plain("a"), tmp_path / "y.safetensors", {"sshs_model_hash": "0" * 64})
+    assert "its own header" in load(tmp_path / "y.safetensors").remarks[0]
+
+
+def test_half_files_of_saves_that_were_killed_are_deleted(tmp_path):
+    half, alive = tmp_path / ".ink.safetensors.1-ab.partial", tmp_path / ".new.safetensors.1-cd.partial"
+    for path in (half, alive):
+        path.write_bytes(b"half")
+    os.utime(half, (1, 1))
+    save(from_state_dict(plain("a")), tmp_path / "ink.safetensors", {})
+    assert sorted(os.listdir(tmp_path)) == [alive.name, "ink.safetensors"]
+
+
+def test_the_metadata_travels_with_the_tensors():
+    state = to_state_dict(from_state_dict(plain("a"), {"modelspec.author": "somebody"}))
+    assert from_state_dict(state).metadata == {"modelspec.author": "somebody"}
+    assert from_state_dict(dict(state)).metadata == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from io import BytesIO
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from aclora_core.adapter.adapter import Adapter, Layer
 from aclora_core.adapter.lora_file import load, save
-from aclora_core.adapter.metadata import build_metadata, describe_layers, resolution_text, thumbnail_url
+from aclora_core.adapter.metadata import build_metadata, describe_layers, resolution_text, thumbnail_url, with_comment
 from aclora_core.adapter.rank_report import RankReport
 from aclora_core.adapter.training_facts import TrainingFacts
 from aclora_core.storage.safetensors_file import HEADER_LIMIT
@@ -114,6 +115,91 @@ def test_a_trigger_given_by_hand_wins_over_the_one_of_the_training():
     adapter = adapter_of(2)
     metadata = build_metadata(adapter, "ink", report_for(adapter), trigger="by hand")
     assert metadata["modelspec.trigger_phrase"] == "by hand" and "by hand" in metadata["ss_tag_frequency"]
+
+
+FOREIGN = {
+    "format": "pt",
+    "ss_base_model_version": "sdxl_base_v1-0",
+    "ss_network_dim": "64",
+    "ss_training_comment": "drawn by hand",
+    "sshs_model_hash": "0" * 64,
+    "modelspec.hash_sha256": "0x" + "0" * 64,
+    "modelspec.trigger_phrase": "inky",
+    "modelspec.author": "somebody",
+    "modelspec.license": "CC-BY-4.0",
+    "modelspec.title": "Ink",
+    "modelspec.date": "2024-01-01",
+    "modelspec.description": "Ink on paper",
+    "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+    "lora_adapter_metadata": "{}",
+    "ss_tag_frequency": json.dumps({"10_ink": {"inky": 3}}),
+}
+
+
+def test_what_a_file_of_another_program_says_survives():
+    written = build_metadata(replace(adapter_of(4, 4), metadata=FOREIGN), "small")
+    kept = FOREIGN.keys() - {"format", "sshs_model_hash", "modelspec.hash_sha256", "lora_adapter_metadata"}
+    assert {key: written[key] for key in kept} == {key: FOREIGN[key] for key in kept} | {"ss_network_dim": "4"}
+    assert not written.keys() & (FOREIGN.keys() - kept)  # the hashes are computed anew, and alpha is in the tensors
+    assert written["ss_output_name"] == "small"
+
+
+def test_a_file_of_another_program_is_not_told_as_ours():
+    metadata = {"modelspec.author": "somebody"}
+    written = build_metadata(replace(adapter_of(4), metadata=metadata), "small")
+    assert not written.keys() & {"ss_training_comment", "modelspec.date", "modelspec.implementation"}
+    assert written["modelspec.architecture"] == "unknown/lora"
+
+
+def test_our_own_file_keeps_its_training_with_and_without_the_report():
+    adapter = adapter_of(2, 4)
+    report = report_for(adapter)
+    first = build_metadata(adapter, "ink", replace(report, tags={"tusche": 16, "a cat": 2}), "by hand")
+    for given in (None, report):  # the report of a file has no tags
+        again = build_metadata(replace(adapter, metadata=first), "ink", given)
+        assert again == first
+
+
+def test_a_title_that_is_a_files_name_follows_the_file():
+    first = build_metadata(adapter_of(4), "ink")
+    again = build_metadata(replace(adapter_of(4), metadata=first), "small")
+    assert again["modelspec.title"] == again["ss_output_name"] == "small"
+
+
+def test_the_description_of_our_own_file_follows_its_layers():
+    first = build_metadata(adapter_of(4), "ink")
+    assert (
+        build_metadata(replace(adapter_of(2), metadata=first), "ink")["modelspec.description"] == "1 LoRA layer, rank 2"
+    )
+
+
+def test_the_tags_of_the_captions_are_counted_where_other_programs_look():
+    adapter = adapter_of(2)
+    report = replace(report_for(adapter), tags={"a cat": 2, "tusche": 16, "a dog": 1})
+    frequency = json.loads(build_metadata(adapter, "ink", report)["ss_tag_frequency"])
+    assert list(frequency["1_tusche"].items()) == [("tusche", 16), ("a cat", 2), ("a dog", 1)]
+    without = replace(report, facts=replace(report.facts, trigger=""))
+    assert json.loads(build_metadata(adapter, "ink", without)["ss_tag_frequency"])["1_captions"] == report.tags
+
+
+def test_thousands_of_tags_are_bounded():
+    report = replace(report_for(adapter_of(2)), tags={f"tag {number:05}": number for number in range(10_000)})
+    (tags,) = json.loads(build_metadata(adapter_of(2), "ink", report)["ss_tag_frequency"]).values()
+    assert "tag 09999" in tags and "tusche" in tags and 50_000 < sum(map(len, tags)) < 60_010
+
+
+def test_metadata_that_would_not_fit_is_left_out_the_longest_first(tmp_path, caplog):
+    metadata = {"ss_datasets": "d" * 700_000, "modelspec.author": "somebody"}
+    adapter = replace(adapter_of(2), metadata=metadata)
+    written = build_metadata(adapter, "ink")
+    assert "ss_datasets" not in written and written["modelspec.author"] == "somebody"
+    assert "'ss_datasets' of the LoRA's metadata is too long" in caplog.text
+    save(adapter, tmp_path / "ink.safetensors", written)
+
+
+def test_a_comment_comes_after_those_before_it():
+    assert with_comment({}, "cut")["ss_training_comment"] == "cut"
+    assert with_comment({"ss_training_comment": "by hand"}, "cut")["ss_training_comment"] == "by hand; cut"
 
 
 def test_a_base_model_that_kohya_does_not_know_keeps_its_own_name():

@@ -262,3 +262,9 @@ def test_the_trajectory_table_names_the_noise_floor_and_a_training_without_resta
 def test_columns_of_a_table_line_up():
     lines = text_table(["layer", "rank"], [["a", "1"], ["longer name", "128"]]).splitlines()
     assert lines == ["layer        rank", "a               1", "longer name   128"]
+
+
+def test_the_tags_are_in_the_whole_report_and_not_in_the_compact_one():
+    report = RankReport({}, [0.5], [], [], {}, {}, tags={"ink": 3})
+    assert RankReport.from_json(report.to_json()).tags == {"ink": 3}
+    assert RankReport.from_json(report.compact_json()).tags == {}

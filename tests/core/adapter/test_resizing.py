@@ -156,3 +156,19 @@ def test_the_table_describes_the_whole_and_each_layer():
     assert "Sum of ranks: 24 -> 4" in text and f"{kept:.2%}" in text and f"{math.sqrt(1 - kept):.1%}" in text
     assert [line.split()[1:3] for line in text.splitlines() if line.startswith("diffusion_model")] == [["6", "1"]] * 4
     assert truncation_table({}) == "There is no plain LoRA layer to truncate."
+
+
+def test_what_was_cut_is_added_to_the_comment_and_the_rest_of_the_metadata_stays():
+    state = {"a.lora_up.weight": torch.eye(6, 4), "a.lora_down.weight": torch.eye(4, 5)}
+    adapter = from_state_dict(state, {"ss_training_comment": "by hand", "modelspec.author": "somebody"})
+    cut, _ = resize(adapter, decompose(adapter), ResizeConfig("fixed", 2))
+    assert cut.metadata == {
+        "ss_training_comment": "by hand; truncated by AC-LoRA from rank 4 to rank 2, rule 'fixed'",
+        "modelspec.author": "somebody",
+    }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_size_of_the_file_must_be_finite(value):
+    with pytest.raises(ValueError, match="size must be a number of megabytes"):
+        ResizeConfig("file size", value)

@@ -148,7 +148,6 @@ def test_a_file_without_any_plain_lora_has_a_table_and_a_chart():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda state: state.pop(f"{QKV}.lora_up.weight"), "lora_up.weight' is missing"),
         (lambda state: state[f"{QKV}.lora_up.weight"].fill_(math.nan), "lora_up.weight' holds NaN or infinity"),
         (lambda state: state.clear(), "There is no LoRA in it"),
     ],

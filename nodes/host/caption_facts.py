@@ -1,0 +1,42 @@
+"""What the dataset node recorded about captions, for the metadata of a LoRA file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from .private_keys import CAPTION_KEY, TRIGGER, VARIANT_KEY
+
+_COMMA = re.compile("[,，、]")
+_LONGEST_TAG = 200  # characters; a whole caption is a tag where it has no comma
+
+
+def trigger_word(conditioning: Sequence[Any]) -> str:
+    """Return the trigger word of the dataset; "" if there is none, or the conditioning has another source."""
+    words = (more.get(TRIGGER, "") for entries in conditioning for _, more in entries)
+    return next(filter(None, words), "")
+
+
+def tag_counts(latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -> dict[str, int]:
+    """Return the number of style images whose captions have a tag, by tag, the commonest first.
+
+    Tags are what commas separate, as in kohya's ss_tag_frequency. Repeats of an image count; its variants do not.
+
+    Args:
+        latents: LATENTs of one image each, with what the dataset node recorded.
+        conditioning: of each of them.
+    """
+    tags_of: dict[Any, set[str]] = {}
+    for number, (latent, entries) in enumerate(zip(latents, conditioning, strict=False)):
+        variant = latent.get(VARIANT_KEY, {})
+        if "regularisation" not in variant:
+            image = variant.get("picture", ("single", number))
+            tags_of.setdefault(image, set()).update(_tags(entries[0][1].get(CAPTION_KEY, "")))
+    return dict(Counter(tag for tags in tags_of.values() for tag in sorted(tags)).most_common())
+
+
+def _tags(caption: str) -> list[str]:
+    stripped = (tag.strip() for tag in _COMMA.split(caption))
+    return [tag if len(tag) <= _LONGEST_TAG else f"{tag[:_LONGEST_TAG]}…" for tag in stripped if tag]
