@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .captions import ImageFiles, captions_by_stem, read_caption, with_trigger
-from .decoding import upright_size
+from .opening import read_header
 from .image import CaptionedImage, Scan
 from .masks import find_masks, is_mask, is_mask_folder
 
@@ -43,7 +43,7 @@ def scan_folder(folder: Path, trigger: str = "", without: Path | None = None) ->
     errors: list[str] = []
     for files in found:
         try:
-            width, height = upright_size(files.path, files.name)
+            width, height, _ = read_header(files.path, files.name)
         except ValueError as error:
             problems.append(str(error))
             continue

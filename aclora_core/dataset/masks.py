@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import read_mask, upright_size
+from .decoding import read_mask
 from .image import CaptionedImage
+from .opening import read_header
 
 MASK_ENDING = "-masklabel"
 MASK_FOLDERS = frozenset({"masks", "mask"})
@@ -119,7 +120,7 @@ def load_mask(image: CaptionedImage, bucket: tuple[int, int], alpha: bool = Fals
 
 def _read_mask_file(image: CaptionedImage, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
     try:
-        width, height = upright_size(mask, mask.name)
+        width, height, _ = read_header(mask, mask.name)
         found = read_mask(mask, mask.name, bucket)
     except ValueError as error:
         raise ValueError(
