@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def is_mask(name: str) -> bool:
 
 
 def find_masks(
-    folder: Path, files: Iterable[str], subfolders: Iterable[str], suffixes: Collection[str]
+    folder: Path, files: Iterable[str], mask_files: Mapping[str, Iterable[str]], suffixes: Collection[str]
 ) -> tuple[dict[str, Path], list[Path]]:
     """Match the images of a folder with their masks.
 
@@ -48,18 +48,20 @@ def find_masks(
     Args:
         folder: the folder of the images.
         files: the names of its files.
-        subfolders: the names of its subfolders.
+        mask_files: the names of the files in each of its subfolders of masks.
         suffixes: of image files, in lower case.
 
     Returns:
         The mask of each image that has one, by the image's file name, and the masks that belong to no image.
-
-    Raises:
-        OSError: a folder of masks cannot be read.
     """
     names = [name for name in files if _is_image(name, suffixes)]
     beside = [folder / name for name in sorted(names) if is_mask(name)]
-    inside = _masks_in_subfolders(folder, subfolders, suffixes)
+    inside = [
+        folder / subfolder / name
+        for subfolder in sorted(mask_files)
+        for name in sorted(mask_files[subfolder])
+        if _is_image(name, suffixes)
+    ]
     # Of several candidates the first in the order of names counts, so it is put in last.
     beside_by_stem = {_stem(path.name): path for path in reversed(beside)}
     inside_by_name = {path.name: path for path in reversed(inside)}
@@ -74,15 +76,6 @@ def find_masks(
             masks[name] = mask
     used = set(masks.values())
     return masks, [path for path in [*beside, *inside] if path not in used]
-
-
-def _masks_in_subfolders(folder: Path, subfolders: Iterable[str], suffixes: Collection[str]) -> list[Path]:
-    paths = []
-    for subfolder in sorted(filter(is_mask_folder, subfolders)):
-        for name in sorted(os.listdir(folder / subfolder)):
-            if _is_image(name, suffixes):
-                paths.append(folder / subfolder / name)
-    return paths
 
 
 def _is_image(name: str, suffixes: Collection[str]) -> bool:

@@ -12,7 +12,11 @@ from PIL import UnidentifiedImageError
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 # What can be read only with a plugin: Pillow's name of the format, and what to install.
-_PLUGINS = {"HEIC": ("HEIF", "pillow-heif"), "AVIF": ("AVIF", "pillow-avif-plugin"), "JXL": ("JXL", "pillow-jxl-plugin")}
+_PLUGINS = {
+    "HEIC": ("HEIF", "pillow-heif"),
+    "AVIF": ("AVIF", "pillow-avif-plugin"),
+    "JXL": ("JXL", "pillow-jxl-plugin"),
+}
 _MARKS = (  # what files begin with
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),

@@ -32,12 +32,19 @@ def first_example(folders: list[str]) -> str | None:
     return next((name for name in folders if name.startswith(EXAMPLE)), None)
 
 
+def allowed_folders() -> list[Path]:
+    """Return the folders below which every file of a dataset must lie, also when links are followed."""
+    return [Path(root) for roots in _roots().values() for root in roots]
+
+
 def resolve_folder(folder: str) -> Path:
     """Return the path of a folder from the list.
 
     Raises:
-        ValueError: it leads outside the allowed folders, or does not exist.
+        ValueError: none is chosen, it leads outside the allowed folders, or it does not exist.
     """
+    if not isinstance(folder, str):  # programs can send any value for a drop-down
+        raise ValueError("No folder is chosen. Choose one from the list.")
     prefix = next((mark for mark in (DATASETS, EXAMPLE) if folder.startswith(mark)), "")
     name = folder[len(prefix) :]
     for root in _roots()[prefix]:
@@ -66,12 +73,20 @@ def _subfolders(root: str, folder: str, depth: int = MAX_DEPTH) -> list[str]:
     found: list[str] = []
     try:
         with os.scandir(folder) as items:
-            visible = [item for item in items if item.is_dir() and not item.name.startswith(".")]
+            folders = [item for item in items if _is_visible_folder(item)]
     except OSError:  # missing or unreadable: nothing to choose from, and no reason to fail the whole list
         return found
-    for item in sorted(visible, key=lambda item: natural_key(item.name)):
+    for item in sorted(folders, key=lambda item: natural_key(item.name)):
         if is_inside(root, item.path):
             found.append(os.path.relpath(item.path, root).replace(os.sep, "/"))
             if depth > 1:
                 found += _subfolders(root, item.path, depth - 1)
     return found
+
+
+def _is_visible_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        item.name.encode()
+        return item.is_dir() and not item.name.startswith(".")
+    except (OSError, UnicodeEncodeError):  # a link to itself, or a name that is not valid text
+        return False
