@@ -94,7 +94,7 @@ def _white_point(image: Image.Image) -> float:
         raise ValueError("none of its values is a finite number")
     if image.mode == "I":
         return max(largest, 65535.0)
-    # By convention values are 0 to 1. Where a few are larger, they are highlights; where most are, the scale is another.
+    # By convention values are 0 to 1. A few that are larger are highlights; if most are, the scale is another.
     count = sum(each.size for each in values)
     above = sum(int(np.count_nonzero(each > 1.0)) for each in values)
     if 2 * above <= count:

@@ -134,7 +134,7 @@ def _turns_itself(image: Image.Image) -> bool:
     """Whether the decoder makes the image upright, in its size too."""
     if image.format == "TIFF":
         return _ORIENTATION in getattr(image, "tag_v2", {})
-    # A JPEG inside a JXL file comes as it was. Any other JXL image is turned by its own header, and EXIF does not count.
+    # A JPEG inside a JXL file comes as it was; any other JXL image is turned by its own header, whatever EXIF says.
     return image.format == "HEIF" or (image.format == "JXL" and not getattr(image, "jpeg", False))
 
 

@@ -97,11 +97,21 @@ class ACLoRASave(io.ComfyNode):
         folder, path = output_path(filename)
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
-        thumbnail = thumbnail_url(preview) if preview is not None else ""
+        thumbnail, problem = _thumbnail(preview)
         metadata = build_metadata(adapter, path.stem, rank_report, trigger.strip(), thumbnail)
         save(adapter, path, metadata)
         invalidate_list()
         name = str(path.relative_to(folder))
-        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
+        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}{problem}"
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
+
+
+def _thumbnail(preview: torch.Tensor | None) -> tuple[str, str]:
+    """The preview as a data URL, and a line of text if it cannot be used; the LoRA is saved all the same."""
+    if preview is None:
+        return "", ""
+    try:
+        return thumbnail_url(preview), ""
+    except ValueError as error:
+        return "", f"\nwithout the preview: {error}"
