@@ -29,7 +29,7 @@ def read_rgb(path: Path, name: str, bucket: tuple[int, int]) -> Image.Image:
     with open_image(path, name) as opened:
         image = opened.decode(bucket)
         flat = flatten(image, "white", conversion_to_srgb(opened.icc_profile, image.mode))
-        return ImageOps.fit(flat, bucket, Image.Resampling.LANCZOS)
+        return ImageOps.fit(opened.upright(flat), bucket, Image.Resampling.LANCZOS)
 
 
 def read_mask(path: Path, name: str, bucket: tuple[int, int], alpha: bool = False) -> Image.Image | None:
@@ -55,7 +55,7 @@ def read_mask(path: Path, name: str, bucket: tuple[int, int], alpha: bool = Fals
         grey = alpha_channel(image) if alpha else flatten(image, "black").convert("L")
         if alpha and grey.getextrema() == (255, 255):
             return None
-        return ImageOps.fit(grey, bucket, Image.Resampling.BOX)
+        return ImageOps.fit(opened.upright(grey), bucket, Image.Resampling.BOX)
 
 
 def upscale_factor(image: CaptionedImage, bucket: tuple[int, int]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +12,21 @@ from PIL import Image
 from .color import ColorConversion
 
 _STRIP_HEIGHT = 512  # rows
-_WHITE_IS_ZERO = 0  # value of a TIFF's tag
-_PHOTOMETRIC = 262
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1  # values of the last two
+_BRIGHTEST_HIGHLIGHT = 16.0  # in float images with white at 1; on a scale to 255 this would be nearly black
 
 
 def flatten(image: Image.Image, background: str, to_srgb: ColorConversion | None = None) -> Image.Image:
     """Convert an image of any mode to RGB; transparent parts show the background.
 
     Args:
-        image: decoded pixels.
+        image: decoded, as its file was opened.
         background: name of a colour.
         to_srgb: the conversion from the image's colour profile, if it has one.
 
     Raises:
-        ValueError: no number of a float image is finite.
+        ValueError: none of its values is a finite number.
     """
     if image.mode == "RGB" and not image.has_transparency_data and to_srgb is None:
         return image
@@ -64,43 +66,52 @@ def _is_deep(image: Image.Image) -> bool:
 class _DeepGrey:
     """The conversion of grey in 16 bits, 32 bits or floats to 8 bits; Pillow's own would clip instead of scale.
 
-    Files do not say which value is white, so it is found in the values of the whole image.
+    Args:
+        image: as its file was opened, so that the tags of a TIFF are known.
+
+    Raises:
+        ValueError: none of its values is a finite number.
     """
 
     def __init__(self, image: Image.Image) -> None:
-        self._white = _white_point(image)
-        self._inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+        (bits, *_) = tags.get(_BITS, (32 if image.mode == "F" else 16,))
+        (sample_format, *_) = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+        self._inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        # Pillow has no unsigned numbers of 32 bits, so the upper half comes as negative ones.
+        self._unsigned = image.mode == "I" and bits == 32 and sample_format == _UNSIGNED
+        self._white = self._white_point(image, bits, sample_format == _UNSIGNED)
 
     def to_8_bits(self, strip: Image.Image) -> Image.Image:
         """Convert a strip; the value that is transparent, if there is one, becomes an alpha channel."""
-        values = np.asarray(strip)
+        values = self._values(strip)
         scaled = np.nan_to_num(values.astype(np.float32) / np.float32(self._white), posinf=1.0).clip(0.0, 1.0)
-        bytes_of = ((1.0 - scaled if self._inverted else scaled) * 255.0).round().astype(np.uint8)
-        grey = Image.fromarray(bytes_of)
+        light = 1.0 - scaled if self._inverted else scaled
+        grey = Image.fromarray((light * 255.0).round().astype(np.uint8))
         key = strip.info.get("transparency")
         if key is None:
             return grey
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
         return Image.merge("LA", (grey, alpha))
 
+    def _values(self, strip: Image.Image) -> NDArray[Any]:
+        values = np.asarray(strip)
+        return values.view(np.uint32) if self._unsigned else values
 
-def _white_point(image: Image.Image) -> float:
-    """The value of white in deep grey."""
-    if image.mode.startswith("I;16"):
-        return 65535.0
-    values = [_finite(np.asarray(strip)) for _, strip in _strips(image)]
-    largest = max((float(each.max()) for each in values if each.size), default=None)
-    if largest is None:
-        raise ValueError("none of its values is a finite number")
-    if image.mode == "I":
-        return max(largest, 65535.0)
-    # By convention values are 0 to 1. A few that are larger are highlights; if most are, the scale is another.
-    count = sum(each.size for each in values)
-    above = sum(int(np.count_nonzero(each > 1.0)) for each in values)
-    if 2 * above <= count:
-        return 1.0
-    return next((white for white in (255.0, 65535.0) if largest <= white), largest)
-
-
-def _finite(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    return values[np.isfinite(values)]
+    def _white_point(self, image: Image.Image, bits: int, unsigned: bool) -> float:
+        """The value of white; where the file does not say, the smallest common one that no value exceeds."""
+        if bits <= 16:
+            return 65535.0 if unsigned else 32767.0
+        largest, above, count = -np.inf, 0, 0
+        for _, strip in _strips(image):
+            values = self._values(strip)
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                largest = max(largest, float(finite.max()))
+            above += int(np.count_nonzero(finite > 1))
+            count += finite.size
+        if count == 0:
+            raise ValueError("none of its values is a finite number")
+        if image.mode == "F" and (largest <= _BRIGHTEST_HIGHLIGHT or 2 * above <= count):
+            return 1.0
+        return next((white for white in (255.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1) if largest <= white), largest)

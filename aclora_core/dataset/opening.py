@@ -58,7 +58,7 @@ class OpenedImage(NamedTuple):
         return (height, width) if self.orientation >= 5 else (width, height)
 
     def decode(self, size: tuple[int, int]) -> Image.Image:
-        """Decode the pixels, upright.
+        """Decode the pixels as they are stored.
 
         Args:
             size: (width, height) that will be needed; a JPEG is decoded at a fraction of its own where that suffices.
@@ -66,8 +66,12 @@ class OpenedImage(NamedTuple):
         # 1/2, 1/4 or 1/8 come at next to no cost; twice the size keeps the detail that Lanczos needs.
         self.image.draft(None, (2 * max(size), 2 * max(size)))
         self.image.load()
+        return self.image
+
+    def upright(self, pixels: Image.Image) -> Image.Image:
+        """Turn pixels from the way they are stored."""
         method = _TRANSPOSE.get(self.orientation)
-        return self.image if method is None else self.image.transpose(method)
+        return pixels if method is None else pixels.transpose(method)
 
 
 def read_header(path: Path, name: str) -> ImageHeader:
