@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .captions import CAPTION_SUFFIXES, ImageFiles, captions_by_stem, read_caption, with_trigger
 from .image import CaptionedImage, Scan
-from .listing import Listing, Reason, Unused, inside_name, list_folder, list_subfolder, real_paths
+from .listing import Listing, Unused, inside_name, list_folder, list_subfolder, real_paths
 from .masks import find_masks, is_mask, is_mask_folder
 from .opening import ImageHeader, read_header
 
@@ -119,7 +119,7 @@ def _find_images(folder: Path, without: Path | None = None, allowed: Sequence[Pa
             continue
         inside = list_subfolder(folder / subfolder, subfolder, roots, found.unused)
         for name in inside.folders:
-            if not is_mask_folder(name):
+            if not is_mask_folder(name) and folder / subfolder / name != without:
                 found.unused.add("depth", f"{subfolder}/{name}")
         _add_images(found, folder, subfolder, inside, roots, repeats)
     return found
@@ -135,20 +135,26 @@ def _add_images(
         for name in filter(is_mask_folder, listing.folders)
     }
     masks, unmatched = find_masks(place, listing.files, mask_files, IMAGE_SUFFIXES)
+    found.unmatched_masks += [path.relative_to(folder).as_posix() for path in unmatched]
     captions = captions_by_stem(listing.files)
-    used = set()
+    used_captions = set()
     for name in sorted(listing.files, key=natural_key):
         if is_mask(name) or not _has_suffix(name, IMAGE_SUFFIXES):
             continue
         stem = os.path.splitext(name)[0]
         caption = place / captions[stem] if stem in captions else None
-        used.add(captions.get(stem))
+        used_captions.add(captions.get(stem))
         found.images.append(ImageFiles(place / name, inside_name(subfolder, name), caption, repeats, masks.get(name)))
-    found.unmatched_masks += [path.relative_to(folder).as_posix() for path in unmatched]
-    for name in listing.files - used:
+    _add_unused(found.unused, subfolder, listing.files - used_captions)
+    for name, files in mask_files.items():
+        _add_unused(found.unused, inside_name(subfolder, name), files)
+
+
+def _add_unused(unused: Unused, inside: str, files: Iterable[str]) -> None:
+    """Add the files that are no images; those that are captions belong to none."""
+    for name in files:
         if not _has_suffix(name, IMAGE_SUFFIXES):
-            reason: Reason = "caption" if _has_suffix(name, CAPTION_SUFFIXES) else "kind"
-            found.unused.add(reason, inside_name(subfolder, name))
+            unused.add("caption" if _has_suffix(name, CAPTION_SUFFIXES) else "kind", inside_name(inside, name))
 
 
 def _has_suffix(name: str, suffixes: Collection[str]) -> bool:

@@ -49,46 +49,47 @@ def reason(error: Exception, path: Path, formats: Sequence[str]) -> str:
         path: the file.
         formats: Pillow's names of the formats that can be read here.
     """
-    if isinstance(error, UnidentifiedImageError):
-        return _reason_by_content(path, formats)
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it; make it smaller"
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.errno:
         return _system_reason(error)
-    # Messages of several lines come from libraries that report to programmers.
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as unreadable:
+        return _system_reason(unreadable)
+    message = "" if isinstance(error, UnidentifiedImageError) else str(error).strip().split("\n")[0]
+    return _reason_by_content(start, message, formats)
 
 
 def _system_reason(error: OSError) -> str:
     if error.errno == errno.EACCES:
         return "ComfyUI may not read the file; change its permissions"
-    return os.strerror(error.errno) if error.errno else str(error.strerror)
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _reason_by_content(path: Path, formats: Sequence[str]) -> str:
-    """What the first bytes of a file say that no decoder accepts."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        return _system_reason(error)
+def _reason_by_content(start: bytes, message: str, formats: Sequence[str]) -> str:
+    """What the first bytes of a file say that no decoder accepts.
+
+    Args:
+        start: the first bytes.
+        message: of the decoder; may be empty.
+        formats: that can be read here.
+    """
     if not start:
         return "the file is empty; download or save it again"
     kind = _image_kind(start)
     if kind in _PLUGINS and _PLUGINS[kind][0] not in formats:
         plugin = _PLUGINS[kind][1]
         return f"{kind} images need the Python package {plugin}: install it, or save the image as PNG or JPEG"
-    if kind == "TIFF":
-        return (
-            "it is a damaged TIFF, or one of a kind that is not supported, such as 32-bit float colours; save it as a "
-            "PNG or with 8 or 16 bits"
-        )
     if kind is not None:
-        return f"it is a {kind} image, but damaged or of a rare kind; save it again"
+        rare = "supported, such as 32-bit float colours" if kind == "TIFF" else "supported"
+        detail = f" ({message})" if message else ""
+        return f"the {kind} is damaged or of a kind that is not {rare}{detail}; save it again, as PNG if need be"
     other = _other_kind(start)
     if other is not None:
         return f"it is {other}; save the image as PNG or JPEG"
-    return "its content is none of " + ", ".join(formats)
+    return message or "its content is none of " + ", ".join(formats)
 
 
 def _image_kind(start: bytes) -> str | None:

@@ -102,7 +102,8 @@ class ACLoRASave(io.ComfyNode):
         save(adapter, path, metadata)
         invalidate_list()
         name = str(path.relative_to(folder))
-        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}{problem}"
+        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {metadata['modelspec.description']}\nin {folder}"
+        text += problem
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
 
