@@ -51,7 +51,7 @@ def reason(error: Exception, path: Path, formats: Sequence[str]) -> str:
     """
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it; make it smaller"
-    if isinstance(error, OSError) and error.errno:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # which a wrong offset in a file gives
         return _system_reason(error)
     try:
         with open(path, "rb") as file:

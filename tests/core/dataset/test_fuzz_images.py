@@ -39,9 +39,7 @@ def test_sound_images_of_all_formats_and_modes_are_read(tmp_path: Path) -> None:
 
 
 def test_damaged_images_give_pixels_or_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        opening, "MAX_PIXELS", 1_000_000
-    )  # below the real one, a size that is wrong takes long
+    monkeypatch.setattr(opening, "MAX_PIXELS", 1_000_000)  # below the real one, a size that is wrong takes long
     read = refused = 0
     for number, (suffix, data) in enumerate(damaged_files(seed=18, count=700)):
         path = tmp_path / f"image.{suffix}"
