@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 MIN_SIDE = 32  # pixels; smaller images show nothing to learn from
 MAX_REPEATS = 1000  # a folder named "2024_spring" is a date, not 2024 repeats
 _SHOWN_ERRORS = 5
+_COMPANIONS = frozenset({"readme", "license", "licence", "copying"})  # texts about a dataset, which nobody misses in it
 
 
 def scan_folder(folder: Path, trigger: str = "", without: Path | None = None, allowed: Sequence[Path] = ()) -> Scan:
@@ -153,7 +154,8 @@ def _add_images(
 def _add_unused(unused: Unused, inside: str, files: Iterable[str]) -> None:
     """Add the files that are no images; those that are captions belong to none."""
     for name in files:
-        if not _has_suffix(name, IMAGE_SUFFIXES):
+        is_companion = os.path.splitext(name)[0].lower() in _COMPANIONS
+        if not is_companion and not _has_suffix(name, IMAGE_SUFFIXES):
             unused.add("caption" if _has_suffix(name, CAPTION_SUFFIXES) else "kind", inside_name(inside, name))
 
 

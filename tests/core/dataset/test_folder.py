@@ -141,12 +141,12 @@ def test_whatever_is_not_used_is_named(tmp_path: Path) -> None:
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
-    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "cat/.hidden"):
+    for name in ("Thumbs.db", "LICENSE", "README.txt", "desktop.ini", ".DS_Store", "cat/.hidden"):
         (tmp_path / name).touch()
     found = scan_folder(tmp_path)
     assert [image.name for image in found.images] == ["a.png", "cat/b.png"]
     assert found.unused == (
-        "Not used, since neither images nor captions that are known here: masks/readme, notes.md, scan.psd.",
+        "Not used, since neither images nor captions that are known here: masks/about, notes.md, scan.psd.",
         "Captions of no image, not used: 7.txt, cat/8.caption.",
         "Folders deeper than one level, not read: cat/deep. Move their images up.",
     )
