@@ -136,7 +136,7 @@ def test_whatever_is_not_used_is_named(tmp_path: Path) -> None:
         "cat/b.caption",
         "cat/8.caption",
         "scan.psd",
-        "masks/readme",
+        "masks/about",
         "masks/a.png",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
