@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and those of 16 bits
+_DARKEST_WHITE = 192  # of 255; white is white in every profile, so one that makes it darker is damaged
 _TOLERANCE = 2  # of 255; a profile that moves no colour further is sRGB itself, and rounding would only add noise
 
 
@@ -64,9 +65,11 @@ def _conversion(source: ImageCms.ImageCmsProfile, mode: str) -> ColorConversion 
         return converted
 
     probe = _probe(mode)
-    plain = np.asarray(probe.convert("RGB"), dtype=np.int16)
-    moved = np.abs(np.asarray(apply(probe), dtype=np.int16) - plain).max()
-    return ColorConversion(mode, apply) if moved > _TOLERANCE else None
+    before = np.asarray(probe.convert("RGB"), dtype=np.int16)
+    after = np.asarray(apply(probe), dtype=np.int16)
+    is_damaged = after[before.min(-1) == 255].min() < _DARKEST_WHITE
+    is_srgb = np.abs(after - before).max() <= _TOLERANCE
+    return None if is_damaged or is_srgb else ColorConversion(mode, apply)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"
 _SHOWN_NAMES = 5
 _SENTENCES: dict[Reason, tuple[str, str]] = {  # what stands before the names and what behind them
     "kind": ("Not used, since neither images nor captions that are known here", ""),
-    "caption": ("Captions of no image, not used", ""),
+    "caption": ("Captions without an image of their own, not used", ""),
     "depth": ("Folders deeper than one level, not read", " Move their images up."),
     "dead link": ("Links that lead nowhere, not used", ""),
     "outside": ("Links out of the allowed folders, not used", " Copy what they lead to into the folder."),

@@ -13,14 +13,14 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_METADATA = 16 << 20  # bytes of a profile or text, also once decompressed
 MAX_CHUNKS = 1 << 18  # a file of 2 GB in the usual chunks of 8 kB
 _FRAME = 12  # bytes of a chunk around its data: length, name, checksum
-_EXIF_TEXT = "Raw profile type exif"  # ImageMagick's EXIF as hexadecimal text
-_XMP_TEXT = "XML:com.adobe.xmp"
+_EXIF_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1")  # ImageMagick's EXIF as hexadecimal text
+_XMP_TEXT = b"XML:com.adobe.xmp"
 
 
 @dataclass
@@ -35,8 +35,7 @@ class Png:
     moving: bool = False  # whether there are further frames
 
 
-@dataclass(frozen=True)
-class _Chunk:
+class _Chunk(NamedTuple):
     name: bytes
     start: int  # of its frame
     length: int  # of its data
@@ -58,7 +57,7 @@ def read_png(file: io.FileIO) -> Png:
     ranges = [(0, len(SIGNATURE))]
     png = Png(io.BytesIO())
     for chunk in _chunks(file):
-        if chunk.name == b"IHDR":
+        if chunk.name == b"IHDR" and chunk.length == 13:
             png.deep = _data(file, chunk)[8:9] == b"\x10"
         if chunk.needed or (chunk.name == b"tRNS" and _is_intact(file, chunk)):
             ranges.append((chunk.start, chunk.start + _FRAME + chunk.length))
@@ -116,13 +115,13 @@ def _read_text(png: Png, data: bytes) -> None:
 
 def _read_compressed_text(png: Png, data: bytes) -> None:
     keyword, _, packed = data.partition(b"\0")
-    if keyword == _EXIF_TEXT.encode():  # most other texts are long and of no use here
+    if keyword in _EXIF_TEXTS:  # most other texts are long and of no use here
         _keep_text(png, keyword, _decompressed(packed[1:]))
 
 
 def _read_international_text(png: Png, data: bytes) -> None:
     keyword, _, rest = data.partition(b"\0")
-    if keyword != _XMP_TEXT.encode():
+    if keyword != _XMP_TEXT:
         return
     packed, rest = rest[:1] == b"\1", rest[2:]
     text = rest.split(b"\0", 2)[-1]  # after a language and a translated keyword
@@ -132,9 +131,9 @@ def _read_international_text(png: Png, data: bytes) -> None:
 def _keep_text(png: Png, keyword: bytes, text: bytes | None) -> None:
     if text is None:
         return
-    if keyword == _XMP_TEXT.encode():
+    if keyword == _XMP_TEXT:
         png.xmp = png.xmp or text
-    elif keyword == _EXIF_TEXT.encode():
+    elif keyword in _EXIF_TEXTS:
         png.exif = png.exif or _from_hexadecimal(text)
 
 

@@ -147,7 +147,7 @@ class ACLoRADataset(io.ComfyNode):
         latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)
         skipped = skipped_images(plans, folders)
         if skipped:
-            log.warning("AC-LoRA: %d images of the dataset skipped. %s", len(skipped), " ".join(skipped))
+            log.warning("AC-LoRA: images of the dataset were skipped. %s", " ".join(skipped))
         notes = [*summaries(folders, regularisation_weight), *skipped, *remarks(plans, folders), *known.problems]
         shown = _shown(folders[0].previews, notes)
         host.send_text(shown["text"][0], host.hidden_node_id(cls))

@@ -80,8 +80,14 @@ def test_an_srgb_profile_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "profile",
-    [b"no profile", rgb_profile(DISPLAY_P3)[:200], rgb_profile(DISPLAY_P3)[:-100], grey_profile(1.0), cmyk_profile()],
-    ids=["text", "header only", "cut", "of grey", "of CMYK"],
+    [
+        pytest.param(b"no profile", id="text"),
+        pytest.param(rgb_profile(DISPLAY_P3)[:200], id="header only"),
+        pytest.param(rgb_profile(DISPLAY_P3)[:-100], id="cut"),
+        pytest.param(rgb_profile(DISPLAY_P3 / 2), id="white is grey"),
+        pytest.param(grey_profile(1.0), id="of grey"),
+        pytest.param(cmyk_profile(), id="of CMYK"),
+    ],
 )
 def test_a_profile_that_does_not_fit_changes_nothing(tmp_path: Path, profile: bytes) -> None:
     (tmp_path / "a.png").write_bytes(png_bytes(colors("RGB"), icc_profile=profile))

@@ -147,7 +147,7 @@ def test_whatever_is_not_used_is_named(tmp_path: Path) -> None:
     assert [image.name for image in found.images] == ["a.png", "cat/b.png"]
     assert found.unused == (
         "Not used, since neither images nor captions that are known here: masks/about, notes.md, scan.psd.",
-        "Captions of no image, not used: 7.txt, cat/8.caption.",
+        "Captions without an image of their own, not used: 7.txt, cat/8.caption.",
         "Folders deeper than one level, not read: cat/deep. Move their images up.",
     )
 
