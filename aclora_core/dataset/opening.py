@@ -32,9 +32,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WARNING_FILTERS = (
-    threading.RLock()
-)  # they belong to the whole process, and a folder may be checked while another loads
+_WARNING_FILTERS = threading.RLock()  # they belong to the process; a folder may be checked while another loads
 
 
 class ImageHeader(NamedTuple):
