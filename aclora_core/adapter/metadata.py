@@ -205,11 +205,18 @@ def thumbnail_url(image: Tensor, side: int = 256) -> str:
     """Encode an image as a JPEG data URL of some 10 to 20 kB, for the model library.
 
     Args:
-        image: (height, width, 3) or (batch, height, width, 3), of which the first is taken; values from 0 to 1.
+        image: (height, width, channels) or (batch, height, width, channels), of which the first is taken; values from 0
+            to 1. One or two channels are grey, without and with alpha.
         side: largest width and height in pixels.
+
+    Raises:
+        ValueError: it has no pixels.
     """
+    if image.ndim not in (3, 4) or image.numel() == 0:
+        raise ValueError(f"it is no image, but of shape {' × '.join(map(str, image.shape))}")
     pixels = image[0] if image.ndim == 4 else image
-    array = (pixels[..., :3].detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
+    colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    array = (colors.detach().cpu().float().nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
     thumbnail = Image.fromarray(array)
     thumbnail.thumbnail((side, side))
     buffer = BytesIO()

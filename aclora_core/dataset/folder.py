@@ -5,74 +5,96 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .captions import CaptionLines, ImageFiles, match_captions, read_captions
-from .decoding import upright_size
+from .captions import CAPTION_SUFFIXES, CaptionLines, ImageFiles, match_captions, read_captions
 from .image import CaptionedImage, Scan
+from .listing import Listing, Unused, inside_name, list_folder, list_subfolder, real_paths
 from .masks import find_masks, is_mask, is_mask_folder
+from .opening import ImageHeader, read_header
 from .tags import with_trigger
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
+_JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo"}
+_MODERN_SUFFIXES = {".webp", ".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl"}
+# These are tried, and their content decides. Those that need a plugin are named if it is not installed.
+IMAGE_SUFFIXES = frozenset(
+    _JPEG_SUFFIXES | _MODERN_SUFFIXES | {".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
+)
 MIN_SIDE = 32  # pixels; smaller images show nothing to learn from
 MAX_REPEATS = 1000  # a folder named "2024_spring" is a date, not 2024 repeats
 _SHOWN_ERRORS = 5
+_COMPANIONS = frozenset({"readme", "license", "licence", "copying"})  # texts about a dataset, which nobody misses in it
 
 
 def scan_folder(
-    folder: Path, trigger: str = "", without: Path | None = None, lines: CaptionLines = "one per epoch"
+    folder: Path,
+    trigger: str = "",
+    without: Path | None = None,
+    lines: CaptionLines = "one per epoch",
+    allowed: Sequence[Path] = (),
 ) -> Scan:
     """Read the captions and the image headers of a folder and of its direct subfolders.
 
     A subfolder "N_name" counts N times, any other once; names that start with a dot are skipped. An image that cannot
     be read is skipped and named in `problems`. The caption is a text file beside the image, found by
-    match_captions. Masks are not images; find_masks says which image each belongs to.
+    match_captions. Masks are not images; find_masks says which image each belongs to. What else lies there is named in
+    `unused`.
 
     Args:
         folder: the folder.
         trigger: the word put in front of captions that lack it; it also stands for missing and empty captions.
         without: a subfolder to leave out.
         lines: what the lines of a caption file are.
+        allowed: folders into which links may lead; anywhere if there are none.
 
     Raises:
         ValueError: there is no usable image, a caption is not UTF-8 or too long, or a side is shorter than MIN_SIDE
             pixels; the message names the files.
     """
-    found, unmatched_masks = _find_images(folder, without)
-    if not found:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ValueError(f'The folder "{folder.name}" has no images: add some ({kinds}) or choose another folder.')
+    found = _find_images(folder, without, allowed)
+    unused = found.unused.sentences()
+    if not found.images:
+        advice = "add some (PNG, JPEG, WebP and others) or choose another folder."
+        raise ValueError("\n".join([f'The folder "{folder.name}" has no images: {advice}', *unused]))
     images: list[CaptionedImage] = []
     problems: list[str] = []
     errors: list[str] = []
-    for files in found:
+    for files in found.images:
         try:
-            width, height = upright_size(files.path, files.name)
+            header = read_header(files.path, files.name)
         except ValueError as error:
             problems.append(str(error))
             continue
         try:
-            images.append(_captioned_image(files, width, height, trigger, lines))
+            images.append(_captioned_image(files, header, trigger, lines))
         except ValueError as error:
             errors.append(str(error))
     if errors:
         more = len(errors) - _SHOWN_ERRORS
         raise ValueError("\n".join(errors[:_SHOWN_ERRORS]) + (f"\n(and {more} more)" if more > 0 else ""))
     if not images:
-        raise ValueError(f'None of the {len(found)} images in "{folder.name}" can be used. {problems[0]}')
-    return Scan(tuple(images), tuple(problems), tuple(unmatched_masks))
+        raise ValueError(f'None of the {len(found.images)} images in "{folder.name}" can be used. {problems[0]}')
+    return Scan(tuple(images), tuple(problems), tuple(found.unmatched_masks), unused)
 
 
-def folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path, allowed: Sequence[Path] = ()) -> str:
     """Hash the names, sizes and modification times of all files that `scan_folder` would read; opens none of them."""
     digest = hashlib.sha256()
-    for files in _find_images(folder)[0]:
+    for files in _find_images(folder, allowed=allowed).images:
         for path in (files.path, files.caption, files.mask):
-            if path is None:
-                continue
-            status = path.stat()
-            digest.update(f"{files.name}\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            if path is not None:
+                digest.update(f"{files.name}\0{path.name}\0{_state(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _state(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:  # deleted meanwhile
+        return "missing"
+    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def ignored_repeats(name: str, is_subfolder: bool = True) -> int:
@@ -96,46 +118,71 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _find_images(folder: Path, without: Path | None = None) -> tuple[list[ImageFiles], list[str]]:
-    """Find the images of a folder, then of its direct subfolders, in natural order; and masks without an image."""
-    found: list[ImageFiles] = []
-    unmatched_masks: list[str] = []
+@dataclass
+class _Found:
+    """What the names in a folder and its direct subfolders say."""
+
+    images: list[ImageFiles] = field(default_factory=list)  # in natural order: the folder itself, then its subfolders
+    unmatched_masks: list[str] = field(default_factory=list)
+    unused: Unused = field(default_factory=Unused)
+
+
+def _find_images(folder: Path, without: Path | None = None, allowed: Sequence[Path] = ()) -> _Found:
+    """Find the images of a folder and of its direct subfolders, and name what is not used."""
+    found, roots = _Found(), real_paths(allowed)
     try:
-        subfolders = sorted((item.name for item in _visible(folder) if item.is_dir()), key=natural_key)
-        for subfolder in ("", *subfolders):
-            repeats = _repeats(subfolder)
-            if repeats == 0 or is_mask_folder(subfolder) or folder / subfolder == without:
-                continue
-            images, unmatched = _images_of(folder, subfolder, repeats)
-            found += images
-            unmatched_masks += unmatched
+        listing = list_folder(folder, "", roots, found.unused)
     except OSError as error:
         raise ValueError(
             f'The folder "{folder.name}" cannot be read: {error.strerror}. Check it or choose another folder.'
         ) from error
-    return found, unmatched_masks
+    _add_images(found, folder, "", listing, roots, 1)
+    for subfolder in sorted(listing.folders, key=natural_key):
+        repeats = _repeats(subfolder)
+        if repeats == 0 or is_mask_folder(subfolder) or folder / subfolder == without:
+            continue
+        inside = list_subfolder(folder / subfolder, subfolder, roots, found.unused)
+        for name in inside.folders:
+            if not is_mask_folder(name) and folder / subfolder / name != without:
+                found.unused.add("depth", f"{subfolder}/{name}")
+        _add_images(found, folder, subfolder, inside, roots, repeats)
+    return found
 
 
-def _images_of(folder: Path, subfolder: str, repeats: int) -> tuple[list[ImageFiles], list[str]]:
-    """The images directly in one subfolder ("": the folder itself), and the names of masks without an image."""
+def _add_images(
+    found: _Found, folder: Path, subfolder: str, listing: Listing, roots: Sequence[str], repeats: int
+) -> None:
+    """Add the images directly in one subfolder ("": the folder itself), with their captions and masks."""
     place = folder / subfolder
-    items = _visible(place)
-    files = {item.name for item in items if item.is_file()}
-    masks, unmatched = find_masks(place, files, [item.name for item in items if item.is_dir()], IMAGE_SUFFIXES)
-    captions = match_captions(files, files)
-    found = []
-    for name in sorted(files, key=natural_key):
-        if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES or is_mask(name):
+    mask_files = {
+        name: list_subfolder(place / name, inside_name(subfolder, name), roots, found.unused).files
+        for name in filter(is_mask_folder, listing.folders)
+    }
+    masks, unmatched = find_masks(place, listing.files, mask_files, IMAGE_SUFFIXES)
+    found.unmatched_masks += [path.relative_to(folder).as_posix() for path in unmatched]
+    captions = match_captions(listing.files, listing.files)
+    used_captions = set()
+    for name in sorted(listing.files, key=natural_key):
+        if is_mask(name) or not _has_suffix(name, IMAGE_SUFFIXES):
             continue
         caption = place / captions[name] if name in captions else None
-        inside = f"{subfolder}/{name}" if subfolder else name
-        found.append(ImageFiles(place / name, inside, caption, repeats, masks.get(name)))
-    return found, [path.relative_to(folder).as_posix() for path in unmatched]
+        used_captions.add(captions.get(name))
+        found.images.append(ImageFiles(place / name, inside_name(subfolder, name), caption, repeats, masks.get(name)))
+    _add_unused(found.unused, subfolder, listing.files - used_captions)
+    for name, files in mask_files.items():
+        _add_unused(found.unused, inside_name(subfolder, name), files)
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as items:
-        return [item for item in items if not item.name.startswith(".")]  # also skips macOS's "._image.png"
+def _add_unused(unused: Unused, inside: str, files: Iterable[str]) -> None:
+    """Add the files that are no images; those that are captions belong to none."""
+    for name in files:
+        is_companion = os.path.splitext(name)[0].lower() in _COMPANIONS
+        if not is_companion and not _has_suffix(name, IMAGE_SUFFIXES):
+            unused.add("caption" if _has_suffix(name, CAPTION_SUFFIXES) else "kind", inside_name(inside, name))
+
+
+def _has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes
 
 
 def _repeats(subfolder: str) -> int:
@@ -149,7 +196,8 @@ def _repeats(subfolder: str) -> int:
     return repeats
 
 
-def _captioned_image(files: ImageFiles, width: int, height: int, trigger: str, lines: CaptionLines) -> CaptionedImage:
+def _captioned_image(files: ImageFiles, header: ImageHeader, trigger: str, lines: CaptionLines) -> CaptionedImage:
+    width, height, moving = header
     if min(width, height) < MIN_SIDE:
         raise ValueError(
             f"{files.name} is {width} × {height} pixels, too small to learn from: each side must have at least "
@@ -158,5 +206,14 @@ def _captioned_image(files: ImageFiles, width: int, height: int, trigger: str, l
     written = read_captions(files, lines)
     caption, *others = [with_trigger(each, trigger) for each in written or ("",)]
     return CaptionedImage(
-        files.path, files.name, caption, width, height, files.repeats, files.mask, tuple(others), bool(written)
+        files.path,
+        files.name,
+        caption,
+        width,
+        height,
+        files.repeats,
+        files.mask,
+        tuple(others),
+        bool(written),
+        moving,
     )

@@ -13,12 +13,13 @@ class CaptionedImage:
     path: Path
     name: str  # path inside the scanned folder, with "/"
     caption: str  # with the trigger word; empty only if there is none of both
-    width: int  # pixels, after EXIF rotation
+    width: int  # pixels, once upright
     height: int
     repeats: int = 1  # how often it counts in an epoch, from a subfolder named N_name
     mask: Path | None = None  # file that says which parts of the image are learned
     other_captions: tuple[str, ...] = ()  # further ones, of which each epoch shows one
     has_caption: bool = True  # besides the trigger word
+    moving: bool = False  # whether the file has further frames or pages, which are not used
 
     @property
     def size(self) -> tuple[int, int]:
@@ -33,3 +34,4 @@ class Scan:
     images: tuple[CaptionedImage, ...]  # in natural order: the folder itself, then its subfolders
     problems: tuple[str, ...]  # a sentence for each image that was skipped
     unmatched_masks: tuple[str, ...] = ()  # names of masks without an image
+    unused: tuple[str, ...] = ()  # sentences that name other files and folders that are not used

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import read_mask, upright_size
+from .decoding import read_mask
 from .image import CaptionedImage
 from .names import ByName
+from .opening import read_header
 
 MASK_ENDING = "-masklabel"
 MASK_FOLDERS = frozenset({"masks", "mask"})
@@ -38,7 +39,7 @@ def is_mask(name: str) -> bool:
 
 
 def find_masks(
-    folder: Path, files: Iterable[str], subfolders: Iterable[str], suffixes: Collection[str]
+    folder: Path, files: Iterable[str], mask_files: Mapping[str, Iterable[str]], suffixes: Collection[str]
 ) -> tuple[dict[str, Path], list[Path]]:
     """Match the images of a folder with their masks.
 
@@ -48,18 +49,20 @@ def find_masks(
     Args:
         folder: the folder of the images.
         files: the names of its files.
-        subfolders: the names of its subfolders.
+        mask_files: the names of the files in each of its subfolders of masks.
         suffixes: of image files, in lower case.
 
     Returns:
         The mask of each image that has one, by the image's file name, and the masks that belong to no image.
-
-    Raises:
-        OSError: a folder of masks cannot be read.
     """
     names = [name for name in files if _is_image(name, suffixes)]
     beside = [folder / name for name in sorted(names) if is_mask(name)]
-    inside = _masks_in_subfolders(folder, subfolders, suffixes)
+    inside = [
+        folder / subfolder / name
+        for subfolder in sorted(mask_files)
+        for name in sorted(mask_files[subfolder])
+        if _is_image(name, suffixes)
+    ]
     # Of several candidates the first in the order of names counts.
     beside_by_stem = ByName((_stem(path.name), path) for path in beside)
     inside_by_name = ByName((path.name, path) for path in inside)
@@ -74,15 +77,6 @@ def find_masks(
             masks[name] = mask
     used = set(masks.values())
     return masks, [path for path in [*beside, *inside] if path not in used]
-
-
-def _masks_in_subfolders(folder: Path, subfolders: Iterable[str], suffixes: Collection[str]) -> list[Path]:
-    paths = []
-    for subfolder in sorted(filter(is_mask_folder, subfolders)):
-        for name in sorted(os.listdir(folder / subfolder)):
-            if _is_image(name, suffixes):
-                paths.append(folder / subfolder / name)
-    return paths
 
 
 def _is_image(name: str, suffixes: Collection[str]) -> bool:
@@ -120,7 +114,7 @@ def load_mask(image: CaptionedImage, bucket: tuple[int, int], alpha: bool = Fals
 
 def _read_mask_file(image: CaptionedImage, mask: Path, bucket: tuple[int, int]) -> Image.Image | None:
     try:
-        width, height = upright_size(mask, mask.name)
+        width, height, _ = read_header(mask, mask.name)
         found = read_mask(mask, mask.name, bucket)
     except ValueError as error:
         raise ValueError(

@@ -107,7 +107,7 @@ class ACLoRASave(io.ComfyNode):
         folder, path = output_path(with_dates(filename))
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
-        thumbnail = thumbnail_url(preview) if preview is not None else ""
+        thumbnail, problem = _thumbnail(preview)
         metadata = build_metadata(adapter, path.stem, rank_report, trigger.strip(), thumbnail)
         save(adapter, path, metadata)
         invalidate_list()
@@ -115,6 +115,7 @@ class ACLoRASave(io.ComfyNode):
         text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
         text += _replaced_trigger(trigger.strip(), rank_report)
         text += "".join(f"\n{row}: {line}" for row, line in reading_rows(adapter))
+        text += problem
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
 
@@ -125,3 +126,13 @@ def _replaced_trigger(trigger: str, report: RankReport | None) -> str:
     if not trigger or not trained or trigger == trained:
         return ""
     return f"\nThe trigger is '{trigger}', in place of '{trained}' of the training."
+
+
+def _thumbnail(preview: torch.Tensor | None) -> tuple[str, str]:
+    """The preview as a data URL, and a line of text if it cannot be used; the LoRA is saved all the same."""
+    if preview is None:
+        return "", ""
+    try:
+        return thumbnail_url(preview), ""
+    except ValueError as error:
+        return "", f"\nwithout the preview: {error}"

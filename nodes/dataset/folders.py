@@ -22,7 +22,7 @@ def dataset_folders() -> list[str]:
     names: dict[str, None] = {}
     for prefix, roots in _roots().items():
         for root in roots:
-            for name in _subfolders(root, root):
+            for name in _subfolders(root):
                 names[prefix + name] = None
     return list(names)
 
@@ -30,6 +30,11 @@ def dataset_folders() -> list[str]:
 def first_example(folders: list[str]) -> str | None:
     """Return the first example in the list, a good default for new users; None if there is none."""
     return next((name for name in folders if name.startswith(EXAMPLE)), None)
+
+
+def allowed_folders() -> list[Path]:
+    """Return the folders below which every file of a dataset must lie, also when links are followed."""
+    return [Path(root) for roots in _roots().values() for root in roots]
 
 
 def resolve_folder(folder: str) -> Path:
@@ -63,17 +68,27 @@ def _roots() -> dict[str, list[str]]:
     return {"": [folder_paths.get_input_directory()], DATASETS: list(registered), EXAMPLE: [str(EXAMPLES)]}
 
 
-def _subfolders(root: str, folder: str, depth: int = MAX_DEPTH) -> list[str]:
+def _subfolders(root: str, inside: str = "", depth: int = MAX_DEPTH) -> list[str]:
     """Paths relative to root, with "/", of the folders down to `depth`; links that lead outside are skipped."""
     found: list[str] = []
     try:
-        with os.scandir(folder) as items:
-            visible = [item for item in items if item.is_dir() and not item.name.startswith(".")]
+        with os.scandir(os.path.join(root, inside)) as items:
+            names = [item.name for item in items if _is_selectable(root, item)]
     except OSError:  # missing or unreadable: nothing to choose from, and no reason to fail the whole list
         return found
-    for item in sorted(visible, key=lambda item: natural_key(item.name)):
-        if is_inside(root, item.path):
-            found.append(os.path.relpath(item.path, root).replace(os.sep, "/"))
-            if depth > 1:
-                found += _subfolders(root, item.path, depth - 1)
+    for name in sorted(names, key=natural_key):
+        found.append(f"{inside}/{name}" if inside else name)
+        if depth > 1:
+            found += _subfolders(root, found[-1], depth - 1)
     return found
+
+
+def _is_selectable(root: str, item: os.DirEntry[str]) -> bool:
+    try:
+        item.name.encode()
+        if item.name.startswith(".") or not item.is_dir():
+            return False
+    except (OSError, UnicodeEncodeError):  # a link to itself, or a name that is not valid text
+        return False
+    # Following links takes most of the time, so it is left to what may be one; on Windows a plain folder may be.
+    return is_inside(root, item.path) if item.is_symlink() or os.name == "nt" else True

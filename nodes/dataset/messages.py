@@ -10,6 +10,7 @@ from .caption_messages import caption_remarks, repeat_remarks
 from .encode import EncodedFolder, Size
 from .plan import FolderPlan
 
+SHOWN_SKIPPED = 20
 IMAGE, REGULARISATION_IMAGE = "image", "regularisation image"
 _STYLE_ADVICE = "write one or set a trigger word"  # for an image of the style without a caption
 
@@ -36,13 +37,14 @@ def summaries(folders: Sequence[EncodedFolder], weight: float) -> list[str]:
 
 
 def skipped_images(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder]) -> list[str]:
-    """Return a sentence for each image that was skipped, first those whose header cannot be read."""
+    """Return a sentence for each image that was skipped, first those whose header cannot be read; not too many."""
     lines: list[str] = []
     for plan in plans:
         lines += plan.scan.problems
     for folder in folders:
         lines += folder.problems
-    return lines
+    more = len(lines) - SHOWN_SKIPPED
+    return lines if more <= 0 else [*lines[:SHOWN_SKIPPED], f"{count_noun(more, 'more image')} skipped."]
 
 
 def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder], prompt_syntax: bool = False) -> list[str]:
@@ -75,7 +77,13 @@ def _quality_remarks(folder: EncodedFolder, noun: str) -> list[str]:
 
 
 def _plan_remarks(plan: FolderPlan, folder: EncodedFolder) -> list[str]:
-    lines = []
+    lines = list(plan.scan.unused)
+    moving = [image.name for image in folder.images if image.moving]
+    if moving:
+        lines.append(
+            f"{count_noun(len(moving), IMAGE)} with several frames or pages, of which only the first is learned: "
+            f"{name_list(moving)}."
+        )
     for resolution, images in plan.too_small.items():
         names = [image.name for image in images if image in folder.images]
         if names:

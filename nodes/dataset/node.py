@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -98,23 +100,12 @@ class ACLoRADataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
+    async def validate_inputs(
         cls, folder: str | None, regularisation: str | None = NONE, more_resolutions: str | None = ""
     ) -> bool | str:
-        # Naming only these keeps the host's checks of the other inputs. A linked input is None, since it is not known
-        # yet. The host shows the same sentence at each of them, so it begins with the input it is about.
-        at = "more_resolutions"
-        try:
-            parse_resolutions(more_resolutions or "")
-            if folder is not None:
-                at = "folder"
-                scan_folders(folder)
-            if folder is not None and regularisation not in (None, NONE):
-                at = "regularisation"
-                scan_folders(folder, regularisation)
-        except ValueError as error:
-            return f"{at}: {error}"
-        return True
+        # Naming only these keeps the host's checks of the other inputs. In a thread, since the host calls this in the
+        # server's event loop, and a folder may hold thousands of images.
+        return await asyncio.to_thread(_check_inputs, folder, regularisation, more_resolutions)
 
     @classmethod
     def fingerprint_inputs(
@@ -167,7 +158,7 @@ class ACLoRADataset(io.ComfyNode):
         latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)
         skipped = skipped_images(plans, folders)
         if skipped:
-            log.warning("AC-LoRA: %d images of the dataset skipped. %s", len(skipped), " ".join(skipped))
+            log.warning("AC-LoRA: images of the dataset were skipped. %s", " ".join(skipped))
         notes = [
             *summaries(folders, regularisation_weight),
             *skipped,
@@ -177,6 +168,23 @@ class ACLoRADataset(io.ComfyNode):
         shown = _shown(folders[0].previews, notes)
         host.send_text(shown["text"][0], host.hidden_node_id(cls))
         return io.NodeOutput(latents, conditioning, ui=shown)
+
+
+def _check_inputs(folder: str | None, regularisation: str | None, more_resolutions: str | None) -> bool | str:
+    """Return True, or a sentence that says what is wrong. A linked input is None, since it is not known yet."""
+    # The host shows the same sentence at each input that is checked, so it begins with the one it is about.
+    at = "more_resolutions"
+    try:
+        parse_resolutions(more_resolutions or "")
+        if folder is not None:
+            at = "folder"
+            scan_folders(folder)
+        if folder is not None and regularisation not in (None, NONE):
+            at = "regularisation"
+            scan_folders(folder, regularisation)
+    except ValueError as error:
+        return f"{at}: {error}"
+    return True
 
 
 def _view_count(plans: list[FolderPlan], flip: bool) -> int:
@@ -191,8 +199,10 @@ def _shown(previews: dict[CaptionedImage, torch.Tensor], notes: list[str]) -> di
     try:
         images = ui.PreviewImage(sheet[None]).as_dict()
     except OSError as error:
-        notes = [*notes, f"The images cannot be shown here ({error.strerror or error}). Free some space."]
-    return {**images, "text": ("\n".join(notes),)}
+        advice = " Free some space." if error.errno == errno.ENOSPC else ""
+        notes = [*notes, f"The images cannot be shown here ({error.strerror or error}).{advice}"]
+    text = "\n".join(notes).replace("[[", "[\u2060[")  # the front end would show a name with [[ and ]] as a link
+    return {**images, "text": (text,)}
 
 
 def _check_connected(vae: VAE | None, clip: CLIP | None) -> None:

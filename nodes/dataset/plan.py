@@ -18,7 +18,7 @@ from ...aclora_core.dataset import (
 )
 from ..host import VARIANT_KEY
 from .encode import EncodedFolder, EncodedImage, Size, View
-from .folders import resolve_folder
+from .folders import allowed_folders, resolve_folder
 
 NONE = "none"  # the option of the regularisation input that stands for no folder
 
@@ -56,20 +56,24 @@ def scan_folders(
     """
     style = resolve_folder(folder)
     if regularisation == NONE:
-        return [scan_folder(style, trigger, lines=lines)]
+        return [scan_folder(style, trigger, lines=lines, allowed=allowed_folders())]
     other = resolve_folder(regularisation)
     if style == other:
         raise ValueError(
             f'The folder "{folder}" is chosen for the style and for regularisation. Regularisation images must not '
             "show the style: choose another folder for them, or none."
         )
-    return [scan_folder(style, trigger, without=other, lines=lines), scan_folder(other, without=style, lines=lines)]
+    allowed = allowed_folders()
+    return [
+        scan_folder(style, trigger, without=other, lines=lines, allowed=allowed),
+        scan_folder(other, without=style, lines=lines, allowed=allowed),
+    ]
 
 
 def fingerprint(folder: str, regularisation: str) -> str:
     """Return a hash that changes with every edit of a file that `scan_folders` would read."""
     names = [folder] if regularisation == NONE else [folder, regularisation]
-    return " ".join(folder_fingerprint(resolve_folder(name)) for name in names)
+    return " ".join(folder_fingerprint(resolve_folder(name), allowed_folders()) for name in names)
 
 
 def plan_folder(

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...aclora_core.dataset import CaptionedImage, EncodingCache
 from ...aclora_core.storage import UnhashableError, content_hash, weights_hash
 
-VERSION = 1  # to be raised whenever load_image returns other pixels, or the VAE or CLIP is called in another way
+VERSION = 2  # to be raised whenever load_image returns other pixels, or the VAE or CLIP is called in another way
 # Settings of a VAE and of a text encoder that change its output.
 _VAE_OPTIONS = ("vae_dtype", "crop_input", "latent_channels", "latent_dim", "extra_1d_channel")
 _CLIP_OPTIONS = ("layer_idx", "tokenizer_options", "use_clip_schedule", "apply_hooks_to_conds")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,12 @@ def draw(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+def checked(pack: ModuleType) -> Callable[..., bool | str]:
+    """Return the node's check of its inputs, which the host awaits."""
+    check = pack.nodes.dataset.node.ACLoRADataset.validate_inputs
+    return lambda *inputs, **named: asyncio.run(check(*inputs, **named))
 
 
 def assert_same(found: Any, expected: Any) -> None:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aclora_core.dataset.decoding import cropped_fraction, load_image, upright_size, upscale_factor
+from aclora_core.dataset.decoding import cropped_fraction, load_image, upscale_factor
 from aclora_core.dataset.folder import scan_folder
 from aclora_core.dataset.image import CaptionedImage
+from aclora_core.dataset.opening import read_header
 from tests.support.image_files import save_image, scanned_image, two_halves
 
 
@@ -151,4 +152,4 @@ def test_decoding_leaves_no_file_open(tmp_path: Path) -> None:
         warnings.simplefilter("error", ResourceWarning)
         load_image(scanned_image(path), (64, 64))
         with pytest.raises(ValueError):
-            upright_size(Path(__file__), "test.py")
+            read_header(Path(__file__), "test.py")

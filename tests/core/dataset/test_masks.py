@@ -21,7 +21,8 @@ def found(folder: Path, *names: str) -> tuple[dict[str, str], list[str]]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     files = [path.name for path in folder.iterdir() if path.is_file()]
-    masks, unmatched = find_masks(folder, files, [p.name for p in folder.iterdir() if p.is_dir()], IMAGE_SUFFIXES)
+    mask_files = {p.name: os.listdir(p) for p in folder.iterdir() if p.is_dir() and is_mask_folder(p.name)}
+    masks, unmatched = find_masks(folder, files, mask_files, IMAGE_SUFFIXES)
     by_image = {name: path.relative_to(folder).as_posix() for name, path in masks.items()}
     return by_image, [path.relative_to(folder).as_posix() for path in unmatched]
 

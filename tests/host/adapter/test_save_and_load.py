@@ -1,11 +1,15 @@
 """Saving and loading LoRAs in the real ComfyUI."""
 
+import base64
+import io
 import logging
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 QKV = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
@@ -232,6 +236,26 @@ def test_a_saved_lora_loads_unchanged(pack, loras, model):
     assert not model.patches
     assert "tusche" in table and "rank 3, float32" in table and "an image" in table
     assert changed.get_attachment("lora_metadata")["modelspec.trigger_phrase"] == "tusche"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_preview_of_any_channels_is_kept(pack, loras, model, channels):
+    preview = torch.full((1, 64, 48, channels), 0.5)
+    preview[0, 0, 0, 0] = float("nan")
+    name = pack.nodes.adapter.save.ACLoRASave.execute(lora_for(model), f"grey{channels}", preview=preview)[0]
+    with safe_open(loras / name, "pt") as file:
+        url = file.metadata()["modelspec.thumbnail"]
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        assert image.mode == "RGB" and image.size == (48, 64)
+        assert all(abs(value - 128) < 3 for value in image.getpixel((40, 40)))
+
+
+@pytest.mark.parametrize("shape", [(0, 64, 64, 3), (1, 0, 64, 3), (64, 64), (1, 64, 64, 0)])
+def test_a_preview_without_pixels_does_not_stop_the_save(pack, loras, model, shape):
+    output = pack.nodes.adapter.save.ACLoRASave.execute(lora_for(model), "bare", preview=torch.zeros(shape))
+    with safe_open(loras / output[0], "pt") as file:
+        assert "modelspec.thumbnail" not in file.metadata()
+    assert "without the preview: it is no image" in output.ui.as_dict()["text"][0]
 
 
 def test_a_cut_while_loading_puts_the_best_of_that_rank_on_the_model(pack, loras, model):

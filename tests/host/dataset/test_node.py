@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.dataset_calls import checked
 from tests.support.host_server import HostServer
 
 
@@ -184,7 +185,7 @@ def test_a_missing_vae_or_clip_is_an_error(pack: ModuleType, vae: Any, clip: Any
 def test_bad_folders_are_refused_before_any_work(pack: ModuleType, folder: Path, tmp_path: Path) -> None:
     import folder_paths
 
-    check = pack.nodes.dataset.node.ACLoRADataset.validate_inputs
+    check = checked(pack)
     assert '"images" has no images' in check("images")
     draw(folder / "a.png")
     assert check("images") is True
@@ -227,7 +228,7 @@ def test_registered_folders_and_examples_can_be_chosen(
     assert not any(".cache" in option for option in options)
     assert schema.inputs[0].default == "example: bold"
     for option in ("images", "images/10_cat", "datasets: styles", "datasets: styles/ink", "example: bold"):
-        assert pack.nodes.dataset.node.ACLoRADataset.validate_inputs(option) is True
+        assert checked(pack)(option) is True
 
 
 def test_editing_an_image_or_a_caption_changes_the_fingerprint(pack: ModuleType, folder: Path) -> None:
