@@ -20,7 +20,7 @@ WITH_GPU = frozenset({"comfy.ops.SDPA_BACKEND_PRIORITY"})
 def missing_names() -> dict[str, list[str]]:
     """Return the names that this ComfyUI has not, each with the files of the pack that use it."""
     expected: dict[str, dict[str, list[str]]] = json.loads(LIST.read_text(encoding="utf-8"))
-    missing = {}
+    missing: dict[str, list[str]] = {}
     for owner, names in expected.items():
         found = _find(owner)
         missing |= {f"{owner}.{name}": files for name, files in names.items() if not _has(found, name)}
@@ -32,7 +32,7 @@ def _find(name: str) -> Any:
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:end]))
+            found: Any = importlib.import_module(".".join(parts[:end]))
         except ImportError:
             continue
         for part in parts[end:]:

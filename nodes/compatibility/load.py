@@ -11,7 +11,7 @@ from .templates import withhold_templates
 
 log = logging.getLogger("aclora")
 
-MINIMUM = "0.24.0"  # the oldest ComfyUI that has what the pack uses, and runs the quickstart (tests/older_hosts)
+MINIMUM = "0.24.0"  # the oldest ComfyUI that has what the pack uses, and runs the quickstart (tests/other_hosts)
 
 
 class HostError(RuntimeError):

@@ -11,6 +11,7 @@ import pytest
 import tomllib
 
 from launcher.environment import ROOT
+from launcher.other_hosts import OLDEST
 
 
 @pytest.fixture
@@ -75,6 +76,7 @@ def test_all_places_name_the_same_oldest_version(pack: ModuleType) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     script = (ROOT / "nodes" / "web" / "missing_nodes.js").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert minimum == OLDEST
     assert project["tool"]["comfy"]["requires-comfyui"] == f">={minimum}"
     assert re.findall(r'MINIMUM = "([^"]+)"', script) == [minimum]
     assert f"ComfyUI {minimum.removesuffix('.0')} or newer" in readme
