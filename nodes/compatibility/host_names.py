@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import linecache
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,11 @@ def _has(owner: Any, name: str) -> bool:
         return True
     if inspect.ismodule(owner):
         return _find(f"{owner.__name__}.{name}") is not None
-    # Attributes that __init__ and other methods set are known from the source alone.
     kinds = owner.__mro__[:-1] if inspect.isclass(owner) else ()
-    return any(re.search(rf"\b(self|{kind.__name__})\.{name}\b[^=\n]*=[^=]", inspect.getsource(kind)) for kind in kinds)
+    return any(re.search(rf"\b(self|{kind.__name__})\.{name}\b[^=\n]*=[^=]", _source(kind)) for kind in kinds)
+
+
+def _source(kind: type) -> str:
+    """Return the source of the module that defines a class: attributes that methods set are known from there alone."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return "".join(linecache.getlines(file)) if file else ""

@@ -80,3 +80,16 @@ def test_all_places_name_the_same_oldest_version(pack: ModuleType) -> None:
     assert project["tool"]["comfy"]["requires-comfyui"] == f">={minimum}"
     assert re.findall(r'MINIMUM = "([^"]+)"', script) == [minimum]
     assert f"ComfyUI {minimum.removesuffix('.0')} or newer" in readme
+
+
+def test_comfyui_reads_what_pyproject_says(pack: ModuleType) -> None:
+    from comfy_config.config_parser import extract_node_configuration
+
+    found = extract_node_configuration(str(ROOT))
+    assert (found.project.name, found.tool_comfy.display_name) == ("aclora", "AC-LoRA")
+    assert found.project.supported_comfyui_version == f">={pack.nodes.compatibility.MINIMUM}"
+    assert found.project.supported_os == ["OS Independent"]
+    assert found.project.supported_accelerators == ["GPU :: NVIDIA CUDA"]  # one unknown word empties the list
+    assert found.project.urls.repository and found.project.urls.issues and found.project.urls.documentation
+    assert found.tool_comfy.publisher_id and found.tool_comfy.icon.endswith(".png")
+    assert found.project.license.text == "Apache-2.0"
