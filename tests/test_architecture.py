@@ -24,7 +24,7 @@ TORCH_BRINGS = {"triton"}  # with its builds for CUDA on Linux; the kernels do w
 HOST_FACE = {"comfy_api", "folder_paths"}
 HOST_FOLDER = ROOT / "nodes" / "host"
 # What decides whether nodes are loaded looks at ComfyUI's version and its list of templates.
-WITHOUT_NODES = {ROOT / "nodes" / "compatibility": {"comfyui_version", "server", "aiohttp"}}
+WITHOUT_NODES = {ROOT / "nodes" / "compatibility": {"comfyui_version", "aiohttp"}}
 
 CORE_FOLDER = ROOT / "aclora_core"
 CORE = sorted(CORE_FOLDER.rglob("*.py"))

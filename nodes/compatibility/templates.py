@@ -6,6 +6,7 @@ It lists every workflow in the folders of packs, also of packs that could not be
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ LIST = "/workflow_templates"
 
 def withhold_templates() -> None:
     """Take the pack's folders out of the server's list of templates. Does nothing where no server has been made."""
-    from server import PromptServer  # ComfyUI's web server, which has been made when it loads packs
-
-    server = getattr(PromptServer, "instance", None)
+    # ComfyUI makes its web server before it loads packs; scripts that use ComfyUI's modules make none.
+    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
+    server = getattr(prompt_server, "instance", None)
     if server is not None:
         server.app.middlewares.append(_middleware())
 
