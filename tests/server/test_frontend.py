@@ -154,3 +154,9 @@ def test_a_reloaded_page_gets_the_training_chart_and_another_page_only_the_text(
     finally:
         server.post_json("/interrupt", {"prompt_id": training})
     assert server.wait(training)["status"]["status_str"] == "success"
+
+
+def test_nothing_is_said_of_missing_nodes_where_none_is_missing(page: Page) -> None:
+    """nodes/web/missing_nodes.js speaks up where ComfyUI could not load the nodes."""
+    assert page.evaluate("() => window.app.extensions.some(each => each.name === 'AC-LoRA.missing-nodes')")
+    assert page.locator(".p-toast-message", has_text="AC-LoRA").count() == 0

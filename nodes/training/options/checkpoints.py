@@ -18,12 +18,12 @@ class ACLoRACheckpointOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRACheckpointOptions",
-            "AC-LoRA Checkpoint Options",
-            "Saves the complete state of a training at intervals, so that it resumes after a crash or a cancel as if "
-            "nothing had happened.",
-            _inputs(),
-            ["resume training", "save state", "continue training", "crash"],
+            node_id="ACLoRACheckpointOptions",
+            name="AC-LoRA Checkpoint Options",
+            description="Saves the complete state of a training at intervals, so that it resumes after a crash or a "
+            "cancel as if nothing had happened.",
+            inputs=_inputs(),
+            search_aliases=["resume training", "save state", "continue training", "crash"],
         )
 
     @classmethod

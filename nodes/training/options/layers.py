@@ -16,11 +16,11 @@ class ACLoRALayerOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRALayerOptions",
-            "AC-LoRA Layer Options",
-            "Which layers of a model are trained, by their names, and with which maximum rank.",
-            _layers(),
-            ["layer filter", "block weights", "target modules", "only some layers", "rank per layer"],
+            node_id="ACLoRALayerOptions",
+            name="AC-LoRA Layer Options",
+            description="Which layers of a model are trained, by their names, and with which maximum rank.",
+            inputs=_layers(),
+            search_aliases=["layer filter", "block weights", "target modules", "only some layers", "rank per layer"],
         )
 
     @classmethod

@@ -17,12 +17,12 @@ class ACLoRALearningOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRALearningOptions",
-            "AC-LoRA Learning Options",
-            "How a training learns: the optimizer, the learning rate schedule, the noise levels and their loss "
-            "weights.",
-            [*_steps(), *_noise(), *_optional()],
-            [
+            node_id="ACLoRALearningOptions",
+            name="AC-LoRA Learning Options",
+            description="How a training learns: the optimizer, the learning rate schedule, the noise levels and their "
+            "loss weights.",
+            inputs=[*_steps(), *_noise(), *_optional()],
+            search_aliases=[
                 "optimizer",
                 "scheduler",
                 "prodigy",

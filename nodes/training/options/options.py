@@ -44,12 +44,12 @@ class Options:
 
 
 def options_schema(
-    node_id: str, name: str, description: str, inputs: list[Any], search_aliases: list[str]
+    *, node_id: str, name: str, description: str, inputs: list[Any], search_aliases: list[str]
 ) -> io.Schema:
     """Return the schema of an options node.
 
     Args:
-        node_id: the node's id, which saved workflows use.
+        node_id: the node's id, which saved workflows use. Give a literal: programs that list packs read the source.
         name: the display name.
         description: one or two sentences; how to connect the node is added.
         inputs: the node's own inputs; the link to another options node is added.

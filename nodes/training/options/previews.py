@@ -22,11 +22,11 @@ class ACLoRAPreviewOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRAPreviewOptions",
-            "AC-LoRA Preview Options",
-            "Samples images with the style while it is being learned, and shows them on the training node.",
-            _inputs(),
-            ["sample prompts", "live preview", "sample images", "training samples"],
+            node_id="ACLoRAPreviewOptions",
+            name="AC-LoRA Preview Options",
+            description="Samples images with the style while it is being learned, and shows them on the training node.",
+            inputs=_inputs(),
+            search_aliases=["sample prompts", "live preview", "sample images", "training samples"],
         )
 
     @classmethod

@@ -16,11 +16,12 @@ class ACLoRARankOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRARankOptions",
-            "AC-LoRA Rank Options",
-            "Switches on restarts, as in the AC-LoRA paper, which resample the noise in an adapter while it trains.",
-            [*_restarts(), *_thresholds()],
-            ["rank control", "restart", "svd threshold", "noise floor", "alpha", "plain lora"],
+            node_id="ACLoRARankOptions",
+            name="AC-LoRA Rank Options",
+            description="Switches on restarts, as in the AC-LoRA paper, which resample the noise in an adapter while "
+            "it trains.",
+            inputs=[*_restarts(), *_thresholds()],
+            search_aliases=["rank control", "restart", "svd threshold", "noise floor", "alpha", "plain lora"],
         )
 
     @classmethod

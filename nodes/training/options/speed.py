@@ -16,11 +16,11 @@ class ACLoRASpeedOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRASpeedOptions",
-            "AC-LoRA Speed Options",
-            "Trades memory for speed. Nothing here changes the trained style.",
-            _inputs(),
-            ["gradient checkpointing", "low vram training", "cuda graph"],
+            node_id="ACLoRASpeedOptions",
+            name="AC-LoRA Speed Options",
+            description="Trades memory for speed. Nothing here changes the trained style.",
+            inputs=_inputs(),
+            search_aliases=["gradient checkpointing", "low vram training", "cuda graph"],
         )
 
     @classmethod

@@ -19,11 +19,11 @@ class ACLoRATextEncoderOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRATextEncoderOptions",
-            "AC-LoRA Text Encoder Options",
-            "Trains the text encoder too, so that a new word can come to mean the style.",
-            _inputs(),
-            ["train clip", "text encoder lora", "te learning rate", "trigger word"],
+            node_id="ACLoRATextEncoderOptions",
+            name="AC-LoRA Text Encoder Options",
+            description="Trains the text encoder too, so that a new word can come to mean the style.",
+            inputs=_inputs(),
+            search_aliases=["train clip", "text encoder lora", "te learning rate", "trigger word"],
         )
 
     @classmethod

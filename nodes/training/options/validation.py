@@ -16,12 +16,13 @@ class ACLoRAValidationOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
-            "ACLoRAValidationOptions",
-            "AC-LoRA Validation Options",
-            "Holds images out and measures the loss on them, for comparing settings and noticing overfitting. The "
-            "lowest held-out loss comes too early for what is drawn, so a style learned this way stays weak.",
-            _inputs(),
-            ["early stopping", "held-out images", "validation split", "overfitting"],
+            node_id="ACLoRAValidationOptions",
+            name="AC-LoRA Validation Options",
+            description="Holds images out and measures the loss on them, for comparing settings and noticing "
+            "overfitting. The lowest held-out loss comes too early for what is drawn, so a style learned this way "
+            "stays weak.",
+            inputs=_inputs(),
+            search_aliases=["early stopping", "held-out images", "validation split", "overfitting"],
         )
 
     @classmethod
