@@ -230,7 +230,7 @@ class WeightStream:
             return False
         if self._copies and not self._joining:
             self._joining = True  # a captured graph may not end before its copies
-            torch.autograd.Variable._execution_engine.queue_callback(self._join)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._join)
         return True
 
     def _join(self) -> None:
@@ -250,7 +250,7 @@ def _spread(number: int, count: int) -> list[int]:
 
 
 def _parts(region: Region) -> list[_Part]:
-    return [_Part(tensor, tensor.storage_offset() * tensor.element_size()) for tensor in _weights(region.block)]
+    return [_Part(tensor, int(tensor.storage_offset()) * tensor.element_size()) for tensor in _weights(region.block)]
 
 
 def _pinned(undo: ExitStack, memory: Tensor) -> bool:
