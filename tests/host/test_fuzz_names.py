@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.support import fuzz
 
 TEXTS = ("STRING", "COMBO")
 NAMES = {"ACLoRACheckpointOptions": "checkpoint_name", "ACLoRASave": "filename"}  # of what is written
@@ -119,7 +120,7 @@ PIECES = [
 
 
 def made_up(count: int) -> Iterator[str]:
-    chance = random.Random(18)
+    chance = fuzz.chance(18)
     for _ in range(count):
         yield "".join(chance.choices(PIECES, k=chance.randrange(1, 12)))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from tests.support import fuzz
 from tests.support.icc import DISPLAY_P3, cmyk_profile, grey_profile, rgb_profile
 
 WIDTH, HEIGHT = 72, 48
@@ -44,7 +45,7 @@ def whole_files() -> list[tuple[str, bytes]]:
 
 def damaged_files(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     """Yield damaged files, each with its suffix."""
-    files, draw = whole_files(), random.Random(seed)
+    files, draw = whole_files(), fuzz.chance(seed)
     for _ in range(count):
         suffix, data = draw.choice(files)
         for _ in range(draw.randint(1, 3)):

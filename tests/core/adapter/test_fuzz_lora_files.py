@@ -25,6 +25,7 @@ from aclora_core.adapter import (
 )
 from aclora_core.adapter.key_formats import KEY_FORMATS, SUFFIXES
 from aclora_core.inspection import inspect_lora, inspection_table, metadata_table
+from tests.support import fuzz
 
 FILES = 250  # of each kind
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64]
@@ -92,7 +93,7 @@ def is_ours(error: Exception) -> bool:
 
 @pytest.mark.parametrize("part", range(5))
 def test_odd_layers_are_read_or_refused_in_a_sentence(part: int, tmp_path: Path) -> None:
-    rng = random.Random(part)
+    rng = fuzz.chance(part)
     read = 0
     for _ in range(FILES // 5):
         state, metadata = random_lora(rng), random_metadata(rng)
@@ -132,7 +133,7 @@ def damaged(rng: random.Random, blob: bytes) -> bytes:
 
 
 def test_damaged_files_are_read_or_refused_in_a_sentence_that_names_them(tmp_path: Path) -> None:
-    rng = random.Random(0)
+    rng = fuzz.chance(0)
     whole, path = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
     matrices = {"x.lora_up.weight": torch.ones(6, 2), "x.lora_down.weight": torch.ones(2, 5), "x.scalar": torch.ones(1)}
     save(from_state_dict(matrices), whole, {"title": "ink"})
@@ -150,7 +151,7 @@ def test_damaged_files_are_read_or_refused_in_a_sentence_that_names_them(tmp_pat
 
 
 def test_every_flipped_bit_in_the_numbers_of_a_file_of_this_package_is_found(tmp_path: Path) -> None:
-    rng = random.Random(0)
+    rng = fuzz.chance(0)
     path = tmp_path / "ink.safetensors"
     adapter = from_state_dict({"x.lora_up.weight": torch.ones(6, 2), "x.lora_down.weight": torch.ones(2, 5)})
     save(adapter, path, build_metadata(adapter, "ink"))

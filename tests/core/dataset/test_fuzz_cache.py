@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aclora_core.dataset.encoding_cache import EncodingCache
 from tests.core.dataset.test_encoding_cache import CONDITIONING, same
+from tests.support import fuzz
 
 ROUNDS = 400
 
@@ -33,7 +34,7 @@ def damaged(blob: bytes, chance: random.Random) -> bytes:
 
 def test_no_damage_gives_another_value(tmp_path: Path) -> None:
     values: dict[str, Any] = {"caption": CONDITIONING, "image": torch.arange(24.0).view(1, 4, 2, 3), "small": [1, "a"]}
-    cache, chance = EncodingCache(tmp_path), random.Random(18)
+    cache, chance = EncodingCache(tmp_path), fuzz.chance(18)
     for key, value in values.items():
         assert cache.put(key, value)
     whole = {key: (tmp_path / f"{key}.safetensors").read_bytes() for key in values}

@@ -14,6 +14,7 @@ import torch
 
 from aclora_core.config import CheckpointConfig, TrainConfig
 from aclora_core.training import Result
+from tests.support import fuzz
 from tests.support.toy import toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +72,7 @@ def bits(result: Result) -> list[torch.Tensor]:
 def test_no_damage_changes_what_is_learned(tmp_path: Path, config: TrainConfig) -> None:
     checkpoints = CheckpointConfig(tmp_path / "whole", every=2, keep=10)
     whole = train(toy(16), config, checkpoints=checkpoints)
-    chance = random.Random(18)
+    chance = fuzz.chance(18)
     for number in range(ROUNDS):
         folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / str(number)))
         paths = sorted(folder.iterdir())
@@ -84,7 +85,7 @@ def test_no_damage_changes_what_is_learned(tmp_path: Path, config: TrainConfig) 
 
 def test_where_all_are_damaged_it_is_said_and_nothing_is_deleted(tmp_path: Path) -> None:
     train(toy(16), CONFIG, checkpoints=CheckpointConfig(tmp_path, every=2))
-    paths, chance = sorted(tmp_path.iterdir()), random.Random(1)
+    paths, chance = sorted(tmp_path.iterdir()), fuzz.chance(1)
     for path in paths:
         path.write_bytes(shortened(path.read_bytes(), chance))
     before = {path.name: path.read_bytes() for path in paths}
