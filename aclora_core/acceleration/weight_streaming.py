@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..storage import component_tensors
+from ..storage import as_parameter, component_tensors
 from .activation_checkpointing import find_blocks
 
 _SLOTS = 3  # buffers of the ring: one that is computed with, and two that are filled ahead
@@ -49,7 +49,7 @@ def _gather(tensors: Sequence[Tensor]) -> Tensor:
     for tensor, offset in zip(tensors, itertools.accumulate(sizes, initial=0), strict=False):
         order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
         source = tensor.data.contiguous(memory_format=order)
-        target = memory[offset : offset + tensor.nbytes].view(tensor.dtype).as_strided(tensor.shape, source.stride())
+        target = memory[offset : offset + tensor.nbytes].view(tensor.dtype).as_strided(tensor.size(), source.stride())
         target.copy_(source)
         tensor.data = target
     return memory
@@ -64,7 +64,7 @@ class _Part(NamedTuple):
     def point_into(self, memory: Tensor) -> None:
         """Let the weight be a view of memory that holds its region."""
         flat = memory[self.offset : self.offset + self.tensor.nbytes].view(self.tensor.dtype)
-        self.tensor.data = flat.as_strided(self.tensor.shape, self.tensor.stride())
+        self.tensor.data = flat.as_strided(self.tensor.size(), self.tensor.stride())
 
 
 class WeightStream:
@@ -277,4 +277,4 @@ def _rebuild_quantised(model: nn.Module, undo: ExitStack) -> None:
                 kind: Any = type(tensor)
                 rebuilt = kind.__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
                 undo.callback(module._parameters.__setitem__, name, tensor)
-                module._parameters[name] = nn.Parameter(rebuilt, requires_grad=False)
+                module._parameters[name] = as_parameter(rebuilt)  # type: ignore[assignment]

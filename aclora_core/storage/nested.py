@@ -22,6 +22,18 @@ def component_tensors(tensor: Any) -> Iterator[Tensor]:
         yield tensor
 
 
+def as_parameter(tensor: Tensor) -> Tensor:
+    """Return a tensor as a constant parameter of a module.
+
+    PyTorch detaches a tensor of another class for that, and a quantised one then copies its scales. Such a tensor is
+    marked as a parameter instead, so that what it is made of stays the same.
+    """
+    if type(tensor) is Tensor:
+        return torch.nn.Parameter(tensor, requires_grad=False)
+    tensor._is_param = True
+    return tensor
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of a nested value in a fixed order."""
     if isinstance(value, Tensor):

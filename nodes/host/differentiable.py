@@ -1,13 +1,18 @@
-"""Weights that ComfyUI made under inference mode, as constants that autograd accepts."""
+"""Weights that ComfyUI made under inference mode, or quantised, as constants that autograd accepts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ...aclora_core.storage import as_parameter
+from .differentiable_ops import replaced_attribute
+
+_WITHOUT_BACKWARD = {"convrot_w4a4"}  # ComfyUI's names of formats
 
 
 @contextmanager
@@ -50,4 +55,21 @@ def _alias(tensor: Tensor) -> Tensor:
     else:
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-    return torch.nn.Parameter(alias, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else alias
+        if type(tensor) not in (Tensor, torch.nn.Parameter):  # such as that of GGUF files, which knows its own type
+            alias = alias.as_subclass(type(tensor))
+            vars(alias).update(vars(tensor))
+    return as_parameter(alias) if isinstance(tensor, torch.nn.Parameter) else alias
+
+
+@contextmanager
+def dequantised_layers(module: torch.nn.Module) -> Iterator[None]:
+    """Let ComfyUI dequantise weights whose products have no backward pass, as it does where a weight has a function."""
+    with ExitStack() as undo:
+        for layer in module.modules():
+            if getattr(layer, "quant_format", None) in _WITHOUT_BACKWARD:
+                undo.enter_context(replaced_attribute(layer, "weight_function", lambda own: [*own, _unchanged]))
+        yield
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight

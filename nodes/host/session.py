@@ -13,7 +13,7 @@ import comfy.ops
 import torch
 
 from .conditioning import latent_masks, prepare_inputs, regularisation_weights, variant_indices
-from .differentiable import differentiable_weights
+from .differentiable import dequantised_layers, differentiable_weights
 from .differentiable_ops import differentiable_operations, replaced_attribute
 from .families import training_note, training_options
 from .input_checks import check_inputs, check_unconditional
@@ -79,6 +79,7 @@ def training_session(
         stack.enter_context(_kept_loaded(patchers))
         for each in patchers:
             stack.enter_context(differentiable_weights(each.model))
+            stack.enter_context(dequantised_layers(each.model))
         stream = stack.enter_context(streamed_weights(patcher, regions))
         stack.enter_context(differentiable_operations())
         # ComfyUI checks for a cancel in every layer and raises there: in a text encoder, in a block recomputed in the
