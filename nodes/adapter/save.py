@@ -17,6 +17,7 @@ from ...aclora_core.adapter import (
 from ...aclora_core.inspection import reading_rows
 from .. import host
 from ..date_tokens import with_dates
+from ..texts import check_text
 from .files import invalidate_list, numbered_path, output_path
 from .precision import PRECISIONS
 
@@ -104,6 +105,7 @@ class ACLoRASave(io.ComfyNode):
         rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        check_text("trigger", trigger)
         folder, path = output_path(with_dates(filename))
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
