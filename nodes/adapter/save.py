@@ -86,7 +86,7 @@ class ACLoRASave(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename: str | None) -> bool | str:
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
         try:
             if filename is not None:  # None stands for a link, whose text is not known before the run
                 output_path(with_dates(filename))

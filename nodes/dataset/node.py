@@ -102,7 +102,7 @@ class ACLoRADataset(io.ComfyNode):
 
     @classmethod
     async def validate_inputs(
-        cls, folder: str | None, regularisation: str | None = NONE, more_resolutions: str | None = ""
+        cls, folder: str | None = None, regularisation: str | None = NONE, more_resolutions: str | None = ""
     ) -> bool | str:
         # Naming only these keeps the host's checks of the other inputs. In a thread, since the host calls this in the
         # server's event loop, and a folder may hold thousands of images.
