@@ -8,7 +8,7 @@ from .encoding_cache import EncodingCache
 from .folder import folder_fingerprint, ignored_repeats, natural_key, scan_folder
 from .image import CaptionedImage, Scan
 from .masks import at_latent_size, is_black, load_mask
-from .tags import clean_trigger
+from .tags import clean_trigger, split_tags
 
 __all__ = [
     "CaptionLines",
@@ -30,6 +30,7 @@ __all__ = [
     "natural_key",
     "parse_resolutions",
     "scan_folder",
+    "split_tags",
     "upscale_factor",
     "variants",
 ]

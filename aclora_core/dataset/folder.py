@@ -154,10 +154,13 @@ def _add_images(
 ) -> None:
     """Add the images directly in one subfolder ("": the folder itself), with their captions and masks."""
     place = folder / subfolder
-    mask_files = {
-        name: list_subfolder(place / name, inside_name(subfolder, name), roots, found.unused).files
-        for name in filter(is_mask_folder, listing.folders)
-    }
+    mask_files = {}
+    for name in filter(is_mask_folder, listing.folders):
+        inside = inside_name(subfolder, name)
+        masks_listing = list_subfolder(place / name, inside, roots, found.unused)
+        mask_files[name] = masks_listing.files
+        for deeper in masks_listing.folders:
+            found.unused.add("depth", inside_name(inside, deeper))
     masks, unmatched = find_masks(place, listing.files, mask_files, IMAGE_SUFFIXES)
     found.unmatched_masks += [path.relative_to(folder).as_posix() for path in unmatched]
     captions = match_captions(listing.files, listing.files)

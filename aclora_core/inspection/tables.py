@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ..adapter import RankReport, TruncationLoss, TruncationStats, total_energy_kept
-from ..text import mean_and_range, name_list, size_text, text_table
+from ..text import count_noun, mean_and_range, name_list, size_text, text_table
 from .measure import FileFacts, Inspection, LayerFacts
 
 _HEADER = (
@@ -72,7 +72,7 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
         ("prefixes", _listed(facts.prefixes)),
         ("parts", _listed(facts.parts)),
         ("types", _listed(facts.kinds)),
-        ("ranks", ", ".join(f"{rank} ({count} layers)" for rank, count in facts.ranks.items()) or "none"),
+        ("ranks", ", ".join(f"{rank} ({count_noun(count, 'layer')})" for rank, count in facts.ranks.items()) or "none"),
         ("numbers", _listed(facts.dtypes)),
         ("norm", f"{facts.norm:.4g} over all layers, effective rank {facts.effective_rank:.1f} (mean by energy)"),
         *((f"no plain LoRA: {kind}", name_list(names)) for kind, names in _by_kind(facts.other).items()),

@@ -29,7 +29,8 @@ def check_lora_exists(name: str) -> bool | str:
     if lora_exists(name):
         return True
     if str(name).replace("\\", "/").startswith(QUICKSTART):
-        return f"There is no LoRA file '{name}' in models/loras yet. Run the quickstart workflow first: it makes it."
+        missing = f"There is no LoRA file '{shown(name)}' in models/loras yet."
+        return f"{missing} Run the quickstart workflow first: it makes it."
     return f"There is no LoRA file '{shown(name)}' in models/loras. Choose another; the key R reads the list again."
 
 

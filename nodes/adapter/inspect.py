@@ -64,7 +64,7 @@ class ACLoRAInspect(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None, lora_model: object = False) -> bool | str:
+    def validate_inputs(cls, lora_name: str | None = None, lora_model: object = False) -> bool | str:
         return check_source(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod

@@ -84,7 +84,7 @@ class ACLoRAResize(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, lora_name: str | None, lora_model: object = False, *, rule: dict[str, Any] | None = None
+        cls, lora_name: str | None = None, lora_model: object = False, *, rule: dict[str, Any] | None = None
     ) -> bool | str:
         if rule is None:  # the host leaves out a choice that it does not know
             return f"There is no such rule. Choose one of {', '.join(option.key for option in _rule_options())}."

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io, ui
 
 from ...aclora_core.adapter import (
+    Adapter,
     RankReport,
     build_metadata,
     describe_layers,
     from_state_dict,
+    left_out_lines,
     save,
     thumbnail_url,
     with_dtype,
 )
-from ...aclora_core.inspection import reading_rows
+from ...aclora_core.inspection import Rows, reading_rows
 from .. import host
 from ..date_tokens import with_dates
+from ..texts import check_text
 from .files import invalidate_list, numbered_path, output_path
 from .precision import PRECISIONS
 
@@ -85,7 +90,7 @@ class ACLoRASave(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename: str | None) -> bool | str:
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
         try:
             if filename is not None:  # None stands for a link, whose text is not known before the run
                 output_path(with_dates(filename))
@@ -104,6 +109,7 @@ class ACLoRASave(io.ComfyNode):
         rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        check_text("trigger", trigger)
         folder, path = output_path(with_dates(filename))
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
@@ -114,10 +120,18 @@ class ACLoRASave(io.ComfyNode):
         name = str(path.relative_to(folder))
         text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
         text += _replaced_trigger(trigger.strip(), rank_report)
-        text += "".join(f"\n{row}: {line}" for row, line in reading_rows(adapter))
+        text += "".join(f"\n{row}: {line}" for row, line in _rows(adapter))
         text += problem
         host.send_text(text, host.hidden_node_id(cls))
         return io.NodeOutput(name, ui=ui.PreviewText(text))
+
+
+def _rows(adapter: Adapter) -> Rows:
+    """Return rows on what the file has not got of the LoRA, and on what it has though ComfyUI does not use it."""
+    kept = {name: reason for name, reason in adapter.left_out.items() if name in adapter.extra}
+    dropped = {name: reason for name, reason in adapter.left_out.items() if name not in kept}
+    rows = reading_rows(replace(adapter, left_out=dropped))
+    return rows + [("kept, though ComfyUI does not use it", line) for line in left_out_lines(kept)]
 
 
 def _replaced_trigger(trigger: str, report: RankReport | None) -> str:

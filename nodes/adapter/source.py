@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ...aclora_core.adapter import read_lora
+from ..paths import shown
 from .files import check_lora_exists, file_state, lora_names, lora_path
 
 NO_FILE = "none"  # the choice of no file
@@ -47,9 +48,8 @@ def check_source(connected: bool, lora_name: str | None) -> bool | str:
     """
     chosen = lora_name not in (None, NO_FILE)
     if connected and chosen:
-        return (
-            f"Two LoRAs are given: set lora_name to '{NO_FILE}', or disconnect lora_model. lora_name is '{lora_name}'."
-        )
+        advice = f"set lora_name to '{NO_FILE}', or disconnect lora_model"
+        return f"Two LoRAs are given: {advice}. lora_name is '{shown(lora_name)}'."
     if not connected and lora_name == NO_FILE:
         return "No LoRA is given: connect lora_model, or choose a file in lora_name."
     if chosen:

@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...aclora_core.dataset import natural_key
-from ..paths import is_inside
+from ..paths import is_inside, shown
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "example_pictures"
 # Prefixes in the list of folders that are not in ComfyUI's input folder.
@@ -51,14 +51,14 @@ def resolve_folder(folder: str) -> Path:
         target = os.path.abspath(os.path.join(root, name))
         if not is_inside(root, target):
             raise ValueError(
-                f'The folder "{folder}" leads outside the allowed folders. Choose one from the list, or register the '
-                "folder above it as datasets in extra_model_paths.yaml."
+                f'The folder "{shown(folder)}" leads outside the allowed folders. Choose one from the list, or '
+                "register the folder above it as datasets in extra_model_paths.yaml."
             )
         if os.path.isdir(target):
             return Path(target)
     raise ValueError(
-        f'The folder "{folder}" does not exist. Choose one from the list, or create it in the input folder of ComfyUI '
-        "and press R."
+        f'The folder "{shown(folder)}" does not exist. Choose one from the list, or create it in the input folder of '
+        "ComfyUI and press R."
     )
 
 

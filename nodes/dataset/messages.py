@@ -56,7 +56,9 @@ def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder], promp
         lines += caption_remarks(list(folder.images), noun, advice, prompt_syntax)
         lines += repeat_remarks(folder.images)
     for plan, folder in zip(plans, folders, strict=True):
-        lines += _plan_remarks(plan, folder)
+        is_style = plan is plans[0]
+        lines += _plan_remarks(plan, folder, IMAGE if is_style else REGULARISATION_IMAGE)
+        lines += plan.scan.unused if is_style else map(_in_regularisation_folder, plan.scan.unused)
     if len(folders) > 1:
         lines += _balance_remarks(_epoch_images(folders[0]), _epoch_images(folders[1]))
     return lines
@@ -76,23 +78,28 @@ def _quality_remarks(folder: EncodedFolder, noun: str) -> list[str]:
     return [f"{count_noun(len(names), noun)} {text}: {name_list(names)}." for names, text in found if names]
 
 
-def _plan_remarks(plan: FolderPlan, folder: EncodedFolder) -> list[str]:
-    lines = list(plan.scan.unused)
+def _plan_remarks(plan: FolderPlan, folder: EncodedFolder, noun: str) -> list[str]:
+    lines = []
     moving = [image.name for image in folder.images if image.moving]
     if moving:
         lines.append(
-            f"{count_noun(len(moving), IMAGE)} with several frames or pages, of which only the first is learned: "
+            f"{count_noun(len(moving), noun)} with several frames or pages, of which only the first is learned: "
             f"{name_list(moving)}."
         )
     for resolution, images in plan.too_small.items():
         names = [image.name for image in images if image in folder.images]
         if names:
-            count = count_noun(len(names), IMAGE)
+            count = count_noun(len(names), noun)
             lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {name_list(names)}.")
     masks = plan.scan.unmatched_masks
+    article = "an" if noun == IMAGE else "a"
     if masks:
-        lines.append(f"{count_noun(len(masks), 'mask')} without an image of the same name: {name_list(masks)}.")
+        lines.append(f"{count_noun(len(masks), 'mask')} without {article} {noun} of the same name: {name_list(masks)}.")
     return lines
+
+
+def _in_regularisation_folder(line: str) -> str:
+    return f"In the regularisation folder: {line[0].lower()}{line[1:]}"
 
 
 def _balance_remarks(style: int, regularisation: int) -> list[str]:

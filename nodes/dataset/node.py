@@ -21,6 +21,7 @@ from ...aclora_core.dataset import (
 from ...aclora_core.inspection import contact_sheet
 from .. import host
 from ..host import KnownEncodings
+from ..texts import check_text
 from .encode import MaskSource, encode_captions, encode_images
 from .folders import dataset_folders, first_example
 from .inputs import advanced_inputs
@@ -101,7 +102,7 @@ class ACLoRADataset(io.ComfyNode):
 
     @classmethod
     async def validate_inputs(
-        cls, folder: str | None, regularisation: str | None = NONE, more_resolutions: str | None = ""
+        cls, folder: str | None = None, regularisation: str | None = NONE, more_resolutions: str | None = ""
     ) -> bool | str:
         # Naming only these keeps the host's checks of the other inputs. In a thread, since the host calls this in the
         # server's event loop, and a folder may hold thousands of images.
@@ -141,6 +142,7 @@ class ACLoRADataset(io.ComfyNode):
         prompt_syntax: bool = False,
     ) -> io.NodeOutput:
         _check_connected(vae, clip)
+        check_text("trigger_word", trigger_word)
         scans = scan_folders(folder, regularisation, trigger_word, caption_lines)
         further = parse_resolutions(more_resolutions)
         options = VariantOptions(flip, shuffles, kept_tags, caption_dropout, trigger_word)

@@ -17,6 +17,7 @@ from ...aclora_core.dataset import (
     variants,
 )
 from ..host import VARIANT_KEY
+from ..paths import shown
 from .encode import EncodedFolder, EncodedImage, Size, View
 from .folders import allowed_folders, resolve_folder
 
@@ -60,8 +61,8 @@ def scan_folders(
     other = resolve_folder(regularisation)
     if style == other:
         raise ValueError(
-            f'The folder "{folder}" is chosen for the style and for regularisation. Regularisation images must not '
-            "show the style: choose another folder for them, or none."
+            f'The folder "{shown(folder)}" is chosen for the style and for regularisation. Regularisation images must '
+            "not show the style: choose another folder for them, or none."
         )
     allowed = allowed_folders()
     return [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import host
+from ..texts import check_text
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
@@ -77,8 +78,10 @@ def read_prompts(given: Sequence[str], images: int) -> list[str]:
         images: number of drawn images.
 
     Raises:
-        ValueError: there are more or fewer prompts than images, and not only one.
+        ValueError: there are more or fewer prompts than images, and not only one; or one cannot be encoded.
     """
+    for text in given:
+        check_text("prompts", text)
     lines = [line.strip() for text in given for line in text.splitlines() if line.strip()]
     if len(lines) == 1:
         return lines * images

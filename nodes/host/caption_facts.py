@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ...aclora_core.dataset import split_tags
 from .private_keys import CAPTION_KEY, TRIGGER, VARIANT_KEY
 
-_COMMA = re.compile("[,，、]")
 _LONGEST_TAG = 200  # characters; a whole caption is a tag where it has no comma
 
 
@@ -22,7 +21,8 @@ def trigger_word(conditioning: Sequence[Any]) -> str:
 def tag_counts(latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -> dict[str, int]:
     """Return the number of style images whose captions have a tag, by tag, the commonest first.
 
-    Tags are what commas separate, as in kohya's ss_tag_frequency. Repeats of an image count; its variants do not.
+    Tags are what commas outside brackets separate, much as in kohya's ss_tag_frequency. Repeats of an image count; its
+    variants do not.
 
     Args:
         latents: LATENTs of one image each, with what the dataset node recorded.
@@ -38,5 +38,4 @@ def tag_counts(latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -
 
 
 def _tags(caption: str) -> list[str]:
-    stripped = (tag.strip() for tag in _COMMA.split(caption))
-    return [tag if len(tag) <= _LONGEST_TAG else f"{tag[:_LONGEST_TAG]}…" for tag in stripped if tag]
+    return [tag if len(tag) <= _LONGEST_TAG else f"{tag[:_LONGEST_TAG]}…" for tag in split_tags(caption)]

@@ -210,8 +210,8 @@ def test_a_name_that_is_accepted_lies_inside_its_folder(
     root = Path(folder_paths.models_dir, "aclora_checkpoints")
     resolve = pack.nodes.training.options.checkpoint_folder.resolve_checkpoint_folder
     if node_id == "ACLoRASave":
-        root, resolve = Path(folder_paths.get_folder_paths("loras")[0]), lambda name: save_files.output_path(name)[1]
-        save_files = pack.nodes.adapter.files
+        root, save = Path(folder_paths.get_folder_paths("loras")[0]), pack.nodes.adapter.save
+        resolve = lambda name: save.output_path(save.with_dates(name))[1]  # noqa: E731
     defaults, _ = text_inputs(registered[node_id])
     accepted, refused = [], []
     for value in [*HOSTILE, *made_up(400)]:
@@ -264,3 +264,24 @@ def test_a_name_is_shown_short_and_printable(pack: ModuleType) -> None:
     shown = pack.nodes.paths.shown
     assert shown("墨 ink") == "墨 ink" and shown("a\nb\ud800") == "a\\nb\\ud800"
     assert len(shown("x" * 5000)) == 80 and shown("x" * 5000).endswith("x…")
+
+
+LISTS: list[Any] = [[], ["a"], [["1", 0]]]  # two values would be a link
+PARTS = {"ACLoRALoad": ("cut", "rank", "cut.rank"), "ACLoRAResize": ("rule", "energy", "rule.keep")}
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_no_value_of_another_input_is_an_exception(registered: dict[str, Any], node_id: str) -> None:
+    """Values of wrong types in numbers, switches and choices with inputs of their own, and inputs that are missing."""
+    defaults, texts = text_inputs(registered[node_id])
+    choice, option, part = PARTS.get(node_id, ("", "", ""))
+    defaults |= {choice: option, part: 1} if choice else {}
+    names = [name for name in defaults if name not in texts]
+    tried = [
+        {**defaults, name: value} for name in names for value in [*HOSTILE, *LISTS, float("inf"), "nan", "9" * 5000]
+    ]
+    tried += [{other: defaults[other] for other in defaults if other != name} for name in defaults]
+    for inputs in [*tried, {}]:
+        _, errors, _ = validated(node_id, inputs)
+        told = json.dumps(errors, default=str)
+        assert "Traceback" not in told and "exception_during" not in told, inputs

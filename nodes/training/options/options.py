@@ -77,12 +77,13 @@ def check_settings(**settings: Any) -> bool | str:
     """Check settings for a node's validate_inputs.
 
     Args:
-        settings: fields of TrainConfig; None for a linked input, whose value is not known yet.
+        settings: fields of TrainConfig, numbers or text; None for a linked input, whose value is not known yet. The
+            host itself refuses values of another type.
 
     Returns:
         True, or the error message.
     """
-    known = {name: value for name, value in settings.items() if value is not None}
+    known = {name: value for name, value in settings.items() if _has_type_of(value, getattr(TrainConfig, name))}
     try:
         TrainConfig(**known)
     except ValueError as error:
@@ -98,3 +99,7 @@ def settings_output(options: Options | None, settings: Mapping[str, Any]) -> io.
         settings: fields of TrainConfig, by name.
     """
     return io.NodeOutput((options or Options()).with_settings(settings))
+
+
+def _has_type_of(value: object, default: object) -> bool:
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))

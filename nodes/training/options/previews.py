@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ... import host
+from ...texts import check_text
 from .options import Options, PreviewSettings, options_schema
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class ACLoRAPreviewOptions(io.ComfyNode):
 
 
 def _prompts(text: str) -> list[str]:
-    """Split the text into prompts. Raises ValueError if there are none or too many."""
+    """Split the text into prompts. Raises ValueError if there are none or too many, or one cannot be encoded."""
+    check_text("preview_prompts", text)
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ValueError("There is nothing to preview. Write prompts into preview_prompts, one per line.")

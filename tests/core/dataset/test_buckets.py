@@ -78,3 +78,8 @@ def test_further_sizes_never_enlarge_and_never_repeat(width: int, height: int, m
     assert sizes[0] == bucket_for(width, height, 256) and len(set(sizes)) == len(sizes)
     assert all(upscale_factor(shown, size) <= 1 for size in sizes[1:])
     assert all(upscale_factor(shown, bucket_for(width, height, each)) > 1 for each in too_large)
+
+
+def test_a_long_resolution_is_shown_shortened() -> None:
+    with pytest.raises(ValueError, match=r'but one is "9{20}"\.$'):
+        parse_resolutions("9" * 5000)

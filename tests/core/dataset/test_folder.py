@@ -127,7 +127,7 @@ def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
 
 
 def test_whatever_is_not_used_is_named(tmp_path: Path) -> None:
-    for name in ("a.png", "cat/b.png", "cat/deep/c.png", "0_off/d.png"):
+    for name in ("a.png", "cat/b.png", "cat/deep/c.png", "0_off/d.png", "masks/old/a.png"):
         save_image(tmp_path / name)
     for name in (
         "a.txt",
@@ -148,7 +148,7 @@ def test_whatever_is_not_used_is_named(tmp_path: Path) -> None:
     assert found.unused == (
         "Not used, since neither images nor captions that are known here: masks/about, notes.md, scan.psd.",
         "Captions without an image of their own, not used: 7.txt, cat/8.caption.",
-        "Folders deeper than one level, not read: cat/deep. Move their images up.",
+        "Folders deeper than one level, not read: cat/deep, masks/old. Move their images up.",
     )
 
 

@@ -120,6 +120,15 @@ def test_what_is_left_out_is_told_by_every_node_that_loads(pack, loras, model, l
     assert words in lost
 
 
+def test_save_tells_what_it_keeps_and_what_it_leaves_out(pack, loras):
+    state = {**pair(QKV), "bundle_emb.ink.clip_l": torch.ones(2, 4), "y.alpha": torch.tensor(1.0)}
+    output = pack.nodes.adapter.save.ACLoRASave.execute(state, "ink", overwrite=True)
+    text = output.ui.as_dict()["text"][0]
+    assert "\nleft out: 1 x alpha without matrices: 'y'" in text
+    assert "\nkept, though ComfyUI does not use it: 1 x bundled embedding" in text and text.count("bundle_emb") == 1
+    assert {key for key in load_file(loras / output[0]) if "y." in key or "emb" in key} == {"bundle_emb.ink.clip_l"}
+
+
 def test_a_stray_alpha_is_loaded_as_the_host_does(model, load):
     import comfy.sd
 

@@ -114,6 +114,15 @@ def test_training_uses_masks_also_those_of_the_hosts_own_node(calls: Calls, fold
     assert trained(calls, masked, conditioning, mask_floor=1.0)[2] == plain[2]
 
 
+def test_what_is_not_used_of_the_regularisation_images_is_told_as_theirs(calls: Calls, plain: Path) -> None:
+    (plain / "notes.doc").touch()
+    (plain / "masks").mkdir()
+    draw(plain / "masks" / "nobody.png", 5)
+    text = calls.run(regularisation="plain").ui["text"][0]
+    assert "In the regularisation folder: not used, since neither images" in text and "here: notes.doc." in text
+    assert "1 mask without a regularisation image of the same name: masks/nobody.png." in text
+
+
 def test_a_latent_with_a_bad_mask_is_refused_before_training(calls: Calls) -> None:
     latents, conditioning = calls.run().result
     black = {**latents[1], "noise_mask": torch.zeros(1, 1, 48, 80)}

@@ -26,11 +26,17 @@ def test_the_tags_of_each_image_count_once(pack, keys):
         ({"picture": 1, "variant": 0}, "ink, a cat"),
         ({"picture": 2, "variant": 0, "regularisation": 1.0}, "a photo"),
         (None, "ink，a dog, ink"),
+        (None, "a hat (red, blue)"),
         (None, ""),
     ]
     latents = [{} if variant is None else {keys.VARIANT_KEY: variant} for variant, _ in rows]
     conditioning = [entry(keys, caption) for _, caption in rows]
-    assert pack.nodes.host.tag_counts(latents, conditioning) == {"ink": 3, "a cat": 2, "a dog": 1}
+    assert pack.nodes.host.tag_counts(latents, conditioning) == {
+        "ink": 3,
+        "a cat": 2,
+        "a dog": 1,
+        "a hat (red, blue)": 1,
+    }
     long = pack.nodes.host.tag_counts([{}], [entry(keys, "x" * 1000)])
     assert list(map(len, long)) == [201]
 
