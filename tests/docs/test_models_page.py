@@ -8,8 +8,10 @@ import pytest
 
 from launcher.environment import ROOT
 from tests.host.host.test_other_families import REFUSED
+from tests.support import quantised
 from tests.support.families import FAMILIES
 
+FORMATS = "Formats of the model file"
 PAGE = ROOT / "docs" / "models.md"
 IMAGE_TO_IMAGE = {"LotusD", "WAN21_FlowRVS"}  # refused by their sampling: tests/host/host/test_objective.py
 
@@ -33,7 +35,15 @@ def classes_under(*titles: str) -> set[str]:
 def test_every_model_of_comfyui_is_in_a_table(pack):
     import comfy.supported_models
 
-    assert classes_under(*rows()) == {config.__name__ for config in comfy.supported_models.models}
+    tables = [title for title in rows() if title != FORMATS]
+    assert classes_under(*tables) == {config.__name__ for config in comfy.supported_models.models}
+
+
+def test_every_format_of_comfyui_is_in_the_table_of_formats_and_in_a_test(pack):
+    import comfy.quant_ops
+
+    in_tests = {form.name for form in quantised.FORMATS.values()}
+    assert classes_under(FORMATS) == in_tests == set(comfy.quant_ops.QUANT_ALGOS)
 
 
 def test_yes_stands_where_a_test_trains_the_family():
