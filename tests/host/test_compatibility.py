@@ -45,9 +45,13 @@ def test_a_name_that_the_nodes_import_is_named(
 ) -> None:
     monkeypatch.delitem(sys.modules, f"{pack.__name__}.nodes.host.conditioning_lengths")
     monkeypatch.delattr("comfy.conds.CONDCrossAttn")
-    for name in [name for name in sys.modules if name.startswith(f"{pack.__name__}.nodes.")]:
-        if ".compatibility" not in name:
-            monkeypatch.delitem(sys.modules, name)
+    start = f"{pack.__name__}.nodes."
+    names = [name for name in sys.modules if name.startswith(start) and ".compatibility" not in name]
+    for parent, _, child in [name.rpartition(".") for name in names]:
+        if hasattr(sys.modules[parent], child):  # which importing it anew replaces
+            monkeypatch.setattr(sys.modules[parent], child, getattr(sys.modules[parent], child))
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(
         RuntimeError, match=r"lacks comfy.conds.CONDCrossAttn \(for nodes/host/conditioning_lengths.py\)"
     ):
