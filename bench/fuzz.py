@@ -21,7 +21,7 @@ from launcher.environment import ROOT
 def failures(seed: int) -> list[str]:
     """Return pytest's lines about the tests that fail with a seed."""
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_fuzz_*.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", *files]
     run = subprocess.run(
         command,
         cwd=ROOT,
