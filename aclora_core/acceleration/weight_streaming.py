@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..storage import as_parameter, component_tensors
+from ..storage import as_parameter, component_tensors, map_components
 from .activation_checkpointing import find_blocks
 
 _SLOTS = 3  # buffers of the ring: one that is computed with, and two that are filled ahead
@@ -188,6 +188,7 @@ class WeightStream:
     def _begin(self) -> None:
         """Start the first copies of a forward pass; what the buffers hold is unknown after a graph was replayed."""
         self._held = [None] * _SLOTS
+        self._joining = False  # a backward pass that failed has not called it back
         for position in range(min(_SLOTS, len(self.streamed))):
             self._start(position)
 
@@ -272,9 +273,5 @@ def _rebuild_quantised(model: nn.Module, undo: ExitStack) -> None:
     for module in model.modules():
         for name, tensor in module._parameters.items():
             if tensor is not None and hasattr(tensor, "__tensor_flatten__"):
-                names, facts = tensor.__tensor_flatten__()
-                inner = {inner: getattr(tensor, inner) for inner in names}
-                kind: Any = type(tensor)
-                rebuilt = kind.__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
                 undo.callback(module._parameters.__setitem__, name, tensor)
-                module._parameters[name] = as_parameter(rebuilt)  # type: ignore[assignment]
+                module._parameters[name] = as_parameter(map_components(tensor, lambda inner: inner))  # type: ignore[assignment]

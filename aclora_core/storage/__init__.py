@@ -2,7 +2,16 @@
 
 from .data_hash import data_sha256
 from .hashing import UnhashableError, content_hash, weights_hash
-from .nested import as_parameter, component_tensors, map_tensors, put_tensors, take_tensors, tensors_in, to_device
+from .nested import (
+    as_parameter,
+    component_tensors,
+    map_components,
+    map_tensors,
+    put_tensors,
+    take_tensors,
+    tensors_in,
+    to_device,
+)
 from .partial_files import clear_partial_files, reserved
 from .safetensors_file import SAFETENSORS_SUFFIXES, read_safetensors, write_advice, write_atomically, write_safetensors
 
@@ -14,6 +23,7 @@ __all__ = [
     "component_tensors",
     "content_hash",
     "data_sha256",
+    "map_components",
     "map_tensors",
     "put_tensors",
     "read_safetensors",

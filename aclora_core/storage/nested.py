@@ -22,6 +22,13 @@ def component_tensors(tensor: Any) -> Iterator[Tensor]:
         yield tensor
 
 
+def map_components(tensor: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a quantised tensor made anew of changed tensors; its device is theirs."""
+    names, facts = tensor.__tensor_flatten__()
+    inner = {name: change(getattr(tensor, name)) for name in names}
+    return type(tensor).__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
+
+
 def as_parameter(tensor: Tensor) -> Tensor:
     """Return a tensor as a constant parameter of a module.
 

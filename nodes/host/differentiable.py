@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...aclora_core.storage import as_parameter
+from ...aclora_core.storage import as_parameter, map_components
 from .differentiable_ops import replaced_attribute
 
 _WITHOUT_BACKWARD = {"convrot_w4a4"}  # ComfyUI's names of formats
@@ -48,10 +48,7 @@ def _forget_graphs(module: torch.nn.Module) -> None:
 def _alias(tensor: Tensor) -> Tensor:
     """Return a tensor over the same memory that autograd accepts as a constant."""
     if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight, made of other tensors, without memory of its own
-        names, facts = tensor.__tensor_flatten__()
-        inner = {name: _alias(getattr(tensor, name)) for name in names}
-        kind: Any = type(tensor)
-        alias = kind.__tensor_unflatten__(inner, facts, tensor.size(), tensor.stride())
+        alias = map_components(tensor, _alias)
     else:
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
