@@ -1,6 +1,6 @@
 """Speed and memory: CUDA graphs, fused kernels, activation checkpointing. Nothing in here changes a result."""
 
-from .activation_checkpointing import ActivationCheckpointing
+from .activation_checkpointing import ActivationCheckpointing, ActivationSizes
 from .cuda_graphs import CudaGraphRunner
 from .fused_modules import FusableModules, fuse_modules
 from .inplace import InplaceAddLog, NoInplaceAdd
@@ -10,6 +10,7 @@ from .weight_streaming import Region, WeightStream, gather_weights
 
 __all__ = [
     "ActivationCheckpointing",
+    "ActivationSizes",
     "CONVOLUTIONS",
     "ConvParams",
     "CudaGraphRunner",

@@ -14,28 +14,26 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..storage import map_tensors, tensors_in
 from .inplace import NoInplaceAdd
 from .layers import is_linear
 
-_USABLE = 0.8  # share of the free memory to plan for: libraries need some, and allocators leave gaps
+_USABLE = 0.9  # share of the free memory to plan for: libraries need some, and allocators leave gaps
 
 # Times in units of one row's: of each micro-batch, and of recomputing all blocks for a row. Measured for SDXL at 1024²
 # on an H100 (bench/README.md): 59 ms for one row and 182 for four; with all blocks recomputed 82 and 252.
 _MICRO_BATCH_TIME, _RECOMPUTE_TIME = 0.45, 0.38
 
-_TRANSIENT = 2.0  # memory of gradients and short-lived activations, in units of the largest block's
-
 
 @dataclass(frozen=True)
 class ActivationSizes:
-    """Activations that one row saves for the backward pass, in bytes."""
+    """Memory that a step of one row needs, in bytes."""
 
-    blocks: list[int]  # within each block
-    outside: int  # between and around the blocks
+    blocks: list[int]  # activations that each block saves for the backward pass
+    least: int  # peak of a step that recomputes every block
 
     def peak(self, rows: int, recomputed: set[int]) -> int:
         """Return the peak memory of a step in bytes.
@@ -45,7 +43,7 @@ class ActivationSizes:
             recomputed: indices of the blocks that are recomputed.
         """
         saved = sum(size for index, size in enumerate(self.blocks) if index not in recomputed)
-        return round(rows * (self.outside + saved + _TRANSIENT * max(self.blocks, default=0)))
+        return rows * (self.least + saved)
 
 
 class _Plan(NamedTuple):
@@ -124,28 +122,31 @@ class ActivationCheckpointing:
         # Detached, so that the block's activations are freed before the next block runs.
         return map_tensors(output, lambda it: it.detach().requires_grad_() if it.is_floating_point() else it)
 
-    def measure(self, forward: Callable[[], Any]) -> ActivationSizes:
-        """Measure the activations that one row saves.
+    def measure(self, loss: Callable[[], Tensor]) -> ActivationSizes:
+        """Measure what a step of one row needs. The caller clears the gradients.
 
         Args:
-            forward: runs a forward pass of one row with gradients enabled, on a CUDA device.
+            loss: computes the loss of one row with gradients enabled, on a CUDA device.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: one row does not fit, though every block is recomputed.
         """
-        self._measured = [0] * len(self.blocks)
+        chosen, self.recomputed = self.recomputed, set(range(len(self.blocks)))
         try:
-            forward()  # loads libraries, whose memory is no activation
-            self._measured = [0] * len(self.blocks)
             before = torch.cuda.memory_allocated()
-            result = forward()
-            outside = max(0, torch.cuda.memory_allocated() - before)
-            del result
-            return ActivationSizes(self._measured, outside)
+            torch.cuda.reset_peak_memory_stats()
+            loss().backward()
+            least = torch.cuda.max_memory_allocated() - before
+            self._measured = [0] * len(self.blocks)
+            loss()
+            return ActivationSizes(self._measured, least)
         finally:
-            self._measured = None
+            self.recomputed, self._measured = chosen, None
 
     @staticmethod
-    def usable(free: int) -> int:
-        """Return how many bytes of free memory can be planned for."""
-        return int(free * _USABLE)
+    def room(peak: int) -> int:
+        """Return how many bytes have to be free for a step with such a peak."""
+        return math.ceil(peak / _USABLE)
 
     def fit(self, sizes: ActivationSizes, rows: int, free: int) -> tuple[int, int]:
         """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.
@@ -168,13 +169,13 @@ class ActivationCheckpointing:
         rows_each = math.ceil(rows / micro_batches)
         recomputed = set(self.required)
         for index in sorted(set(range(len(self.blocks))) - recomputed, key=lambda index: -sizes.blocks[index]):
-            if sizes.peak(rows_each, recomputed) <= self.usable(free):
+            if self.room(sizes.peak(rows_each, recomputed)) <= free:
                 break
             recomputed.add(index)
         share = sum(sizes.blocks[index] for index in recomputed) / max(1, sum(sizes.blocks))
         time = _MICRO_BATCH_TIME * math.ceil(rows / rows_each) + rows * (1 + _RECOMPUTE_TIME * share)
         peak = sizes.peak(rows_each, recomputed)
-        return _Plan(peak <= self.usable(free), time, peak, rows_each, recomputed)
+        return _Plan(self.room(peak) <= free, time, peak, rows_each, recomputed)
 
     def recompute_all(self) -> bool:
         """Recompute every block from now on, and return whether that changes anything."""

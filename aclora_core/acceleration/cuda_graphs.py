@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,32 @@ from torch import Tensor
 from ..storage import map_tensors, tensors_in
 
 log = logging.getLogger("aclora")
+
+
+class Buffers(Protocol):
+    """Memory whose content a captured function finds and changes, such as the ring of streamed weights."""
+
+    @property
+    def content(self) -> Any:
+        """What the buffers hold."""
+
+    @content.setter
+    def content(self, value: Any) -> None: ...
+
+    def rewind(self) -> None:
+        """Have the buffers hold what every pass begins with, on the current stream."""
+
+    def forget(self) -> None:
+        """Take the content as unknown."""
+
+
+class _Captured(NamedTuple):
+    """A graph, its fixed inputs and its result, and what it leaves in buffers."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    output: Any
+    content: Any = None
 
 
 def _leaves_on(device: torch.device, value: Any, copy: bool = False) -> Any:
@@ -62,13 +88,15 @@ class CudaGraphRunner:
     Args:
         device: where the functions run.
         enabled: whether functions are captured; without it, and on other devices than CUDA, they run eagerly.
+        buffers: of streamed weights, if the functions use any.
     """
 
-    def __init__(self, device: torch.device, enabled: bool = True) -> None:
+    def __init__(self, device: torch.device, enabled: bool = True, buffers: Buffers | None = None) -> None:
         self.device = device
+        self._buffers = buffers
         self.active = enabled and device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self.active else None
-        self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
+        self._captured: dict[Hashable, _Captured] = {}
 
     def call(
         self, function: Callable[[Any], Any], argument: Any, key: Hashable = (), mutated: Sequence[Tensor] = ()
@@ -108,11 +136,15 @@ class CudaGraphRunner:
                         tensor.copy_(backup)
             if not self.active:
                 return function(_leaves_on(self.device, argument))
-        graph, inputs, output = self._captured[key]
-        for fixed, given in zip(inputs, tensors_in(argument), strict=True):
+        captured = self._captured[key]
+        for fixed, given in zip(captured.inputs, tensors_in(argument), strict=True):
             fixed.detach().copy_(given.detach(), non_blocking=True)
-        graph.replay()
-        return output
+        if self._buffers:
+            self._buffers.rewind()
+        captured.graph.replay()
+        if self._buffers:
+            self._buffers.content = captured.content
+        return captured.output
 
     def is_captured(self, function: Callable[[Any], Any], key: Hashable = ()) -> bool:
         """Return whether a call only launches a graph, so that the CPU continues immediately."""
@@ -146,7 +178,15 @@ class CudaGraphRunner:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _capture(self, function: Callable[[Any], Any], argument: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+    def _capture(self, function: Callable[[Any], Any], argument: Any) -> _Captured:
+        try:
+            return self._record(function, argument)
+        except BaseException:
+            if self._buffers:  # copies of a failed capture never come
+                self._buffers.forget()
+            raise
+
+    def _record(self, function: Callable[[Any], Any], argument: Any) -> _Captured:
         fixed = _leaves_on(self.device, argument, copy=True)
         stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -156,6 +196,9 @@ class CudaGraphRunner:
         gc.collect()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # the graph's own pool needs the memory of the first run
+        if self._buffers:
+            self._buffers.rewind()
+            torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile, for instance to free memory, without breaking the capture.
         capture = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
@@ -164,7 +207,7 @@ class CudaGraphRunner:
             _copy_nested(function(fixed), output)  # so that the result is not in the graph's memory
         # A network may keep a tensor of its last run, whose memory exists only once the graph has run.
         graph.replay()
-        return graph, list(tensors_in(fixed)), output
+        return _Captured(graph, list(tensors_in(fixed)), output, self._buffers and self._buffers.content)
 
     def _disable(self, error: BaseException) -> None:
         """Continue without graphs. Of a chain of errors the first tells the cause."""

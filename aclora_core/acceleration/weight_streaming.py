@@ -6,7 +6,8 @@ A streamed block is recomputed in the backward pass, so its weights come once in
 the backward pass, in reverse. Nothing is copied back, as frozen weights do not change.
 
 Every block has a fixed place in the ring. So its parameters are views of that place, whose addresses never change, and
-copies and waits can be recorded in a CUDA graph.
+copies and waits can be recorded in a CUDA graph. A backward pass ends with the blocks in the ring with which the next
+forward pass begins, and the other way round, so these come only once.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class WeightStream:
         on_gpu = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if on_gpu else None
         self._copied = [torch.cuda.Event() for _ in range(_SLOTS)] if on_gpu else []
-        self._held: list[int | None] = [None] * _SLOTS  # position of the block that is in each buffer
+        self._held: list[int | None] = [None] * _SLOTS  # position of the block that is in each buffer, or comes
+        self._coming = [False] * _SLOTS  # whether the current stream has not waited for it yet
         self._joining = False
 
     @contextmanager
@@ -119,6 +121,7 @@ class WeightStream:
         """Fetch a block's weights before its forward pass, while this lasts."""
         with ExitStack() as undo:
             undo.callback(self.network.register_forward_pre_hook(lambda *_: self._begin()).remove)
+            undo.callback(self.network.register_forward_hook(lambda *_: self._join()).remove)
             for index, block in enumerate(self.blocks):
                 undo.callback(vars(block).pop, "forward", None)
                 block.forward = self._fetching(index, block.forward)
@@ -141,11 +144,31 @@ class WeightStream:
                 return
 
     def stream_more(self) -> bool:
-        """Stream twice as many blocks from now on, at least a quarter; return whether that changes anything."""
+        """Stream another tenth of the blocks, at least two; return whether that changes anything."""
         changed, count = bool(self._kept), len(self.blocks)
         if changed:
-            self._stream(_spread(min(count, max(2 * len(self.streamed), math.ceil(count / 4))), count))
+            self._stream(_spread(min(count, len(self.streamed) + max(2, math.ceil(count / 10))), count))
         return changed
+
+    # --- the ring between passes; CUDA graphs rely on it ---
+
+    @property
+    def content(self) -> list[int | None]:
+        """Positions of the blocks that the buffers hold."""
+        return list(self._held)
+
+    @content.setter
+    def content(self, held: list[int | None]) -> None:
+        self._held = list(held)
+
+    def rewind(self) -> None:
+        """Have the ring hold the first blocks, with which a forward pass begins."""
+        self._begin()
+        self._join()
+
+    def forget(self) -> None:
+        """Take the ring's content as unknown: what was recorded in a graph that failed has not been copied."""
+        self._held, self._coming, self._joining = [None] * _SLOTS, [False] * _SLOTS, False
 
     # --- where weights lie ---
 
@@ -161,7 +184,7 @@ class WeightStream:
         self._positions = {index: position for position, index in enumerate(self.streamed)}
         for index, position in self._positions.items():
             self._point(index, self._ring[position % _SLOTS])
-        self._held = [None] * _SLOTS
+        self.forget()
 
     def _make_ring(self, size: int) -> None:
         """Allocate buffers of so many bytes; the old ones are freed first."""
@@ -186,11 +209,11 @@ class WeightStream:
     # --- when they come ---
 
     def _begin(self) -> None:
-        """Start the first copies of a forward pass; what the buffers hold is unknown after a graph was replayed."""
-        self._held = [None] * _SLOTS
+        """Start those copies of the first blocks that the ring does not hold."""
         self._joining = False  # a backward pass that failed has not called it back
         for position in range(min(_SLOTS, len(self.streamed))):
-            self._start(position)
+            if self._held[position] != position:
+                self._start(position)
 
     def _fetching(self, index: int, compute: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -205,8 +228,9 @@ class WeightStream:
         slot = position % _SLOTS
         if self._held[slot] != position:
             self._start(position)
-        if self._copies:
+        if self._copies and self._coming[slot]:  # else it was waited for, perhaps outside of a graph that is recorded
             torch.cuda.current_stream(self.device).wait_event(self._copied[slot])
+            self._coming[slot] = False
         direction = -1 if self._in_backward_pass() else 1
         for ahead in range(1, _SLOTS):
             following = position + direction * ahead
@@ -225,18 +249,22 @@ class WeightStream:
         with torch.cuda.stream(self._copies):
             buffer.copy_(host, non_blocking=True)
         self._copied[slot].record(self._copies)
+        self._coming[slot] = True
 
     def _in_backward_pass(self) -> bool:
         if torch._C._current_graph_task_id() == -1:
             return False
         if self._copies and not self._joining:
-            self._joining = True  # a captured graph may not end before its copies
+            self._joining = True
             torch.autograd.Variable._execution_engine.queue_callback(self._join)
         return True
 
     def _join(self) -> None:
+        """Wait for all copies; a captured graph may not end before them."""
         self._joining = False
-        torch.cuda.current_stream(self.device).wait_stream(self._copies)
+        if self._copies and any(self._coming):
+            torch.cuda.current_stream(self.device).wait_stream(self._copies)
+        self._coming = [False] * _SLOTS
 
 
 def _weights(module: nn.Module) -> list[Tensor]:

@@ -64,6 +64,7 @@ class TrainConfig:
     caption_dropout: float = 0.0  # probability that an image of a step is trained with the empty caption
     stratified_timesteps: bool = False  # whether the noise levels of a step come from equal parts of their distribution
     prior_weight: float = 0.0  # weight of prior preservation: the distance to the base's prediction without a caption
+    gpu_memory: float = 0.0  # GB (of 1024³ bytes) that the whole program may use on the GPU; 0 for all there is
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "max_rank", "restart_every", "accumulate"):
@@ -84,6 +85,8 @@ class TrainConfig:
             raise ValueError(f"caption_dropout must be 0 (never) to 1 (always), but is {self.caption_dropout}.")
         if not (math.isfinite(self.prior_weight) and self.prior_weight >= 0):
             raise ValueError(f"prior_weight must be 0 (no prior preservation) or more, but is {self.prior_weight}.")
+        if not (math.isfinite(self.gpu_memory) and self.gpu_memory >= 0):
+            raise ValueError(f"gpu_memory must be 0 (all that is free) or more GB, but is {self.gpu_memory}.")
         if not 0 < self.fixed_threshold <= 1:
             raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:

@@ -37,7 +37,7 @@ class AdaptedModel:
             alpha_scales(self.layers, model.text_encoders, config.text_learning),
         )
         self.parameters = make_parameters(self.layers, spec, generator, model.device, model.dtype)
-        self.graphs = CudaGraphRunner(model.device, config.graph)
+        self.graphs = CudaGraphRunner(model.device, config.graph, model.weight_stream)
         self.checkpointing = ActivationCheckpointing(model.network)
         self.require_recomputing()
 

@@ -21,7 +21,7 @@ from ..diffusion import DiffusionModel, Objective, TrainingSet, with_timesteps
 from ..storage import component_tensors, tensors_in
 from ..text import name_list
 
-_WITHOUT_EFFECT = {"checkpointing", "graph"}  # they change speed and memory only
+_WITHOUT_EFFECT = {"checkpointing", "gpu_memory", "graph"}  # they change speed and memory only
 _SUMS = 8  # numbers that summarise a tensor
 _TOLERANCE = 0.02  # of a tensor's root mean square
 _SAMPLES = 64  # elements of each weight of the model that are hashed

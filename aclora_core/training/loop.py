@@ -59,6 +59,7 @@ def run_pass(
         for batches in trainer.memory.attempts(step.batches):
             with trainer.memory.out_of_memory_caught(batches):
                 loss = stepper.step(batches, prefetch)
+        trainer.memory.step_ended()
         progress.record(loss / run.unit, stepper.learning_rate)
         run.skipped_images.record(step.batches, counted=math.isfinite(loss))
 

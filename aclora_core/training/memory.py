@@ -5,12 +5,16 @@ This changes nothing of what is learned: a step's images, their noise and their 
 
 from __future__ import annotations
 
+import itertools
 import logging
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from ..acceleration import ActivationSizes
 from ..diffusion import Batch
 from ..optim import Stepper
 from .adapted_model import AdaptedModel
@@ -23,39 +27,77 @@ log = logging.getLogger("aclora")
 _LEFT_FREE = 500 * 10**6  # bytes
 
 
+_TIMED = 10  # steps until the time of a step is known
+
+_WHAT_HELPS = (
+    "Close other programs that use the GPU, use smaller images (resolution on Load AC-LoRA Dataset), choose "
+    "'attention' for layers, or lower max_rank."
+)
+_WHAT_HELPS_WITH_WEIGHTS = " A smaller file of the model, in fp8 or GGUF, leaves more room too."
+
+
 class MemoryPlan:
-    """Plans what a pass's steps need, and falls back to less where they run out of memory all the same."""
+    """Plans what a pass's steps need, and falls back to less where they run out of memory all the same.
+
+    Args:
+        adapted: the model and its adapter.
+        stepper: takes the steps.
+        stream: its micro-batches may be split.
+        progress: gets the plan as a sentence.
+        checkpointing: the setting; the plan is only ours to make where it is "automatic".
+    """
 
     def __init__(
-        self, adapted: AdaptedModel, stepper: Stepper, stream: BatchStream, progress: Progress, automatic: bool
+        self, adapted: AdaptedModel, stepper: Stepper, stream: BatchStream, progress: Progress, checkpointing: str
     ) -> None:
         self.adapted, self.stepper, self.stream, self.progress = adapted, stepper, stream, progress
-        self.automatic = automatic  # whether the plan is ours to make
+        self.automatic = checkpointing == "automatic"
         self._fallback = ""  # what changes after an attempt that ran out of memory
+        self._ends: list[float] = []  # when steps ended, in seconds, since the plan was last changed
 
     def make(self) -> None:
-        """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs."""
-        if not self.automatic or self.adapted.model.device.type != "cuda":
+        """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs.
+
+        Raises:
+            ValueError: one image does not fit; the message says how much is missing, and what helps.
+        """
+        model, checkpointing = self.adapted.model, self.adapted.checkpointing
+        if model.device.type != "cuda" or not (self.automatic or model.weight_stream):
             return
-        checkpointing = self.adapted.checkpointing
         rows, index = largest_batch(self.stream.indices, self.stream.images, self.stream.rows)
         one_row = self.stream.trial(index)
-        sizes = checkpointing.measure(lambda: self.adapted.loss(one_row))
-        free = self._plannable(sizes.peak(rows, set()))
+        sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0])
+        self.stepper.clear_gradients()
+        free = self._plannable(sizes.least)
         if free is None:
             return
-        expected, fewer = checkpointing.fit(sizes, rows, free)
-        if self._keep_weights(checkpointing.usable(free) - expected):
+        if sizes.least > free:
+            raise ValueError(not_enough(sizes.least - free, self.adapted))
+        expected = self._fit(sizes, rows, free)
+        if self._keep_weights(free - checkpointing.room(expected)):
             free = self._plannable(expected) or 0
-            expected, fewer = checkpointing.fit(sizes, rows, free)
-        how = f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} blocks recomputed"
-        if (stream := self.adapted.model.weight_stream) and stream.streamed:
-            how = f"the weights of {len(stream.streamed)} of {len(stream.blocks)} blocks streamed, {how}"
-        if fewer < rows:
-            self.stream.rows = fewer
-            how += f", images {fewer} at a time"
-        self.progress.memory = f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free, {how}"
+            expected = self._fit(sizes, rows, free)
+        self.progress.memory = self._sentence(expected, free, rows)
         log.info("AC-LoRA: %s.", self.progress.memory)
+
+    def _fit(self, sizes: ActivationSizes, rows: int, free: int) -> int:
+        """Choose blocks to recompute and rows of a micro-batch; return the bytes that a step needs then."""
+        checkpointing = self.adapted.checkpointing
+        if not self.automatic:
+            return sizes.peak(rows, checkpointing.recomputed | checkpointing.required)
+        expected, self.stream.rows = checkpointing.fit(sizes, rows, free)
+        return expected
+
+    def _sentence(self, expected: int, free: int, rows: int) -> str:
+        checkpointing, stream = self.adapted.checkpointing, self.adapted.model.weight_stream
+        parts = [f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free"]
+        if stream and stream.streamed:
+            parts.append(f"the weights of {len(stream.streamed)} of {len(stream.blocks)} blocks streamed")
+        recomputed = checkpointing.recomputed | checkpointing.required
+        parts.append(f"{len(recomputed)} of {len(checkpointing.blocks)} blocks recomputed")
+        if self.stream.rows < rows:
+            parts.append(f"images {self.stream.rows} at a time")
+        return ", ".join(parts)
 
     def _plannable(self, wanted: int) -> int | None:
         """Return the bytes that a step may need, after others made room; None where nobody knows."""
@@ -71,6 +113,16 @@ class MemoryPlan:
         self.adapted.require_recomputing()
         return True
 
+    def step_ended(self) -> None:
+        """Add the measured time of a step to the plan's sentence, once it is known."""
+        if not self.progress.memory or len(self._ends) > _TIMED:
+            return
+        self._ends.append(time.perf_counter())
+        if len(self._ends) > _TIMED:
+            seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
+            self.progress.memory += f", {_duration(seconds)} a step"
+            log.info("AC-LoRA: %s a step.", _duration(seconds))
+
     def attempts(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of a step; again in a way that needs less, as long as memory ran out.
 
@@ -85,6 +137,7 @@ class MemoryPlan:
                 return
             log.info("AC-LoRA: %s", self._fallback)
             self.progress.note(self._fallback)
+            self.progress.memory = ""  # the plan has failed
             self.adapted.graphs.clear()
             self.stepper.clear_gradients()
 
@@ -117,3 +170,16 @@ class MemoryPlan:
             f"Out of memory: images go through the model {rows // 2} at a time from now on, which needs less memory "
             "and is slower."
         )
+
+
+def not_enough(missing: int, adapted: AdaptedModel) -> str:
+    """Return a sentence for a step that does not fit: how many bytes are missing, if that is known, and what helps."""
+    streamed = bool(adapted.model.weight_stream)
+    how = "with every block recomputed" + (" and all weights streamed" if streamed else "")
+    amount = f"{missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
+    more = "" if streamed else _WHAT_HELPS_WITH_WEIGHTS
+    return f"There is too little GPU memory to train on one image at a time, {how}: {amount}. {_WHAT_HELPS}{more}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 2 else f"{seconds:.1f} s"

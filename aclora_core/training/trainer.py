@@ -13,7 +13,7 @@ from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import Stepper, learning_rate_at
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
-from .memory import MemoryPlan
+from .memory import MemoryPlan, not_enough
 from .progress import Progress
 from .restarts import Restarts
 from .verdict import OUT_OF_RANGE
@@ -57,8 +57,7 @@ class Trainer:
             ema_decay=config.ema_decay,
         )
         self.stream = BatchStream(model, images, config, indices, generator)
-        automatic = config.checkpointing == "automatic"
-        self.memory = MemoryPlan(self.adapted, self.stepper, self.stream, progress, automatic)
+        self.memory = MemoryPlan(self.adapted, self.stepper, self.stream, progress, config.checkpointing)
         self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), steps, model.device)
 
     @contextmanager
@@ -67,12 +66,16 @@ class Trainer:
 
         Raises:
             RuntimeError: the model cannot be trained; whatever its own layers raise.
+            ValueError: one image does not fit into the GPU's memory.
         """
         with self.adapted.injected() as join_shared_inputs:
             one_image = self.stream.trial(self.stream.indices[0])
-            warm_up(self.adapted, one_image, self.config, join_shared_inputs)
-            self.stepper.clear_gradients()
-            self.memory.make()
+            try:
+                warm_up(self.adapted, one_image, self.config, join_shared_inputs)
+                self.stepper.clear_gradients()
+                self.memory.make()
+            except torch.cuda.OutOfMemoryError as error:
+                raise ValueError(not_enough(0, self.adapted)) from error
             yield
 
     @contextmanager

@@ -1,36 +1,41 @@
 """Train with little free GPU memory: step times, and what is streamed, recomputed and needed.
 
-    python -m bench.memory --cases sd15 sdxl flux --seconds 500      # on a CUDA GPU
+    python -m bench.memory --cases sd15 sdxl flux --native --seconds 500      # on a CUDA GPU
 
 Models have random weights in their true shapes (bench/step_time/models.py). Memory beyond what a row leaves free is
-occupied. Each case is timed without a limit first, with every block recomputed; the losses of the other rows are
-compared with its losses. Batch size 1. Writes bench/results/memory_cuda.json.
+occupied by another process. Each case is timed without a limit first, with every block recomputed; the losses of the
+other rows are compared with its losses. With --native, ComfyUI's own node is timed at the same limits. Batch size 1.
+Rows that --out holds already stay there, unless they are measured anew. Writes bench/results/memory_cuda.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
 
+from bench.memory.ballast import left_free
+from bench.memory.cases import LIMITS, case_of
 from bench.no_search.tables import markdown
 from bench.step_time.aclora import PLAIN
 from bench.step_time.clock import GB, Clock, Measured, measure
-from bench.step_time.models import GIB, Case, build_model, case_named, random_dataset
+from bench.step_time.models import GIB, Case, build_model, random_dataset
 from bench.training_session import make_config, training_session
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
 
-LIMITS = {"sd15": (3.0,), "sdxl": (8.0, 6.0), "flux": (24.0, 16.0, 12.0)}  # GiB free
 _COMPARED = 10  # steps whose losses are compared
 
 
@@ -42,6 +47,7 @@ class Row(Measured):
     losses: list[float] = field(default_factory=list)
     weights_gb: float = 0.0
     streamed_gb: float = 0.0  # bytes of the streamed blocks, which come twice a step
+    main_memory_gb: float = 0.0  # resident size of the process while it trains
 
 
 def weights_in_main_memory(case: Case) -> Any:
@@ -52,17 +58,6 @@ def weights_in_main_memory(case: Case) -> Any:
     base.to("cpu")
     base.device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(base, torch.device("cuda"), torch.device("cpu"))
-
-
-@contextmanager
-def left_free(gib: float | None) -> Iterator[None]:
-    """Occupy all GPU memory but so many GiB; nothing if that is None."""
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    occupied = None if gib is None else torch.empty(int(free - gib * GIB), dtype=torch.uint8, device="cuda")
-    yield
-    del occupied
-    torch.cuda.empty_cache()
 
 
 def host_to_device_rate() -> float:
@@ -84,7 +79,6 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
 
     def training(clock: Clock) -> None:
         with torch.inference_mode(), left_free(row.free_gib):
-            torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
             clock.start()
             try:
@@ -97,11 +91,14 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
                         stream = session.network.weight_stream
                         sizes = stream.sizes if stream else []
                         row.streamed_gb = sum(sizes[index] for index in stream.streamed) / GB if stream else 0.0
+                        if progress.done == _COMPARED:
+                            row.main_memory_gb = psutil.Process().memory_info().rss / GB
+                            torch.cuda.reset_peak_memory_stats()
                         clock.tick(progress.losses[-1])
 
                     session.train(config, on_step=on_step)
             finally:
-                row.seconds["peak beside the ballast, GB"] = (torch.cuda.max_memory_allocated() - held) / GB
+                row.seconds["peak of a step, GB"] = (torch.cuda.max_memory_allocated() - held) / GB
 
     measure(row, Clock(torch.device("cuda"), warm_up=_COMPARED, steps=steps, max_seconds=60), training)
     with torch.inference_mode():  # the mode in which the weights were made
@@ -109,10 +106,10 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
     row.weights_gb = model.model_size() / GB
 
 
-def rows_of(case: Case) -> list[tuple[Row, dict[str, Any]]]:
+def rows_of(case: Case, limits: Sequence[float]) -> list[tuple[Row, dict[str, Any]]]:
     """Return the rows of a case with their settings: all recomputed without a limit, and each limit."""
     found = [(Row(case.name, 1, "ours", "all recomputed"), {"checkpointing": "all"})]
-    for limit in LIMITS[case.name]:
+    for limit in limits:
         found.append((Row(case.name, 1, "ours", f"{limit:g} GiB free", free_gib=limit), {}))
     return found
 
@@ -123,32 +120,56 @@ def largest_difference(row: Row, other: Row) -> float:
     return max((abs(a - b) / max(abs(b), 1e-9) for a, b in pairs), default=float("nan"))
 
 
+def native_rows(case: str, limits: Sequence[float], host: Path, out: Path) -> list[Row]:
+    """Run ComfyUI's own node at a case's limits in a process of its own, and return its rows."""
+    part = out.with_suffix(".native.json")
+    options = ["--case", case, "--host", str(host), "--out", str(part), "--free", *(f"{limit:g}" for limit in limits)]
+    subprocess.run([sys.executable, "-m", "bench.memory.native", *options], check=False, cwd=ROOT)
+    rows = json.loads(part.read_text(encoding="utf-8")) if part.is_file() else []
+    part.unlink(missing_ok=True)
+    return [Row(**row) for row in rows]
+
+
 def table(rows: list[Row], rate: float) -> str:
     """Return the rows as Markdown, with the floor that the aims are relative to."""
     lines = []
     for row in rows:
-        full = next(other for other in rows if (other.case, other.variant) == (row.case, "all recomputed"))
-        floor = max(full.median, 2 * row.streamed_gb / rate * 1000)
+        full = next((each for each in rows if (each.case, each.variant) == (row.case, "all recomputed")), None)
+        floor = max(full.median, 2 * row.streamed_gb / rate * 1000) if full else math.nan
+        ours = row.kind == "ours"
         lines.append(
             [
                 row.case,
                 row.variant,
                 row.failure or f"{row.median:.1f}",
-                f"{row.median / floor:.2f}" if row.free_gib and not row.failure else "",
-                f"{row.streamed_gb:.1f} of {row.weights_gb:.1f}",
-                f"{row.seconds.get('peak beside the ballast, GB', 0):.1f}",
-                f"{100 * largest_difference(row, full):.2f} %",
+                f"{row.median / floor:.2f}" if ours and row.free_gib and not row.failure else "",
+                f"{row.streamed_gb:.1f} of {row.weights_gb:.1f}" if ours else "",
+                f"{row.seconds.get('peak of a step, GB', 0):.1f}" if ours else "",
+                f"{row.main_memory_gb:.0f}" if ours else "",
+                f"{100 * largest_difference(row, full):.2f} %" if ours and full else "",
                 next((said for said in row.said if "takes some" in said), ""),
             ]
         )
-    header = ["model", "", "ms a step", "to the floor", "GB streamed", "peak, GB", "losses differ by", "plan"]
+    header = ["model", "", "ms a step", "to the floor", "GB streamed", "peak, GB", "main memory, GB", "losses", "plan"]
     return markdown(header, lines)
+
+
+def save(rows: list[Row], rate: float, out: Path) -> None:
+    """Write the rows; those of other cases that the file holds stay."""
+    measured = {(row.case, row.variant) for row in rows}
+    before = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    kept = [row for row in before if (row["case"], row["variant"]) not in measured]
+    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rate_gb_s": rate}
+    results = {**facts, "date": time.strftime("%Y-%m-%d"), "rows": [*kept, *[asdict(row) for row in rows]]}
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(LIMITS), default=["sd15", "sdxl", "flux"])
+    parser.add_argument("--free", type=float, nargs="+", help="GiB: only these limits of each case")
+    parser.add_argument("--native", action="store_true", help="time ComfyUI's own node too")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")
     parser.add_argument("--seconds", type=float, default=540.0, help="after these no row begins")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "memory_cuda.json")
@@ -157,26 +178,32 @@ def main() -> None:
     open_host(args.host)
     pack = load_pack()
     rate, rows = host_to_device_rate(), list[Row]()
+
+    def note(text: str) -> None:
+        print(f"{time.perf_counter() - began:6.1f} s {text}", flush=True)
+
     print(f"{torch.cuda.get_device_name()}, host to device {rate:.1f} GB/s", flush=True)
     for name in args.cases:
-        case = case_named(name, False, torch.cuda.get_device_properties(0).total_memory)
+        case = case_of(name)
         with torch.inference_mode():
             model = weights_in_main_memory(case)
-        for row, settings in rows_of(case):
+        note(f"{name}: the model is made")
+        limits = [limit for limit in LIMITS[name] if not args.free or limit in args.free]
+        for row, settings in rows_of(case, limits):
             if time.perf_counter() - began > args.seconds:
                 row.failure = f"skipped: the time limit of {args.seconds:.0f} seconds is reached"
             else:
                 run_row(pack, model, case, row, settings, args.steps)
             rows.append(row)
-            print(
-                f"{time.perf_counter() - began:6.1f} s {name}, {row.variant}: {row.failure or row.median}", flush=True
-            )
+            note(f"{name}, {row.variant}: {row.failure or row.median}")
             for said in row.said:
                 print(f"    {said}", flush=True)
-            facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rate_gb_s": rate}
-            results = {**facts, "date": time.strftime("%Y-%m-%d"), "rows": [asdict(each) for each in rows]}
-            args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            save(rows, rate, args.out)
         del model
+        if args.native and time.perf_counter() - began < args.seconds:
+            rows += native_rows(name, limits, args.host, args.out)
+            note(f"{name}: ComfyUI's own node is timed")
+            save(rows, rate, args.out)
     print(table(rows, rate))
 
 

@@ -62,6 +62,25 @@ FLUX: dict[str, Any] = {
     "depth": 19,
     "depth_single_blocks": 38,
 }
+Z_IMAGE: dict[str, Any] = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 3840,
+    "cap_feat_dim": 2560,
+    "n_layers": 30,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "qk_norm": True,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+QWEN_IMAGE: dict[str, Any] = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60}
 # Small enough for a CPU, with every kind of layer.
 _SMALL_UNET = {
     "num_res_blocks": [1, 1],
@@ -80,6 +99,14 @@ _SMALL_FLUX = {
     "depth": 1,
     "depth_single_blocks": 2,
 }
+_SMALL_Z_IMAGE = {"dim": 256, "cap_feat_dim": 24, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2}
+_SMALL_QWEN_IMAGE = {
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "axes_dims_rope": [8, 12, 12],
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +120,7 @@ class Case:
     latent: tuple[int, int, int]  # channels, height, width
     text: tuple[int, int]  # tokens, width
     pooled: int | None = None  # width of the pooled caption embedding
+    video: bool = False  # whether its latents have a frame dimension
     dtype: torch.dtype = torch.bfloat16  # of the weights on a GPU
 
 
@@ -102,6 +130,8 @@ CASES = {
         Case("sdxl", "SDXL 1024²", "SDXL", SDXL, (4, 128, 128), (77, 2048), 1280),
         Case("sd15", "SD1.5 512²", "SD15", SD15, (4, 64, 64), (77, 768)),
         Case("flux", "Flux 1024²", "Flux", FLUX, (16, 128, 128), (512, 4096), 768),
+        Case("z_image", "Z-Image 1024²", "ZImage", Z_IMAGE, (16, 128, 128), (128, 2560)),
+        Case("qwen_image", "Qwen-Image 1024²", "QwenImage", QWEN_IMAGE, (16, 128, 128), (128, 3584), video=True),
         Case("tiny", "tiny base 128²", "", {}, (16, 16, 16), (24, 256)),
     )
 }
@@ -109,12 +139,16 @@ _SMALL_SIZES: dict[str, Any] = {
     "sdxl": {"latent": (4, 8, 8), "text": (7, 24), "pooled": 16},
     "sd15": {"latent": (4, 8, 8), "text": (7, 24)},
     "flux": {"latent": (16, 8, 8), "text": (7, 24), "pooled": 16},
+    "z_image": {"latent": (16, 8, 8), "text": (7, 24)},
+    "qwen_image": {"latent": (16, 8, 8), "text": (7, 24)},
     "tiny": {},
 }
 _SMALL_NETWORKS: dict[str, Any] = {
     "sdxl": _SMALL_UNET | {"model_channels": 64, "adm_in_channels": 16 + 6 * 256},  # six size embeddings
     "sd15": _SMALL_UNET | {"model_channels": 32},
     "flux": _SMALL_FLUX,
+    "z_image": _SMALL_Z_IMAGE,
+    "qwen_image": _SMALL_QWEN_IMAGE,
     "tiny": {},
 }
 
@@ -131,6 +165,12 @@ def case_named(name: str, miniature: bool, memory: int) -> Case:
         network = case.network | _SMALL_NETWORKS[name]
         return replace(case, title=f"{case.title.split()[0]} in miniature", network=network, **_SMALL_SIZES[name])
     return _truncated_flux(case, memory) if name == "flux" else case
+
+
+def in_fp8(case: Case) -> Case:
+    """Return a case whose weights are kept in float8_e4m3fn, and computed with in bfloat16."""
+    title = case.title.replace(" ", " fp8 ", 1)
+    return replace(case, name=f"{case.name}_fp8", title=title, dtype=torch.float8_e4m3fn)
 
 
 def _truncated_flux(case: Case, memory: int) -> Case:
@@ -167,7 +207,8 @@ def build_model(case: Case, weights: bool = True, disable_dynamic: bool = False)
         return host.load_tiny_denoiser(folder, disable_dynamic)
     device = comfy.model_management.get_torch_device()
     config = getattr(comfy.supported_models, case.config)(case.network)
-    config.set_inference_dtype(case.dtype if device.type == "cuda" else torch.float32, None, device=device)
+    dtype = case.dtype if device.type == "cuda" or case.dtype.itemsize == 1 else torch.float32
+    config.set_inference_dtype(dtype, torch.bfloat16 if dtype.itemsize == 1 else None, device=device)
     base = config.get_model({}, "", device=device if weights else torch.device("meta"))
     if weights:
         randomise(base.diffusion_model)
@@ -187,13 +228,15 @@ def randomise(network: nn.Module, seed: int = 0) -> None:
     parameters = list(network.named_parameters())
     generator = torch.Generator(parameters[0][1].device).manual_seed(seed)
     for name, parameter in parameters:
+        # Nothing is drawn in types of one byte.
+        drawn = parameter.bfloat16() if parameter.element_size() == 1 else parameter
         if parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+            drawn.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
         elif name.endswith("bias"):
-            parameter.normal_(0, 0.02, generator=generator)
+            drawn.normal_(0, 0.02, generator=generator)
         else:
-            parameter.fill_(1)  # weight of a norm
-        parameter.copy_(parameter.bfloat16())
+            drawn.fill_(1)  # weight of a norm
+        parameter.copy_(drawn.bfloat16())
 
 
 def random_dataset(case: Case, count: int = IMAGES, sizes: int = 1) -> tuple[list[dict[str, Tensor]], list[Any]]:
@@ -203,7 +246,8 @@ def random_dataset(case: Case, count: int = IMAGES, sizes: int = 1) -> tuple[lis
     latents, captions = [], []
     for index in range(count):
         sides = (height, width) if index % sizes == 0 else (height // 2, width)
-        latents.append({"samples": torch.randn(1, channels, *sides, generator=generator)})
+        size = (1, channels, 1, *sides) if case.video else (1, channels, *sides)
+        latents.append({"samples": torch.randn(size, generator=generator)})
         pooled = torch.randn(1, case.pooled, generator=generator) if case.pooled else None
         captions.append([[torch.randn(1, *case.text, generator=generator), {"pooled_output": pooled}]])
     return latents, captions

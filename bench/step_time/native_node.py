@@ -19,8 +19,12 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def training(case: Case, batch: int, mode: dict[str, Any]) -> Callable[[Clock], None]:
-    """Return a function that runs TrainLoraNode as ComfyUI does: every input a list, in inference mode."""
+def training(case: Case, batch: int, mode: dict[str, Any], model: Any = None) -> Callable[[Clock], None]:
+    """Return a function that runs TrainLoraNode as ComfyUI does: every input a list, in inference mode.
+
+    Args:
+        model: the MODEL; None lets the node load one on the GPU.
+    """
 
     def run(clock: Clock) -> None:
         import comfy.utils
@@ -39,11 +43,11 @@ def training(case: Case, batch: int, mode: dict[str, Any]) -> Callable[[Clock], 
         comfy.utils.set_progress_bar_enabled(False)
         with torch.inference_mode():
             # The node trains a reloaded copy, and ComfyUI keeps the first in main memory: an empty model replaces it.
-            empty = build_model(case, weights=False)
+            trained = build_model(case, weights=False) if model is None else model
             with _ticking(nodes_train, clock):
                 clock.start()
                 nodes_train.TrainLoraNode.execute(
-                    model=[empty],
+                    model=[trained],
                     latents=latents,
                     positive=captions,
                     **{name: [value] for name, value in settings.items()},

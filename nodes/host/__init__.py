@@ -7,7 +7,7 @@ from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
 from .model import MODEL_PREFIX, HostModel
 from .model_identity import model_identity
-from .preview_sampling import encode_prompts, sample_previews
+from .preview_sampling import encode_prompts, memory_limits, sample_previews
 from .private_keys import VARIANT_KEY
 from .progress import (
     ProgressBar,
@@ -46,6 +46,7 @@ __all__ = [
     "load_tiny_autoencoder",
     "load_tiny_denoiser",
     "load_tiny_text_encoder",
+    "memory_limits",
     "model_identity",
     "raise_if_cancelled",
     "sample_previews",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...aclora_core.acceleration import FusableModules, WeightStream
 from ...aclora_core.diffusion import Objective
+from .loading import UNLIMITED, MemoryLimits
 from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
 from .tokens import Caption
@@ -35,6 +36,7 @@ class HostModel:
     options: dict[str, Any]  # the MODEL's transformer_options
     text: TextEncoder | None = None  # if it is trained too
     weight_stream: WeightStream | None = None  # if the weights do not fit on the device
+    limits: MemoryLimits = UNLIMITED  # to the memory that the training may use
     prefix: str = MODEL_PREFIX
 
     fusable = FusableModules(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
@@ -93,11 +95,11 @@ class HostModel:
         )
 
     def free_memory(self, wanted: int) -> int | None:
-        """Return the bytes free on the GPU after ComfyUI's other models have made room; None on the CPU."""
+        """Return the bytes that may be used on the GPU after ComfyUI's other models made room; None on the CPU."""
         if self.device.type == "cpu":
             return None
         loaded = comfy.model_management.current_loaded_models
         networks = [self.base, *self.text_encoders.values()]
         ours = [entry for entry in loaded if any(getattr(entry.model, "model", None) is n for n in networks)]
-        comfy.model_management.free_memory(wanted, self.device, keep_loaded=ours)
-        return int(comfy.model_management.get_free_memory(self.device))
+        comfy.model_management.free_memory(wanted + self.limits.reserved, self.device, keep_loaded=ours)
+        return self.limits.free(self.device)

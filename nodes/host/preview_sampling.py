@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...aclora_core.storage import map_tensors
+from .loading import MemoryLimits
 from .model import HostModel
 from .progress import cancelled, keep_interrupt, raise_if_cancelled
 from .text_encoder import with_caption
@@ -20,6 +21,7 @@ from .training_set import HostTrainingSet
 
 STEPS = 12
 _MAX_LATENT_PIXELS = 96 * 96  # larger latents are sampled at this size
+_TILE = 32  # latent pixels of a side, where a whole image does not fit into the memory beside the model
 _VAE_MEMORY_FACTOR = 1.3  # of ComfyUI's estimate for a VAE, to be safe
 
 
@@ -101,12 +103,34 @@ def _has_guidance_embedding(network: torch.nn.Module) -> bool:
     return bool(getattr(getattr(network, "params", None), "guidance_embed", False))
 
 
+def memory_limits(gigabytes: float, vae: Any = None) -> MemoryLimits:
+    """Return the limits of a training.
+
+    Args:
+        gigabytes: of GPU memory that ComfyUI may use in all, of 1024³ bytes like those of --reserve-vram; 0 for all.
+        vae: of previews; room for it is reserved where it runs on the GPU.
+    """
+    on_gpu = vae is not None and vae.device.type == "cuda"
+    return MemoryLimits(int(gigabytes * 1024**3), preview_memory(vae) if on_gpu else 0)
+
+
+def preview_memory(vae: Any) -> int:
+    """Return the bytes of GPU memory that decoding previews needs at least: a VAE's weights and one tile."""
+    tile = (1, vae.latent_channels, *[1] * (vae.latent_dim - 2), _TILE, _TILE)
+    return int(_VAE_MEMORY_FACTOR * (vae.model_size() + vae.memory_used_decode(tile, vae.vae_dtype)))
+
+
 def _decode(model: HostModel, vae: Any, samples: Tensor) -> Tensor:
-    if vae is not None and _fits(model, vae, samples):
-        with torch.inference_mode():  # the mode in which ComfyUI created the VAE's weights
+    if vae is None:
+        return _from_latent(model.base, samples)
+    with torch.inference_mode():  # the mode in which ComfyUI created the VAE's weights
+        if _fits(model, vae, samples):
             pixels = vae.decode(samples.clone())
-        return pixels.reshape(-1, *pixels.shape[-3:])[0].float().cpu().clamp(0, 1).clone()
-    return _from_latent(model.base, samples)
+        elif vae.latent_dim in (2, 3) and _free(model) > preview_memory(vae):
+            pixels = vae.decode_tiled(samples.clone(), tile_x=_TILE, tile_y=_TILE, overlap=_TILE // 4)
+        else:
+            return _from_latent(model.base, samples)
+    return pixels.reshape(-1, *pixels.shape[-3:])[0].float().cpu().clamp(0, 1).clone()
 
 
 def _fits(model: HostModel, vae: Any, samples: Tensor) -> bool:
@@ -115,7 +139,11 @@ def _fits(model: HostModel, vae: Any, samples: Tensor) -> bool:
         return True
     wanted = vae.model_size() + vae.memory_used_decode(samples.shape, vae.vae_dtype)
     wanted += comfy.model_management.minimum_inference_memory()
-    return bool(comfy.model_management.get_free_memory(model.device) > _VAE_MEMORY_FACTOR * wanted)
+    return _free(model) > _VAE_MEMORY_FACTOR * wanted
+
+
+def _free(model: HostModel) -> int:
+    return int(comfy.model_management.get_free_memory(model.device))
 
 
 def _from_latent(base: Any, samples: Tensor) -> Tensor:

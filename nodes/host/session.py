@@ -17,7 +17,7 @@ from .differentiable import dequantised_layers, differentiable_weights
 from .differentiable_ops import differentiable_operations, replaced_attribute
 from .families import training_note, training_options
 from .input_checks import check_inputs, check_unconditional
-from .loading import loaded_weights, streamed_weights
+from .loading import UNLIMITED, MemoryLimits, loaded_weights, streamed_weights
 from .model import HostModel
 from .objective import make_objective
 from .reload import plain_copy
@@ -36,6 +36,7 @@ def training_session(
     clip: Any = None,
     unconditional: Any = None,
     prompts: Sequence[Any] = (),
+    limits: MemoryLimits = UNLIMITED,
 ) -> Iterator[tuple[HostModel, HostTrainingSet]]:
     """Open a MODEL for training with its images, and restore everything on exit.
 
@@ -47,6 +48,7 @@ def training_session(
         unconditional: the encoded empty caption, for caption dropout and prior preservation only. A CLIP that is
             trained encodes it anew.
         prompts: encoded captions that are not learned from; the finished adapter draws them.
+        limits: to the GPU memory that the training may use.
 
     Yields:
         The model and the images, as train() takes them.
@@ -73,7 +75,7 @@ def training_session(
         # them, which may take long, they would hold GPU memory that the next nodes need. They would also hold a
         # patcher: ComfyUI's list of loaded models does not expect one to disappear at an arbitrary moment.
         stack.callback(gc.collect)
-        regions = stack.enter_context(loaded_weights(patcher, patchers[1:]))
+        regions = stack.enter_context(loaded_weights(patcher, patchers[1:], limits))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_kept_loaded(patchers))
@@ -105,7 +107,7 @@ def training_session(
         )
         if prompts:
             images.add_prompts(prompts)
-        yield HostModel(patcher, device, objective, options, text, stream), images
+        yield HostModel(patcher, device, objective, options, text, stream, limits), images
 
 
 def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:

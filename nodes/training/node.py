@@ -62,7 +62,8 @@ class ACLoRATrain(io.ComfyNode):
         checkpoints = chosen.checkpoints
         unconditional = chosen.unconditional if config.needs_unconditional else None
         prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
-        session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts)
+        limits = host.memory_limits(config.gpu_memory, chosen.previews.vae if chosen.previews else None)
+        session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts, limits)
         with session as (network, images):
             choice = StepChoice(model[0], network, images, config, step)
 

@@ -36,12 +36,22 @@ def _inputs() -> list[Any]:
             default=TrainConfig.checkpointing,
             tooltip="Gradient checkpointing: recomputes blocks of the model in the backward pass, which needs less "
             "memory and a third more time. automatic: as many blocks as a step needs to fit, then fewer images at a "
-            "time.",
+            "time. A model that does not fit is streamed from main memory in any case.",
         ),
         io.Boolean.Input(
             "graph",
             default=TrainConfig.graph,
             tooltip="Captures steps as CUDA graphs, which is several times faster. Switch it off only to track down a "
             "problem.",
+        ),
+        io.Float.Input(
+            "gpu_memory",
+            default=TrainConfig.gpu_memory,
+            min=0.0,
+            max=1024.0,
+            step=0.5,
+            optional=True,
+            tooltip="GPU memory in GB that ComfyUI may use while it trains; 0 for all that is free. The training plans "
+            "with it: blocks are recomputed and weights are streamed from main memory where it is short.",
         ),
     ]

@@ -83,18 +83,18 @@ def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
     assert find_blocks(nn.Linear(2, 2)) == []
 
 
-SIZES = ActivationSizes([100, 300, 200], 50)
+SIZES = ActivationSizes([100, 300, 200], 650)
 
 
 @pytest.mark.parametrize(
     ("rows", "free", "recomputed", "fitting", "peak_per_row"),
     [
-        (2, 10_000, set(), 2, 50 + 600 + 600),
-        (2, 2800, {1}, 2, 50 + 300 + 600),  # the largest first: it alone is enough
-        (2, 1900, set(), 1, 50 + 600 + 600),  # one after the other is faster than recomputing two thirds
-        (2, 1500, {1}, 1, 50 + 300 + 600),
-        (5, 5200, set(), 3, 50 + 600 + 600),  # 3 and 2, as equal as possible
-        (4, 1, {0, 1, 2}, 1, 50 + 600),  # as little as possible
+        (2, 10_000, set(), 2, 650 + 600),
+        (2, 2500, {1}, 2, 650 + 300),  # the largest first: it alone is enough
+        (2, 1700, set(), 1, 650 + 600),  # one after the other is faster than recomputing two thirds
+        (2, 1300, {1}, 1, 650 + 300),
+        (5, 4650, set(), 3, 650 + 600),  # 3 and 2, as equal as possible
+        (4, 1, {0, 1, 2}, 1, 650),  # as little as possible
     ],
 )
 def test_a_step_fits_in_the_least_time(
@@ -110,8 +110,8 @@ def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
     memory = ActivationCheckpointing(Network())
     expected, fitting = memory.fit(SIZES, rows, free)
     assert expected == SIZES.peak(fitting, memory.recomputed) and 1 <= fitting <= rows
-    if 0.8 * free >= SIZES.peak(1, {0, 1, 2}):
-        assert expected <= 0.8 * free
+    if 0.9 * free >= SIZES.peak(1, {0, 1, 2}):
+        assert expected <= 0.9 * free
 
 
 def test_recompute_all_returns_whether_it_changes_anything() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aclora_core.acceleration.cuda_graphs import CudaGraphRunner, _leaves_on
+from aclora_core.acceleration.cuda_graphs import CudaGraphRunner, _Captured, _leaves_on
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.storage.nested import tensors_in
 from tests.support.toy import toy, train
@@ -35,18 +35,16 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[str], bool]
     """Capture and replay functions on the CPU; "fails" says by their names which of them run out of memory."""
     wishes: dict[str, Callable[[str], bool]] = {"fails": lambda name: False}
 
-    def capture(
-        graphs: CudaGraphRunner, function: Callable[[Any], Any], argument: Any
-    ) -> tuple[Replayed, list[Tensor], Any]:
+    def capture(graphs: CudaGraphRunner, function: Callable[[Any], Any], argument: Any) -> _Captured:
         fixed = _leaves_on(CPU, argument, copy=True)
         output = function(fixed)  # the first run, in which libraries choose their kernels
         if wishes["fails"](getattr(function, "__name__", "")):
             raise FULL
-        return Replayed(function, fixed, output), list(tensors_in(fixed)), output
+        return _Captured(Replayed(function, fixed, output), list(tensors_in(fixed)), output)  # type: ignore[arg-type]
 
     init = CudaGraphRunner.__init__
 
-    def active(graphs: CudaGraphRunner, device: torch.device, enabled: bool = True) -> None:
+    def active(graphs: CudaGraphRunner, device: torch.device, enabled: bool = True, buffers: object = None) -> None:
         init(graphs, device, enabled)
         graphs.active = True
 

@@ -93,8 +93,8 @@ def keep_all(stream: WeightStream) -> None:
 
 def keep_all_and_stream_more_and_more(stream: WeightStream) -> None:
     keep_all(stream)
-    counts = [len(stream.streamed) for _ in range(4) if stream.stream_more()]
-    assert counts == [2, 4, 7] and stream.streamed == list(range(BLOCKS))
+    counts = [len(stream.streamed) for _ in range(6) if stream.stream_more()]
+    assert counts == [2, 4, 6, 7] and stream.streamed == list(range(BLOCKS))
 
 
 @pytest.mark.parametrize("change", [keep_nothing, keep_some, keep_all, keep_all_and_stream_more_and_more])
@@ -148,3 +148,34 @@ def test_types_of_weights_are_kept(network: Network) -> None:
     gather_weights(network)
     for name, value in network.state_dict().items():
         assert value.dtype == own[name].dtype and torch.equal(value.float(), own[name].float())
+
+
+def test_what_the_ring_holds_is_not_copied_again(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass ends with the blocks with which the next one begins: those in the ring's three buffers."""
+    stream = WeightStream(network, network, gather_weights(network), torch.device("cpu"))
+    copied, start = list[int](), WeightStream._start
+
+    def counted(self: WeightStream, position: int) -> None:
+        copied.append(position)
+        start(self, position)
+
+    monkeypatch.setattr(WeightStream, "_start", counted)
+    with stream.loaded():
+        results(network, stream)
+    forward, backward = [3, 4, 5, 6], [3, 2, 1, 0]
+    without_gradients = [0, 1, 2, *forward]
+    # Without gradients, then a step, then without gradients again: the step's end is what that begins with.
+    assert copied == [*without_gradients, 0, 1, 2, *forward, *backward, *forward]
+
+
+def test_a_ring_whose_content_is_unknown_is_filled_before_a_graph_is_replayed(network: Network) -> None:
+    stream = WeightStream(network, network, gather_weights(network), torch.device("cpu"))
+    with stream.loaded():
+        assert stream.content == [None, None, None]
+        stream.rewind()
+        assert stream.content == [0, 1, 2]
+        stream.content = [3, 1, 2]
+        stream.rewind()
+        assert stream.content == [0, 1, 2]
+        stream.forget()
+        assert stream.content == [None, None, None]

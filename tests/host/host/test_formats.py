@@ -41,7 +41,7 @@ def alike(found, expected) -> float:
 @pytest.fixture(params=["whole", "streamed"])
 def loading(request, pack, monkeypatch) -> str:
     if request.param == "streamed":
-        monkeypatch.setattr(pack.nodes.host.loading, "fits", lambda patcher: False)
+        monkeypatch.setattr(pack.nodes.host.loading, "fits", lambda patcher, limits: False)
     return request.param
 
 

@@ -30,7 +30,7 @@ SOME = [
 @pytest.fixture
 def too_large(pack, monkeypatch) -> None:
     """Let every model be too large for its device."""
-    monkeypatch.setattr(pack.nodes.host.loading, "fits", lambda patcher: False)
+    monkeypatch.setattr(pack.nodes.host.loading, "fits", lambda patcher, limits: False)
 
 
 def weights_of(result: Any) -> dict[str, torch.Tensor]:

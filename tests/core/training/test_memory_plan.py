@@ -1,0 +1,102 @@
+"""The memory plan over a grid of made-up sizes: what it plans fits, uses what is there, and says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from aclora_core.acceleration import ActivationCheckpointing, ActivationSizes, WeightStream, gather_weights
+from aclora_core.training import memory
+from aclora_core.training.memory import MemoryPlan
+
+BLOCKS = 8
+MB = 10**6
+
+
+class Planned:
+    """A plan for a network whose memory is made up, in MB, on a GPU that is not there."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, total: int, activations: int, least: int, streamed: bool
+    ) -> None:
+        monkeypatch.setattr(memory, "largest_batch", lambda *_: (1, 0))
+        monkeypatch.setattr(memory, "_LEFT_FREE", 0)
+        network = nn.ModuleList(nn.ModuleList([nn.Linear(500, 1000), nn.Linear(1000, 500)]) for _ in range(BLOCKS))
+        self.stream = WeightStream(network, network, gather_weights(network), torch.device("cpu")) if streamed else None
+        self.total, self.weights = total * MB, sum(4 * parameter.numel() for parameter in network.parameters())
+        self.checkpointing = ActivationCheckpointing(network)
+        self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB)
+        monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
+        model = SimpleNamespace(device=torch.device("cuda"), weight_stream=self.stream, free_memory=lambda _: self.free)
+        self.progress = SimpleNamespace(memory="")
+        batches = SimpleNamespace(indices=[0], images=None, rows=1, trial=lambda index: None)
+        adapted = SimpleNamespace(model=model, checkpointing=self.checkpointing, require_recomputing=self._require)
+        stepper = SimpleNamespace(clear_gradients=lambda: None)
+        self.plan = MemoryPlan(*[as_any(it) for it in (adapted, stepper, batches, self.progress)], "automatic")
+
+    def _require(self) -> None:
+        self.checkpointing.required = set(self.stream.streamed) if self.stream else set()
+
+    @property
+    def on_device(self) -> int:
+        """Bytes of the weights that are kept, and of the ring."""
+        if self.stream is None:
+            return self.weights
+        kept = set(range(BLOCKS)) - set(self.stream.streamed)
+        return sum(self.stream.sizes[index] for index in kept) + (
+            3 * self.stream.sizes[0] if self.stream.streamed else 0
+        )
+
+    @property
+    def free(self) -> int:
+        return self.total - self.on_device
+
+    @property
+    def step(self) -> int:
+        """Bytes that the planned step needs."""
+        return self.sizes.peak(1, self.checkpointing.recomputed | self.checkpointing.required)
+
+
+def as_any(value: object) -> Any:
+    return value
+
+
+@pytest.mark.parametrize("total", range(12, 80, 4))
+@pytest.mark.parametrize(("activations", "least"), [(1, 2), (4, 5), (9, 1)])
+@pytest.mark.parametrize("streamed", [True, False])
+def test_what_is_planned_fits(
+    monkeypatch: pytest.MonkeyPatch, total: int, activations: int, least: int, streamed: bool
+) -> None:
+    it = Planned(monkeypatch, total, activations, least, streamed)
+    with it.stream.loaded() if it.stream else pytest.MonkeyPatch.context():
+        it._require()
+        if least * MB > it.free:
+            with pytest.raises(ValueError, match="GB are missing. Close other programs"):
+                it.plan.make()
+            return
+        it.plan.make()
+        assert it.step <= it.free
+        recomputed = it.checkpointing.recomputed | it.checkpointing.required
+        assert f"{len(recomputed)} of {BLOCKS} blocks recomputed" in it.progress.memory
+        if it.stream and it.stream.streamed:  # not even one block more would fit
+            assert 0.9 * (it.free - it.stream.sizes[0]) < it.sizes.peak(1, set(range(BLOCKS)))
+            assert f"the weights of {len(it.stream.streamed)} of {BLOCKS} blocks streamed" in it.progress.memory
+        elif recomputed:
+            assert 0.9 * it.free < it.step + activations * MB
+
+
+def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Planned(monkeypatch, 80, 1, 1, False)
+    it.plan.make()
+    now = iter(range(100))
+    monkeypatch.setattr(memory.time, "perf_counter", lambda: next(now) * 0.095)
+    for _ in range(10):
+        it.plan.step_ended()
+    assert "a step takes some" in it.progress.memory and "ms" not in it.progress.memory
+    for _ in range(20):
+        it.plan.step_ended()
+    assert it.progress.memory.endswith(", 95 ms a step") and it.progress.memory.count("ms a step") == 1
