@@ -124,16 +124,22 @@ class CudaGraphRunner:
         if key not in self._captured:
             # In CPU memory, since a step may only just fit into that of the GPU.
             backups = [tensor.detach().to("cpu", copy=True) for tensor in mutated]
+            ran_out = False
             try:
                 self._captured[key] = self._capture(function, argument)
             except torch.cuda.OutOfMemoryError:
-                raise
+                if not self._captured:
+                    raise
+                ran_out = True
             except RuntimeError as error:
                 self._disable(error)
             finally:  # also if memory ran out: the step is repeated, and would count twice
                 with torch.no_grad():
                     for tensor, backup in zip(mutated, backups, strict=True):
                         tensor.copy_(backup)
+            if ran_out:  # not while the error is handled, which holds memory of the run that failed
+                self.clear()  # the pool of the other graphs may be what the run before a capture needs
+                return self.call(function, argument, key[1], mutated)
             if not self.active:
                 return function(_leaves_on(self.device, argument))
         captured = self._captured[key]

@@ -178,6 +178,8 @@ class WeightStream:
         for index in self._kept - kept:  # their memory may be what the ring needs
             self._point(index, self._hosts[index])
         self._make_ring(max((self._hosts[index].numel() for index in indices), default=0))
+        if self._copies:
+            torch.cuda.empty_cache()  # weights in gaps between freed activations would keep these from being used again
         for index in kept - self._kept:
             self._point(index, self._hosts[index].to(self.device))
         self.streamed, self._kept = sorted(indices), kept

@@ -9,7 +9,8 @@ import itertools
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -135,23 +136,41 @@ class MemoryPlan:
             yield batches
             if not self._fallback:
                 return
-            log.info("AC-LoRA: %s", self._fallback)
-            self.progress.note(self._fallback)
-            self.progress.memory = ""  # the plan has failed
-            self.adapted.graphs.clear()
-            self.stepper.clear_gradients()
+            self._fall_back()
+
+    def retried(self, work: Callable[[], None]) -> None:
+        """Do work that is no step, such as a measurement; again in a way that needs less, as long as memory ran out."""
+        while True:
+            with self.out_of_memory_caught():
+                work()
+            if not self._fallback:
+                return
+            self._fall_back()
+
+    def _fall_back(self) -> None:
+        log.info("AC-LoRA: %s", self._fallback)
+        self.progress.note(self._fallback)
+        self.progress.memory = ""  # the plan has failed
+        self._fallback = ""
+        self.stepper.clear_gradients()
 
     @contextmanager
-    def out_of_memory_caught(self, batches: Sequence[Batch]) -> Iterator[None]:
-        """Let a step that runs out of memory end quietly, where the next attempt needs less.
+    def out_of_memory_caught(self, batches: Sequence[Batch] = ()) -> Iterator[None]:
+        """Let what runs out of memory end quietly, where the next attempt needs less.
+
+        Args:
+            batches: of the step, which may be split.
 
         Raises:
             torch.cuda.OutOfMemoryError: nothing more can be done, or the plan is not ours to make.
         """
         try:
             yield
-        except torch.cuda.OutOfMemoryError:
-            self._fallback = self._need_less(max(len(batch.sigma) for batch in batches)) if self.automatic else ""
+        except torch.cuda.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # these hold what the failed attempt has allocated
+            self.adapted.graphs.clear()
+            rows = max((len(batch.sigma) for batch in batches), default=0)
+            self._fallback = self._need_less(rows) if self.automatic else ""
             if not self._fallback:
                 raise
 

@@ -118,14 +118,14 @@ class TrainingRun:
     def measure(self, trainer: Trainer, measurements: Measurements) -> None:
         """Measure images with the adapter as it would be given now."""
         with self._measuring(), trainer.stepper.evaluation_weights():
-            measurements.measure(self.progress.step, self.callbacks.should_stop)
+            trainer.memory.retried(lambda: measurements.measure(self.progress.step, self.callbacks.should_stop))
         if isinstance(measurements, EarlyStopping):
             self.expect_refit(measurements)
 
     def measure_model(self, trainer: Trainer, measurements: Measurements) -> None:
         """Measure images without the adapter, where that was not done before the first step."""
         with self._measuring(), trainer.adapted.parameters.switched_off():
-            measurements.measure(0, self.callbacks.should_stop)
+            trainer.memory.retried(lambda: measurements.measure(0, self.callbacks.should_stop))
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
