@@ -60,7 +60,7 @@ def run_pass(
             with trainer.memory.out_of_memory_caught(batches):
                 loss = stepper.step(batches, prefetch)
         progress.record(loss / run.unit, stepper.learning_rate)
-        run.skipped_images.record(step.batches, counted=math.isfinite(loss))
+        run.skipped_images.record(step.indices, counted=math.isfinite(loss))
 
         # AC-LoRA: keep the signal of each layer and redraw its noise.
         if restart_due:

@@ -98,7 +98,9 @@ class MemoryPlan:
         try:
             yield
         except torch.cuda.OutOfMemoryError:
-            self._fallback = self._need_less(max(len(batch.sigma) for batch in batches)) if self.automatic else ""
+            self._fallback = (
+                self._need_less(max((len(batch.sigma) for batch in batches), default=0)) if self.automatic else ""
+            )
             if not self._fallback:
                 raise
 
