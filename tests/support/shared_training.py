@@ -81,7 +81,8 @@ def inputs(case: str) -> tuple[SimpleModel, SimpleTrainingSet]:
     """Return the model and the images of a case."""
     generator = torch.Generator().manual_seed(1)
     model, count = captioned_model(), 3 if case.startswith("fewer") else 13
-    latents = list(torch.randn(count, 1, 2, 2, 2, generator=generator).unbind())
+    style = 2 * torch.randn(1, 2, 2, 2, generator=generator)  # which all images have in common
+    latents = [style + 0.3 * image for image in torch.randn(count, 1, 2, 2, 2, generator=generator).unbind()]
     captions = list(torch.randn(count, 1, 3, generator=generator).unbind())
     images = SimpleTrainingSet(latents, captions)
     if case == "sizes":
