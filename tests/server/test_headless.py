@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from launcher.environment import ROOT
 from launcher.host import link_pack
@@ -185,3 +188,60 @@ def test_ctrl_c_keeps_what_was_learned_and_the_next_run_resumes(base: Base) -> N
     code, output = ended(base.start(workflow), saved_more, 2)  # one that began anew would have to get there first
     assert code == 130 and "Stopped." in output, output
     assert len(base.adapters()) == 1
+
+
+def torchrun(size: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+
+
+def factors(adapter: Path) -> dict[str, torch.Tensor]:
+    return load_file(adapter)
+
+
+def test_two_processes_train_the_adapter_that_one_trains_with_twice_the_batch(host: Path, tmp_path: Path) -> None:
+    """Each encodes a part of the images, and the first one writes."""
+    both = ("ACLoRATrain.steps=4", "ACLoRASave.precision=fp32")
+    one, two = Base(host, tmp_path / "one"), Base(host, tmp_path / "two", torchrun(2))
+    code, output = one.run(small(), *both, "ACLoRATrain.batch_size=4")
+    assert code == 0, output
+    code, output = two.run(small(), *both, "ACLoRATrain.batch_size=2")
+    assert code == 0 and "2 processes train together" in output, output
+    (alone,), (together,) = one.adapters(), two.adapters()
+    assert str(together) in output
+    expected, found = factors(alone), factors(together)
+    assert found.keys() == expected.keys()
+    deltas = [(found[f"{name}.lora_up.weight"], found[f"{name}.lora_down.weight"]) for name in layer_names(found)]
+    wanted = [(expected[f"{name}.lora_up.weight"], expected[f"{name}.lora_down.weight"]) for name in layer_names(found)]
+    for (up, down), (other_up, other_down) in zip(deltas, wanted, strict=True):
+        delta, other = up.flatten(1) @ down.flatten(1), other_up.flatten(1) @ other_down.flatten(1)
+        assert (delta - other).norm() <= 1e-3 * other.norm()
+    with safe_open(together, framework="np") as file:
+        assert file.metadata()["ss_total_batch_size"] == "4"
+
+
+def layer_names(weights: dict[str, torch.Tensor]) -> list[str]:
+    return sorted({name.removesuffix(".lora_up.weight") for name in weights if name.endswith(".lora_up.weight")})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_process_ends_the_others_with_a_sentence(host: Path, tmp_path: Path) -> None:
+    base = Base(host, tmp_path, torchrun(2))
+    process = base.start(small(3000))
+    second = tmp_path / "train-2.log"
+    try:
+        until(lambda: second.is_file() and "processes take" in second.read_text(), "the training", PATIENCE)
+        (victim,) = [child for child in psutil.Process(process.pid).children() if str(1) == child.environ()["RANK"]]
+        began = time.monotonic()
+        victim.kill()
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode not in (0, 130) and time.monotonic() - began < 60  # 30 on a machine that is not busy
+    assert "Another process of this training has ended" in output, output
+    assert base.adapters() == []
+
+
+def test_a_failure_of_one_process_is_told_once_with_its_reason(host: Path, tmp_path: Path) -> None:
+    base = Base(host, tmp_path, torchrun(2))
+    code, output = base.run(small(), "ACLoRATrain.max_rank=1000")
+    assert code == 1 and output.count("The maximum rank is 1000") == 2, output  # both fail alike, and say so
