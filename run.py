@@ -3,6 +3,8 @@
 
     python3 run.py quickstart        learn a style from sixteen images and draw with it
     python3 run.py serve             start ComfyUI with the pack in it and print the address
+    python3 run.py train WORKFLOW.json [--set node.input=value ...] [-- OPTIONS of ComfyUI]
+                                     run a workflow without a server or a screen
     python3 run.py test [OPTIONS]    run every check and test; the options go to pytest
 
 The first start installs what is missing into the folder .runtime of this checkout; later starts take seconds.
@@ -42,20 +44,27 @@ OUTPUT = RUNTIME / "output"
 def main() -> int:
     """Run the command. Return 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="quickstart | serve | test")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="quickstart | serve | train | test")
     commands.add_parser("quickstart", help="learn a style from sixteen images and draw with it")
     serving = commands.add_parser("serve", help="start ComfyUI with the pack in it")
     serving.add_argument("--port", type=int, default=8188, help="wanted port; another is taken when it is in use")
     commands.add_parser("test", help="run every check and test", add_help=False)
-    options, rest = parser.parse_known_args()
-    if rest and options.command != "test":
-        parser.error(f"{options.command} has no option {' '.join(rest)}")
+    training = commands.add_parser("train", help="run a workflow without a server or a screen")
+    training.add_argument("workflow", type=Path, help="file of a workflow, as saved or as exported for the API")
+    training.add_argument("--set", action="append", default=[], metavar="node.input=value", help="change an input")
+    words, rest = _split(sys.argv[1:])
+    options, unknown = parser.parse_known_args(words)
+    rest = [*unknown, *rest]
+    if unknown and options.command != "test":
+        parser.error(f"{options.command} has no option {' '.join(unknown)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped too
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
     try:
         if options.command == "quickstart":
             return quickstart()
+        if options.command == "train":
+            return train(options.workflow, options.set, rest)
         return serve(options.port) if options.command == "serve" else test(rest)
     except StepError as failure:
         say(f"\nFailed: {failure.step}\n\n{failure.reason}\n\nWhat to do: {failure.hint}")
@@ -156,6 +165,36 @@ def serve(port: int) -> int:
         say(f"\nComfyUI with AC-LoRA is ready: {server.address}\nCtrl-C stops it.\n")
         assert server.process is not None
         return server.process.wait()
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after --, behind which train takes options of ComfyUI."""
+    if "--" not in words or words[0] != "train":
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
+def train(workflow: Path, settings: list[str], comfy_options: list[str]) -> int:
+    """Run a workflow without a server: this program becomes ComfyUI's Python, with its executor in it."""
+    if int(os.environ.get("RANK", "0")):  # torchrun has started several: one that prints is enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    host = prepare(CHECKOUT)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        link_pack(host.folder / "custom_nodes")
+    options = [*device(host), *(own_folders() if host.own else []), "--disable-api-nodes", *comfy_options]
+    command = [str(host.python), str(ROOT / "launcher" / "headless.py"), str(host.folder), str(workflow.absolute())]
+    command += ["--messages", str(LOGS / "train.log")]
+    command += [word for setting in settings for word in ("--set", setting)]
+    return become([*command, "--", *options], {**os.environ, "PYTHONUTF8": "1"})
+
+
+def become(command: list[str], env: dict[str, str]) -> int:
+    """Replace this process by another, which then gets its signals. On Windows wait for it and return its exit code."""
+    if os.name != "nt":
+        os.execve(command[0], command, env)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other one gets Ctrl-C too, and decides
+    return subprocess.run(command, env=env).returncode
 
 
 def test(pytest_options: list[str]) -> int:

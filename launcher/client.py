@@ -128,13 +128,21 @@ def handle(event: dict[str, Any], prompt_id: str, progress: Progress) -> bool:
 def explain_refusal(prompt: dict[str, Any], answer: dict[str, Any]) -> RunError:
     """Turn the server's refusal of a prompt into an error with one sentence for each node."""
     reasons = [
-        f"{node_title(prompt, node_id)}: {error['message']} ({error['details']})"
+        f"{node_title(prompt, node_id)}: {refusal(error)}"
         for node_id, node in (answer.get("node_errors") or {}).items()
         for error in node["errors"]
     ]
     error = answer.get("error")
     whole = error.get("message") if isinstance(error, dict) else error
-    return RunError("ComfyUI's check of the workflow", "\n".join(reasons) or str(whole))
+    return RunError("ComfyUI's check of the workflow", "\n".join(dict.fromkeys(reasons)) or str(whole))
+
+
+def refusal(error: dict[str, Any]) -> str:
+    """Return why ComfyUI refuses an input; where the node itself says it, in its own words."""
+    _, dash, sentence = str(error["details"]).partition(" - ")
+    if error["type"] == "custom_validation_failed" and dash:
+        return sentence
+    return f"{error['message']} ({error['details']})"
 
 
 async def follow(address: str, prompt: dict[str, Any]) -> dict[str, Any]:

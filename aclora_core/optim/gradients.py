@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..acceleration import CudaGraphRunner
 from ..diffusion import Batch
+from ..distributed import Processes
 from ..lora import FlatParameters
 from ..storage import tensors_in
 
@@ -90,6 +91,10 @@ class GradientAccumulator:
         if self.gradient is not self._weights.gradient:
             self.gradient += self._weights.gradient
             self._weights.gradient.zero_()
+
+    def sum_over(self, processes: Processes) -> None:
+        """Sum loss and gradient over all processes, each of which has added its micro-batches in float32."""
+        processes.sum_(self.gradient, self.loss)
 
     def clear(self) -> None:
         """Zero the sums, and discard a prefetched micro-batch."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..acceleration import CudaGraphRunner
 from ..config import OptimizerName
 from ..diffusion import Batch
+from ..distributed import ALONE, Processes
 from ..lora import FlatParameters
 from .ema import Ema
 from .evaluation import EvaluationWeights
@@ -41,6 +42,7 @@ class Stepper:
         max_norm: gradients with a larger norm are scaled down to it.
         optimizer: a key of OPTIMIZERS.
         ema_decay: of the EMA to evaluate and save in place of the weights; 0 for none.
+        processes: that share the micro-batches of each step.
 
     Attributes:
         skipped_in_a_row: number of steps that were skipped since the last that was not.
@@ -57,9 +59,11 @@ class Stepper:
         *,
         optimizer: OptimizerName = "AdamW",
         ema_decay: float = 0.0,
+        processes: Processes = ALONE,
     ) -> None:
         self.weights = weights
         self.graphs = graphs
+        self._processes = processes
         self.skipped_in_a_row = 0
         scaler = GradScaler(weights.master.device) if weights.gradient.dtype == torch.float16 else None
         ema = Ema(weights, ema_decay) if ema_decay else None
@@ -86,7 +90,7 @@ class Stepper:
         """Take one step on the summed loss of the micro-batches.
 
         Args:
-            batches: one or more micro-batches.
+            batches: one or more micro-batches; of several processes, one may have none.
             meanwhile: called once while the GPU works. It may return the micro-batches of the next step; the GPU then
                 starts on the first of them while the CPU reads this step's loss. Whoever changes weights between the
                 two steps calls clear_gradients.
@@ -95,14 +99,16 @@ class Stepper:
             The sum of the reported losses; NaN if the step was skipped.
         """
         gradients = self._gradients
-        gradients.discard_prefetched(unless=batches[0])
-        in_model_dtype = len(batches) == 1 and self._update.takes_model_dtype
+        gradients.discard_prefetched(unless=batches[0] if batches else None)
+        alone = self._processes.size == 1  # sums over processes are taken in float32
+        in_model_dtype = alone and len(batches) == 1 and self._update.takes_model_dtype
         while True:
             for batch in batches:
                 gradients.add(batch)
                 if not in_model_dtype:
                     gradients.to_float32()
-            read_result = self.graphs.async_read(self._update.run(self.graphs, in_model_dtype))
+            gradients.sum_over(self._processes)
+            read_result = self.graphs.async_read(self._updated(in_model_dtype))
             for batch in meanwhile()[:1]:
                 gradients.prefetch(batch)
             loss, overflowed = read_result()
@@ -112,6 +118,17 @@ class Stepper:
             meanwhile = _no_batches  # the next step's are drawn already
         self.skipped_in_a_row = 0 if math.isfinite(loss) else self.skipped_in_a_row + 1
         return loss
+
+    def _updated(self, in_model_dtype: bool) -> Tensor:
+        try:
+            return self._update.run(self.graphs, in_model_dtype)
+        except torch.cuda.OutOfMemoryError as error:
+            if self._processes.size == 1:
+                raise
+            raise RuntimeError(
+                "There is no memory left for the update of the weights, and of several processes none can repeat a "
+                "step alone. Lower batch_size or max_rank."
+            ) from error
 
     def clear_gradients(self) -> None:
         """Discard the gradients of an unfinished step, and a prefetched micro-batch of the next."""

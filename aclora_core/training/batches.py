@@ -22,21 +22,24 @@ from ..diffusion import (
     stratified_quantiles,
     with_timesteps,
 )
+from ..distributed import ALONE, Processes
 from ..storage import map_tensors, to_device
 from .sampler import EpochSampler, group_by_key, micro_batches, steps_per_epoch, style_indices
 
 
 @dataclass(frozen=True)
 class StepBatches:
-    """The micro-batches of one step; with prior preservation each is followed by that of its empty captions.
+    """The micro-batches of one step, or of this process's share of it.
 
-    The reported loss averages over the style's images only, or over all where a step has none of them. The training
-    loss averages over all images, each times its regularisation weight.
+    With prior preservation each is followed by that of its empty captions. The reported loss averages over the style's
+    images only, or over all where a step has none of them. The training loss averages over all images, each times its
+    regularisation weight.
     """
 
     batches: list[Batch]
     epoch: int  # from 1
     ends_epoch: bool
+    indices: Sequence[int] = ()  # of all images of the step, those of other processes too
     reports_style: bool = True  # whether the reported loss is that of the style
 
 
@@ -54,11 +57,13 @@ class BatchStream:
         config: TrainConfig,
         indices: Sequence[int],
         generator: torch.Generator,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.images, self.config = model, images, config
         self.indices = indices
         self.generator = generator
-        self.rows = config.batch_size  # images per micro-batch, at most
+        self.rows = config.batch_size // processes.size  # images per micro-batch, at most
+        self._processes = processes
         self._objective = with_timesteps(model.objective, config.timesteps, config.timestep_shift)
         size = config.batch_size * config.accumulate
         self._sampler = EpochSampler(indices, images.batch_keys, size, generator, images.variants)
@@ -100,7 +105,10 @@ class BatchStream:
         return on_device
 
     def _draw_step(self) -> StepBatches:
-        """Draw a step. The noise of a batch key is drawn at once, so it does not depend on how a step is split."""
+        """Draw a step. The noise of a batch key is drawn at once, so it does not depend on how a step is split.
+
+        Every process draws all of it, in the same way, and takes its share of the images, those of one key together.
+        """
         epoch, ends_epoch, indices = next(self._sampler)
         if self.config.caption_dropout:
             indices = self._drop_captions(indices)
@@ -113,13 +121,14 @@ class BatchStream:
             drawn |= zip(group, zip(noise.split(1), sigma.split(1), strict=True), strict=True)
         style = style_indices(self.images, indices)
         batches = []
-        for part in micro_batches(indices, self.images.batch_keys, self.rows):
+        by_key = [index for group in group_by_key(indices, self.images.batch_keys, len(indices)) for index in group]
+        for part in micro_batches(indices, self.images.batch_keys, self.rows, self._processes.share(by_key)):
             noise, sigma = (torch.cat(rows) for rows in zip(*(drawn[index] for index in part), strict=True))
             weights = self._image_weights(part, style or indices, len(indices))
             batches.append(self._batch(part, noise, sigma, *weights))
             if self.config.prior_weight:
                 batches.append(self._prior_batch(batches[-1]))
-        return StepBatches(batches, epoch, ends_epoch, bool(style))
+        return StepBatches(batches, epoch, ends_epoch, indices, bool(style))
 
     def _drop_captions(self, indices: Sequence[int]) -> list[int]:
         """Return the indices with those of some images replaced by the same image with the empty caption."""

@@ -55,7 +55,8 @@ class _StoppedError(Exception):
 def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int], unseen: Sequence[int]) -> None:
     """Measure what an adapter does to captions that it has not learned, and add it to the facts of the training.
 
-    Nothing is measured after a cancel or a divergence, nor without such captions. A failure is no more than a note.
+    Nothing is measured after a cancel or a divergence, nor without such captions. A failure is no more than a note. Of
+    several processes the first measures alone.
 
     Args:
         run: the training, whose passes are over.
@@ -63,7 +64,7 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
         learned: indices of the images that it has learned from.
         unseen: indices of captions that it has not learned from.
     """
-    if run.stopped or not unseen:
+    if run.stopped or not unseen or not run.processes.is_first:
         return
     with run.spare("What unseen prompts gain could not be measured", "the LoRA is the same without it"):
         run.progress.stage = "comparing"
@@ -74,7 +75,7 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
         drawn = _repeated(unseen, _drawings(passes))
         shown = _spread(style_indices(run.images, learned), MAX_LEARNED)
         with adapted.injected():
-            found = measure(adapted, run.images, drawn, shown, run.config.batch_size, run.callbacks.should_stop)
+            found = measure(adapted, run.images, drawn, shown, run.rows, run.callbacks.should_stop)
         if found is not None:
             run.facts = replace(
                 run.facts,

@@ -61,7 +61,7 @@ def run_pass(
                 loss = stepper.step(batches, prefetch)
         trainer.memory.step_ended()
         progress.record(loss / run.unit, stepper.learning_rate)
-        run.skipped_images.record(step.batches, counted=math.isfinite(loss))
+        run.skipped_images.record(step.indices, counted=math.isfinite(loss))
 
         # AC-LoRA: keep the signal of each layer and redraw its noise.
         if restart_due:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..adapter import Restart
 from ..config import TrainConfig
+from ..distributed import ALONE, Processes
 from ..lora import FlatParameters
 from ..method import (
     LayerRestart,
@@ -33,10 +34,19 @@ class Restarts:
         total_epochs: planned for this pass.
         total_steps: planned for this pass.
         device: where the new noise is drawn.
+        processes: that restart together.
     """
 
-    def __init__(self, config: TrainConfig, total_epochs: int, total_steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        total_epochs: int,
+        total_steps: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
         self.config = config
+        self._processes = processes
         self.total = total_steps if config.restart_steps else total_epochs  # in the unit of _done
         self.generator = torch.Generator(device).manual_seed(config.seed)  # on the device, where drawing is fast
         self._last_step = 0  # of the last restart
@@ -80,6 +90,7 @@ class Restarts:
         layers = {name: (it.lora_down, it.lora_up, it.scale) for name, it in parameters.layers.items()}
         mode: Mode = self.config.mode  # type: ignore[assignment]  # "off" is never due
         results = restart_adapter(layers, threshold, self.generator, mode, self.config.measure)
+        self._processes.copy_from_first_(parameters.master)  # other devices may round singular values otherwise
         parameters.refresh()
         if self.config.clear_moments:
             stepper.reset_state(_redrawn_factors(layers, results))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..adapter import TrainingFacts
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
+from ..distributed import ALONE, Processes
 from ..text import error_reason
 from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError
@@ -51,9 +52,10 @@ class TrainingRun:
         indices: Sequence[int],
         callbacks: Callbacks,
         store: CheckpointStore | None,
+        processes: Processes = ALONE,
     ) -> None:
         self.model, self.images, self.config, self.indices = model, images, config, list(indices)
-        self.callbacks, self.store = callbacks, store
+        self.callbacks, self.store, self.processes = callbacks, store, processes
         self.progress = Progress(config.steps, notes=list(store.notes) if store else [])
         self.skipped_images = SkippedImages(images, indices)
         self.stopped = False
@@ -73,10 +75,17 @@ class TrainingRun:
             config.loss_weight,
         )
         log.info("AC-LoRA: %s.", settings_text(config))
+        if processes.size > 1:
+            log.info("AC-LoRA: %d processes take %d of the images of a step each.", processes.size, self.rows)
+
+    @property
+    def rows(self) -> int:
+        """How many images this process takes through the model at once, at most."""
+        return self.config.batch_size // self.processes.size
 
     def asked_to_stop(self) -> bool:
         """Ask whether to stop, and remember the answer."""
-        self.stopped = self.callbacks.should_stop()
+        self.stopped = self.processes.any(self.callbacks.should_stop())
         if self.stopped:
             self.facts = replace(self.facts, cancelled=self.progress.stage)
         return self.stopped

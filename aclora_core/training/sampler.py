@@ -37,13 +37,21 @@ def group_by_key(indices: Iterable[int], batch_keys: Sequence[Hashable], batch_s
     ]
 
 
-def micro_batches(step: Sequence[int], batch_keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+def micro_batches(
+    step: Sequence[int], batch_keys: Sequence[Hashable], batch_size: int, own: Sequence[int] | None = None
+) -> list[list[int]]:
     """Split the indices of a step into micro-batches, each with one batch key.
 
     Where a step mixes batch keys, a micro-batch that is not full holds a power of two of images: a CUDA graph is
     captured for each number of rows of each key, and this keeps their number small.
+
+    Args:
+        step: the indices of the step.
+        batch_keys: of all images.
+        batch_size: rows of a micro-batch, at most.
+        own: those that this process takes; None for all.
     """
-    batches = group_by_key(step, batch_keys, batch_size)
+    batches = group_by_key(step if own is None else own, batch_keys, batch_size)
     if len({batch_keys[index] for index in step}) == 1:
         return batches
     parts: list[list[int]] = []

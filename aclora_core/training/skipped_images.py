@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ..diffusion import Batch, TrainingSet
+from ..diffusion import TrainingSet
 from ..text import name_list
 
 _LEAST = 8  # showings: by then an image is hardly ever with one that spoils its steps by chance alone
@@ -29,9 +29,8 @@ class SkippedImages:
         self._shown: Counter[int] = Counter()
         self._counted: set[int] = set()
 
-    def record(self, batches: Iterable[Batch], counted: bool) -> None:
-        """Take a step into account. counted: whether its loss was finite."""
-        indices = {index for batch in batches for index in batch.indices}
+    def record(self, indices: Iterable[int], counted: bool) -> None:
+        """Take a step into account. indices: of its images. counted: whether its loss was finite."""
         numbers = {self._numbers[index] for index in indices if index in self._numbers}
         self._shown.update(numbers)
         if counted:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..adapter import Adapter, Truncation, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
+from ..distributed import ALONE, Processes
 from ..optim import check_installed
 from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError, restoring
@@ -45,6 +47,7 @@ def train(
     checkpoints: CheckpointConfig | None = None,
     previews: Previews | None = None,
     candidates: Candidates | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -62,28 +65,42 @@ def train(
         checkpoints: where to save the state of the training, and whether to resume.
         previews: images drawn while it trains.
         candidates: keeps the adapter at several steps, to choose another than the returned one.
+        processes: that train together, each with all of these arguments. Each takes a batch of its own of every step,
+            so that a step has as many times batch_size images. Only the first needs previews and candidates, and only
+            it writes checkpoints.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
         ModuleNotFoundError: the optimizer's library is not installed.
         FloatingPointError: no step had a finite loss, so nothing was learned.
+        OtherProcessError: another process has failed or ended.
     """
-    if indices is None:
-        indices = captioned_indices(images)
-    check_inputs(images, config, indices)
-    check_installed(config.optimizer)
-    callbacks = Callbacks(on_step, should_stop, previews, candidates)
-    if checkpoints is None:
-        return _train(TrainingRun(model, images, config, indices, callbacks, None), None)
-    store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
-    with store.reserved():
-        while True:
-            saved = store.find()
-            run = TrainingRun(model, images, store.config(config), indices, callbacks, store)
-            try:
-                return _train(run, saved)
-            except DamagedCheckpointError as error:
-                store.pass_over_latest(str(error))
+    with processes.failing_together():
+        if indices is None:
+            indices = captioned_indices(images)
+        config = replace(config, batch_size=config.batch_size * processes.size)
+        check_inputs(images, config, indices)
+        check_installed(config.optimizer)
+        callbacks = Callbacks(on_step, should_stop, previews, candidates)
+        if checkpoints is None:
+            return _train(TrainingRun(model, images, config, indices, callbacks, None, processes), None)
+        store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
+        with store.reserved() if processes.is_first else nullcontext():
+            while True:
+                changed, saved = processes.from_first(_state_to_resume(store, config) if processes.is_first else None)
+                own = store if processes.is_first else None
+                run = TrainingRun(model, images, TrainConfig(**changed), indices, callbacks, own, processes)
+                try:
+                    return _train(run, saved)
+                except DamagedCheckpointError as error:
+                    if own:
+                        own.pass_over_latest(str(error))
+
+
+def _state_to_resume(store: CheckpointStore, config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the settings of a training, by name, and the state to resume from, if there is one."""
+    saved = store.find()
+    return asdict(store.config(config)), saved
 
 
 def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
@@ -125,7 +142,7 @@ def _first_pass(
 ) -> FirstPass:
     """Train on all but the held-out images; find the best step and the truncation."""
     config, progress = run.config, run.progress
-    trainer = Trainer(run.model, run.images, config, learned, progress, config.steps)
+    trainer = Trainer(run.model, run.images, config, learned, progress, config.steps, run.processes)
     with trainer.ready():
         early_stopping = _early_stopping(run, trainer, held_out) if held_out else None
         measurements = early_stopping or _fit_stopping(run, trainer, learned)
@@ -171,7 +188,14 @@ def _early_stopping(run: TrainingRun, trainer: Trainer, held_out: list[int]) -> 
 def _at_fixed_noise(run: TrainingRun, trainer: Trainer, indices: list[int]) -> ValidationSet:
     config = run.config
     return ValidationSet(
-        run.model, run.images, indices, config.seed, config.batch_size, trainer.adapted.graphs, config.mask_floor
+        run.model,
+        run.images,
+        indices,
+        config.seed,
+        run.rows,
+        trainer.adapted.graphs,
+        config.mask_floor,
+        run.processes,
     )
 
 
@@ -191,7 +215,8 @@ def _compress(
         run.callbacks.on_step(run.progress)
         return run.asked_to_stop()
 
-    with run.spare("The adapter could not be cut to its smallest size", "it is given whole"):
+    together = run.processes.failing_together()
+    with run.spare("The adapter could not be cut to its smallest size", "it is given whole"), together:
         return smallest_truncation(adapter, losses_of, asked_to_stop)
     return WHOLE, []
 
@@ -218,8 +243,9 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
         resumed_at=before.resumed_at,
         notes=before.notes,
     )
-    with run.spare("Training on all images failed", "what was found before it is given"):
-        trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps)
+    together = run.processes.failing_together()
+    with run.spare("Training on all images failed", "what was found before it is given"), together:
+        trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps, run.processes)
         with trainer.ready():
             if saved is not None:
                 resume_pass(run, saved, trainer, None)

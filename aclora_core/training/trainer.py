@@ -10,6 +10,7 @@ import torch
 
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
+from ..distributed import ALONE, Processes
 from ..optim import Stepper, learning_rate_at
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
@@ -32,6 +33,7 @@ class Trainer:
         indices: of the images to learn from.
         progress: where steps are recorded.
         steps: how many are planned.
+        processes: that share its work.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Trainer:
         indices: Sequence[int],
         progress: Progress,
         steps: int,
+        processes: Processes = ALONE,
     ) -> None:
         self.config = config
         generator = torch.Generator().manual_seed(config.seed)
@@ -55,10 +58,11 @@ class Trainer:
             config.max_norm,
             optimizer=config.optimizer,
             ema_decay=config.ema_decay,
+            processes=processes,
         )
-        self.stream = BatchStream(model, images, config, indices, generator)
+        self.stream = BatchStream(model, images, config, indices, generator, processes)
         self.memory = MemoryPlan(self.adapted, self.stepper, self.stream, progress, config.checkpointing)
-        self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), steps, model.device)
+        self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), steps, model.device, processes)
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..acceleration import CudaGraphRunner
 from ..diffusion import Batch, DiffusionModel, TrainingSet, denoising_losses
+from ..distributed import ALONE, Processes
 from ..lora import FlatParameters
 from .batches import make_batch
 from .sampler import group_by_key, style_indices
@@ -31,7 +32,10 @@ _PATIENCE = 3  # measurements
 
 
 class ValidationSet:
-    """Held-out images, each at four fixed noise levels; an image's noise follows from the seed and its index alone."""
+    """Held-out images, each at four fixed noise levels; an image's noise follows from the seed and its index alone.
+
+    Several processes share the batches among them.
+    """
 
     def __init__(
         self,
@@ -42,7 +46,9 @@ class ValidationSet:
         batch_size: int = 16,
         graphs: CudaGraphRunner | None = None,
         mask_floor: float = 0.0,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.model, self.images, self.indices = model, images, list(indices)
         self._graphs = graphs or CudaGraphRunner(model.device, enabled=False)
         self._batches: list[Batch] = []
@@ -62,11 +68,17 @@ class ValidationSet:
 
     def losses(self) -> Tensor:
         """Return the loss of each image at each level, float64 on the CPU, always in the same order."""
-        return torch.cat(list(self.iterate_losses()))
+        return self.collect(list(self.iterate_losses()))
+
+    def collect(self, own: Sequence[Tensor]) -> Tensor:
+        """Return the losses of all images from those that each process has measured, always in the same order."""
+        shares = self.processes.gather(own)
+        rounds = max(map(len, shares))
+        return torch.cat([share[place] for place in range(rounds) for share in shares if place < len(share)])
 
     def iterate_losses(self) -> Iterator[Tensor]:
-        """Yield the losses batch by batch."""
-        for batch in self._batches:
+        """Yield the losses of this process's batches, batch by batch."""
+        for batch in self._batches[self.processes.rank :: self.processes.size]:
             if self.model.text_encoders:  # they may have learned since
                 with torch.no_grad():
                     batch = replace(batch, conditioning=self.images.conditioning(batch.indices))
@@ -132,11 +144,13 @@ class Measurements:
     def measure(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Measure the adapter as it is, unless asked to stop."""
         parts = []
+        stopped = False
         for part in self.images.iterate_losses():
-            if should_stop():
-                return
+            if stopped := should_stop():
+                break
             parts.append(part)
-        self.record(step, float(torch.cat(parts).mean()) / self.unit)
+        if not self.images.processes.any(stopped):
+            self.record(step, float(self.images.collect(parts).mean()) / self.unit)
 
     def record(self, step: int, loss: float) -> None:
         """Take a loss into the history."""

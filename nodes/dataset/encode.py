@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, stack
 
@@ -22,6 +23,7 @@ PREVIEWS = 12  # images on the contact sheet
 _MASKED_OPACITY = 0.2  # of masked-out parts on the contact sheet
 _NAMES_IN_ERROR = 5
 
+_Item = TypeVar("_Item")
 Size = tuple[int, int]  # (width, height) in pixels
 MaskSource = Literal["files", "files or alpha", "off"]  # options of the node's masks input
 MasksBySize = dict[Size, Tensor]  # (height, width) in 0..1
@@ -63,7 +65,7 @@ def encode_images(
     known: KnownEncodings,
     advance: Callable[[int], None],
 ) -> EncodedFolder:
-    """Encode the images of a folder, those of one size in small batches.
+    """Encode the images of a folder, those of one size in small batches, which several processes share.
 
     Args:
         vae: the host's VAE.
@@ -111,17 +113,32 @@ def encode_captions(
         trigger: the trigger word, which is recorded in the conditionings.
     """
     conditionings = {}
-    for caption in captions:
-        host.raise_if_cancelled()
-        tokens = host.tokenize(clip, Caption(caption, is_text))
-        key = known.caption_key(tokens)  # before encoding, which may modify the tokens
-        conditioning = known.get(key)
-        if conditioning is None:
-            conditioning = host.encode_tokens(clip, tokens)
-            known.put(key, conditioning)
-        conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger)
-        advance(1)
+    for round_ in _rounds(list(captions)):
+        own: list[tuple[str, Any]] = []
+        for caption in round_[host.processes().rank :][:1]:
+            host.raise_if_cancelled()
+            own.append((caption, _encode_caption(clip, Caption(caption, is_text), known)))
+        for caption, conditioning in itertools.chain(*host.processes().gather(own)):
+            conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger)
+        advance(len(round_))
     return conditionings
+
+
+def _encode_caption(clip: CLIP, caption: Caption, known: KnownEncodings) -> Any:
+    """Return the conditioning of a caption, from the cache or the CLIP."""
+    tokens = host.tokenize(clip, caption)
+    key = known.caption_key(tokens)  # before encoding, which may modify the tokens
+    conditioning = known.get(key)
+    if conditioning is None:
+        conditioning = host.encode_tokens(clip, tokens)
+        known.put(key, conditioning)
+    return conditioning
+
+
+def _rounds(items: list[_Item]) -> list[list[_Item]]:
+    """Return items in rounds of one for each process."""
+    size = host.processes().size
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _load_masks(
@@ -198,15 +215,33 @@ def _encode_views(
                 advance(1)
     # A video VAE would take a batch for the frames of one clip.
     batch_size = BATCH_SIZE if getattr(vae, "latent_dim", 2) == 2 else 1
-    for batch in _batches(list(missing), batch_size):
+    numbers = {image_view: number for number, image_view in enumerate(_in_order(views))}
+    by_number = list(numbers)
+    if len(set(host.processes().gather(len(by_number)))) > 1:
+        raise ValueError("The processes of this training see different images. Give all machines the same folder.")
+    wanted = sorted(set().union(*host.processes().gather({numbers[image_view] for image_view in missing})))
+    for round_ in _rounds(_batches([by_number[number] for number in wanted], batch_size)):
         host.raise_if_cancelled()
-        for image_view, latent in _encode_batch(vae, batch, problems).items():
-            latents[image_view] = latent
+        own: dict[int, Tensor] = {}
+        own_problems: list[str] = []
+        for batch in round_[host.processes().rank :][:1]:
+            encoded = _encode_batch(vae, batch, own_problems)
+            own = {numbers[image_view]: latent for image_view, latent in encoded.items()}
+        for found, others in host.processes().gather((own, own_problems)):
+            latents |= {by_number[number]: latent for number, latent in found.items()}
+            problems += others
+        for image_view in (by_number[number] for number in own):
             # Compared again, so that a file replaced in the meantime is not stored under the key of the old one.
-            if _key(known, image_view) == missing[image_view]:
-                known.put(missing[image_view], latent)
-        advance(len(batch))
+            key = missing.get(image_view)
+            if key is not None and _key(known, image_view) == key:
+                known.put(key, latents[image_view])
+        advance(sum(len(batch) for batch in round_))
     return latents
+
+
+def _in_order(views: dict[CaptionedImage, list[View]]) -> list[ImageView]:
+    """Return all views in the order that every process has them in."""
+    return [(image, view) for image, own_views in views.items() for view in own_views]
 
 
 def _key(known: KnownEncodings, image_view: ImageView) -> str | None:

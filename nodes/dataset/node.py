@@ -150,7 +150,7 @@ class ACLoRADataset(io.ComfyNode):
         plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
         captions = captions_of(plans)
         bar = host.ProgressBar(_view_count(plans, flip) + len(captions))
-        with torch.no_grad():
+        with torch.no_grad(), host.processes().failing_together():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
             conditionings = encode_captions(

@@ -9,6 +9,7 @@ from .model import MODEL_PREFIX, HostModel
 from .model_identity import model_identity
 from .preview_sampling import encode_prompts, memory_limits, sample_previews
 from .private_keys import VARIANT_KEY
+from .processes import processes
 from .progress import (
     ProgressBar,
     block_output,
@@ -48,6 +49,7 @@ __all__ = [
     "load_tiny_text_encoder",
     "memory_limits",
     "model_identity",
+    "processes",
     "raise_if_cancelled",
     "sample_previews",
     "send_text",

@@ -13,6 +13,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ...aclora_core.adapter import RankReport, from_state_dict, to_state_dict
 from ...aclora_core.config import TrainConfig
 from ...aclora_core.inspection import SheetRow, step_sheet
 from ...aclora_core.text import error_reason
@@ -63,8 +64,20 @@ class StepChoice:
         return Candidates(self.store, self._config.steps, [self._step] if self._step else [], prompts)
 
     def result(self, train: Callable[[], Result]) -> Result:
-        """Return the chosen step, from what was kept of this training if possible, else by training."""
-        return self._without_training() or self._after_training(train())
+        """Return the chosen step, from what was kept of this training if possible, else by training.
+
+        Of several processes the first decides, and all get what it returns.
+        """
+        processes = host.processes()
+        kept = self._without_training() if processes.is_first else None
+        result = kept if processes.from_first(kept is not None) else train()
+        if result is not None and result is not kept and processes.is_first:
+            result = self._after_training(result)
+        if processes.size == 1 and result is not None:
+            return result
+        # As tensors and text: the pack's classes may have other names on another machine.
+        factors, report = processes.from_first(result and (to_state_dict(result.adapter), result.report.to_json()))
+        return Result(from_state_dict(factors), RankReport.from_json(report))
 
     def _without_training(self) -> Result | None:
         """Return the step if it was kept.

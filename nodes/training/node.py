@@ -57,6 +57,7 @@ class ACLoRATrain(io.ComfyNode):
         step = settings.pop("step", 0)
         config = TrainConfig(**{**settings, **chosen.settings})
         node_id = host.hidden_node_id(cls)
+        processes = host.processes()
         live_previews = LivePreviews(chosen.previews)
         display = TrainingDisplay(host.ProgressBar(config.steps, node_id), live_previews)
         checkpoints = chosen.checkpoints
@@ -68,10 +69,15 @@ class ACLoRATrain(io.ComfyNode):
             choice = StepChoice(model[0], network, images, config, step)
 
             def run() -> Result:
+                if not processes.is_first:  # the first one shows, draws and writes
+                    stop = host.cancelled
+                    return train(
+                        network, images, config, should_stop=stop, checkpoints=checkpoints, processes=processes
+                    )
                 previews = live_previews.for_training(network, images, config.seed)
                 kept = choice.candidates(live_previews.prompts)
                 return train(
-                    network, images, config, display, host.cancelled, None, checkpoints, previews, candidates=kept
+                    network, images, config, display, host.cancelled, None, checkpoints, previews, kept, processes
                 )
 
             result = choice.result(run)

@@ -1,0 +1,34 @@
+"""Join the processes that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .processes import ALONE, Processes
+
+# The first process draws previews while the others wait for it. One that has ended is noticed at once all the same.
+_PATIENCE = timedelta(minutes=60)
+_IDLE_PATIENCE = timedelta(days=7)
+_DATA_PATIENCE = timedelta(minutes=2)  # gradients come right after a vote, so that nobody has to wait for them
+
+
+def join(environment: Mapping[str, str] = os.environ) -> Processes:
+    """Return the processes that torchrun has started, with which this one is then connected; ALONE without torchrun.
+
+    Args:
+        environment: RANK and WORLD_SIZE, and where the others are, as torchrun sets it.
+    """
+    if int(environment.get("WORLD_SIZE", "1")) == 1 or "RANK" not in environment:
+        return ALONE
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    data = dist.new_group(backend="nccl", timeout=_DATA_PATIENCE) if on_gpu else control
+    idle = dist.new_group(backend="gloo", timeout=_IDLE_PATIENCE)
+    return Processes(dist.get_rank(), dist.get_world_size(), control, data, idle)

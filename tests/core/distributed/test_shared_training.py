@@ -1,0 +1,136 @@
+"""Several processes train what one trains: adapter, decisions, checkpoints and failures, on the CPU by gloo."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aclora_core.config import CheckpointConfig
+from tests.support.shared_training import CASES, QUICK, RESTARTS, launch, read, result_of
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+]
+
+PACKAGES = {"Prodigy": "prodigyopt", "AdamWScheduleFree": "schedulefree", "AdamW8bit": "bitsandbytes"}
+WITHOUT = {f"optimizer {name}" for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None}
+RUN = [case for case in CASES if case not in WITHOUT]
+ENDS = ["cancel", "memory", "no number", "failing refit", "failure"]  # after a failure the processes are in step again
+
+
+def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same training within rounding."""
+    assert found["factors"].keys() == expected["factors"].keys()
+    for name, factor in expected["factors"].items():
+        torch.testing.assert_close(
+            found["factors"][name], factor, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name in ("losses", "validation", "fit", "truncations"):
+        close = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+        torch.testing.assert_close(torch.tensor(found[name]).double(), torch.tensor(expected[name]).double(), **close)
+    for name in ("ranks", "best", "epochs", "skipped", "cancelled"):
+        assert found[name] == expected[name], name
+
+
+def assert_same(found: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same training to the last bit."""
+    assert all(torch.equal(factor, other["factors"][name]) for name, factor in found["factors"].items())
+    assert str(found["losses"]) == str(other["losses"]) and found["validation"] == other["validation"]
+
+
+def alone(case: str, size: int) -> dict[str, Any]:
+    """The training of one process with as many images in a step."""
+    return result_of(case, replace(CASES[case], batch_size=size * CASES[case].batch_size))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    code, output = launch(folder, [*RUN, *ENDS])
+    assert code == 0, output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    code, output = launch(folder, ["sizes", "held-out images", "fewer images than processes"], size=4)
+    assert code == 0, output
+    return folder
+
+
+@pytest.mark.parametrize("case", RUN)
+def test_two_processes_train_what_one_trains_with_twice_the_batch(two: Path, case: str) -> None:
+    first, second = read(two, case, 0), read(two, case, 1)
+    assert isinstance(first, dict), first
+    assert_same(first, second)
+    assert_close(first, alone(case, 2))
+
+
+@pytest.mark.parametrize("case", ["sizes", "held-out images", "fewer images than processes"])
+def test_four_processes_train_what_one_trains_with_four_times_the_batch(four: Path, case: str) -> None:
+    results = [read(four, case, rank) for rank in range(4)]
+    assert isinstance(results[0], dict), results[0]
+    for other in results[1:]:
+        assert_same(results[0], other)
+    assert_close(results[0], alone(case, 4))
+
+
+def test_a_cancel_in_one_process_ends_all_at_the_same_step(two: Path) -> None:
+    first, second = read(two, "cancel", 0), read(two, "cancel", 1)
+    assert len(first["losses"]) == 4 and first["cancelled"] == "training"
+    assert_same(first, second)
+
+
+def test_a_process_that_runs_out_of_memory_splits_its_own_share_and_nothing_else_changes(two: Path) -> None:
+    first, second = read(two, "memory", 0), read(two, "memory", 1)
+    assert_same(first, second)
+    assert "1 at a time" in second["notes"] and not first["notes"]
+    assert_close(first, result_of("memory", replace(QUICK, batch_size=4)))
+
+
+def test_a_loss_that_is_no_number_in_one_process_skips_the_step_in_all(two: Path) -> None:
+    first, second = read(two, "no number", 0), read(two, "no number", 1)
+    assert first["skipped"] == 1
+    assert_same(first, second)
+
+
+def test_a_failure_reaches_the_others_with_its_reason(two: Path) -> None:
+    assert read(two, "failure", 1) == "ValueError: this process cannot go on"
+    assert read(two, "failure", 0) == "OtherProcessError: Process 2 of 2 has failed: this process cannot go on"
+
+
+def test_a_failure_in_the_second_pass_leaves_what_was_found_before_it_in_all(two: Path) -> None:
+    first, second = read(two, "failing refit", 0), read(two, "failing refit", 1)
+    assert "Training on all images failed" in first["notes"] and "Training on all images failed" in second["notes"]
+    assert_same(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_a_training_is_resumed_by_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
+    for case, size in (("to resume", before), ("resumed", after)):
+        code, output = launch(tmp_path, [case], size)
+        assert code == 0, output
+    assert len(read(tmp_path, "to resume", 0)["losses"]) == 7
+    resumed = read(tmp_path, "resumed", after - 1)
+    assert isinstance(resumed, dict), resumed
+    expected = result_of("", replace(RESTARTS, batch_size=4), checkpoints=CheckpointConfig(tmp_path / "whole", every=5))
+    assert_close(resumed, expected)
+    assert not (tmp_path / "nothing").exists()  # only the first process writes
+
+
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path) -> None:
+    began = time.monotonic()
+    code, output = launch(tmp_path, ["death"], patience=60)
+    assert code != 0 and "SIGKILL" in output or "Signal 9" in output, output
+    assert time.monotonic() - began < 60
+    assert not (tmp_path / "death-1.pt").exists()
