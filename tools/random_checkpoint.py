@@ -46,7 +46,8 @@ def write(name: str, path: Path) -> None:
         autoencoder = AutoencoderKL(embed_dim=4, ddconfig=VAE)
         clip = comfy.sd.CLIP(config.clip_target(), embedding_directory=None)
         for part in (base.diffusion_model, autoencoder, clip.cond_stage_model):
-            randomise(part)
+            randomise(part.to("cuda" if torch.cuda.is_available() else cpu))
+            part.to(cpu)
         vae = comfy.sd.VAE(sd=autoencoder.state_dict())
         model = comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
         for part in (clip.cond_stage_model, vae.first_stage_model):
