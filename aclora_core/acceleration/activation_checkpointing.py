@@ -33,7 +33,8 @@ class ActivationSizes:
     """Memory that a step of one row needs, in bytes."""
 
     blocks: list[int]  # activations that each block saves for the backward pass
-    least: int  # peak of a step that recomputes every block
+    least: int  # a step that recomputes every block, with the gaps that the allocator leaves
+    used: int  # of that by tensors at its peak
 
     def peak(self, rows: int, recomputed: set[int]) -> int:
         """Return the peak memory of a step in bytes.
@@ -133,13 +134,15 @@ class ActivationCheckpointing:
         """
         chosen, self.recomputed = self.recomputed, set(range(len(self.blocks)))
         try:
-            before = torch.cuda.memory_allocated()
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            tensors, memory = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
             loss().backward()
-            least = torch.cuda.max_memory_allocated() - before
+            used = torch.cuda.max_memory_allocated() - tensors
+            least = max(used, torch.cuda.max_memory_reserved() - memory)
             self._measured = [0] * len(self.blocks)
             loss()
-            return ActivationSizes(self._measured, least)
+            return ActivationSizes(self._measured, least, used)
         finally:
             self.recomputed, self._measured = chosen, None
 

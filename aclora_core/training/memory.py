@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import statistics
 import time
 import traceback
@@ -28,6 +29,7 @@ log = logging.getLogger("aclora")
 _LEFT_FREE = 500 * 10**6  # bytes
 
 
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's messages
 _TIMED = 10  # steps until the time of a step is known
 
 _WHAT_HELPS = (
@@ -72,8 +74,8 @@ class MemoryPlan:
         free = self._plannable(sizes.least)
         if free is None:
             return
-        if sizes.least > free:
-            raise ValueError(not_enough(sizes.least - free, self.adapted))
+        if sizes.used > free + _LEFT_FREE:  # it has just run, so that free memory is limited by a setting
+            raise ValueError(not_enough(sizes.used - free - _LEFT_FREE, self.adapted))
         expected = self._fit(sizes, rows, free)
         if self._keep_weights(free - checkpointing.room(expected)):
             free = self._plannable(expected) or 0
@@ -192,12 +194,21 @@ class MemoryPlan:
 
 
 def not_enough(missing: int, adapted: AdaptedModel) -> str:
-    """Return a sentence for a step that does not fit: how many bytes are missing, if that is known, and what helps."""
+    """Return a sentence for a step that does not fit: how many bytes are missing, 0 if unknown, and what helps."""
     streamed = bool(adapted.model.weight_stream)
     how = "with every block recomputed" + (" and all weights streamed" if streamed else "")
-    amount = f"{missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
+    amount = f"at least {missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
     more = "" if streamed else _WHAT_HELPS_WITH_WEIGHTS
     return f"There is too little GPU memory to train on one image at a time, {how}: {amount}. {_WHAT_HELPS}{more}"
+
+
+def bytes_missing(error: torch.cuda.OutOfMemoryError) -> int:
+    """Return how many bytes PyTorch's message says are missing at the least; 0 where it does not say."""
+    numbers = re.search(r"Tried to allocate ([0-9.]+ \w+).*?([0-9.]+ \w+) is free", str(error), re.DOTALL)
+    if numbers is None:
+        return 0
+    wanted, free = (float(amount) * _UNITS.get(unit, 0) for amount, unit in map(str.split, numbers.groups()))
+    return max(0, int(wanted - free))
 
 
 def _duration(seconds: float) -> str:

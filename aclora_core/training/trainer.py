@@ -14,7 +14,7 @@ from ..distributed import ALONE, Processes
 from ..optim import Stepper, learning_rate_at
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
-from .memory import MemoryPlan, not_enough
+from .memory import MemoryPlan, bytes_missing, not_enough
 from .progress import Progress
 from .restarts import Restarts
 from .verdict import OUT_OF_RANGE
@@ -79,7 +79,7 @@ class Trainer:
                 self.stepper.clear_gradients()
                 self.memory.make()
             except torch.cuda.OutOfMemoryError as error:
-                raise ValueError(not_enough(0, self.adapted)) from error
+                raise ValueError(not_enough(bytes_missing(error), self.adapted)) from error
             yield
 
     @contextmanager

@@ -47,7 +47,7 @@ class Row(Measured):
     losses: list[float] = field(default_factory=list)
     weights_gb: float = 0.0
     streamed_gb: float = 0.0  # bytes of the streamed blocks, which come twice a step
-    main_memory_gb: float = 0.0  # resident size of the process while it trains
+    main_memory_gb: float = 0.0  # resident size of the process while it trains; 0 where it was not measured
 
 
 def weights_in_main_memory(case: Case) -> Any:
@@ -79,26 +79,22 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
 
     def training(clock: Clock) -> None:
         with torch.inference_mode(), left_free(row.free_gib):
-            held = torch.cuda.memory_allocated()
             clock.start()
-            try:
-                with training_session(pack, model, latents, captions) as session:
-                    settings_of_row = {**PLAIN, "batch_size": 1, "steps": clock.total, **settings}
-                    config = make_config(pack, **settings_of_row)
+            with training_session(pack, model, latents, captions) as session:
+                settings_of_row = {**PLAIN, "batch_size": 1, "steps": clock.total, **settings}
+                config = make_config(pack, **settings_of_row)
 
-                    def on_step(progress: Any) -> None:
-                        row.losses = list(progress.losses[:_COMPARED])
-                        stream = session.network.weight_stream
-                        sizes = stream.sizes if stream else []
-                        row.streamed_gb = sum(sizes[index] for index in stream.streamed) / GB if stream else 0.0
-                        if progress.done == _COMPARED:
-                            row.main_memory_gb = psutil.Process().memory_info().rss / GB
-                            torch.cuda.reset_peak_memory_stats()
-                        clock.tick(progress.losses[-1])
+                def on_step(progress: Any) -> None:
+                    row.losses = list(progress.losses[:_COMPARED])
+                    stream = session.network.weight_stream
+                    sizes = stream.sizes if stream else []
+                    row.streamed_gb = sum(sizes[index] for index in stream.streamed) / GB if stream else 0.0
+                    if progress.done == _COMPARED:
+                        row.main_memory_gb = psutil.Process().memory_info().rss / GB
+                        torch.cuda.reset_peak_memory_stats()
+                    clock.tick(progress.losses[-1])
 
-                    session.train(config, on_step=on_step)
-            finally:
-                row.seconds["peak of a step, GB"] = (torch.cuda.max_memory_allocated() - held) / GB
+                session.train(config, on_step=on_step)
 
     measure(row, Clock(torch.device("cuda"), warm_up=_COMPARED, steps=steps, max_seconds=60), training)
     with torch.inference_mode():  # the mode in which the weights were made
@@ -144,13 +140,23 @@ def table(rows: list[Row], rate: float) -> str:
                 row.failure or f"{row.median:.1f}",
                 f"{row.median / floor:.2f}" if ours and row.free_gib and not row.failure else "",
                 f"{row.streamed_gb:.1f} of {row.weights_gb:.1f}" if ours else "",
-                f"{row.seconds.get('peak of a step, GB', 0):.1f}" if ours else "",
-                f"{row.main_memory_gb:.0f}" if ours else "",
+                f"{row.reserved_gb or 0:.1f}" if ours else "",
+                f"{row.main_memory_gb:.0f}" if row.main_memory_gb else "",
                 f"{100 * largest_difference(row, full):.2f} %" if ours and full else "",
                 next((said for said in row.said if "takes some" in said), ""),
             ]
         )
-    header = ["model", "", "ms a step", "to the floor", "GB streamed", "peak, GB", "main memory, GB", "losses", "plan"]
+    header = [
+        "model",
+        "",
+        "ms a step",
+        "to the floor",
+        "GB streamed",
+        "GPU memory, GB",
+        "main memory, GB",
+        "losses",
+        "plan",
+    ]
     return markdown(header, lines)
 
 
@@ -169,12 +175,17 @@ def main() -> None:
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(LIMITS), default=["sd15", "sdxl", "flux"])
     parser.add_argument("--free", type=float, nargs="+", help="GiB: only these limits of each case")
+    parser.add_argument("--table", action="store_true", help="print the table of --out and measure nothing")
     parser.add_argument("--native", action="store_true", help="time ComfyUI's own node too")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")
     parser.add_argument("--seconds", type=float, default=540.0, help="after these no row begins")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "memory_cuda.json")
     args = parser.parse_args()
     began = time.perf_counter()
+    if args.table:
+        measured = json.loads(args.out.read_text(encoding="utf-8"))
+        print(table([Row(**row) for row in measured["rows"]], measured["rate_gb_s"]))
+        return
     open_host(args.host)
     pack = load_pack()
     rate, rows = host_to_device_rate(), list[Row]()

@@ -23,12 +23,16 @@ sys.stdin.read()
 
 @contextmanager
 def left_free(gib: float | None) -> Iterator[None]:
-    """Occupy all GPU memory but so many GiB; nothing if that is None."""
+    """Occupy all GPU memory but so many GiB; nothing if that is None.
+
+    What PyTorch still holds in this process counts as free, as a training can use it.
+    """
     if gib is None:
         yield
         return
     torch.cuda.empty_cache()
-    arguments = [sys.executable, "-c", _HOLD, str(gib * GIB)]
+    held = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
+    arguments = [sys.executable, "-c", _HOLD, str(gib * GIB - held)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         if process.stdout.readline() != "held\n":

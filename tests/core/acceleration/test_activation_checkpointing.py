@@ -83,7 +83,7 @@ def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
     assert find_blocks(nn.Linear(2, 2)) == []
 
 
-SIZES = ActivationSizes([100, 300, 200], 650)
+SIZES = ActivationSizes([100, 300, 200], 650, 600)
 
 
 @pytest.mark.parametrize(

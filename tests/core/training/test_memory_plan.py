@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from aclora_core.acceleration import ActivationCheckpointing, ActivationSizes, WeightStream, gather_weights
+from aclora_core.config import TrainConfig
 from aclora_core.training import memory
 from aclora_core.training.memory import MemoryPlan
+from tests.support.toy import toy, train
 
 BLOCKS = 8
 MB = 10**6
@@ -29,7 +31,7 @@ class Planned:
         self.stream = WeightStream(network, network, gather_weights(network), torch.device("cpu")) if streamed else None
         self.total, self.weights = total * MB, sum(4 * parameter.numel() for parameter in network.parameters())
         self.checkpointing = ActivationCheckpointing(network)
-        self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB)
+        self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB)
         monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
         model = SimpleNamespace(device=torch.device("cuda"), weight_stream=self.stream, free_memory=lambda _: self.free)
         self.progress = SimpleNamespace(memory="")
@@ -100,3 +102,27 @@ def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.Monkey
     for _ in range(20):
         it.plan.step_ended()
     assert it.progress.memory.endswith(", 95 ms a step") and it.progress.memory.count("ms a step") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "missing"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of which 512.00 MiB "
+            "is free. Including non-PyTorch memory, this process has 7.10 GiB memory in use.",
+            2 * 2**30,
+        ),
+        ("Allocation on device", 0),  # cudaMallocAsync says no more
+    ],
+)
+def test_what_is_missing_is_read_from_the_error(message: str, missing: int) -> None:
+    assert memory.bytes_missing(torch.cuda.OutOfMemoryError(message)) == missing
+
+
+def test_a_trial_step_that_runs_out_of_memory_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB; 1.00 GiB is free")
+
+    monkeypatch.setattr("aclora_core.training.trainer.warm_up", full)
+    with pytest.raises(ValueError, match=r"at least 2\.1 GB are missing\. Close other programs.*GGUF"):
+        train(toy(2), TrainConfig(steps=2, max_rank=2, held_out=0.0))
