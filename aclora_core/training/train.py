@@ -13,6 +13,7 @@ from ..adapter import Adapter, Truncation, TruncationLoss
 from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import check_installed
+from .activity import OnActivity, ignore
 from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError, restoring
 from .checks import check_inputs
@@ -45,6 +46,7 @@ def train(
     checkpoints: CheckpointConfig | None = None,
     previews: Previews | None = None,
     candidates: Candidates | None = None,
+    on_activity: OnActivity = ignore,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -62,6 +64,7 @@ def train(
         checkpoints: where to save the state of the training, and whether to resume.
         previews: images drawn while it trains.
         candidates: keeps the adapter at several steps, to choose another than the returned one.
+        on_activity: called before what takes longer than a step, with what it is.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
@@ -72,9 +75,10 @@ def train(
         indices = captioned_indices(images)
     check_inputs(images, config, indices)
     check_installed(config.optimizer)
-    callbacks = Callbacks(on_step, should_stop, previews, candidates)
+    callbacks = Callbacks(on_step, should_stop, previews, candidates, on_activity)
     if checkpoints is None:
         return _train(TrainingRun(model, images, config, indices, callbacks, None), None)
+    on_activity("checkpoint")
     store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
     with store.reserved():
         while True:
@@ -110,6 +114,7 @@ def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
         add_learned_style(run, adapter, trained_on, images.prompts)
     else:  # after a refit the held-out captions are not unseen any more: then the first pass stands for it
         add_learned_style(run, first.adapter, learned, held_out)
+    run.callbacks.on_activity("report")
     facts = run.final_facts(len(held_out), len(trained_on))
     result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
     if problem := nothing_learned(result.report):
@@ -126,7 +131,7 @@ def _first_pass(
     """Train on all but the held-out images; find the best step and the truncation."""
     config, progress = run.config, run.progress
     trainer = Trainer(run.model, run.images, config, learned, progress, config.steps)
-    with trainer.ready():
+    with trainer.ready(run.callbacks.on_activity):
         early_stopping = _early_stopping(run, trainer, held_out) if held_out else None
         measurements = early_stopping or _fit_stopping(run, trainer, learned)
         if saved is not None:
@@ -147,6 +152,7 @@ def _fitted(run: TrainingRun, adapter: Adapter) -> FirstPass:
     """Return the result of a pass without held-out images: its last step, truncated to the ranks that it uses."""
     truncation = WHOLE
     if run.config.smallest:
+        run.callbacks.on_activity("truncating")
         with run.spare("The adapter could not be truncated to the ranks it uses", "it is given whole"):
             whole, adapter = adapter, truncated(adapter, USED_RANKS)
             truncation = USED_RANKS
@@ -220,7 +226,7 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
     )
     with run.spare("Training on all images failed", "what was found before it is given"):
         trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps)
-        with trainer.ready():
+        with trainer.ready(run.callbacks.on_activity):
             if saved is not None:
                 resume_pass(run, saved, trainer, None)
             run_pass(run, trainer, steps, first=first)

@@ -11,6 +11,7 @@ import torch
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..optim import Stepper, learning_rate_at
+from .activity import OnActivity, ignore
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
 from .memory import MemoryPlan
@@ -62,16 +63,19 @@ class Trainer:
         self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), steps, model.device)
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self, begins: OnActivity = ignore) -> Iterator[None]:
         """Put the adapter on the model, try one step, and plan the memory; the adapter stays on while this lasts.
+
+        begins: called before each of these, as they may take long.
 
         Raises:
             RuntimeError: the model cannot be trained; whatever its own layers raise.
         """
         with self.adapted.injected() as join_shared_inputs:
             one_image = self.stream.trial(self.stream.indices[0])
-            warm_up(self.adapted, one_image, self.config, join_shared_inputs)
+            warm_up(self.adapted, one_image, self.config, join_shared_inputs, begins)
             self.stepper.clear_gradients()
+            begins("memory")
             self.memory.make()
             yield
 

@@ -101,12 +101,11 @@ class ACLoRADataset(io.ComfyNode):
         )
 
     @classmethod
-    async def validate_inputs(
-        cls, folder: str | None = None, regularisation: str | None = NONE, more_resolutions: str | None = ""
-    ) -> bool | str:
-        # Naming only these keeps the host's checks of the other inputs. In a thread, since the host calls this in the
-        # server's event loop, and a folder may hold thousands of images.
-        return await asyncio.to_thread(_check_inputs, folder, regularisation, more_resolutions)
+    async def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        # Only this one is named, since the host repeats the sentence at every named input; the others are checked when
+        # the node runs, before any work. In a thread, since the host calls this in the server's event loop, and a
+        # folder may hold thousands of images.
+        return await asyncio.to_thread(_check_folder, folder)
 
     @classmethod
     def fingerprint_inputs(
@@ -172,20 +171,13 @@ class ACLoRADataset(io.ComfyNode):
         return io.NodeOutput(latents, conditioning, ui=shown)
 
 
-def _check_inputs(folder: str | None, regularisation: str | None, more_resolutions: str | None) -> bool | str:
+def _check_folder(folder: str | None) -> bool | str:
     """Return True, or a sentence that says what is wrong. A linked input is None, since it is not known yet."""
-    # The host shows the same sentence at each input that is checked, so it begins with the one it is about.
-    at = "more_resolutions"
     try:
-        parse_resolutions(more_resolutions or "")
         if folder is not None:
-            at = "folder"
             scan_folders(folder)
-        if folder is not None and regularisation not in (None, NONE):
-            at = "regularisation"
-            scan_folders(folder, regularisation)
     except ValueError as error:
-        return f"{at}: {error}"
+        return str(error)
     return True
 
 

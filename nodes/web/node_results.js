@@ -1,0 +1,69 @@
+// What nodes of AC-LoRA showed comes back after a change of tab and a reload, and Train AC-LoRA is large enough to read its chart.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const TRAIN = "ACLoRATrain";
+const TRAIN_SIZE = [420, 860]; // of a new node; a saved workflow keeps its own
+const NO_ID = "00000000-0000-0000-0000-000000000000"; // of graphs that came without one
+const RUNS = 8; // looked at in the server's history; each brings its whole workflow
+const TEXT_WIDGET = "$$node-text-preview"; // the front end's, for the text of a running node
+const TEXT_HEIGHT = 140; // at most, so that the picture gets the rest
+
+// The front end keeps the images of a node and forgets its text, which the server sends both ways.
+function showText(id, output) {
+  const text = output?.text?.join?.("\n");
+  if (text) api.dispatchCustomEvent("progress_text", { nodeId: String(id), text: text.replaceAll("[[", "[ [") });
+}
+
+// There is no public way to drop the last live image, which would stay beside the picture of the result.
+function dropLiveImage(node) {
+  const pinia = document.querySelector("#vue-app")?.__vue_app__?.config.globalProperties.$pinia;
+  const inSubgraph = node.graph && node.graph !== app.graph;
+  pinia?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(inSubgraph ? `${node.graph.id}:${node.id}` : `${node.id}`);
+}
+
+const isOurs = (node) => node?.comfyClass?.startsWith("ACLoRA");
+const asked = new Set(); // ids of workflows whose results were looked for
+
+// After a reload of the page the front end knows no results; the server knows those of its last runs.
+async function restoreResults() {
+  const workflow = app.graph?.id;
+  const blank = app.graph?.nodes.filter((node) => isOurs(node) && !app.nodeOutputs?.[node.id]) ?? [];
+  if (!workflow || workflow === NO_ID || !blank.length || asked.has(workflow)) return;
+  asked.add(workflow);
+  const history = await (await api.fetchApi(`/history?max_items=${RUNS}`)).json();
+  for (const { prompt, outputs } of Object.values(history)) {
+    if (prompt?.[3]?.extra_pnginfo?.workflow?.id !== workflow) continue;
+    for (const { id } of blank)
+      if (outputs?.[id])
+        api.dispatchCustomEvent("executed", { node: `${id}`, display_node: `${id}`, output: outputs[id], prompt_id: prompt[1] });
+  }
+}
+
+app.registerExtension({
+  name: "AC-LoRA.node-results",
+  setup() {
+    api.addEventListener("progress_text", ({ detail }) => {
+      const node = app.graph?.getNodeById(detail.nodeId);
+      const widget = node?.comfyClass === TRAIN && node.widgets?.find((each) => each.name === TEXT_WIDGET);
+      if (widget?.options) widget.options.getMaxHeight = () => TEXT_HEIGHT;
+    });
+  },
+  afterConfigureGraph() {
+    setTimeout(() => restoreResults().catch((error) => console.warn("AC-LoRA:", error)), 500); // once the graph is shown
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== TRAIN) return;
+    node.setSize([Math.max(node.size[0], TRAIN_SIZE[0]), Math.max(node.size[1], TRAIN_SIZE[1])]);
+    const onExecuted = node.onExecuted;
+    node.onExecuted = function (output) {
+      showText(node.id, output);
+      if (output?.images?.length) dropLiveImage(node);
+      return onExecuted?.apply(this, arguments);
+    };
+  },
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs ?? {}))
+      if (isOurs(app.graph?.getNodeById(id))) showText(id, output);
+  },
+});
