@@ -105,7 +105,7 @@ class ACLoRADataset(io.ComfyNode):
         # Only this one is named, since the host repeats the sentence at every named input; the others are checked when
         # the node runs, before any work. In a thread, since the host calls this in the server's event loop, and a
         # folder may hold thousands of images.
-        return await asyncio.to_thread(_check_folder, folder)
+        return host.tell_refusal(await asyncio.to_thread(_check_folder, folder))
 
     @classmethod
     def fingerprint_inputs(
@@ -149,6 +149,7 @@ class ACLoRADataset(io.ComfyNode):
         plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
         captions = captions_of(plans)
         bar = host.ProgressBar(_view_count(plans, flip) + len(captions))
+        host.send_text(f"Encoding {bar.total} images and captions …", host.hidden_node_id(cls))
         with torch.no_grad():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]

@@ -25,7 +25,7 @@ from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
 from .tokens import Caption, encode_tokens, tokenize
-from .told_errors import tell_errors
+from .told_errors import tell_errors, tell_refusal
 from .training_set import HostTrainingSet
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "square_side",
     "tag_counts",
     "tell_errors",
+    "tell_refusal",
     "text_features",
     "tokenize",
     "training_note",

@@ -13,11 +13,11 @@ from ...aclora_core.adapter import to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
 from ...aclora_core.training import Result, train
 from .. import host
-from .cancels import cancel_count, record_cancel, run_was_cancelled
+from .cancels import cancel_count, noticed, record_cancel, run_was_cancelled
 from .candidates import StepChoice
 from .display import LivePreviews, TrainingDisplay
 from .options.options import OPTIONS_TYPE, Options
-from .status import NOT_TRAINED, activity_text, result_text
+from .status import CANCELLED, NOT_TRAINED, activity_text, result_text
 
 _NO_CLIP = (
     "Train AC-LoRA returns a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the "
@@ -83,7 +83,7 @@ class ACLoRATrain(io.ComfyNode):
         unconditional = chosen.unconditional if config.needs_unconditional else None
         prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts)
-        with session as (network, images):
+        with noticed(lambda: say(CANCELLED)), session as (network, images):
             choice = StepChoice(model[0], network, images, config, step)
 
             def run() -> Result:

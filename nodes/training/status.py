@@ -13,6 +13,7 @@ from ...aclora_core.text import percent_text
 from ...aclora_core.training import Activity, Progress, training_summary
 from .. import host
 
+CANCELLED = "Cancelled; what is under way is finished, and what was learned is kept."
 NOT_TRAINED = "Not trained, as this run was cancelled before. Run again to train it."
 
 _STAGE_TEXT: dict[Stage, str] = {
@@ -28,7 +29,7 @@ _ACTIVITY_TEXT: dict[Activity | Literal["loading"], str] = {
     "kernels": "Compiling kernels, once for each kind of model",
     "memory": "Measuring how much memory a step takes",
     "first step": "First step, which takes longer than the others",
-    "measuring": "Measuring the loss of its own images, always with the same noise",
+    "measuring": "Measuring the loss at fixed noise",
     "previews": "Drawing previews",
     "truncating": "Truncating each layer to the rank that it uses",
     "report": "Counting the ranks of the layers",
@@ -38,7 +39,7 @@ _ACTIVITY_TEXT: dict[Activity | Literal["loading"], str] = {
 def activity_text(activity: Activity | Literal["loading"]) -> str:
     """Return what is being done where that is no step; after a cancel also that the work is kept."""
     text = f"{_ACTIVITY_TEXT[activity]} …"
-    return f"Cancelled; what was learned is kept.\n{text}" if host.cancelled() else text
+    return f"{CANCELLED}\n{text}" if host.cancelled() else text
 
 
 def status_text(progress: Progress, bar: host.ProgressBar) -> str:

@@ -1,4 +1,5 @@
-// What nodes of AC-LoRA showed comes back after a change of tab and a reload, and Train AC-LoRA is large enough to read its chart.
+// What nodes of AC-LoRA say: errors until the next run, results also after a change of tab and a reload, all of it in
+// full. And Train AC-LoRA is large enough to read its chart.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -7,7 +8,24 @@ const TRAIN_SIZE = [420, 860]; // of a new node; a saved workflow keeps its own
 const NO_ID = "00000000-0000-0000-0000-000000000000"; // of graphs that came without one
 const RUNS = 8; // looked at in the server's history; each brings its whole workflow
 const TEXT_WIDGET = "$$node-text-preview"; // the front end's, for the text of a running node
-const TEXT_HEIGHT = 140; // at most, so that the picture gets the rest
+const LETTER = 6.6, LINE = 16, MARGINS = [60, 34]; // pixels of a text on a node, about
+const TEXT_HEIGHT = 150; // at most, so that the picture gets the rest
+const ERROR_SIGN = "⚠"; // as in nodes/host/told_errors.py
+
+const textWidget = (node) => node.widgets?.find((each) => each.name === TEXT_WIDGET);
+
+// Makes room for the whole text; the front end leaves two lines.
+function fitText(node) {
+  const widget = textWidget(node);
+  if (!widget?.options) return;
+  const columns = Math.max(20, (node.size[0] - MARGINS[0]) / LETTER);
+  const lines = String(widget.value).split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / columns)), 0);
+  const height = Math.min(TEXT_HEIGHT, lines * LINE + MARGINS[1]);
+  widget.options.getMinHeight = () => height;
+  widget.options.getMaxHeight = () => Math.max(height, 58);
+  const needed = node.computeSize()[1];
+  if (node.size[1] < needed) node.setSize([node.size[0], needed]);
+}
 
 // The front end keeps the images of a node and forgets its text, which the server sends both ways.
 function showText(id, output) {
@@ -45,8 +63,11 @@ app.registerExtension({
   setup() {
     api.addEventListener("progress_text", ({ detail }) => {
       const node = app.graph?.getNodeById(detail.nodeId);
-      const widget = node?.comfyClass === TRAIN && node.widgets?.find((each) => each.name === TEXT_WIDGET);
-      if (widget?.options) widget.options.getMaxHeight = () => TEXT_HEIGHT;
+      if (isOurs(node)) fitText(node);
+    });
+    api.addEventListener("execution_start", () => {
+      for (const node of app.graph?.nodes ?? [])
+        if (isOurs(node) && String(textWidget(node)?.value).startsWith(ERROR_SIGN)) node.removeWidget(textWidget(node));
     });
   },
   afterConfigureGraph() {

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ....aclora_core.config import CheckpointConfig, Resume
+from ... import host
 from .checkpoint_folder import resolve_checkpoint_folder
 from .options import Options, options_schema
 
@@ -32,7 +33,7 @@ class ACLoRACheckpointOptions(io.ComfyNode):
             if checkpoint_name is not None:  # a linked input is not known yet
                 resolve_checkpoint_folder(checkpoint_name)
         except ValueError as error:
-            return str(error)
+            return host.tell_refusal(str(error))
         return True
 
     @classmethod

@@ -37,7 +37,7 @@ class ACLoRAPreviewOptions(io.ComfyNode):
             if preview_prompts and preview_prompts.strip():  # none is no fault where previews are off
                 _prompts(preview_prompts)
         except ValueError as error:
-            return str(error)
+            return host.tell_refusal(str(error))
         return True
 
     @classmethod

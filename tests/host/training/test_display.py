@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,9 +49,9 @@ def test_the_node_says_what_it_does_before_the_first_step_and_after_the_last(
         "Loading the model",
         "Trying one step",
         "Measuring how much memory a step takes",
-        "Measuring the loss of its own images",
+        "Measuring the loss at fixed noise",
         "First step",
-        "Measuring the loss of its own images",  # at the last step
+        "Measuring the loss at fixed noise",  # at the last step
         "Truncating each layer to the rank that it uses",
         "Counting the ranks of the layers",
     ]
@@ -62,8 +63,18 @@ def test_after_a_cancel_the_node_says_that_the_work_is_kept(
 ) -> None:
     with cancelled():
         run_node(pack, model, *pictures, {**SHORT, "steps": 40})
-    assert "Cancelled; what was learned is kept.\nTruncating each layer to the rank that it uses …" in said
+    told = "Cancelled; what is under way is finished, and what was learned is kept."
+    assert f"{told}\nTruncating each layer to the rank that it uses …" in said
     assert said[-1].endswith("Run again to train from the start. Steps to choose from: 1 (automatic).")
+
+
+def test_a_cancel_in_the_middle_of_a_long_step_is_noticed_at_once(pack: ModuleType, interrupt: Any) -> None:
+    noticed, told = pack.nodes.training.cancels.noticed, threading.Event()
+    with noticed(told.set):
+        assert not told.wait(0.6)
+        interrupt()
+        assert told.wait(10)
+    assert not [thread for thread in threading.enumerate() if thread.name == "AC-LoRA cancel"]
 
 
 def test_the_picture_of_a_training_is_saved_and_is_the_first_image_on_the_node(
@@ -147,19 +158,19 @@ def test_a_training_of_a_cancelled_run_does_not_begin(
     assert len(third.result[2]["loss"]) == 2
 
 
-def test_an_error_stands_on_its_node_until_it_runs_again(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_told_on_its_node_before_comfyui_gets_it(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfy_execution.utils import CurrentNodeContext
 
     texts: list[tuple[str, str]] = []
     errors = pack.nodes.host.told_errors
     monkeypatch.setattr(errors, "send_text", lambda text, node_id: texts.append((text, node_id)))
     layers = errors.tell_errors(pack.nodes.training.options.layers.ACLoRALayerOptions)
+    checkpoints = pack.nodes.training.options.checkpoints.ACLoRACheckpointOptions
     with CurrentNodeContext("run", "12"):
+        layers.execute(include_layers="attn")
+        assert checkpoints.validate_inputs("ink") is True and not texts
         with pytest.raises(ValueError, match="include_layers"):
             layers.execute(include_layers="(")
-        assert len(texts) == 1 and texts[0][0].startswith("⚠ ") and "include_layers" in texts[0][0]
-        assert texts.pop()[1] == "12"
-        layers.execute(include_layers="attn")
-        assert texts == [("\u00a0", "12")]
-        layers.execute(include_layers="attn")
-    assert len(texts) == 1
+        assert "leads outside" in checkpoints.validate_inputs("../ink")
+    (raised, node), (refused, _) = texts
+    assert raised.startswith("⚠ include_layers: ") and node == "12" and refused.startswith("⚠ '../ink' leads outside")
