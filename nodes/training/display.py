@@ -37,6 +37,7 @@ class LivePreviews:
     def __init__(self, settings: PreviewSettings | None) -> None:
         self.settings = settings
         self.images: list[torch.Tensor] = []  # each (height, width, 3), in 0 to 1
+        self.drawn_at = 0  # step of the images
 
     def for_training(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
         """Return the previews that train() takes, which keep their images here; None if previews are disabled."""
@@ -49,7 +50,7 @@ class LivePreviews:
             conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
             drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
             if drawn:
-                self.images = drawn
+                self.images, self.drawn_at = drawn, done
             return drawn
 
         return Previews(settings.every, draw, settings.share)
@@ -58,6 +59,11 @@ class LivePreviews:
     def prompts(self) -> Sequence[str]:
         """What each image of a set shows; none if previews are disabled."""
         return self.settings.prompts if self.settings else ()
+
+    @property
+    def title(self) -> str:
+        """Say of which step the images are."""
+        return f"Drawn at step {self.drawn_at}" if self.drawn_at else "Drawn before the training"
 
     @property
     def remark(self) -> str:
@@ -127,4 +133,4 @@ class TrainingDisplay:
     def _picture(self, trajectory: RankReport | Progress, steps: int, summary: str = "") -> Image.Image:
         images = self.previews.images
         captions = self.previews.prompts[: len(images)]
-        return training_picture(trajectory, steps, images, captions, summary, self.dark)
+        return training_picture(trajectory, steps, images, captions, self.previews.title, summary, self.dark)

@@ -27,6 +27,18 @@ function fitText(node) {
   if (node.size[1] < needed) node.setSize([node.size[0], needed]);
 }
 
+// In Nodes 2.0 the widgets of a node take half of its height as soon as there is a text: the picture gets that room.
+const MARKED = "data-aclora-train";
+const style = document.createElement("style");
+style.textContent = `[${MARKED}] .lg-node-widgets { flex: 0 0 auto !important; }`;
+document.head.append(style);
+
+function leaveRoom(node, tries = 60) {
+  const element = document.querySelector(`[data-node-id="${node.id}"]`);
+  if (element) element.setAttribute(MARKED, "");
+  else if (tries && window.LiteGraph?.vueNodesMode) requestAnimationFrame(() => leaveRoom(node, tries - 1));
+}
+
 // The front end keeps the images of a node and forgets its text, which the server sends both ways.
 function showText(id, output) {
   const text = output?.text?.join?.("\n");
@@ -38,6 +50,14 @@ function dropLiveImage(node) {
   const pinia = document.querySelector("#vue-app")?.__vue_app__?.config.globalProperties.$pinia;
   const inSubgraph = node.graph && node.graph !== app.graph;
   pinia?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(inSubgraph ? `${node.graph.id}:${node.id}` : `${node.id}`);
+}
+
+// Of several images the nodes of the canvas show small ones side by side: the first comes large, with "1/2" to go on.
+function showFirst(node, output, tries = 120) {
+  const count = output?.images?.length ?? 0;
+  if (count < 2 || !tries) return;
+  if (node.imgs?.length === count) node.imageIndex ??= 0;
+  else requestAnimationFrame(() => showFirst(node, output, tries - 1));
 }
 
 const isOurs = (node) => node?.comfyClass?.startsWith("ACLoRA");
@@ -64,6 +84,7 @@ app.registerExtension({
     api.addEventListener("progress_text", ({ detail }) => {
       const node = app.graph?.getNodeById(detail.nodeId);
       if (isOurs(node)) fitText(node);
+      if (node?.comfyClass === TRAIN) leaveRoom(node);
     });
     api.addEventListener("execution_start", () => {
       for (const node of app.graph?.nodes ?? [])
@@ -71,6 +92,7 @@ app.registerExtension({
     });
   },
   afterConfigureGraph() {
+    for (const element of document.querySelectorAll(`[${MARKED}]`)) element.removeAttribute(MARKED);
     setTimeout(() => restoreResults().catch((error) => console.warn("AC-LoRA:", error)), 500); // once the graph is shown
   },
   nodeCreated(node) {
@@ -80,11 +102,15 @@ app.registerExtension({
     node.onExecuted = function (output) {
       showText(node.id, output);
       if (output?.images?.length) dropLiveImage(node);
+      showFirst(node, output);
       return onExecuted?.apply(this, arguments);
     };
   },
   onNodeOutputsUpdated(outputs) {
-    for (const [id, output] of Object.entries(outputs ?? {}))
-      if (isOurs(app.graph?.getNodeById(id))) showText(id, output);
+    for (const [id, output] of Object.entries(outputs ?? {})) {
+      const node = app.graph?.getNodeById(id);
+      if (isOurs(node)) showText(id, output);
+      if (node?.comfyClass === TRAIN) showFirst(node, output);
+    }
   },
 });

@@ -21,7 +21,7 @@ FONT_SIZE = 21  # pixels
 _LINE_HEIGHT = 28
 _MARGIN, _GAP = 16, 12
 _MAX_COLUMNS = 4
-_SUMMARY_LINES, _CAPTION_LINES = 12, 2
+_TEXT_LINES, _CAPTION_LINES = 12, 2
 
 
 class Trajectory(Protocol):
@@ -49,6 +49,7 @@ def training_picture(
     total_steps: int,
     images: Sequence[Tensor] = (),
     captions: Sequence[str] = (),
+    title: str = "",
     summary: str = "",
     dark: bool = False,
 ) -> Image.Image:
@@ -59,6 +60,7 @@ def training_picture(
         total_steps: planned, the length of the chart's axis.
         images: (height, width, 3), floating point, 0 to 1; the last ones that were drawn, if any.
         captions: one for each image.
+        title: a line above the images.
         summary: sentences; none while a training runs.
         dark: light letters on a dark background.
 
@@ -72,6 +74,8 @@ def training_picture(
     measured = trajectory.restarts, trajectory.validation
     parts.append(training_chart(trajectory.losses, total_steps, *measured, chart_size, dark, trajectory.fit, ZOOM))
     if images:
+        if title:
+            parts.append(_text(title, theme(dark), 0))
         parts.append(_images(images, captions, theme(dark)))
     picture = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), theme(dark).background)
     top = 0
@@ -81,11 +85,11 @@ def training_picture(
     return picture
 
 
-def _text(summary: str, colours: Theme) -> Image.Image:
+def _text(text: str, colours: Theme, gap: int = _GAP) -> Image.Image:
     font = label_font(FONT_SIZE)
-    lines = shorten(wrap(summary, WIDTH - 2 * _MARGIN, font), _SUMMARY_LINES)
-    part = Image.new("RGB", (WIDTH, 2 * _GAP + len(lines) * _LINE_HEIGHT), colours.background)
-    _write(part, (_MARGIN, _GAP), lines, colours)
+    lines = shorten(wrap(text, WIDTH - 2 * _MARGIN, font), _TEXT_LINES)
+    part = Image.new("RGB", (WIDTH, 2 * gap + len(lines) * _LINE_HEIGHT), colours.background)
+    _write(part, (_MARGIN, gap), lines, colours)
     return part
 
 
