@@ -8,6 +8,7 @@ from .adapter.resize import ACLoRAResize
 from .adapter.save import ACLoRASave
 from .dataset.node import ACLoRADataset
 from .evaluation.node import ACLoRAEvaluate
+from .host import tell_errors
 from .tiny_base import ACLoRATinyBase
 from .training.node import ACLoRATrain
 from .training.options.checkpoints import ACLoRACheckpointOptions
@@ -25,7 +26,7 @@ class ACLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes, in the order in which a workflow uses them."""
-        return [
+        nodes: list[type[io.ComfyNode]] = [
             ACLoRATinyBase,
             ACLoRADataset,
             ACLoRATrain,
@@ -43,3 +44,4 @@ class ACLoRAExtension(ComfyExtension):
             ACLoRACheckpointOptions,
             ACLoRASpeedOptions,
         ]
+        return [tell_errors(node) for node in nodes]

@@ -80,7 +80,7 @@ def parse_resolutions(text: str) -> list[int]:
             continue
         if not re.fullmatch(r"[0-9]{1,6}", part) or not MIN_RESOLUTION <= int(part) <= MAX_RESOLUTION:
             raise ValueError(
-                f"Further resolutions have to be whole numbers from {MIN_RESOLUTION} to {MAX_RESOLUTION}, separated by "
+                f"more_resolutions has to be whole numbers from {MIN_RESOLUTION} to {MAX_RESOLUTION}, separated by "
                 f'commas, such as "768, 1024", but one is "{part[:20]}".'
             )
         found.append(int(part))

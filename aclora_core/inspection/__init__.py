@@ -5,6 +5,7 @@ from .charts.canvas import to_batch
 from .charts.contact_sheet import contact_sheet
 from .charts.step_sheet import SheetRow, step_sheet
 from .charts.training import training_chart
+from .charts.training_picture import training_picture
 from .measure import inspect_lora
 from .metadata_table import Rows, metadata_table, reading_rows, truncation_rows
 from .tables import file_rows, inspection_csv, inspection_json, inspection_table, truncation_table
@@ -24,6 +25,7 @@ __all__ = [
     "step_sheet",
     "to_batch",
     "training_chart",
+    "training_picture",
     "truncation_rows",
     "truncation_table",
 ]

@@ -44,6 +44,7 @@ def run_pass(
         run.measure(trainer, measurements)
     if first is None and progress.step == 0:
         run.keep_candidate(trainer, 0)
+    run.callbacks.on_activity("first step")
     while progress.step < steps:
         if measurements and run.config.stop_early and measurements.should_stop():
             log.info("AC-LoRA: stopped at step %d: %s.", progress.step, measurements.reason)

@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet, target_variance, with_timesteps
 from ..distributed import ALONE, Processes
 from ..text import error_reason
+from .activity import OnActivity, ignore
 from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError
 from .previews import Previews
@@ -34,6 +35,7 @@ class Callbacks:
     should_stop: Callable[[], bool] = lambda: False  # after every step, and while images are measured
     previews: Previews | None = None
     candidates: Candidates | None = None
+    on_activity: OnActivity = ignore  # before what takes longer than a step
 
 
 class TrainingRun:
@@ -107,6 +109,8 @@ class TrainingRun:
         candidates, previews = self.callbacks.candidates, self.callbacks.previews
         if candidates is None or not candidates.is_missing(self.progress.stage, step):
             return
+        if previews and not previews.failed:
+            self.callbacks.on_activity("previews")
         if previews and (problem := previews.draw_now(trainer, self.progress.done)):
             self.progress.note(problem)
         with self.sparing_candidates(candidates):
@@ -139,6 +143,7 @@ class TrainingRun:
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         """Count the time of the block."""
+        self.callbacks.on_activity("measuring")
         began = time.monotonic()
         yield
         seconds = (self.facts.validation_seconds or 0.0) + time.monotonic() - began

@@ -15,6 +15,7 @@ from ..config import CheckpointConfig, TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..distributed import ALONE, Processes
 from ..optim import check_installed
+from .activity import OnActivity, ignore
 from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError, restoring
 from .checks import check_inputs
@@ -48,6 +49,7 @@ def train(
     previews: Previews | None = None,
     candidates: Candidates | None = None,
     processes: Processes = ALONE,
+    on_activity: OnActivity = ignore,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -68,6 +70,7 @@ def train(
         processes: that train together, each with all of these arguments. Each takes a batch of its own of every step,
             so that a step has as many times batch_size images. Only the first needs previews and candidates, and only
             it writes checkpoints.
+        on_activity: called before what takes longer than a step, with what it is.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
@@ -81,9 +84,10 @@ def train(
         config = replace(config, batch_size=config.batch_size * processes.size)
         check_inputs(images, config, indices)
         check_installed(config.optimizer)
-        callbacks = Callbacks(on_step, should_stop, previews, candidates)
+        callbacks = Callbacks(on_step, should_stop, previews, candidates, on_activity)
         if checkpoints is None:
             return _train(TrainingRun(model, images, config, indices, callbacks, None, processes), None)
+        on_activity("checkpoint")
         store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
         with store.reserved() if processes.is_first else nullcontext():
             while True:
@@ -127,6 +131,7 @@ def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
         add_learned_style(run, adapter, trained_on, images.prompts)
     else:  # after a refit the held-out captions are not unseen any more: then the first pass stands for it
         add_learned_style(run, first.adapter, learned, held_out)
+    run.callbacks.on_activity("report")
     facts = run.final_facts(len(held_out), len(trained_on))
     result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
     if problem := nothing_learned(result.report):
@@ -143,7 +148,7 @@ def _first_pass(
     """Train on all but the held-out images; find the best step and the truncation."""
     config, progress = run.config, run.progress
     trainer = Trainer(run.model, run.images, config, learned, progress, config.steps, run.processes)
-    with trainer.ready():
+    with trainer.ready(run.callbacks.on_activity):
         early_stopping = _early_stopping(run, trainer, held_out) if held_out else None
         measurements = early_stopping or _fit_stopping(run, trainer, learned)
         if saved is not None:
@@ -164,6 +169,7 @@ def _fitted(run: TrainingRun, adapter: Adapter) -> FirstPass:
     """Return the result of a pass without held-out images: its last step, truncated to the ranks that it uses."""
     truncation = WHOLE
     if run.config.smallest:
+        run.callbacks.on_activity("truncating")
         with run.spare("The adapter could not be truncated to the ranks it uses", "it is given whole"):
             whole, adapter = adapter, truncated(adapter, USED_RANKS)
             truncation = USED_RANKS
@@ -246,7 +252,7 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
     together = run.processes.failing_together()
     with run.spare("Training on all images failed", "what was found before it is given"), together:
         trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps, run.processes)
-        with trainer.ready():
+        with trainer.ready(run.callbacks.on_activity):
             if saved is not None:
                 resume_pass(run, saved, trainer, None)
             run_pass(run, trainer, steps, first=first)

@@ -12,6 +12,7 @@ from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
 from ..distributed import ALONE, Processes
 from ..optim import Stepper, learning_rate_at
+from .activity import OnActivity, ignore
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
 from .memory import MemoryPlan, bytes_missing, not_enough
@@ -65,8 +66,10 @@ class Trainer:
         self.restarts = Restarts(config, max(1, steps // self.stream.steps_per_epoch), steps, model.device, processes)
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self, begins: OnActivity = ignore) -> Iterator[None]:
         """Put the adapter on the model, try one step, and plan the memory; the adapter stays on while this lasts.
+
+        begins: called before each of these, as they may take long.
 
         Raises:
             RuntimeError: the model cannot be trained; whatever its own layers raise.
@@ -75,8 +78,9 @@ class Trainer:
         with self.adapted.injected() as join_shared_inputs:
             one_image = self.stream.trial(self.stream.indices[0])
             try:
-                warm_up(self.adapted, one_image, self.config, join_shared_inputs)
+                warm_up(self.adapted, one_image, self.config, join_shared_inputs, begins)
                 self.stepper.clear_gradients()
+                begins("memory")
                 self.memory.make()
             except torch.cuda.OutOfMemoryError as error:
                 raise ValueError(not_enough(bytes_missing(error), self.adapted)) from error

@@ -10,13 +10,20 @@ from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels
 from ..config import TrainConfig
 from ..diffusion import Batch
 from ..text import error_reason
+from .activity import OnActivity, ignore
 from .adapted_model import AdaptedModel
 
 # Networks for which kernels were compiled since the program started; whatever else is needed is compiled when it runs.
 _compiled_for: set[Hashable] = set()
 
 
-def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_shared_inputs: Callable[[], None]) -> None:
+def warm_up(
+    adapted: AdaptedModel,
+    batch: Batch,
+    config: TrainConfig,
+    join_shared_inputs: Callable[[], None],
+    begins: OnActivity = ignore,
+) -> None:
     """Run a forward and a backward pass with one image, so that a model that cannot be trained fails before the work.
 
     The pass runs with as little memory as possible. Kernels that it needs are compiled in parallel first. The caller
@@ -27,6 +34,7 @@ def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_share
         batch: one image, on the device.
         config: the settings.
         join_shared_inputs: called after each pass, when layers that read the same tensor are known.
+        begins: called before kernels are compiled, and before the pass.
     """
     model, checkpointing = adapted.model, adapted.checkpointing
     on_gpu = model.device.type == "cuda"
@@ -35,11 +43,13 @@ def warm_up(adapted: AdaptedModel, batch: Batch, config: TrainConfig, join_share
     kernels = find_kernels(model.device, model.dtype, "lora")
     network_kind = type(model.network), model.dtype, model.device, config.max_rank, config.layers
     if kernels is not None and network_kind not in _compiled_for:
+        begins("kernels")
         with compile_in_parallel(model.device, kernels):
             for _ in range(2):  # first the layers alone, then those that share an input together
                 trial_step(adapted, batch)
                 join_shared_inputs()
         _compiled_for.add(network_kind)
+    begins("trial step")
     trial_step(adapted, batch)
     join_shared_inputs()
     if config.checkpointing == "automatic":

@@ -76,7 +76,7 @@ class ACLoRALoad(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None, *, cut: object = None) -> bool | str:
         # The host passes `cut` in any case; for a keyword-only parameter it does not repeat the message.
-        return True if lora_name is None else check_lora_exists(lora_name)
+        return True if lora_name is None else host.tell_refusal(check_lora_exists(lora_name))
 
     @classmethod
     def fingerprint_inputs(

@@ -88,7 +88,7 @@ class ACLoRAResize(io.ComfyNode):
     ) -> bool | str:
         if rule is None:  # the host leaves out a choice that it does not know
             return f"There is no such rule. Choose one of {', '.join(option.key for option in _rule_options())}."
-        return check_source(lora_model is not False, lora_name)  # None stands for a link
+        return host.tell_refusal(check_source(lora_model is not False, lora_name))  # None stands for a link
 
     @classmethod
     def fingerprint_inputs(

@@ -101,12 +101,11 @@ class ACLoRADataset(io.ComfyNode):
         )
 
     @classmethod
-    async def validate_inputs(
-        cls, folder: str | None = None, regularisation: str | None = NONE, more_resolutions: str | None = ""
-    ) -> bool | str:
-        # Naming only these keeps the host's checks of the other inputs. In a thread, since the host calls this in the
-        # server's event loop, and a folder may hold thousands of images.
-        return await asyncio.to_thread(_check_inputs, folder, regularisation, more_resolutions)
+    async def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        # Only this one is named, since the host repeats the sentence at every named input; the others are checked when
+        # the node runs, before any work. In a thread, since the host calls this in the server's event loop, and a
+        # folder may hold thousands of images.
+        return host.tell_refusal(await asyncio.to_thread(_check_folder, folder))
 
     @classmethod
     def fingerprint_inputs(
@@ -150,6 +149,7 @@ class ACLoRADataset(io.ComfyNode):
         plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
         captions = captions_of(plans)
         bar = host.ProgressBar(_view_count(plans, flip) + len(captions))
+        host.send_text(f"Encoding {bar.total} images and captions …", host.hidden_node_id(cls))
         with torch.no_grad(), host.processes().failing_together():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
@@ -172,20 +172,13 @@ class ACLoRADataset(io.ComfyNode):
         return io.NodeOutput(latents, conditioning, ui=shown)
 
 
-def _check_inputs(folder: str | None, regularisation: str | None, more_resolutions: str | None) -> bool | str:
+def _check_folder(folder: str | None) -> bool | str:
     """Return True, or a sentence that says what is wrong. A linked input is None, since it is not known yet."""
-    # The host shows the same sentence at each input that is checked, so it begins with the one it is about.
-    at = "more_resolutions"
     try:
-        parse_resolutions(more_resolutions or "")
         if folder is not None:
-            at = "folder"
             scan_folders(folder)
-        if folder is not None and regularisation not in (None, NONE):
-            at = "regularisation"
-            scan_folders(folder, regularisation)
     except ValueError as error:
-        return f"{at}: {error}"
+        return str(error)
     return True
 
 

@@ -58,17 +58,18 @@ def scan_folders(
     style = resolve_folder(folder)
     if regularisation == NONE:
         return [scan_folder(style, trigger, lines=lines, allowed=allowed_folders())]
-    other = resolve_folder(regularisation)
-    if style == other:
-        raise ValueError(
-            f'The folder "{shown(folder)}" is chosen for the style and for regularisation. Regularisation images must '
-            "not show the style: choose another folder for them, or none."
-        )
-    allowed = allowed_folders()
-    return [
-        scan_folder(style, trigger, without=other, lines=lines, allowed=allowed),
-        scan_folder(other, without=style, lines=lines, allowed=allowed),
-    ]
+    try:
+        other = resolve_folder(regularisation)
+        if style == other:
+            raise ValueError(
+                f'the folder "{shown(folder)}" is chosen for the style too. Regularisation images must not show the '
+                "style: choose another folder for them, or none."
+            )
+        allowed = allowed_folders()
+        kept = scan_folder(other, without=style, lines=lines, allowed=allowed)
+    except ValueError as error:
+        raise ValueError(f"regularisation: {error}") from error
+    return [scan_folder(style, trigger, without=other, lines=lines, allowed=allowed), kept]
 
 
 def fingerprint(folder: str, regularisation: str) -> str:

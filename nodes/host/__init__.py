@@ -1,5 +1,6 @@
 """The only code that uses ComfyUI's internals: models to train, conditionings, sampling, progress and cancel."""
 
+from .appearance import dark_theme
 from .apply_lora import apply_loaded_lora, apply_trained_lora
 from .caption_facts import tag_counts, trigger_word
 from .encoding_keys import KnownEncodings
@@ -16,13 +17,16 @@ from .progress import (
     cancelled,
     clear_interrupt,
     hidden_node_id,
+    prompt_id,
     raise_if_cancelled,
+    running_node_id,
     send_text,
 )
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
 from .tokens import Caption, encode_tokens, tokenize
+from .told_errors import tell_errors, tell_refusal
 from .training_set import HostTrainingSet
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "block_output",
     "cancelled",
     "clear_interrupt",
+    "dark_theme",
     "decode_latent",
     "encode_prompts",
     "encode_tokens",
@@ -50,11 +55,15 @@ __all__ = [
     "memory_limits",
     "model_identity",
     "processes",
+    "prompt_id",
     "raise_if_cancelled",
+    "running_node_id",
     "sample_previews",
     "send_text",
     "square_side",
     "tag_counts",
+    "tell_errors",
+    "tell_refusal",
     "text_features",
     "tokenize",
     "training_note",

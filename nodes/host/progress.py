@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 
@@ -64,8 +65,12 @@ def send_text(text: str, node_id: str | None) -> None:
     if node_id is not None:
         from server import PromptServer  # the web server, which scripts do not start
 
+        server = PromptServer.instance
+        # Only the page that queued the prompt, as with progress and images, since others may show another workflow with
+        # a node of this id; all pages once that one is closed, and for a prompt that came from no page.
+        page = server.client_id if server.client_id in server.sockets else None
         # The front end makes a link of [[label|address]], which could come from the name of a file.
-        PromptServer.instance.send_progress_text(text.replace("[[", "[ ["), node_id)
+        server.send_progress_text(text.replace("[[", "[ ["), node_id, page)
 
 
 def cancelled() -> bool:
@@ -92,9 +97,21 @@ def raise_if_cancelled() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def block_output(reason: str) -> ExecutionBlocker:
-    """Return an output that blocks only the nodes connected to it, which then show the reason."""
+def block_output(reason: str | None) -> ExecutionBlocker:
+    """Return an output that blocks only the nodes connected to it, which then show the reason, if there is one."""
     return ExecutionBlocker(reason)
+
+
+def prompt_id() -> str | None:
+    """Return the id of the running prompt; None outside one."""
+    context = get_executing_context()
+    return context.prompt_id if context else None
+
+
+def running_node_id() -> str | None:
+    """Return the id of the running node, also of one that has not asked for it; None outside a prompt."""
+    context = get_executing_context()
+    return context.node_id if context else None
 
 
 def hidden_node_id(cls: type[io.ComfyNode]) -> str | None:

@@ -1,28 +1,30 @@
-"""What the training node shows: progress, live chart, preview images, and the summary at the end."""
+"""What the training node shows while it trains and afterwards: progress, chart, and preview images."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from comfy_api.latest import io, ui
 from PIL import Image
 
-from ...aclora_core.adapter import RankReport, Stage, fit_share, recent_loss
-from ...aclora_core.inspection import contact_sheet, training_chart
-from ...aclora_core.text import percent_text
-from ...aclora_core.training import Previews, Progress, training_summary
+from ...aclora_core.adapter import RankReport
+from ...aclora_core.inspection import to_batch, training_picture
+from ...aclora_core.text import error_reason
+from ...aclora_core.training import Activity, Previews, Progress
 from .. import host
 from .options.options import PreviewSettings
+from .status import activity_text, status_text
 
-_CHART_INTERVAL = 2.0  # seconds between two live charts
-_STAGE_TEXT: dict[Stage, str] = {
-    "training": "training",
-    "cutting": "finding the smallest size",
-    "training on all": "second pass, on all images",
-    "comparing": "drawing unseen prompts with and without the LoRA",
-}
+PICTURE_PREFIX = "aclora/training"  # of the pictures in ComfyUI's output folder
+
+_CHART_INTERVAL = 3.0  # seconds between two live charts
+
+log = logging.getLogger("aclora")
 
 
 class LivePreviews:
@@ -35,6 +37,7 @@ class LivePreviews:
     def __init__(self, settings: PreviewSettings | None) -> None:
         self.settings = settings
         self.images: list[torch.Tensor] = []  # each (height, width, 3), in 0 to 1
+        self.drawn_at = 0  # step of the images
 
     def for_training(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
         """Return the previews that train() takes, which keep their images here; None if previews are disabled."""
@@ -47,7 +50,7 @@ class LivePreviews:
             conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
             drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
             if drawn:
-                self.images = drawn
+                self.images, self.drawn_at = drawn, done
             return drawn
 
         return Previews(settings.every, draw, settings.share)
@@ -58,95 +61,76 @@ class LivePreviews:
         return self.settings.prompts if self.settings else ()
 
     @property
+    def title(self) -> str:
+        """Say of which step the images are."""
+        return f"Drawn at step {self.drawn_at}" if self.drawn_at else "Drawn before the training"
+
+    @property
     def remark(self) -> str:
         """A sentence that says why the images are blurred, with a space in front; empty if they are not."""
         blurred = self.images and self.settings and self.settings.vae is None
         return " Previews are blurred, as no VAE is connected to AC-LoRA Preview Options." if blurred else ""
 
-    def add_below(self, chart: Image.Image) -> Image.Image:
-        """Return the chart with the latest images below it, or the chart itself if there are none."""
-        if not self.settings or not self.images:
-            return chart
-        return _stack(chart, self.images, self.settings.prompts)
-
 
 class TrainingDisplay:
-    """The node's live display, called after every step: moves the progress bar and redraws the chart now and then."""
+    """The node's live display, called after every step: moves the progress bar and redraws the picture now and then.
 
-    def __init__(self, bar: host.ProgressBar, previews: LivePreviews) -> None:
-        self.bar = bar
-        self.previews = previews
+    Args:
+        bar: of the node.
+        previews: drawn while it trains.
+        say: shows a text on the node.
+        dark: whether the picture is dark.
+    """
+
+    def __init__(
+        self, bar: host.ProgressBar, previews: LivePreviews, say: Callable[[str], None], dark: bool = True
+    ) -> None:
+        self.bar, self.previews, self.say, self.dark = bar, previews, say, dark
         self._last_chart = -math.inf  # when it was drawn, in seconds
 
     def __call__(self, progress: Progress) -> None:
-        """Show the state of the training, with a chart if the last one is old enough or the training ends."""
+        """Show the state of the training, with a picture if the last one is old enough or the training ends."""
         self.bar.total = progress.total + progress.remaining
         is_last = progress.done == progress.total or host.cancelled()
         image = None
         if is_last or time.monotonic() - self._last_chart > _CHART_INTERVAL:
             planned = progress.total - progress.done + len(progress.losses)
-            chart = training_chart(progress.losses, planned, progress.restarts, progress.validation, fit=progress.fit)
-            image = self.previews.add_below(chart)
+            image = self._picture(progress, planned)
             self._last_chart = time.monotonic()
         self.bar.show(progress.done, status_text(progress, self.bar), image)
 
-    def show_result(self, report: RankReport, steps: int) -> None:
-        """Show the chart of the returned adapter, after a cancel, during which ComfyUI shows no images.
+    def begins(self, activity: Activity) -> None:
+        """Say what is being done where that is no step."""
+        self.say(activity_text(activity))
+
+    def keep_result(
+        self, cls: type[io.ComfyNode], report: RankReport, steps: int, summary: str, save: bool
+    ) -> tuple[dict[str, Any], str]:
+        """Draw the picture of the returned adapter, which stands on the node from then on.
 
         Args:
+            cls: the node.
             report: of the training.
             steps: planned steps, the length of the chart's axis.
+            summary: of the training.
+            save: whether it belongs into ComfyUI's output folder, as that of each training, and not only onto the node.
+
+        Returns:
+            What the node shows, and "" or a sentence that says why it shows nothing.
         """
-        chart = training_chart(report.losses, steps, report.restarts, report.validation, fit=report.fit)
-        self.bar.show(self.bar.done, image=self.previews.add_below(chart))
+        picture = self._picture(report, steps, summary)
+        self.bar.show(self.bar.done, image=picture)
+        pixels = to_batch([picture])
+        try:
+            if save:
+                return ui.ImageSaveHelper.get_save_images_ui(pixels, PICTURE_PREFIX, cls).as_dict(), ""
+            return ui.PreviewImage(pixels, cls=cls).as_dict(), ""
+        except OSError as error:  # a full disk must not cost the training
+            problem = f"The picture of the training could not be saved ({error_reason(error)})."
+            log.warning("AC-LoRA: %s", problem)
+            return {}, problem
 
-
-def status_text(progress: Progress, bar: host.ProgressBar) -> str:
-    """Return the text below the chart while a training runs: stage, losses, time left, memory, latest note."""
-    loss = recent_loss(progress.losses)
-    parts = [_STAGE_TEXT[progress.stage], "no finite loss" if loss is None else f"loss {loss:.3f}"]
-    if progress.validation:
-        parts.append(f"held-out loss {progress.validation[-1][1]:.3f}")
-    share = fit_share(progress.fit)
-    if share is not None:
-        parts.append(f"own images at {percent_text(share)} of the model's loss")
-    parts.append(f"learning rate {progress.learning_rate:.2g}")
-    if progress.skipped_steps:
-        parts.append(f"skipped steps: {progress.skipped_steps}")
-    if progress.resumed_at:
-        parts.append(f"resumed at step {progress.resumed_at}")
-    time_left = bar.time_left(progress.done, progress.resumed_at)
-    # A second pass is as long as the first took to its best step, which is not known yet.
-    parts.append(f"up to {time_left}" if progress.remaining else time_left)
-    lines = [", ".join(parts)]
-    if progress.memory:
-        lines.append(progress.memory)
-    lines += progress.notes[-1:]
-    return "\n".join(lines)
-
-
-def result_text(report: RankReport, can_resume: bool) -> str:
-    """Return the summary of a training that has ended; after a cancel also what to do next.
-
-    Args:
-        report: of the training.
-        can_resume: whether it has checkpoints.
-    """
-    summary = training_summary(report)
-    if report.facts.cancelled is None:
-        return summary
-    if can_resume:
-        return f"{summary} Run again to resume."
-    return f"{summary} Running again returns this same result; change the seed to train from the start."
-
-
-def _stack(chart: Image.Image, images: Sequence[torch.Tensor], prompts: Sequence[str]) -> Image.Image:
-    """Return the chart, scaled to the width of the contact sheet of the images, above that sheet."""
-    sheet = contact_sheet(images, prompts[: len(images)])
-    lower = Image.fromarray((sheet * 255).round().byte().numpy())
-    height = round(chart.height * lower.width / chart.width)
-    upper = chart.resize((lower.width, height), Image.Resampling.LANCZOS)
-    both = Image.new("RGB", (lower.width, upper.height + lower.height), "#ffffff")
-    both.paste(upper, (0, 0))
-    both.paste(lower, (0, upper.height))
-    return both
+    def _picture(self, trajectory: RankReport | Progress, steps: int, summary: str = "") -> Image.Image:
+        images = self.previews.images
+        captions = self.previews.prompts[: len(images)]
+        return training_picture(trajectory, steps, images, captions, self.previews.title, summary, self.dark)

@@ -13,15 +13,20 @@ from ...aclora_core.adapter import to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
 from ...aclora_core.training import Result, train
 from .. import host
+from .cancels import cancel_count, noticed, record_cancel, run_was_cancelled
 from .candidates import StepChoice
-from .display import LivePreviews, TrainingDisplay, result_text
-from .options.checkpoint_folder import record_cancel
+from .display import LivePreviews, TrainingDisplay
 from .options.options import OPTIONS_TYPE, Options
+from .status import CANCELLED, NOT_TRAINED, activity_text, result_text
 
 _NO_CLIP = (
     "Train AC-LoRA returns a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the "
     "clip of the loader instead."
 )
+
+
+# A newer ComfyUI sends what the node showed again where its result comes from the cache, as after a reload of the page.
+_SHOWN_AGAIN = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
 
 
 class ACLoRATrain(io.ComfyNode):
@@ -39,8 +44,15 @@ class ACLoRATrain(io.ComfyNode):
             is_input_list=True,
             inputs=[*_links(), *_widgets()],
             outputs=_outputs(),
-            hidden=[io.Hidden.unique_id],
+            # With the last two the saved picture of a training holds its workflow.
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            **_SHOWN_AGAIN,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Return a number that changes with each cancel, so that a cancelled training does not come from the cache."""
+        return cancel_count(host.hidden_node_id(cls))
 
     @classmethod
     def execute(
@@ -58,14 +70,22 @@ class ACLoRATrain(io.ComfyNode):
         config = TrainConfig(**{**settings, **chosen.settings})
         node_id = host.hidden_node_id(cls)
         processes = host.processes()
+        if run_was_cancelled():
+            return _not_trained(node_id)
+
+        def say(text: str) -> None:
+            host.send_text(text, node_id)
+
+        say(activity_text("loading"))
         live_previews = LivePreviews(chosen.previews)
-        display = TrainingDisplay(host.ProgressBar(config.steps, node_id), live_previews)
+        bar = host.ProgressBar(config.steps, node_id)
+        display = TrainingDisplay(bar, live_previews, say, host.dark_theme())
         checkpoints = chosen.checkpoints
         unconditional = chosen.unconditional if config.needs_unconditional else None
         prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
         limits = host.memory_limits(config.gpu_memory, chosen.previews.vae if chosen.previews else None)
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts, limits)
-        with session as (network, images):
+        with noticed(lambda: say(CANCELLED)), session as (network, images):
             choice = StepChoice(model[0], network, images, config, step)
 
             def run() -> Result:
@@ -77,7 +97,16 @@ class ACLoRATrain(io.ComfyNode):
                 previews = live_previews.for_training(network, images, config.seed)
                 kept = choice.candidates(live_previews.prompts)
                 return train(
-                    network, images, config, display, host.cancelled, None, checkpoints, previews, kept, processes
+                    network,
+                    images,
+                    config,
+                    display,
+                    host.cancelled,
+                    checkpoints=checkpoints,
+                    previews=previews,
+                    candidates=kept,
+                    processes=processes,
+                    on_activity=display.begins,
                 )
 
             result = choice.result(run)
@@ -91,18 +120,26 @@ class ACLoRATrain(io.ComfyNode):
         lora_model = to_state_dict(result.adapter)
         if host.cancelled():
             host.clear_interrupt()
-            display.show_result(report, config.steps)
-            if checkpoints:
-                record_cancel(checkpoints.folder)
+            record_cancel(node_id)
         sheet = choice.ui(cls)
-        summary = result_text(report, can_resume=checkpoints is not None) + live_previews.remark + choice.remark
-        host.send_text(summary, node_id)  # replaces the status of the last step
+        summary = result_text(report, checkpoints) + live_previews.remark + choice.remark
+        picture, problem = display.keep_result(cls, report, config.steps, summary, save=choice.trained)
+        summary += problem and f" {problem}"
+        say(summary)  # replaces the status of the last step
         adapted, clip = host.apply_trained_lora(model[0], chosen.clip, lora_model)
         # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.
         losses = [loss for loss in report.losses if math.isfinite(loss)]
         clip_output = clip or host.block_output(_NO_CLIP)
-        shown = {**sheet, "text": (summary,)}
+        shown = {"images": [*picture.get("images", ()), *sheet.get("images", ())], "text": (summary,)}
         return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui=shown)
+
+
+def _not_trained(node_id: str | None) -> io.NodeOutput:
+    """Return outputs that block the nodes after this one, which say nothing, as the user has cancelled the run."""
+    record_cancel(node_id)
+    host.send_text(NOT_TRAINED, node_id)
+    outputs = [host.block_output(None) for _ in _outputs()]
+    return io.NodeOutput(*outputs, ui={"text": (NOT_TRAINED,)})
 
 
 def _links() -> list[Any]:

@@ -25,7 +25,7 @@ def test_a_text_that_cannot_be_used_is_refused(
     with pytest.raises(ValueError, match=f"^trigger_word {told}"):
         pack.nodes.dataset.node.ACLoRADataset.execute("any", object(), object(), 64, text)
     previews = pack.nodes.training.options.previews.ACLoRAPreviewOptions
-    assert previews.validate_inputs(text, True).startswith(f"preview_prompts {told}")
+    assert previews.validate_inputs(text).startswith(f"preview_prompts {told}")
     with pytest.raises(ValueError, match=f"^prompts {told}"):
         pack.nodes.evaluation.images.read_prompts([text], 1)
 

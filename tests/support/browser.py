@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,27 @@ def load_workflow(page: Page, workflow: dict[str, Any]) -> None:
     page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
     wanted = len(workflow["nodes"])
     page.wait_for_function("wanted => window.app.graph.nodes.length === wanted", arg=wanted)
+
+
+def open_prompt(page: Page, prompt: dict[str, Any], name: str) -> None:
+    """Open a prompt in API form as a workflow in a tab of its own; its nodes have the sizes of new ones.
+
+    Like a file it has an id of its own, by which ComfyUI knows its runs.
+    """
+    page.evaluate("([prompt, name]) => window.app.loadApiJson(prompt, name)", [prompt, name])
+    page.wait_for_function("wanted => window.app.graph.nodes.length === wanted", arg=len(prompt))
+    reopen = """([id, name]) => {
+      const graph = window.app.graph.serialize();
+      return window.app.loadGraphData({...graph, id}, true, true, name);
+    }"""
+    page.evaluate(reopen, [str(uuid.uuid4()), f"{name} workflow"])
+    page.wait_for_function("wanted => window.app.graph.nodes.length === wanted", arg=len(prompt))
+
+
+def text_on_node(page: Page, node: str) -> str:
+    """Return the text that a node shows; empty without one."""
+    widgets = "window.app.graph.getNodeById(id)?.widgets"
+    return page.evaluate(f"id => {widgets}?.find(each => each.name === '$$node-text-preview')?.value", node) or ""
 
 
 def unknown_nodes(page: Page) -> list[str]:

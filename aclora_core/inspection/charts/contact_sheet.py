@@ -73,12 +73,12 @@ def thumbnail(image: Tensor, side: int) -> Image.Image:
     return ImageOps.contain(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS)
 
 
-def label_font() -> Font:
-    """Load DejaVu from matplotlib, which has Greek, Cyrillic and more, unlike Pillow's own font."""
+def label_font(size: int = FONT_SIZE) -> Font:
+    """Load DejaVu from matplotlib, which has Greek, Cyrillic and more, unlike Pillow's own font. size: in pixels."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), FONT_SIZE) if path.is_file() else ImageFont.load_default(FONT_SIZE)
+    return ImageFont.truetype(str(path), size) if path.is_file() else ImageFont.load_default(size)
 
 
 def wrap(text: str, width: int, font: Font) -> list[str]:

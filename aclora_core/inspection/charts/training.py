@@ -30,6 +30,7 @@ def training_chart(
     size: tuple[int, int] = SIZE,
     dark: bool = False,
     fit: Sequence[tuple[int, float]] = (),
+    zoom: float = 0.0,
 ) -> Image.Image:
     """Draw the loss of a training, and below it the components that each restart kept. Takes some 50 ms.
 
@@ -38,9 +39,11 @@ def training_chart(
         total_steps: planned.
         validation: step and loss on held-out images.
         size: width and height in pixels.
+        dark: light letters on a dark background.
         fit: step and loss of training images at fixed noise.
+        zoom: pixels of a point, for larger letters; 0 for what suits the size.
     """
-    canvas = new_canvas(size, dark)
+    canvas = new_canvas(size, dark, zoom)
     split = 0.42 * canvas.height if restarts else 0.0
     upper = canvas.axes(_LEFT, max(split + 10, 32.0), _RIGHT, 22)
     steps = max(total_steps, len(losses), 1)

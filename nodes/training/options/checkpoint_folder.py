@@ -1,10 +1,9 @@
-"""The folders of checkpoints, and how often trainings were cancelled since ComfyUI started."""
+"""The folders of checkpoints."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 import folder_paths
@@ -12,7 +11,6 @@ import folder_paths
 from ...paths import check_name, check_place, shown
 
 FOLDER = "aclora_checkpoints"  # beside models/loras, or as registered in extra_model_paths.yaml
-_cancel_counts: Counter[Path] = Counter()
 
 
 def resolve_checkpoint_folder(name: str) -> Path:
@@ -38,16 +36,6 @@ def resolve_checkpoint_folder(name: str) -> Path:
     root = next((each for each in roots if os.path.isdir(each / cleaned)), roots[0])
     check_place(name, root, root / cleaned, f"models/{FOLDER}")
     return root / cleaned
-
-
-def record_cancel(folder: Path) -> None:
-    """Record that a training ended early, so that ComfyUI runs it again when it is queued again."""
-    _cancel_counts[folder] += 1
-
-
-def cancel_count(folder: Path) -> int:
-    """Return how often the training with this checkpoint folder was cancelled since ComfyUI started."""
-    return _cancel_counts[folder]
 
 
 def _roots() -> list[Path]:

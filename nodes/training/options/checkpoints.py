@@ -8,7 +8,8 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ....aclora_core.config import CheckpointConfig, Resume
-from .checkpoint_folder import cancel_count, resolve_checkpoint_folder
+from ... import host
+from .checkpoint_folder import resolve_checkpoint_folder
 from .options import Options, options_schema
 
 
@@ -32,15 +33,8 @@ class ACLoRACheckpointOptions(io.ComfyNode):
             if checkpoint_name is not None:  # a linked input is not known yet
                 resolve_checkpoint_folder(checkpoint_name)
         except ValueError as error:
-            return str(error)
+            return host.tell_refusal(str(error))
         return True
-
-    @classmethod
-    def fingerprint_inputs(cls, checkpoint_name: str | None = None, resume: str | None = None, **others: Any) -> int:
-        """Return a number that changes with each cancel of a training that can be resumed, so that it runs again."""
-        if checkpoint_name is None or resume == "never":
-            return 0
-        return cancel_count(resolve_checkpoint_folder(checkpoint_name))
 
     @classmethod
     def execute(

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
-from .options import Options, check_settings, options_schema, settings_output
+from .options import Options, check_each, options_schema, settings_output
 
 
 class ACLoRALayerOptions(io.ComfyNode):
@@ -24,13 +24,8 @@ class ACLoRALayerOptions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, include_layers: str | None = None, exclude_layers: str | None = None, layer_ranks: str | None = None
-    ) -> bool | str:
-        return check_settings(include_layers=include_layers, exclude_layers=exclude_layers, layer_ranks=layer_ranks)
-
-    @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
+        check_each(settings)
         return settings_output(options, settings)
 
 

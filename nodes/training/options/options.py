@@ -73,22 +73,20 @@ def options_schema(
     )
 
 
-def check_settings(**settings: Any) -> bool | str:
-    """Check settings for a node's validate_inputs.
+def check_each(settings: Mapping[str, Any]) -> None:
+    """Check settings of TrainConfig one by one.
 
-    Args:
-        settings: fields of TrainConfig, numbers or text; None for a linked input, whose value is not known yet. The
-            host itself refuses values of another type.
+    A node does so when it runs: ComfyUI repeats what `validate_inputs` says at every input that it looks at.
 
-    Returns:
-        True, or the error message.
+    Raises:
+        ValueError: one is wrong; the message begins with its name.
     """
-    known = {name: value for name, value in settings.items() if _has_type_of(value, getattr(TrainConfig, name))}
-    try:
-        TrainConfig(**known)
-    except ValueError as error:
-        return str(error)
-    return True
+    for name, value in settings.items():
+        try:
+            TrainConfig(**{name: value})
+        except ValueError as error:
+            sentence = str(error)
+            raise ValueError(sentence if sentence.startswith(name) else f"{name}: {sentence}") from error
 
 
 def settings_output(options: Options | None, settings: Mapping[str, Any]) -> io.NodeOutput:
@@ -99,7 +97,3 @@ def settings_output(options: Options | None, settings: Mapping[str, Any]) -> io.
         settings: fields of TrainConfig, by name.
     """
     return io.NodeOutput((options or Options()).with_settings(settings))
-
-
-def _has_type_of(value: object, default: object) -> bool:
-    return isinstance(value, (int, float) if isinstance(default, float) else type(default))

@@ -31,12 +31,13 @@ class ACLoRAPreviewOptions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preview_prompts: str | None = None, previews: bool | None = None) -> bool | str:
+    def validate_inputs(cls, preview_prompts: str | None = None) -> bool | str:
+        # Only this one is named, since ComfyUI repeats the sentence at every named input.
         try:
-            if preview_prompts is not None and previews:  # a linked input is not known yet
+            if preview_prompts and preview_prompts.strip():  # none is no fault where previews are off
                 _prompts(preview_prompts)
         except ValueError as error:
-            return str(error)
+            return host.tell_refusal(str(error))
         return True
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
-from .options import Options, check_settings, options_schema, settings_output
+from .options import Options, options_schema, settings_output
 
 
 class ACLoRARankOptions(io.ComfyNode):
@@ -25,13 +25,8 @@ class ACLoRARankOptions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, lowest_threshold: float | None = None, highest_threshold: float | None = None
-    ) -> bool | str:
-        return check_settings(lowest_threshold=lowest_threshold, highest_threshold=highest_threshold)
-
-    @classmethod
     def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
+        TrainConfig(**settings)
         return settings_output(options, settings)
 
 

@@ -108,8 +108,8 @@ def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.Monkey
     ("message", "missing"),
     [
         (
-            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of which 512.00 MiB "
-            "is free. Including non-PyTorch memory, this process has 7.10 GiB memory in use.",
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of which 512.00 "
+            "MiB is free. Including non-PyTorch memory, this process has 7.10 GiB memory in use.",
             2 * 2**30,
         ),
         ("Allocation on device", 0),  # cudaMallocAsync says no more

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.dataset_calls import Calls, checked, draw
+from tests.support.dataset_calls import Calls, draw
 from tests.support.train_node import train
 
 QUICK = {"steps": 3, "batch_size": 2, "max_rank": 4, "learning_rate": 1e-3, "mode": "off"}
@@ -154,9 +154,13 @@ def test_the_regularisation_folder_may_lie_in_the_other_but_not_be_it(calls: Cal
     output = calls.run(regularisation="kept/reg")
     assert len(output.result[0]) == 4 and "3 images: " in output.ui["text"][0]
     assert "1 regularisation image without a caption; describe what it shows: r.png." in output.ui["text"][0]
-    check = checked(calls.pack)
-    assert "is chosen for the style and for regularisation" in check("kept", regularisation="kept")
-    assert "does not exist" in check("kept", regularisation="nowhere") and check("kept", regularisation="none") is True
+    for name, sentence in {
+        "kept": 'the folder "kept" is chosen for the style too',
+        "nowhere": "does not exist",
+    }.items():
+        with pytest.raises(ValueError, match=f"^regularisation: .*{sentence}"):
+            calls.run(regularisation=name)
+        assert (calls.images, calls.captions) == (0, 0)
     node = calls.pack.nodes.dataset.node.ACLoRADataset
     prints = [node.fingerprint_inputs("kept", None, None, 64, "", regularisation=r) for r in ("none", "kept/reg")]
     assert prints[0] != prints[1]
@@ -188,5 +192,6 @@ def test_an_image_comes_in_the_further_sizes_that_it_is_large_enough_for(calls: 
     assert calls.encoded(more_resolutions="96, 128", flip=True) == (0, 0)
     report = trained(calls, *output.result, steps=6)[3]
     assert report.facts.images == 4 and len(report.losses) == 6
-    check = checked(calls.pack)
-    assert 'but one is "big"' in check("kept", more_resolutions="big")
+    with pytest.raises(ValueError, match='^more_resolutions has to be .* but one is "big"'):
+        calls.run(more_resolutions="big")
+    assert (calls.images, calls.captions) == (0, 0)

@@ -122,16 +122,17 @@ def test_a_cancel_during_recomputation_in_the_backward_pass_keeps_the_step(
     assert not comfy.model_management.processing_interrupted()
 
 
-def test_a_cancel_before_the_first_validation_is_reported(pack, model, pictures, interrupt):
+def test_a_cancel_before_the_first_validation_is_reported(pack, model, pictures, interrupt, tmp_path):
     latents, captions = pictures
     many = [{"samples": latents[0]["samples"] + 0.01 * number} for number in range(9)]
     with untouched(model), progress(lambda value, total, preview: interrupt()):
         report = trained(pack, model, many, captions[:1] * 9, steps=40, held_out=0.2)[3]
-    display = pack.nodes.training.display
-    summary = display.training_summary(report)
+    status, checkpoints = pack.nodes.training.status, pack.aclora_core.config.CheckpointConfig
+    summary = status.training_summary(report)
     assert len(report.losses) == 1 and "The adapter is that of step 1, which was not measured" in summary
-    assert display.result_text(report, True).endswith(" Run again to resume.")
-    assert display.result_text(report, False).endswith("change the seed to train from the start.")
+    assert status.result_text(report, checkpoints(tmp_path)).endswith(" Run again to resume.")
+    for without in (None, checkpoints(tmp_path, resume="never")):
+        assert status.result_text(report, without).endswith(" Run again to train from the start.")
 
 
 def test_a_cancel_during_training_keeps_the_adapter(pack, model, pictures, interrupt, caplog):
@@ -239,29 +240,29 @@ def test_bad_input_is_refused_with_a_message_and_an_unchanged_model(pack, model,
 
 
 def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack, monkeypatch):
-    display = pack.nodes.training.display
+    display, status = pack.nodes.training.display, pack.nodes.training.status
     clock = [0.0]
     monkeypatch.setattr(pack.nodes.host.progress.time, "monotonic", lambda: clock[0])
     bar = pack.nodes.host.ProgressBar(10)
-    show = display.TrainingDisplay(bar, display.LivePreviews(None))
+    show = display.TrainingDisplay(bar, display.LivePreviews(None), lambda text: None)
     show._last_chart = clock[0] = 60.0  # no chart now
     progress = display.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, remaining=10)
     show(progress)
     assert bar.total == 20
-    assert display.status_text(progress, bar) == (
+    assert status.status_text(progress, bar) == (
         "training, loss 0.500, learning rate 0.00012, skipped steps: 1, up to 9:00 left"
     )
     show(display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4))
     assert bar.total == 10
     progress = display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
-    assert display.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
+    assert status.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
     progress.fit += [(0, 0.5), (2, 0.17)]
     told = "training, loss 0.500, own images at 34 % of the model's loss, learning rate 0.0005, 4:00 left"
-    assert display.status_text(progress, bar) == told
+    assert status.status_text(progress, bar) == told
 
 
 def test_the_expected_memory_and_the_latest_note_are_shown_below_the_loss(pack):
-    display = pack.nodes.training.display
-    progress = display.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
-    first, *others = display.status_text(progress, pack.nodes.host.ProgressBar(10)).split("\n")
+    status = pack.nodes.training.status
+    progress = status.Progress(10, 1, losses=[0.5], memory="3 GB of 8", notes=["older", "newer"])
+    first, *others = status.status_text(progress, pack.nodes.host.ProgressBar(10)).split("\n")
     assert first.startswith("training, loss 0.500") and others == ["3 GB of 8", "newer"]

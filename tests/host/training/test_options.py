@@ -73,26 +73,23 @@ def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "sentence"),
     [
-        ("layers", {"include_layers": "attn\n(unclosed"}, "pattern '(unclosed' is no regular expression"),
-        ("layers", {"layer_ranks": "attn"}, "attn"),
-        ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "lowest first, but is 0.9 to 0.5"),
-        ("ranks", {"lowest_threshold": 1.5, "highest_threshold": None}, "must lie in 0 to 1"),
-        ("previews", {"preview_prompts": "\n", "previews": True}, "nothing to preview"),
+        ("layers", {"include_layers": "attn\n(unclosed"}, "^include_layers: .*'.unclosed' is no regular expression"),
+        ("layers", {"include_layers": "attn", "exclude_layers": "("}, "^exclude_layers: "),
+        ("layers", {"layer_ranks": "attn"}, "^layer_ranks: A line of layer_ranks must be pattern=rank"),
+        ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "^lowest_threshold must be .* 0.9 and 0.5"),
     ],
 )
-def test_invalid_options_are_refused_when_queued(pack: ModuleType, kind: str, given: Any, sentence: str) -> None:
-    assert sentence in node_of(pack, kind).validate_inputs(**given)
+def test_invalid_options_are_refused_by_their_node_and_name_one_input(
+    pack: ModuleType, kind: str, given: Any, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        node_of(pack, kind).execute(**given)
 
 
-@pytest.mark.parametrize(
-    ("kind", "given"),
-    [
-        ("layers", {"include_layers": "attn", "exclude_layers": "", "layer_ranks": "attn=4"}),
-        ("layers", dict.fromkeys(("include_layers", "exclude_layers", "layer_ranks"))),  # linked: value not known yet
-        ("ranks", {"lowest_threshold": 0.2, "highest_threshold": 0.9}),
-        ("previews", {"preview_prompts": "", "previews": False}),
-        ("previews", {"preview_prompts": None, "previews": True}),
-    ],
-)
-def test_valid_options_are_queued(pack: ModuleType, kind: str, given: Any) -> None:
-    assert node_of(pack, kind).validate_inputs(**given) is True
+def test_too_many_prompts_are_refused_when_queued(pack: ModuleType) -> None:
+    assert "has 9 lines" in node_of(pack, "previews").validate_inputs("a cat\n" * 9)
+
+
+@pytest.mark.parametrize("given", [None, "", "\n", "a cat"])  # None: linked, its value is not known yet
+def test_valid_prompts_are_queued_and_none_where_previews_may_be_off(pack: ModuleType, given: Any) -> None:
+    assert node_of(pack, "previews").validate_inputs(given) is True
