@@ -25,6 +25,7 @@ from .loop import run_pass
 from .previews import Previews
 from .progress import Progress, Result
 from .report import make_report
+from .requests import Requests
 from .resume import restore_facts, resume_pass
 from .run import Callbacks, TrainingRun
 from .sampler import captioned_indices, style_indices
@@ -45,6 +46,7 @@ def train(
     checkpoints: CheckpointConfig | None = None,
     previews: Previews | None = None,
     candidates: Candidates | None = None,
+    requests: Requests | None = None,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -62,6 +64,7 @@ def train(
         checkpoints: where to save the state of the training, and whether to resume.
         previews: images drawn while it trains.
         candidates: keeps the adapter at several steps, to choose another than the returned one.
+        requests: asked for from other threads while it runs: previews of a step, or its adapter.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
@@ -72,7 +75,7 @@ def train(
         indices = captioned_indices(images)
     check_inputs(images, config, indices)
     check_installed(config.optimizer)
-    callbacks = Callbacks(on_step, should_stop, previews, candidates)
+    callbacks = Callbacks(on_step, should_stop, previews, candidates, requests)
     if checkpoints is None:
         return _train(TrainingRun(model, images, config, indices, callbacks, None), None)
     store = CheckpointStore(checkpoints, training_fingerprint(model, images, config, indices))
@@ -100,6 +103,7 @@ def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
         candidates.begin(resumed=saved is not None)
     if saved is not None:
         restore_facts(run, saved)
+    run.begin_previews(resumed=saved is not None)
     in_refit = saved is not None and "found" in saved
     first = _saved_first_pass(run, saved) if saved and in_refit else _first_pass(run, learned, held_out, saved)
     refitted = None

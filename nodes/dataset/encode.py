@@ -99,6 +99,7 @@ def encode_captions(
     advance: Callable[[int], None],
     is_text: bool = True,
     trigger: str = "",
+    dataset: str = "",
 ) -> dict[str, list[Any]]:
     """Return the conditioning of each caption, from the cache or the CLIP.
 
@@ -109,6 +110,7 @@ def encode_captions(
         advance: called with the number of captions that were finished.
         is_text: whether captions are text, rather than prompts in the host's syntax.
         trigger: the trigger word, which is recorded in the conditionings.
+        dataset: the name of the folder, which is recorded too.
     """
     conditionings = {}
     for caption in captions:
@@ -119,7 +121,7 @@ def encode_captions(
         if conditioning is None:
             conditioning = host.encode_tokens(clip, tokens)
             known.put(key, conditioning)
-        conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger)
+        conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger, dataset)
         advance(1)
     return conditionings
 

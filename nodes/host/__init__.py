@@ -1,7 +1,7 @@
 """The only code that uses ComfyUI's internals: models to train, conditionings, sampling, progress and cancel."""
 
 from .apply_lora import apply_loaded_lora, apply_trained_lora
-from .caption_facts import tag_counts, trigger_word
+from .caption_facts import dataset_name, tag_counts, trigger_word
 from .encoding_keys import KnownEncodings
 from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
@@ -18,6 +18,7 @@ from .progress import (
     raise_if_cancelled,
     send_text,
 )
+from .routes import add_route
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
@@ -34,11 +35,13 @@ __all__ = [
     "MODEL_PREFIX",
     "ProgressBar",
     "VARIANT_KEY",
+    "add_route",
     "apply_loaded_lora",
     "apply_trained_lora",
     "block_output",
     "cancelled",
     "clear_interrupt",
+    "dataset_name",
     "decode_latent",
     "encode_prompts",
     "encode_tokens",

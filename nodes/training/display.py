@@ -12,7 +12,7 @@ from PIL import Image
 from ...aclora_core.adapter import RankReport, Stage, fit_share, recent_loss
 from ...aclora_core.inspection import contact_sheet, training_chart
 from ...aclora_core.text import percent_text
-from ...aclora_core.training import Previews, Progress, training_summary
+from ...aclora_core.training import PreviewFiles, Previews, Progress, training_summary
 from .. import host
 from .options.options import PreviewSettings
 
@@ -36,13 +36,15 @@ class LivePreviews:
         self.settings = settings
         self.images: list[torch.Tensor] = []  # each (height, width, 3), in 0 to 1
 
-    def for_training(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
-        """Return the previews that train() takes, which keep their images here; None if previews are disabled."""
+    def for_training(
+        self, model: host.HostModel, images: host.HostTrainingSet, seed: int, files: PreviewFiles
+    ) -> Previews | None:
+        """Return the previews that train() takes, which keep the last images here; None if previews are disabled."""
         settings = self.settings
         if settings is None:
             return None
 
-        def draw(done: int) -> list[torch.Tensor]:
+        def draw(step: int) -> list[torch.Tensor]:
             # A text encoder that learns encodes the prompts anew each time.
             conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
             drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
@@ -50,7 +52,7 @@ class LivePreviews:
                 self.images = drawn
             return drawn
 
-        return Previews(settings.every, draw, settings.share)
+        return Previews(settings.every, draw, settings.share, files)
 
     @property
     def prompts(self) -> Sequence[str]:

@@ -9,14 +9,15 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ...aclora_core.adapter import to_state_dict
+from ...aclora_core.adapter import RankReport, to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
-from ...aclora_core.training import Result, train
+from ...aclora_core.training import Requests, Result, train
 from .. import host
-from .candidates import StepChoice
+from .candidates import StepChoice, training_name
 from .display import LivePreviews, TrainingDisplay, result_text
 from .options.checkpoint_folder import record_cancel
 from .options.options import OPTIONS_TYPE, Options
+from .requests import answering, save_step
 
 _NO_CLIP = (
     "Train AC-LoRA returns a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the "
@@ -64,30 +65,34 @@ class ACLoRATrain(io.ComfyNode):
         prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts)
         with session as (network, images):
-            choice = StepChoice(model[0], network, images, config, step)
+            name = training_name(conditioning)
+            choice = StepChoice(model[0], network, images, config, step, name, live_previews.prompts)
+
+            def described(report: RankReport) -> RankReport:
+                return _with_inputs(report, model[0], network, images, latents, conditioning)
+
+            def save(now: Result) -> str:
+                return save_step(replace(now, report=described(now.report)), name, live_previews.images)
+
+            requests = Requests(save)
 
             def run() -> Result:
-                previews = live_previews.for_training(network, images, config.seed)
-                kept = choice.candidates(live_previews.prompts)
+                previews = live_previews.for_training(network, images, config.seed, choice.files)
+                kept = choice.candidates()
                 return train(
-                    network, images, config, display, host.cancelled, None, checkpoints, previews, candidates=kept
+                    network, images, config, display, host.cancelled, None, checkpoints, previews, kept, requests
                 )
 
-            result = choice.result(run)
-            trigger = host.trigger_word(conditioning)
-            facts = replace(
-                result.report.facts, base_model=network.base_name, resolution=images.resolution, trigger=trigger
-            )
-        if note := host.training_note(model[0]):
-            facts = replace(facts, notes=f"{note} {facts.notes}".strip())
-        report = replace(result.report, facts=facts, tags=host.tag_counts(latents, conditioning))
+            with answering(node_id, requests, draws=bool(live_previews.prompts)):
+                result = choice.result(run)
+            report = described(result.report)
         lora_model = to_state_dict(result.adapter)
         if host.cancelled():
             host.clear_interrupt()
             display.show_result(report, config.steps)
             if checkpoints:
                 record_cancel(checkpoints.folder)
-        sheet = choice.ui(cls)
+        sheet = choice.ui(cls, report.facts.started_at)
         summary = result_text(report, can_resume=checkpoints is not None) + live_previews.remark + choice.remark
         host.send_text(summary, node_id)  # replaces the status of the last step
         adapted, clip = host.apply_trained_lora(model[0], chosen.clip, lora_model)
@@ -96,6 +101,26 @@ class ACLoRATrain(io.ComfyNode):
         clip_output = clip or host.block_output(_NO_CLIP)
         shown = {**sheet, "text": (summary,)}
         return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui=shown)
+
+
+def _with_inputs(
+    report: RankReport,
+    model: Any,
+    network: host.HostModel,
+    images: host.HostTrainingSet,
+    latents: Sequence[dict[str, Any]],
+    conditioning: Sequence[Any],
+) -> RankReport:
+    """Return a report with what is known of the node's inputs."""
+    facts = replace(
+        report.facts,
+        base_model=network.base_name,
+        resolution=images.resolution,
+        trigger=host.trigger_word(conditioning),
+    )
+    if note := host.training_note(model):
+        facts = replace(facts, notes=f"{note} {facts.notes}".strip())
+    return replace(report, facts=facts, tags=host.tag_counts(latents, conditioning))
 
 
 def _links() -> list[Any]:

@@ -15,7 +15,7 @@ from .contact_sheet import GAP, LINE_HEIGHT, label_font, shorten, thumbnail, wra
 _LABEL_WIDTH = 136  # pixels, of the column on the left
 _CELL_SIZES = 128, 256  # smallest and largest side of a cell
 _CAPTION_LINES = 3
-_BACKGROUND, _INK, _FRAME = "#ffffff", "#202020", "#d0d0d0"
+_BACKGROUND, _INK, _FAINT, _FRAME = "#ffffff", "#202020", "#767676", "#d0d0d0"
 _MARK, _MARKED_BACKGROUND = "#c2560c", "#fdf0e4"
 
 
@@ -25,7 +25,8 @@ class SheetRow:
 
     label: str
     images: Sequence[Tensor]  # each (height, width, 3), floating point, 0 to 1; one for each prompt, or none
-    remark: str = ""  # below the label; such a row stands out
+    remark: str = ""  # below the label, which is faint without one
+    strong: bool = False  # whether the row stands out
 
 
 def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
@@ -57,12 +58,12 @@ def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
 
 
 def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int, cell: int) -> None:
-    if row.remark:
+    if row.strong:
         box = (0, top - GAP // 2, sheet.width, top + cell + GAP // 2 - 1)
         draw.rectangle(box, fill=_MARKED_BACKGROUND)
     font = label_font()
     label, remark = (wrap(text, _LABEL_WIDTH - 2 * GAP, font) for text in (row.label, row.remark))
-    _write(draw, (GAP, top), label)
+    _write(draw, (GAP, top), label, _INK if row.remark else _FAINT)
     _write(draw, (GAP, top + len(label) * LINE_HEIGHT), remark, _MARK)
     if not row.images:
         _write(draw, (_LABEL_WIDTH, top), ["no images were drawn"])
@@ -70,7 +71,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top:
         left = _LABEL_WIDTH + column * (cell + GAP)
         small = thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
-        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=_MARK if row.remark else _FRAME)
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=_MARK if row.strong else _FRAME)
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], ink: str = _INK) -> None:

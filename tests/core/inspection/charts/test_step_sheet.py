@@ -39,12 +39,15 @@ def test_cells_are_as_large_as_the_images_within_limits(side: int, cell: int) ->
     assert bottom - top == right - left == cell - 3  # a frame of one pixel
 
 
-def test_a_row_with_a_remark_stands_out() -> None:
-    images = [filled(BLUE)]
-    plain, marked = (step_sheet([SheetRow("step 1", images, remark)], ["a cat"]) for remark in ("", "automatic"))
-    assert plain.shape == marked.shape and torch.equal(plain[5, 5], torch.ones(3))
+def test_rows_with_a_remark_have_dark_labels_and_strong_ones_another_background() -> None:
+    rows = [SheetRow("step 1", [filled(BLUE)], *more) for more in (("",), ("can be chosen",), ("automatic", True))]
+    plain, remarked, strong = (step_sheet([row], ["a cat"]) for row in rows)
+    assert plain.shape == remarked.shape == strong.shape
     bottom_left = (-GAP, 2)
-    assert torch.equal(plain[bottom_left], torch.ones(3)) and marked[bottom_left].min() < 0.95
+    assert torch.equal(plain[bottom_left], torch.ones(3)) and torch.equal(remarked[bottom_left], torch.ones(3))
+    assert strong[bottom_left].min() < 0.95
+    label = (slice(GAP + 24, GAP + 44), slice(0, 100))
+    assert plain[label].min() > 0.4 and remarked[label].min() < 0.2
 
 
 def test_a_row_without_images_says_so() -> None:
