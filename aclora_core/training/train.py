@@ -109,6 +109,8 @@ def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
     refitted = None
     if held_out and config.refit and first.improves and not run.stopped:
         refitted = _refit(run, first, saved if in_refit else None)
+    if run.callbacks.requests:
+        run.callbacks.requests.end("The training has taken its last step; its result follows.")
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
     if images.prompts:
         add_learned_style(run, adapter, trained_on, images.prompts)

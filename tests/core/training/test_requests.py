@@ -117,6 +117,12 @@ def test_many_threads_that_ask_at_once_get_one_answer() -> None:
     assert requests.ask("sample") is not futures[0]
 
 
+def test_what_is_asked_after_the_last_step_is_answered_at_once() -> None:
+    requests = Requests(refuse)
+    train(toy(8), CONFIG, requests=requests)
+    assert requests.ask("save").result(0) == "The training has taken its last step; its result follows."
+
+
 def test_after_the_end_everything_is_answered() -> None:
     requests = Requests(refuse)
     before = requests.ask("save")
