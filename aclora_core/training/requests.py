@@ -13,7 +13,7 @@ RequestKind = Literal["sample", "save"]
 
 
 class Requests:
-    """Requests from other threads, which a training looks at between two steps.
+    """Requests from other threads to one training, which looks at them between two steps.
 
     Args:
         save: called in the thread of the training with what it would return now; returns a sentence for the user.

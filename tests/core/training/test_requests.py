@@ -92,6 +92,7 @@ def test_previews_without_candidates_and_without_prompts() -> None:
 
     train(toy(8), CONFIG, asking(requests, "sample", 2, answers), previews=Previews(1000, draw), requests=requests)
     assert drawn == [3] and answers.pop().result(0) == "Previews of step 3 were drawn."
+    requests = Requests(refuse)
     train(toy(8), CONFIG, asking(requests, "sample", 2, answers), requests=requests)
     assert answers.pop().result(0) == "This training has no prompts to draw."
 
