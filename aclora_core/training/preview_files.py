@@ -21,6 +21,7 @@ from torch import Tensor
 from ..storage import clear_partial_files, write_atomically
 
 MOST = 24  # sets of a training that stay
+READ_SIDE = 256  # pixels at most of the images that are read again, which are for a sheet
 
 _KEY = "aclora_previews"  # of the text in a PNG that tells which training, prompts and sizes it has
 _STEP = re.compile(r"step_(\d+)\.png")
@@ -34,7 +35,7 @@ class PreviewSet:
 
     step: int
     prompts: list[str]
-    images: list[Tensor]  # of each prompt: (height, width, 3), float32, 0 to 1
+    images: list[Tensor]  # of each prompt: (height, width, 3), float32, 0 to 1, READ_SIDE at most
 
 
 class PreviewFiles:
@@ -166,10 +167,13 @@ def _read(path: Path) -> PreviewSet | None:
     if facts is None:
         return None
     try:
+        images, left = [], 0
         with Image.open(path) as strip:
-            pixels = torch.from_numpy(np.asarray(strip.convert("RGB"), dtype=np.float32) / 255)
-        columns = pixels.split([width for width, _ in facts["sizes"]], dim=1)
-        images = [column[:height] for column, (_, height) in zip(columns, facts["sizes"], strict=True)]
+            for width, height in facts["sizes"]:
+                image = strip.crop((left, 0, left + width, height))
+                image.thumbnail((READ_SIDE, READ_SIDE), Image.Resampling.LANCZOS)
+                images.append(torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255))
+                left += width
         return PreviewSet(facts["step"], facts["prompts"], images)
     except Exception as error:  # as above
         log.warning("AC-LoRA: %s is damaged (%s) and left out of the sheet.", path.name, type(error).__name__)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from aclora_core.config import CheckpointConfig, TrainConfig
 from aclora_core.training import PreviewFiles, Previews
@@ -51,6 +52,15 @@ def test_a_set_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert [tuple(image.shape) for image in last.images] == [(8, 6, 3), (4, 10, 3)]
     for found, wanted in zip(last.images + first.images, images(1.0, (8, 6), (4, 10)) + images(0.4), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0.51 / 255)
+
+
+def test_large_images_are_read_small_and_kept_whole(tmp_path: Path) -> None:
+    files = opened(tmp_path, 1.5)
+    files.write(1, images(0.5, (300, 600), (300, 40)))
+    (found,) = files.sets()
+    assert [tuple(image.shape) for image in found.images] == [(128, 256, 3), (256, 34, 3)]
+    with Image.open(tmp_path / "ink_00001" / "step_000001.png") as strip:
+        assert strip.size == (640, 300)
 
 
 def test_an_incomplete_set_is_left_out(tmp_path: Path) -> None:
