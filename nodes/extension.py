@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import host
 from .adapter.inspect import ACLoRAInspect
 from .adapter.load import ACLoRALoad
 from .adapter.resize import ACLoRAResize
@@ -19,10 +20,15 @@ from .training.options.ranks import ACLoRARankOptions
 from .training.options.speed import ACLoRASpeedOptions
 from .training.options.text_encoder import ACLoRATextEncoderOptions
 from .training.options.validation import ACLoRAValidationOptions
+from .training.requests import ROUTE, answer
 
 
 class ACLoRAExtension(ComfyExtension):
     """The extension that ComfyUI loads, with the pack's nodes."""
+
+    async def on_load(self) -> None:
+        """Add what the buttons of the training node ask for to ComfyUI's web server."""
+        host.add_route(ROUTE, answer)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes, in the order in which a workflow uses them."""

@@ -31,15 +31,16 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def clear_partial_files(folder: Path, stem: str = "*") -> None:
-    """Delete the half-written safetensors files in a folder whose writer has died; failures are passed over.
+def clear_partial_files(folder: Path, stem: str = "*", suffix: str = ".safetensors") -> None:
+    """Delete the half-written files in a folder whose writer has died; failures are passed over.
 
     Args:
         folder: not the folders in it.
         stem: a pattern for the files' names without their suffix, such as "first_*".
+        suffix: of the files.
     """
     with suppress(OSError):
-        for path in folder.glob(f".{stem}.safetensors.*.partial"):
+        for path in folder.glob(f".{stem}{suffix}.*.partial"):
             with suppress(OSError):  # on Windows, that of a file which is open
                 if _is_abandoned(path):
                     path.unlink()

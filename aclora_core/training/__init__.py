@@ -1,10 +1,12 @@
 """The training loop: passes, validation, restarts, checkpoints."""
 
 from .activity import Activity
-from .candidate_store import CandidateStore, KeptResult, StepImages
+from .candidate_store import CandidateStore, KeptResult
 from .candidates import Candidates, choose, nearest_step, open_candidate_store
+from .preview_files import PreviewFiles, PreviewSet
 from .previews import Previews
 from .progress import Progress, Result
+from .requests import RequestKind, Requests
 from .summary import training_summary
 from .train import train
 
@@ -13,10 +15,13 @@ __all__ = [
     "CandidateStore",
     "Candidates",
     "KeptResult",
+    "PreviewFiles",
+    "PreviewSet",
     "Previews",
     "Progress",
+    "RequestKind",
+    "Requests",
     "Result",
-    "StepImages",
     "choose",
     "nearest_step",
     "open_candidate_store",

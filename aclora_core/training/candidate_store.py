@@ -1,4 +1,4 @@
-"""Candidates on disk: the adapters of several steps of a training, with images, and the result of the training.
+"""Candidates on disk: the adapters of several steps of a training, and the result of the training.
 
 Each training has a folder of its own below one root. A file is complete or not there. Only the last few trainings and
 a total of bytes are kept.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +39,6 @@ class KeptResult:
     step: int  # that its adapter is of
     truncation: Truncation  # of its adapter
     steps: list[int]  # whose adapters were kept
-
-
-@dataclass(frozen=True, eq=False)
-class StepImages:
-    """Images that were drawn with the adapter of a step; step 0 is the model without it."""
-
-    step: int
-    images: list[Tensor]  # each (height, width, 3), float32, 0 to 1
-    captions: list[str]
 
 
 class CandidateStore:
@@ -94,31 +85,6 @@ class CandidateStore:
         progress = Progress(0)
         progress.load_state_dict(content["progress"])
         return with_dtype(from_state_dict(tensors), torch.float32), progress
-
-    def write_images(self, step: int, images: Sequence[Tensor], captions: Sequence[str]) -> None:
-        """Keep the images of a step.
-
-        Args:
-            images: of one size, each (height, width, 3), floating point, 0 to 1.
-            captions: one for each image.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        pixels = torch.stack([(image.clamp(0, 1) * 255).round().to(torch.uint8).cpu() for image in images])
-        content = {"captions": list(captions)}
-        self._write(f"images_{step:07}.safetensors", {"images": pixels}, content)
-
-    def images(self) -> list[StepImages]:
-        """Return the images of all steps, by step; damaged ones are left out."""
-        found = []
-        for path in sorted(self._files(self.folder)):
-            if path.name.startswith("images_"):
-                with suppress(ValueError, OSError):
-                    tensors, content = self._read(path.name)
-                    images = [image.float() / 255 for image in tensors["images"]]
-                    found.append(StepImages(int(path.stem.split("_")[1]), images, content["captions"]))
-        return found
 
     def write_result(self, result: Result, step: int, truncation: Truncation) -> None:
         """Keep what the training returns, exactly. step: that its adapter is of.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-
-from torch import Tensor
 
 from ..adapter import Adapter, Stage, Truncation
 from ..config import TrainConfig
@@ -59,13 +57,10 @@ class Candidates:
         store: where they are kept.
         planned: steps of the training.
         wanted: further steps to keep.
-        captions: of the images that are drawn for each step.
     """
 
-    def __init__(
-        self, store: CandidateStore, planned: int, wanted: Collection[int] = (), captions: Sequence[str] = ()
-    ) -> None:
-        self.store, self.captions = store, list(captions)
+    def __init__(self, store: CandidateStore, planned: int, wanted: Collection[int] = ()) -> None:
+        self.store = store
         self.steps = {*candidate_steps(planned), *wanted}
         self.failed = False  # whether one could not be kept; then none is any more
         self._kept: set[tuple[Stage, int]] = set()
@@ -84,14 +79,13 @@ class Candidates:
         """Return whether this pass has not kept this step yet, and still keeps any."""
         return not self.failed and (stage, step) not in self._kept
 
-    def keep(self, step: int, adapter: Adapter, progress: Progress, images: Sequence[Tensor]) -> None:
-        """Keep the adapter of a step and the images drawn with it.
+    def keep(self, step: int, adapter: Adapter, progress: Progress) -> None:
+        """Keep the adapter of a step.
 
         Args:
-            step: 0 stands for the model without an adapter, of which only images are kept.
+            step: 0 stands for the model without an adapter, of which nothing is kept.
             adapter: whole, as the training would return it at this step.
             progress: of the pass that trained it.
-            images: one for each caption; or fewer, where drawing failed or was cancelled, and then none is kept.
 
         Raises:
             ValueError, OSError: it cannot be kept.
@@ -99,8 +93,6 @@ class Candidates:
         self._kept.add((progress.stage, step))
         if step:
             self.store.write_step(step, adapter, progress)
-        if images and len(images) == len(self.captions):
-            self.store.write_images(step, images, self.captions)
 
     def finish(self, result: Result, step: int, truncation: Truncation) -> None:
         """Keep what the training returns; without it no candidate can be chosen.

@@ -9,6 +9,7 @@ from functools import partial
 
 from ..diffusion import Batch
 from ..text import count_noun
+from .answers import answer_requests
 from .batches import BatchStream
 from .first_pass import FirstPass
 from .resume import save_checkpoint
@@ -78,6 +79,7 @@ def run_pass(
             log.warning("AC-LoRA: step %d was skipped, as its loss was not finite; such steps count.", progress.step)
         if measurements and measurements.is_due(progress.step, steps):
             run.measure(trainer, measurements)
+        answer_requests(run, trainer)
         run.show(trainer)
         if run.asked_to_stop():
             log.info("AC-LoRA: stopped at step %d of %d; what was learned so far is kept.", progress.step, steps)

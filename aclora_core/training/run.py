@@ -19,6 +19,7 @@ from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError
 from .previews import Previews
 from .progress import Progress
+from .requests import Requests
 from .sampler import steps_per_epoch, style_indices
 from .skipped_images import SkippedImages
 from .trainer import Trainer
@@ -36,6 +37,7 @@ class Callbacks:
     previews: Previews | None = None
     candidates: Candidates | None = None
     on_activity: OnActivity = ignore  # before what takes longer than a step
+    requests: Requests | None = None
 
 
 class TrainingRun:
@@ -92,12 +94,18 @@ class TrainingRun:
             self.facts = replace(self.facts, cancelled=self.progress.stage)
         return self.stopped
 
+    def begin_previews(self, resumed: bool) -> None:
+        """Tell the files of the previews which training this is."""
+        previews = self.callbacks.previews
+        if previews and previews.files:
+            previews.files.begin(self.facts.started_at or self._began, resumed)
+
     def show(self, trainer: Trainer) -> None:
         """Keep a candidate or draw previews where they are due, and call on_step."""
         previews, candidates = self.callbacks.previews, self.callbacks.candidates
         if candidates and candidates.is_due(self.progress.step):
             self.keep_candidate(trainer, self.progress.step)
-        elif previews and (problem := previews.draw_if_due(trainer, self.progress.done)):
+        elif previews and (problem := previews.draw_if_due(trainer, self.progress.step)):
             self.progress.note(problem)
         self.callbacks.on_step(self.progress)
 
@@ -111,12 +119,12 @@ class TrainingRun:
             return
         if previews and not previews.failed:
             self.callbacks.on_activity("previews")
-        if previews and (problem := previews.draw_now(trainer, self.progress.done)):
+        if previews and (problem := previews.draw_now(trainer, step)):
             self.progress.note(problem)
         with self.sparing_candidates(candidates):
             with trainer.stepper.evaluation_weights():
                 adapter = trainer.adapted.adapter()
-            candidates.keep(step, adapter, self.progress, previews.latest if previews else ())
+            candidates.keep(step, adapter, self.progress)
 
     @contextmanager
     def sparing_candidates(self, candidates: Candidates) -> Iterator[None]:

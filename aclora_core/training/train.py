@@ -28,6 +28,7 @@ from .loop import run_pass
 from .previews import Previews
 from .progress import Progress, Result
 from .report import make_report
+from .requests import Requests
 from .resume import restore_facts, resume_pass
 from .run import Callbacks, TrainingRun
 from .sampler import captioned_indices, style_indices
@@ -50,6 +51,7 @@ def train(
     candidates: Candidates | None = None,
     processes: Processes = ALONE,
     on_activity: OnActivity = ignore,
+    requests: Requests | None = None,
 ) -> Result:
     """Train a LoRA with AC-LoRA's restarts, and return it with its report.
 
@@ -71,6 +73,7 @@ def train(
             so that a step has as many times batch_size images. Only the first needs previews and candidates, and only
             it writes checkpoints.
         on_activity: called before what takes longer than a step, with what it is.
+        requests: asked for from other threads while it runs: previews of a step, or its adapter.
 
     Raises:
         ValueError: a setting does not fit the model, the images or the checkpoint; nothing has been trained then.
@@ -84,7 +87,7 @@ def train(
         config = replace(config, batch_size=config.batch_size * processes.size)
         check_inputs(images, config, indices)
         check_installed(config.optimizer)
-        callbacks = Callbacks(on_step, should_stop, previews, candidates, on_activity)
+        callbacks = Callbacks(on_step, should_stop, previews, candidates, on_activity, requests)
         if checkpoints is None:
             return _train(TrainingRun(model, images, config, indices, callbacks, None, processes), None)
         on_activity("checkpoint")
@@ -121,11 +124,14 @@ def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
         candidates.begin(resumed=saved is not None)
     if saved is not None:
         restore_facts(run, saved)
+    run.begin_previews(resumed=saved is not None)
     in_refit = saved is not None and "found" in saved
     first = _saved_first_pass(run, saved) if saved and in_refit else _first_pass(run, learned, held_out, saved)
     refitted = None
     if held_out and config.refit and first.improves and not run.stopped:
         refitted = _refit(run, first, saved if in_refit else None)
+    if run.callbacks.requests:
+        run.callbacks.requests.end("The training has taken its last step; its result follows.")
     adapter, trained_on = (first.adapter, learned) if refitted is None else (refitted, run.indices)
     if images.prompts:
         add_learned_style(run, adapter, trained_on, images.prompts)

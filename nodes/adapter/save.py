@@ -10,11 +10,9 @@ from comfy_api.latest import io, ui
 from ...aclora_core.adapter import (
     Adapter,
     RankReport,
-    build_metadata,
     describe_layers,
     from_state_dict,
     left_out_lines,
-    save,
     thumbnail_url,
     with_dtype,
 )
@@ -22,8 +20,9 @@ from ...aclora_core.inspection import Rows, reading_rows
 from .. import host
 from ..date_tokens import with_dates
 from ..texts import check_text
-from .files import invalidate_list, numbered_path, output_path
+from .files import numbered_path, output_path
 from .precision import PRECISIONS
+from .saving import write_lora
 
 
 class ACLoRASave(io.ComfyNode):
@@ -114,9 +113,7 @@ class ACLoRASave(io.ComfyNode):
         adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
         path = path if overwrite else numbered_path(path)
         thumbnail, problem = _thumbnail(preview)
-        metadata = build_metadata(adapter, path.stem, rank_report, trigger.strip(), thumbnail)
-        save(adapter, path, metadata)
-        invalidate_list()
+        write_lora(adapter, path, rank_report, trigger.strip(), thumbnail)
         name = str(path.relative_to(folder))
         text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
         text += _replaced_trigger(trigger.strip(), rank_report)

@@ -101,6 +101,7 @@ def encode_captions(
     advance: Callable[[int], None],
     is_text: bool = True,
     trigger: str = "",
+    dataset: str = "",
 ) -> dict[str, list[Any]]:
     """Return the conditioning of each caption, from the cache or the CLIP.
 
@@ -111,6 +112,7 @@ def encode_captions(
         advance: called with the number of captions that were finished.
         is_text: whether captions are text, rather than prompts in the host's syntax.
         trigger: the trigger word, which is recorded in the conditionings.
+        dataset: the name of the folder, which is recorded too.
     """
     conditionings = {}
     for round_ in _rounds(list(captions)):
@@ -119,7 +121,7 @@ def encode_captions(
             host.raise_if_cancelled()
             own.append((caption, _encode_caption(clip, Caption(caption, is_text), known)))
         for caption, conditioning in itertools.chain(*host.processes().gather(own)):
-            conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger)
+            conditionings[caption] = host.with_caption(conditioning, caption, is_text, trigger, dataset)
         advance(len(round_))
     return conditionings
 

@@ -23,7 +23,7 @@ from .. import host
 from ..host import KnownEncodings
 from ..texts import check_text
 from .encode import MaskSource, encode_captions, encode_images
-from .folders import dataset_folders, first_example
+from .folders import dataset_folders, first_example, resolve_folder
 from .inputs import advanced_inputs
 from .messages import remarks, skipped_images, summaries
 from .plan import (
@@ -153,9 +153,8 @@ class ACLoRADataset(io.ComfyNode):
         with torch.no_grad(), host.processes().failing_together():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
-            conditionings = encode_captions(
-                clip, captions, known, bar.advance, not prompt_syntax, clean_trigger(trigger_word)
-            )
+            trigger, name = clean_trigger(trigger_word), resolve_folder(folder).name
+            conditionings = encode_captions(clip, captions, known, bar.advance, not prompt_syntax, trigger, name)
         known.log_counts()
         latents, conditioning = output_lists(plans, folders, conditionings, regularisation_weight)
         skipped = skipped_images(plans, folders)

@@ -2,7 +2,7 @@
 
 from .appearance import dark_theme
 from .apply_lora import apply_loaded_lora, apply_trained_lora
-from .caption_facts import tag_counts, trigger_word
+from .caption_facts import dataset_name, tag_counts, trigger_word
 from .encoding_keys import KnownEncodings
 from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
@@ -22,6 +22,7 @@ from .progress import (
     running_node_id,
     send_text,
 )
+from .routes import add_route
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
@@ -39,12 +40,14 @@ __all__ = [
     "MODEL_PREFIX",
     "ProgressBar",
     "VARIANT_KEY",
+    "add_route",
     "apply_loaded_lora",
     "apply_trained_lora",
     "block_output",
     "cancelled",
     "clear_interrupt",
     "dark_theme",
+    "dataset_name",
     "decode_latent",
     "encode_prompts",
     "encode_tokens",

@@ -1,4 +1,4 @@
-"""What the dataset node recorded about captions, for the metadata of a LoRA file."""
+"""What the dataset node recorded about captions, for the names and the metadata of files."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...aclora_core.dataset import split_tags
-from .private_keys import CAPTION_KEY, TRIGGER, VARIANT_KEY
+from .private_keys import CAPTION_KEY, DATASET, TRIGGER, VARIANT_KEY
 
 _LONGEST_TAG = 200  # characters; a whole caption is a tag where it has no comma
 
 
 def trigger_word(conditioning: Sequence[Any]) -> str:
     """Return the trigger word of the dataset; "" if there is none, or the conditioning has another source."""
-    words = (more.get(TRIGGER, "") for entries in conditioning for _, more in entries)
-    return next(filter(None, words), "")
+    return _recorded(conditioning, TRIGGER)
+
+
+def dataset_name(conditioning: Sequence[Any]) -> str:
+    """Return the name of the dataset's folder; "" if the conditioning has another source."""
+    return _recorded(conditioning, DATASET)
 
 
 def tag_counts(latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -> dict[str, int]:
@@ -35,6 +39,10 @@ def tag_counts(latents: Sequence[dict[str, Any]], conditioning: Sequence[Any]) -
             image = variant.get("picture", ("single", number))
             tags_of.setdefault(image, set()).update(_tags(entries[0][1].get(CAPTION_KEY, "")))
     return dict(Counter(tag for tags in tags_of.values() for tag in sorted(tags)).most_common())
+
+
+def _recorded(conditioning: Sequence[Any], key: str) -> str:
+    return next(filter(None, (more.get(key, "") for entries in conditioning for _, more in entries)), "")
 
 
 def _tags(caption: str) -> list[str]:

@@ -15,3 +15,6 @@ TEXT_KEY = "aclora_is_text"
 
 # Beside it, the trigger word of the dataset; missing if there is none.
 TRIGGER = "aclora_trigger"
+
+# Beside it, the name of the dataset's folder.
+DATASET = "aclora_dataset"

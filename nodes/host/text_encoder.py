@@ -10,13 +10,13 @@ import comfy.clip_model
 import comfy.sd1_clip
 import torch
 
-from .private_keys import CAPTION_KEY, TEXT_KEY, TRIGGER
+from .private_keys import CAPTION_KEY, DATASET, TEXT_KEY, TRIGGER
 from .tokens import Caption, tokenize
 
 TEXT_PREFIX = "text_encoders."  # in front of every layer's name in ComfyUI's LoRA files
 
 
-def with_caption(conditioning: Any, caption: str, is_text: bool = False, trigger: str = "") -> Any:
+def with_caption(conditioning: Any, caption: str, is_text: bool = False, trigger: str = "", dataset: str = "") -> Any:
     """Return the conditioning with its caption recorded in it, which ComfyUI ignores.
 
     Args:
@@ -24,12 +24,15 @@ def with_caption(conditioning: Any, caption: str, is_text: bool = False, trigger
         caption: as it is written.
         is_text: whether it was encoded as text, without prompt syntax.
         trigger: the trigger word of the dataset, if there is one.
+        dataset: the name of its folder, if it is from one.
     """
     facts: dict[str, Any] = {CAPTION_KEY: caption}
     if is_text:
         facts[TEXT_KEY] = True
     if trigger:
         facts[TRIGGER] = trigger
+    if dataset:
+        facts[DATASET] = dataset
     return [[encoded, {**more, **facts}] for encoded, more in conditioning]
 
 

@@ -1,4 +1,4 @@
-"""The steps of a training that an artist can choose from: where they are kept, and how the node shows them."""
+"""The steps of a training that an artist can choose from, and the sheet of its previews: where they are kept."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
-from torch import Tensor
 
 from ...aclora_core.adapter import RankReport, from_state_dict, to_state_dict
 from ...aclora_core.config import TrainConfig
-from ...aclora_core.inspection import SheetRow, step_sheet
 from ...aclora_core.text import error_reason
 from ...aclora_core.training import (
     Candidates,
     CandidateStore,
     KeptResult,
+    PreviewFiles,
     Result,
     choose,
     nearest_step,
     open_candidate_store,
 )
 from .. import host
+from ..paths import check_name
+from .sheet import preview_sheet, saved_sheet
 
 FOLDER = "aclora_candidates"  # in ComfyUI's temp folder, which is emptied at its start
-SHEET_PREFIX = "aclora/steps"  # of the sheets in ComfyUI's output folder
+PREVIEWS = "aclora"  # in ComfyUI's output folder
+_UNNAMED = "training"  # where the images are not from Load AC-LoRA Dataset
 
 _SERVER = f"{os.getpid()}-{secrets.token_hex(4)}"  # servers that share a temp folder keep theirs apart
 _chosen_from: set[str] = set()  # trainings whose last result is a chosen step
@@ -46,22 +48,33 @@ class StepChoice:
         images: to learn from.
         config: the settings.
         step: that is asked for; 0 for the automatic one.
+        name: of the training, in names of files.
+        prompts: of the images that are drawn.
     """
 
     def __init__(
-        self, model: Any, network: host.HostModel, images: host.HostTrainingSet, config: TrainConfig, step: int
+        self,
+        model: Any,
+        network: host.HostModel,
+        images: host.HostTrainingSet,
+        config: TrainConfig,
+        step: int,
+        name: str,
+        prompts: Sequence[str],
     ) -> None:
         root = Path(folder_paths.get_temp_directory(), FOLDER, _SERVER)
         self.store: CandidateStore = open_candidate_store(root, network, images, config, host.model_identity(model))
+        previews = Path(folder_paths.get_output_directory(), PREVIEWS)
+        self.files = PreviewFiles(previews, name, prompts, protected=self.store.steps)
         self._config, self._step = config, step
         self.kept: KeptResult | None = None
         self.problem = ""  # a sentence for the user
         self.trained = False  # whether this run had to train
 
-    def candidates(self, prompts: Sequence[str]) -> Candidates:
-        """Return what keeps the steps of a training. prompts: of the images that are drawn for each."""
+    def candidates(self) -> Candidates:
+        """Return what keeps the steps of a training."""
         self.trained = True
-        return Candidates(self.store, self._config.steps, [self._step] if self._step else [], prompts)
+        return Candidates(self.store, self._config.steps, [self._step] if self._step else [])
 
     def result(self, train: Callable[[], Result]) -> Result:
         """Return the chosen step, from what was kept of this training if possible, else by training.
@@ -119,30 +132,27 @@ class StepChoice:
                 sentences.append("Nothing was trained, as this step was kept.")
             others = [f"{step} (automatic)" if step == self.kept.step else str(step) for step in self._steps(self.kept)]
             sentences.append(f"Steps to choose from: {', '.join(others)}.")
+            sentences.append("To get another, enter it at step and run again; nothing is trained then.")
+        if self.files.folder is not None:
+            sentences.append(f"Previews of the steps: output/{PREVIEWS}/{self.files.folder.name}.")
         return "".join(f" {sentence}" for sentence in sentences)
 
-    def sheet(self) -> Tensor | None:
-        """Return the sheet of all steps with images, (height, width, 3) in 0 to 1; None if there are none."""
-        drawn = self.store.images()
-        if self.kept is None or not drawn:
-            return None
-        captions = drawn[-1].captions
-        images = {each.step: each.images for each in drawn if each.captions == captions}
-        rows = [SheetRow("without the LoRA", images[0])] if 0 in images else []
-        rows += [self._row(self.kept, step, images.get(step, [])) for step in self._steps(self.kept)]
-        return step_sheet(rows, captions)
+    def ui(self, cls: type[io.ComfyNode], training: float | None) -> dict[str, Any]:
+        """Return the sheet of previews as the node shows it; that of a training is saved too. Empty without previews.
 
-    def ui(self, cls: type[io.ComfyNode]) -> dict[str, Any]:
-        """Return the sheet as the node shows it; that of a training is saved too. Empty without images."""
+        training: when it was started, which tells whose previews are shown.
+        """
+        if self.files.folder is None and training is not None:  # of a training before this run
+            self.files.begin(training, resumed=True)
         try:
-            sheet = self.sheet()
-            if sheet is None:
+            sheet = preview_sheet(self.files.sets(), self.kept, self._step)
+            if sheet is None or self.files.folder is None:
                 return {}
             if self.trained:
-                return ui.ImageSaveHelper.get_save_images_ui(sheet[None], SHEET_PREFIX, cls).as_dict()
+                return saved_sheet(sheet, self.files.folder)
             return ui.PreviewImage(sheet[None], cls=cls).as_dict()
         except OSError as error:  # a full disk must not cost the training
-            self.problem = f"{self.problem} The images of the steps could not be saved ({error_reason(error)}).".strip()
+            self.problem = f"{self.problem} The sheet of previews could not be saved ({error_reason(error)}).".strip()
             log.warning("AC-LoRA: %s", self.problem)
             return {}
 
@@ -160,8 +170,12 @@ class StepChoice:
     def _steps(kept: KeptResult) -> list[int]:
         return sorted({kept.step, *kept.steps})
 
-    def _row(self, kept: KeptResult, step: int, images: Sequence[Tensor]) -> SheetRow:
-        marks = ["automatic"] if step == kept.step else []
-        if self._step and step == nearest_step(kept, self._step):
-            marks.append("chosen")
-        return SheetRow(f"step {step}", images, ", ".join(marks))
+
+def training_name(conditioning: Sequence[Any]) -> str:
+    """Return a training's name for files: that of its dataset's folder, where every system can write it."""
+    name = host.dataset_name(conditioning)
+    try:
+        check_name(name, name, f"output/{PREVIEWS}")
+    except ValueError:
+        return _UNNAMED
+    return name

@@ -15,7 +15,7 @@ from PIL import Image
 from ...aclora_core.adapter import RankReport
 from ...aclora_core.inspection import to_batch, training_picture
 from ...aclora_core.text import error_reason
-from ...aclora_core.training import Activity, Previews, Progress
+from ...aclora_core.training import Activity, PreviewFiles, Previews, Progress
 from .. import host
 from .options.options import PreviewSettings
 from .status import activity_text, status_text
@@ -39,21 +39,23 @@ class LivePreviews:
         self.images: list[torch.Tensor] = []  # each (height, width, 3), in 0 to 1
         self.drawn_at = 0  # step of the images
 
-    def for_training(self, model: host.HostModel, images: host.HostTrainingSet, seed: int) -> Previews | None:
-        """Return the previews that train() takes, which keep their images here; None if previews are disabled."""
+    def for_training(
+        self, model: host.HostModel, images: host.HostTrainingSet, seed: int, files: PreviewFiles
+    ) -> Previews | None:
+        """Return the previews that train() takes, which keep the last images here; None if previews are disabled."""
         settings = self.settings
         if settings is None:
             return None
 
-        def draw(done: int) -> list[torch.Tensor]:
+        def draw(step: int) -> list[torch.Tensor]:
             # A text encoder that learns encodes the prompts anew each time.
             conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
             drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
             if drawn:
-                self.images, self.drawn_at = drawn, done
+                self.images, self.drawn_at = drawn, step
             return drawn
 
-        return Previews(settings.every, draw, settings.share)
+        return Previews(settings.every, draw, settings.share, files)
 
     @property
     def prompts(self) -> Sequence[str]:

@@ -9,14 +9,15 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ...aclora_core.adapter import to_state_dict
+from ...aclora_core.adapter import RankReport, to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
-from ...aclora_core.training import Result, train
+from ...aclora_core.training import Requests, Result, train
 from .. import host
 from .cancels import cancel_count, noticed, record_cancel, run_was_cancelled
-from .candidates import StepChoice
+from .candidates import StepChoice, training_name
 from .display import LivePreviews, TrainingDisplay
 from .options.options import OPTIONS_TYPE, Options
+from .requests import answering, save_step
 from .status import CANCELLED, NOT_TRAINED, activity_text, result_text
 
 _NO_CLIP = (
@@ -86,7 +87,16 @@ class ACLoRATrain(io.ComfyNode):
         limits = host.memory_limits(config.gpu_memory, chosen.previews.vae if chosen.previews else None)
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts, limits)
         with noticed(lambda: say(CANCELLED)), session as (network, images):
-            choice = StepChoice(model[0], network, images, config, step)
+            name = training_name(conditioning)
+            choice = StepChoice(model[0], network, images, config, step, name, live_previews.prompts)
+
+            def described(report: RankReport) -> RankReport:
+                return _with_inputs(report, model[0], network, images, latents, conditioning)
+
+            def save(now: Result) -> str:
+                return save_step(replace(now, report=described(now.report)), name, live_previews.images)
+
+            requests = Requests(save)
 
             def run() -> Result:
                 if not processes.is_first:  # the first one shows, draws and writes
@@ -94,8 +104,6 @@ class ACLoRATrain(io.ComfyNode):
                     return train(
                         network, images, config, should_stop=stop, checkpoints=checkpoints, processes=processes
                     )
-                previews = live_previews.for_training(network, images, config.seed)
-                kept = choice.candidates(live_previews.prompts)
                 return train(
                     network,
                     images,
@@ -103,25 +111,21 @@ class ACLoRATrain(io.ComfyNode):
                     display,
                     host.cancelled,
                     checkpoints=checkpoints,
-                    previews=previews,
-                    candidates=kept,
+                    previews=live_previews.for_training(network, images, config.seed, choice.files),
+                    candidates=choice.candidates(),
                     processes=processes,
                     on_activity=display.begins,
+                    requests=requests,
                 )
 
-            result = choice.result(run)
-            trigger = host.trigger_word(conditioning)
-            facts = replace(
-                result.report.facts, base_model=network.base_name, resolution=images.resolution, trigger=trigger
-            )
-        if note := host.training_note(model[0]):
-            facts = replace(facts, notes=f"{note} {facts.notes}".strip())
-        report = replace(result.report, facts=facts, tags=host.tag_counts(latents, conditioning))
+            with answering(node_id, requests, draws=bool(live_previews.prompts)):
+                result = choice.result(run)
+            report = described(result.report)
         lora_model = to_state_dict(result.adapter)
         if host.cancelled():
             host.clear_interrupt()
             record_cancel(node_id)
-        sheet = choice.ui(cls)
+        sheet = choice.ui(cls, report.facts.started_at)
         summary = result_text(report, checkpoints) + live_previews.remark + choice.remark
         picture, problem = display.keep_result(cls, report, config.steps, summary, save=choice.trained)
         summary += problem and f" {problem}"
@@ -140,6 +144,26 @@ def _not_trained(node_id: str | None) -> io.NodeOutput:
     host.send_text(NOT_TRAINED, node_id)
     outputs = [host.block_output(None) for _ in _outputs()]
     return io.NodeOutput(*outputs, ui={"text": (NOT_TRAINED,)})
+
+
+def _with_inputs(
+    report: RankReport,
+    model: Any,
+    network: host.HostModel,
+    images: host.HostTrainingSet,
+    latents: Sequence[dict[str, Any]],
+    conditioning: Sequence[Any],
+) -> RankReport:
+    """Return a report with what is known of the node's inputs."""
+    facts = replace(
+        report.facts,
+        base_model=network.base_name,
+        resolution=images.resolution,
+        trigger=host.trigger_word(conditioning),
+    )
+    if note := host.training_note(model):
+        facts = replace(facts, notes=f"{note} {facts.notes}".strip())
+    return replace(report, facts=facts, tags=host.tag_counts(latents, conditioning))
 
 
 def _links() -> list[Any]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .contact_sheet import GAP, LINE_HEIGHT, label_font, shorten, thumbnail, wrap
 
-_LABEL_WIDTH = 136  # pixels, of the column on the left
+_LABEL_WIDTH = 136  # pixels, of the column on the left of each block
 _CELL_SIZES = 128, 256  # smallest and largest side of a cell
 _CAPTION_LINES = 3
-_BACKGROUND, _INK, _FRAME = "#ffffff", "#202020", "#d0d0d0"
+_BACKGROUND, _INK, _FAINT, _FRAME = "#ffffff", "#202020", "#767676", "#d0d0d0"
 _MARK, _MARKED_BACKGROUND = "#c2560c", "#fdf0e4"
 
 
@@ -25,11 +25,12 @@ class SheetRow:
 
     label: str
     images: Sequence[Tensor]  # each (height, width, 3), floating point, 0 to 1; one for each prompt, or none
-    remark: str = ""  # below the label; such a row stands out
+    remark: str = ""  # below the label, which is faint without one
+    strong: bool = False  # whether the row stands out
 
 
 def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
-    """Draw the rows below each other, with the prompts above the columns.
+    """Draw the rows below each other, with the prompts above the columns; many rows fill several blocks side by side.
 
     Returns:
         The sheet: (height, width, 3), float32, 0 to 1.
@@ -47,30 +48,38 @@ def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
     captions = [shorten(wrap(prompt, cell, label_font()), _CAPTION_LINES) for prompt in prompts]
     top = GAP + max(map(len, captions)) * LINE_HEIGHT + GAP // 2
     width = _LABEL_WIDTH + len(prompts) * (cell + GAP)
-    sheet = Image.new("RGB", (width, top + len(rows) * (cell + GAP)), _BACKGROUND)
+    blocks = max(1, round((len(rows) * (cell + GAP) / width) ** 0.5))  # so that the sheet is not much taller than wide
+    per_block = -(-len(rows) // blocks)
+    sheet = Image.new("RGB", (blocks * width, top + per_block * (cell + GAP)), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(captions):
-        _write(draw, (_LABEL_WIDTH + column * (cell + GAP), GAP), lines)
     for number, row in enumerate(rows):
-        _draw_row(sheet, draw, row, top + number * (cell + GAP), cell)
+        left, place = number // per_block * width, number % per_block
+        if place == 0:
+            for column, lines in enumerate(captions):
+                _write(draw, (left + _LABEL_WIDTH + column * (cell + GAP), GAP), lines)
+        box = (left, top + place * (cell + GAP), left + width, top + (place + 1) * (cell + GAP))
+        _draw_row(sheet, draw, row, box, cell)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
 
 
-def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int, cell: int) -> None:
-    if row.remark:
-        box = (0, top - GAP // 2, sheet.width, top + cell + GAP // 2 - 1)
-        draw.rectangle(box, fill=_MARKED_BACKGROUND)
+def _draw_row(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, box: tuple[int, int, int, int], cell: int
+) -> None:
+    """Draw a row into a box: left, top, right, bottom. cell: the side of an image."""
+    start, top, end, bottom = box
+    if row.strong:
+        draw.rectangle((start, top - GAP // 2, end, bottom - GAP // 2 - 1), fill=_MARKED_BACKGROUND)
     font = label_font()
     label, remark = (wrap(text, _LABEL_WIDTH - 2 * GAP, font) for text in (row.label, row.remark))
-    _write(draw, (GAP, top), label)
-    _write(draw, (GAP, top + len(label) * LINE_HEIGHT), remark, _MARK)
+    _write(draw, (start + GAP, top), label, _INK if row.remark else _FAINT)
+    _write(draw, (start + GAP, top + len(label) * LINE_HEIGHT), remark, _MARK)
     if not row.images:
-        _write(draw, (_LABEL_WIDTH, top), ["no images were drawn"])
+        _write(draw, (start + _LABEL_WIDTH, top), ["no images were drawn"])
     for column, image in enumerate(row.images):
-        left = _LABEL_WIDTH + column * (cell + GAP)
+        left = start + _LABEL_WIDTH + column * (cell + GAP)
         small = thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
-        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=_MARK if row.remark else _FRAME)
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=_MARK if row.strong else _FRAME)
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], ink: str = _INK) -> None:

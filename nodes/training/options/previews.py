@@ -25,7 +25,8 @@ class ACLoRAPreviewOptions(io.ComfyNode):
         return options_schema(
             node_id="ACLoRAPreviewOptions",
             name="AC-LoRA Preview Options",
-            description="Samples images with the style while it is being learned, and shows them on the training node.",
+            description="Samples images with the style while it is being learned, shows them on the training node, and "
+            "keeps them as files, with a sheet of all steps.",
             inputs=_inputs(),
             search_aliases=["sample prompts", "live preview", "sample images", "training samples"],
         )

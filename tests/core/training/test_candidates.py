@@ -10,7 +10,7 @@ import torch
 
 from aclora_core.adapter import Adapter, with_dtype
 from aclora_core.config import CheckpointConfig, TrainConfig
-from aclora_core.training import CandidateStore, Previews, choose, nearest_step, open_candidate_store
+from aclora_core.training import CandidateStore, PreviewFiles, Previews, choose, nearest_step, open_candidate_store
 from aclora_core.training.candidates import Candidates, candidate_steps
 from aclora_core.training.compression import USED_RANKS, truncated
 from aclora_core.training.progress import Progress, Result
@@ -249,26 +249,25 @@ def test_images_are_drawn_before_the_training_and_with_every_candidate(tmp_path:
     model = toy(16)
     plain = model.network["attn"](torch.eye(16))
 
-    def draw(done: int) -> list[torch.Tensor]:
+    def draw(step: int) -> list[torch.Tensor]:
         assert not torch.is_grad_enabled()
         change = (model.network["attn"](torch.eye(16)) - plain).abs().max()
         return [torch.full((4, 4, 3), float(change.clamp(0, 1)))] * 2
 
     store = store_of(tmp_path, PLAIN)
-    candidates = Candidates(store, PLAIN.steps, captions=["a cat", "a dog"])
-    previews = Previews(1000, draw, share=0.01)
-    train(model, PLAIN, previews=previews, candidates=candidates)
-    drawn = store.images()
+    files = PreviewFiles(tmp_path / "previews", "ink", ["a cat", "a dog"])
+    previews = Previews(1000, draw, share=0.01, files=files)
+    train(model, PLAIN, previews=previews, candidates=Candidates(store, PLAIN.steps))
+    drawn = files.sets()
     assert [each.step for each in drawn] == [0, *store.steps()] and previews.left_out == 0
-    assert all(each.captions == ["a cat", "a dog"] and len(each.images) == 2 for each in drawn)
     brightness = [float(each.images[0].mean()) for each in drawn]
     assert brightness[0] == 0 and brightness == sorted(brightness) and brightness[-1] > 0.1
 
 
 def test_images_that_cannot_be_drawn_leave_the_candidates(tmp_path: Path) -> None:
-    def draw(done: int) -> list[torch.Tensor]:
+    def draw(step: int) -> list[torch.Tensor]:
         raise RuntimeError("out of memory")
 
     store, result = run(tmp_path, PLAIN, previews=Previews(1000, draw))
-    assert store.images() == [] and store.steps()[-1] == 16
+    assert store.steps()[-1] == 16
     assert "no preview could be drawn (out of memory)" in result.report.facts.notes

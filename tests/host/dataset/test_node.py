@@ -110,6 +110,7 @@ def test_the_result_equals_that_of_the_hosts_own_dataset_node(
     torch.testing.assert_close(ours[0], theirs[0])
     torch.testing.assert_close(ours[1][0][0][0], theirs[1][0][0][0])
     recorded = {"aclora_caption": "inkstyle a rocket", "aclora_is_text": True, "aclora_trigger": "inkstyle"}
+    recorded["aclora_dataset"] = folder.name
     assert ours[1][0][0][1].keys() == theirs[1][0][0][1].keys() | recorded.keys()
     assert recorded.items() <= ours[1][0][0][1].items()
 

@@ -1,4 +1,4 @@
-"""The input `step`: another step of the same training, at once, and the sheet of all steps."""
+"""The input `step`: another step of the same training, at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.host.training.test_previews import preview_settings
 from tests.support import tiny_base as tiny
 from tests.support.tiny_base import QUICK, trained, untouched
 from tests.support.train_node import run_node
@@ -65,7 +64,7 @@ def test_another_step_comes_at_once_and_as_it_was_kept(pack, model, pictures, tr
         automatic, shown = said(pack, model, pictures, smallest=False)  # steps are kept whole
         chosen, told = said(pack, model, pictures, smallest=False, step=2)
     assert trainings == [0] and "images" not in shown
-    assert shown["text"][0].endswith("Steps to choose from: 1, 2, 3, 4 (automatic).")
+    assert "Steps to choose from: 1, 2, 3, 4 (automatic). To get another, enter it at step" in shown["text"][0]
     assert told["text"][0].startswith("The adapter is that of step 2, as chosen.")
     assert "Nothing was trained, as this step was kept. Steps to choose from: 1, 2, 3, 4 (auto" in told["text"][0]
     (file,) = kept_files(temp, "step_0000002.safetensors")
@@ -175,29 +174,3 @@ def test_a_full_disk_does_not_cost_the_training(pack, model, pictures, monkeypat
     result, told = said(pack, model, pictures, step=2)
     assert len(result[3].losses) == 4 and "Not all steps could be kept to choose from" in told["text"][0]
     assert "Steps to choose from" not in told["text"][0]
-
-
-def test_previews_become_a_sheet_of_all_steps(pack, parts, model, pictures, temp, trainings):
-    previews = preview_settings(pack, parts, preview_every=1000)
-    _, shown = said(pack, model, pictures, previews)
-    (image,) = shown["images"]
-    assert image["type"] == "output" and image["subfolder"] == "aclora"
-    saved = read(temp.parent / "output" / image["subfolder"] / image["filename"])
-    assert saved.shape[1] > 2 * 128 and saved.shape[0] > 5 * 128  # without the LoRA, and four steps
-    # Another step shows the same images, in which another row is marked, and saves nothing.
-    _, again = said(pack, model, pictures, previews, step=2)
-    (other,) = again["images"]
-    marked = read(temp / other["subfolder"] / other["filename"])
-    assert trainings == [0] and other["type"] == "temp" and marked.shape == saved.shape
-    changed = (marked - saved).abs().amax((1, 2)) > 0.1
-    assert 20 < changed.sum() < 0.3 * len(changed)
-    assert len(list((temp.parent / "output" / "aclora").iterdir())) == 1
-
-
-def read(path: Path) -> torch.Tensor:
-    """Read an image as (height, width, 3), 0 to 1."""
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)

@@ -32,6 +32,18 @@ def test_a_row_for_each_step_and_a_column_for_each_prompt() -> None:
     assert green[1] - red[1] == blue[0] - red[0] == 128 + GAP
 
 
+def test_many_rows_fill_blocks_side_by_side() -> None:
+    rows = [SheetRow(f"step {step}", [filled(RED * step / 9)]) for step in range(10)]
+    rows[9] = SheetRow("step 9", [filled(BLUE)], "automatic", strong=True)
+    sheet = step_sheet(rows, ["a cat"])
+    single = step_sheet(rows[:1], ["a cat"])
+    height, width, _ = sheet.shape
+    assert width == 2 * single.shape[1] and height == single.shape[0] + 4 * (128 + GAP)
+    top, left, bottom, right = place(sheet, BLUE)
+    assert left > width // 2 and bottom > height - 128
+    assert torch.equal(sheet[bottom, width // 2 - 2], torch.ones(3)) and sheet[bottom, width // 2 + 2].min() < 0.95
+
+
 @pytest.mark.parametrize(("side", "cell"), [(16, 128), (200, 200), (768, 256)])
 def test_cells_are_as_large_as_the_images_within_limits(side: int, cell: int) -> None:
     sheet = step_sheet([SheetRow("step 1", [filled(BLUE, side)])], ["a cat"])
@@ -39,12 +51,15 @@ def test_cells_are_as_large_as_the_images_within_limits(side: int, cell: int) ->
     assert bottom - top == right - left == cell - 3  # a frame of one pixel
 
 
-def test_a_row_with_a_remark_stands_out() -> None:
-    images = [filled(BLUE)]
-    plain, marked = (step_sheet([SheetRow("step 1", images, remark)], ["a cat"]) for remark in ("", "automatic"))
-    assert plain.shape == marked.shape and torch.equal(plain[5, 5], torch.ones(3))
+def test_rows_with_a_remark_have_dark_labels_and_strong_ones_another_background() -> None:
+    rows = [SheetRow("step 1", [filled(BLUE)], *more) for more in (("",), ("can be chosen",), ("automatic", True))]
+    plain, remarked, strong = (step_sheet([row], ["a cat"]) for row in rows)
+    assert plain.shape == remarked.shape == strong.shape
     bottom_left = (-GAP, 2)
-    assert torch.equal(plain[bottom_left], torch.ones(3)) and marked[bottom_left].min() < 0.95
+    assert torch.equal(plain[bottom_left], torch.ones(3)) and torch.equal(remarked[bottom_left], torch.ones(3))
+    assert strong[bottom_left].min() < 0.95
+    label = (slice(GAP + 24, GAP + 44), slice(0, 100))
+    assert plain[label].min() > 0.4 and remarked[label].min() < 0.2
 
 
 def test_a_row_without_images_says_so() -> None:
