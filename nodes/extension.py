@@ -6,6 +6,7 @@ from .adapter.inspect import ACLoRAInspect
 from .adapter.load import ACLoRALoad
 from .adapter.resize import ACLoRAResize
 from .adapter.save import ACLoRASave
+from .dataset.browser import add_routes
 from .dataset.node import ACLoRADataset
 from .evaluation.node import ACLoRAEvaluate
 from .tiny_base import ACLoRATinyBase
@@ -22,6 +23,10 @@ from .training.options.validation import ACLoRAValidationOptions
 
 class ACLoRAExtension(ComfyExtension):
     """The extension that ComfyUI loads, with the pack's nodes."""
+
+    async def on_load(self) -> None:
+        """Add the routes of the dataset's browser to the web server."""
+        add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes, in the order in which a workflow uses them."""

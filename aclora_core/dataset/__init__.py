@@ -4,13 +4,14 @@ from .augmentation import Variant, variants
 from .browsing import Browsed, BrowsedImage, browse_folder
 from .buckets import MAX_RESOLUTION, MIN_RESOLUTION, bucket_sizes, parse_resolutions
 from .caption_files import CaptionChangedError, CaptionText, read_caption, save_caption
-from .captions import CaptionLines
+from .captions import CaptionLines, ImageFiles
 from .decoding import cropped_fraction, load_image, upscale_factor
 from .encoding_cache import EncodingCache
 from .finding import find_image, ignored_repeats, natural_key
 from .folder import folder_fingerprint, scan_folder
 from .image import CaptionedImage, Scan
 from .masks import at_latent_size, is_black, load_mask
+from .opening import read_header
 from .tags import clean_trigger, split_tags
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CaptionText",
     "CaptionedImage",
     "EncodingCache",
+    "ImageFiles",
     "MAX_RESOLUTION",
     "MIN_RESOLUTION",
     "Scan",
@@ -39,6 +41,7 @@ __all__ = [
     "natural_key",
     "parse_resolutions",
     "read_caption",
+    "read_header",
     "save_caption",
     "scan_folder",
     "split_tags",

@@ -37,6 +37,16 @@ def allowed_folders() -> list[Path]:
     return [Path(root) for roots in _roots().values() for root in roots]
 
 
+def writable_folders() -> list[Path]:
+    """Return the folders below which captions may be written: all but those of the pack itself."""
+    return [Path(root) for prefix, roots in _roots().items() if prefix != EXAMPLE for root in roots]
+
+
+def is_editable(folder: str) -> bool:
+    """Return whether captions in a folder from the list may be written."""
+    return not folder.startswith(EXAMPLE)
+
+
 def resolve_folder(folder: str) -> Path:
     """Return the path of a folder from the list.
 

@@ -18,6 +18,7 @@ from .progress import (
     raise_if_cancelled,
     send_text,
 )
+from .routes import add_route, is_own_page
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
@@ -34,6 +35,7 @@ __all__ = [
     "MODEL_PREFIX",
     "ProgressBar",
     "VARIANT_KEY",
+    "add_route",
     "apply_loaded_lora",
     "apply_trained_lora",
     "block_output",
@@ -43,6 +45,7 @@ __all__ = [
     "encode_prompts",
     "encode_tokens",
     "hidden_node_id",
+    "is_own_page",
     "load_tiny_autoencoder",
     "load_tiny_denoiser",
     "load_tiny_text_encoder",
