@@ -20,22 +20,23 @@ const STYLE = `
 .aclora-browser main:focus { outline: none; }
 .aclora-browser .all { grid-column: 1 / -1; margin: 0; }
 .aclora-browser ul.all { padding-left: 20px; }
-.aclora-browser article { display: grid; grid-template-columns: 168px 1fr; gap: 12px; padding: 10px; border-radius: 8px; background: var(--comfy-input-bg); min-width: 0; }
+.aclora-browser article { display: grid; grid-template-columns: 168px 1fr; gap: 12px; padding: 10px; border-radius: 8px; background: color-mix(in srgb, var(--input-text) 7%, transparent); min-width: 0; }
 .aclora-browser .image { width: 168px; height: 168px; display: grid; place-items: center; background: rgba(128, 128, 128, 0.15); border-radius: 6px; overflow: hidden; }
 .aclora-browser img { max-width: 100%; max-height: 100%; display: block; }
 .aclora-browser .text { display: flex; flex-direction: column; gap: 6px; min-width: 0; }
 .aclora-browser .name { font-weight: 600; overflow-wrap: anywhere; }
 .aclora-browser .facts { color: var(--descrip-text); font-size: 13px; }
-.aclora-browser .remark { color: #c77d1e; }
+.aclora-browser .remark { color: color-mix(in srgb, #d97706 70%, var(--input-text)); }
 .aclora-browser .problem { color: var(--error-text); }
 .aclora-browser textarea { flex: 1; min-height: 64px; resize: vertical; padding: 6px 8px; border: 1px solid var(--border-color); border-radius: 6px;
   background: var(--comfy-menu-bg); color: var(--input-text); font: inherit; }
+.aclora-browser textarea:read-only { background: none; border-color: transparent; padding-left: 0; resize: none; }
 .aclora-browser textarea:focus-visible { outline: 2px solid var(--p-primary-color, #0b8ce9); outline-offset: -1px; }
 .aclora-browser .row { display: flex; align-items: center; gap: 8px; min-height: 30px; }
 .aclora-browser .row .facts { flex: 1; }
-.aclora-browser button, .aclora-browser select { padding: 5px 12px; border: 1px solid var(--border-color); border-radius: 6px; background: var(--comfy-input-bg);
+.aclora-browser button, .aclora-browser select { padding: 5px 12px; border: 1px solid var(--border-color); border-radius: 6px; background: var(--comfy-menu-bg);
   color: var(--input-text); font: inherit; cursor: pointer; white-space: nowrap; }
-.aclora-browser article button { background: var(--comfy-menu-bg); }
+.aclora-browser button:hover:enabled { background: color-mix(in srgb, var(--input-text) 14%, var(--comfy-menu-bg)); }
 .aclora-browser button:disabled { opacity: 0.45; cursor: default; }
 .aclora-browser .close { border: none; background: none; font-size: 18px; line-height: 1; padding: 4px 8px; }`;
 
@@ -154,9 +155,19 @@ class Panel {
     const form = element("form", { method: "dialog", onsubmit: (event) => event.preventDefault() }, header, this.main, footer);
     this.dialog = element("dialog", { className: "aclora-browser" }, element("style", { textContent: STYLE }), form);
     this.dialog.setAttribute("aria-label", BUTTON);
-    this.dialog.addEventListener("cancel", (event) => (event.preventDefault(), this.leave()));
+    this.dialog.addEventListener("close", () => this.onClose());
     // ComfyUI's shortcuts and its paste are for the graph.
     for (const kind of ["keydown", "keyup", "paste", "copy", "cut"]) this.dialog.addEventListener(kind, (event) => event.stopPropagation());
+    this.onKey = this.onKey.bind(this);
+  }
+
+  /** Leaves at Escape wherever the focus is; the browser would close the dialog whatever is not saved. */
+  onKey(event) {
+    const isEscape = event.key === "Escape" && !event.isComposing;
+    if (isEscape || !this.dialog.contains(event.target)) event.stopPropagation();
+    if (!isEscape) return;
+    event.preventDefault();
+    this.leave();
   }
 
   /** The choice between the style's folder and that of the regularisation images, where there is one. */
@@ -186,6 +197,7 @@ class Panel {
 
   open() {
     document.body.append(this.dialog);
+    window.addEventListener("keydown", this.onKey, true);
     this.dialog.showModal();
     return this.load();
   }
@@ -283,6 +295,10 @@ class Panel {
 
   close() {
     this.dialog.close();
+  }
+
+  onClose() {
+    window.removeEventListener("keydown", this.onKey, true);
     this.dialog.remove();
   }
 }
