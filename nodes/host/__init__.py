@@ -1,6 +1,7 @@
 """The only code that uses ComfyUI's internals: models to train, conditionings, sampling, progress and cancel."""
 
 from .apply_lora import apply_loaded_lora, apply_trained_lora
+from .batched_latents import one_image_each
 from .caption_facts import tag_counts, trigger_word
 from .encoding_keys import KnownEncodings
 from .families import training_note
@@ -50,6 +51,7 @@ __all__ = [
     "load_tiny_denoiser",
     "load_tiny_text_encoder",
     "model_identity",
+    "one_image_each",
     "raise_if_cancelled",
     "sample_previews",
     "send_text",

@@ -52,6 +52,7 @@ class ACLoRATrain(io.ComfyNode):
         **widgets: list[Any],
     ) -> io.NodeOutput:
         chosen = options[0] if options else Options()
+        latents, conditioning = host.one_image_each(latents, conditioning)
         # Every input arrives as a list, since latents and conditioning are lists.
         settings = {name: values[0] for name, values in widgets.items()}
         step = settings.pop("step", 0)
