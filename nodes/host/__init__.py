@@ -3,10 +3,11 @@
 from .apply_lora import apply_loaded_lora, apply_trained_lora
 from .batched_latents import one_image_each
 from .caption_facts import tag_counts, trigger_word
+from .conditioning import style_image_count
 from .encoding_keys import KnownEncodings
 from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
-from .model import MODEL_PREFIX, HostModel
+from .model import MODEL_PREFIX, HostModel, base_name
 from .model_identity import model_identity
 from .preview_sampling import encode_prompts, sample_previews
 from .private_keys import VARIANT_KEY
@@ -39,6 +40,7 @@ __all__ = [
     "add_route",
     "apply_loaded_lora",
     "apply_trained_lora",
+    "base_name",
     "block_output",
     "cancelled",
     "clear_interrupt",
@@ -56,6 +58,7 @@ __all__ = [
     "sample_previews",
     "send_text",
     "square_side",
+    "style_image_count",
     "tag_counts",
     "text_features",
     "tokenize",

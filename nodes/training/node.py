@@ -17,6 +17,7 @@ from .candidates import StepChoice
 from .display import LivePreviews, TrainingDisplay, result_text
 from .options.checkpoint_folder import record_cancel
 from .options.options import OPTIONS_TYPE, Options
+from .presets import with_preset
 
 _NO_CLIP = (
     "Train AC-LoRA returns a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the "
@@ -56,7 +57,10 @@ class ACLoRATrain(io.ComfyNode):
         # Every input arrives as a list, since latents and conditioning are lists.
         settings = {name: values[0] for name, values in widgets.items()}
         step = settings.pop("step", 0)
-        config = TrainConfig(**{**settings, **chosen.settings})
+        settings, preset_remark = with_preset(
+            {**settings, **chosen.settings}, chosen.preset, host.style_image_count(latents), host.base_name(model[0])
+        )
+        config = TrainConfig(**settings)
         node_id = host.hidden_node_id(cls)
         live_previews = LivePreviews(chosen.previews)
         display = TrainingDisplay(host.ProgressBar(config.steps, node_id), live_previews)
@@ -90,6 +94,7 @@ class ACLoRATrain(io.ComfyNode):
                 record_cancel(checkpoints.folder)
         sheet = choice.ui(cls)
         summary = result_text(report, can_resume=checkpoints is not None) + live_previews.remark + choice.remark
+        summary += preset_remark
         host.send_text(summary, node_id)  # replaces the status of the last step
         adapted, clip = host.apply_trained_lora(model[0], chosen.clip, lora_model)
         # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.
