@@ -7,6 +7,7 @@ from .adapter.inspect import ACLoRAInspect
 from .adapter.load import ACLoRALoad
 from .adapter.resize import ACLoRAResize
 from .adapter.save import ACLoRASave
+from .dataset.browser import add_routes
 from .dataset.node import ACLoRADataset
 from .evaluation.node import ACLoRAEvaluate
 from .host import tell_errors
@@ -27,8 +28,9 @@ class ACLoRAExtension(ComfyExtension):
     """The extension that ComfyUI loads, with the pack's nodes."""
 
     async def on_load(self) -> None:
-        """Add what the buttons of the training node ask for to ComfyUI's web server."""
-        host.add_route(ROUTE, answer)
+        """Add what the dataset's panel and the training node's buttons ask for to ComfyUI's web server."""
+        add_routes()
+        host.add_command(ROUTE, answer)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes, in the order in which a workflow uses them."""

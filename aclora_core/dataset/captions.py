@@ -67,17 +67,32 @@ def read_captions(files: ImageFiles, lines: CaptionLines = "one per epoch") -> t
     """
     if files.caption is None:
         return ()
-    text = _decoded(_read_bounded(files.name, files.caption), files.name, files.caption.name)
+    text = decode(read_bounded(files.name, files.caption), files.name, files.caption.name)
+    return split_captions(text, files.name, files.caption.name, lines)
+
+
+def split_captions(text: str, image: str, caption: str, lines: CaptionLines = "one per epoch") -> tuple[str, ...]:
+    """Return the captions in the text of a file, none of them empty.
+
+    Args:
+        text: what the file holds.
+        image: name of the image, for the message.
+        caption: name of the file, for the message.
+        lines: whether each line is a caption of its own, or all lines together are one.
+
+    Raises:
+        ValueError: there are too many lines, or a caption is too long.
+    """
     written = [line for line in map(clean_text, text.splitlines()) if line]
     captions = written if lines == "one per epoch" else [" ".join(written)] if written else []
     if len(written) > MAX_CAPTIONS:
         raise ValueError(
-            f"The caption {files.caption.name} of {files.name} has {len(written)} lines, more than {MAX_CAPTIONS}: "
+            f"The caption {caption} of {image} has {len(written)} lines, more than {MAX_CAPTIONS}: "
             "leave the best of them, or take the file out of the folder if it is no caption."
         )
-    if any(len(caption) > MAX_LENGTH for caption in captions):
+    if any(len(each) > MAX_LENGTH for each in captions):
         raise ValueError(
-            f"The caption {files.caption.name} of {files.name} is longer than {MAX_LENGTH:,} characters, more than a "
+            f"The caption {caption} of {image} is longer than {MAX_LENGTH:,} characters, more than a "
             "text encoder can make sense of: shorten it, or take it out of the folder if it is no caption."
         )
     return tuple(captions)
@@ -88,7 +103,8 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _read_bounded(image: str, caption: Path) -> bytes:
+def read_bounded(image: str, caption: Path) -> bytes:
+    """Return the content of an image's caption file. Raises ValueError if it cannot be read, or is too large."""
     try:
         with open(caption, "rb") as file:
             data = file.read(MAX_FILE_SIZE + 1)
@@ -104,7 +120,8 @@ def _read_bounded(image: str, caption: Path) -> bytes:
     return data
 
 
-def _decoded(data: bytes, image: str, caption: str) -> str:
+def decode(data: bytes, image: str, caption: str) -> str:
+    """Return the text of an image's caption file. Raises ValueError if it is not UTF-8."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -117,13 +117,19 @@ def _kind(item: os.DirEntry[str], roots: Sequence[str]) -> Literal["file", "fold
     if item.is_symlink() and not (is_folder or is_file or os.path.exists(item.path)):
         return "dead link"
     # On Windows a folder may be a junction, which is_symlink does not know.
-    if (item.is_symlink() or is_folder) and roots and not _is_below(item.path, roots):
+    if (item.is_symlink() or is_folder) and roots and not is_below(item.path, roots):
         return "outside"
     if is_folder:
         return "folder"
     return "file" if is_file else "kind"  # devices and pipes are neither
 
 
-def _is_below(path: str, roots: Sequence[str]) -> bool:
+def is_below(path: str, roots: Sequence[str]) -> bool:
+    """Return whether a path is one of the folders or lies below one, also when links are followed.
+
+    Args:
+        path: of a file or folder.
+        roots: of `real_paths`.
+    """
     (real,) = real_paths([Path(path)])
     return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)

@@ -2,7 +2,7 @@
 
 from .charts import inspection_charts
 from .charts.canvas import to_batch
-from .charts.contact_sheet import contact_sheet
+from .charts.contact_sheet import cell_side, contact_sheet
 from .charts.step_sheet import SheetRow, step_sheet
 from .charts.training import training_chart
 from .charts.training_picture import training_picture
@@ -13,6 +13,7 @@ from .tables import file_rows, inspection_csv, inspection_json, inspection_table
 __all__ = [
     "Rows",
     "SheetRow",
+    "cell_side",
     "contact_sheet",
     "file_rows",
     "inspect_lora",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
 BATCH_SIZE = 4  # images encoded at once
-PREVIEWS = 12  # images on the contact sheet
-_MASKED_OPACITY = 0.2  # of masked-out parts on the contact sheet
 _NAMES_IN_ERROR = 5
 
 _Item = TypeVar("_Item")
@@ -53,7 +50,7 @@ class EncodedFolder:
     """The images of one folder, in the order of the scan, without those that cannot be read."""
 
     images: dict[CaptionedImage, EncodedImage] = field(default_factory=dict)
-    previews: dict[CaptionedImage, Tensor] = field(default_factory=dict)  # (height, width, 3) of the first images
+    masks: dict[CaptionedImage, MasksBySize] = field(default_factory=dict)  # of the images that have one
     problems: list[str] = field(default_factory=list)  # a sentence for each image that was skipped
 
 
@@ -90,7 +87,7 @@ def encode_images(
             encoded.images[image] = EncodedImage(sizes[image], own, _latent_masks(masks.get(image, {}), own))
     if not encoded.images:
         raise ValueError(f"No image of this folder can be read. {encoded.problems[0]}")
-    encoded.previews = _previews(encoded.images, masks)
+    encoded.masks = masks
     return encoded
 
 
@@ -289,20 +286,3 @@ def _latent_masks(masks: MasksBySize, latents: dict[View, Tensor]) -> dict[View,
             small = at_latent_size(mask.flip(1) if view.mirrored else mask, latent)
             reduced[view] = small.reshape(1, 1, *small.shape[-2:])
     return reduced
-
-
-def _previews(
-    images: dict[CaptionedImage, EncodedImage], masks: dict[CaptionedImage, MasksBySize]
-) -> dict[CaptionedImage, Tensor]:
-    """The first images as they were cropped, with masked-out parts pale."""
-    previews = {}
-    for image in list(images)[:PREVIEWS]:
-        size = images[image].sizes[0]
-        with suppress(ValueError):  # deleted since it was encoded: one preview less
-            pixels = load_image(image, size)
-            mask = masks.get(image, {}).get(size)
-            if mask is not None:
-                opacity = _MASKED_OPACITY + (1 - _MASKED_OPACITY) * mask[..., None]
-                pixels = 1 - (1 - pixels) * opacity
-            previews[image] = pixels
-    return previews

@@ -13,6 +13,7 @@ from ..paths import is_inside, shown
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "example_pictures"
 # Prefixes in the list of folders that are not in ComfyUI's input folder.
 DATASETS = "datasets: "
+OUTPUT = "output: "  # of what ComfyUI's Save Image-Text (to Folder) wrote, where its folder_name is datasets/NAME
 EXAMPLE = "example: "
 MAX_DEPTH = 3  # levels below a root; object_info requests have to stay fast
 
@@ -37,6 +38,16 @@ def allowed_folders() -> list[Path]:
     return [Path(root) for roots in _roots().values() for root in roots]
 
 
+def writable_folders() -> list[Path]:
+    """Return the folders below which captions may be written: all but those of the pack itself."""
+    return [Path(root) for prefix, roots in _roots().items() if prefix != EXAMPLE for root in roots]
+
+
+def is_editable(folder: str) -> bool:
+    """Return whether captions in a folder from the list may be written."""
+    return not folder.startswith(EXAMPLE)
+
+
 def resolve_folder(folder: str) -> Path:
     """Return the path of a folder from the list.
 
@@ -45,7 +56,7 @@ def resolve_folder(folder: str) -> Path:
     """
     if not isinstance(folder, str):  # programs can send any value for a drop-down
         raise ValueError("No folder is chosen. Choose one from the list.")
-    prefix = next((mark for mark in (DATASETS, EXAMPLE) if folder.startswith(mark)), "")
+    prefix = next((mark for mark in (DATASETS, OUTPUT, EXAMPLE) if folder.startswith(mark)), "")
     name = folder[len(prefix) :]
     for root in _roots()[prefix]:
         target = os.path.abspath(os.path.join(root, name))
@@ -65,7 +76,12 @@ def resolve_folder(folder: str) -> Path:
 def _roots() -> dict[str, list[str]]:
     """Map each prefix in the list to the folders whose subfolders it marks."""
     registered, _ = folder_paths.folder_names_and_paths.get("datasets", ([], set()))
-    return {"": [folder_paths.get_input_directory()], DATASETS: list(registered), EXAMPLE: [str(EXAMPLES)]}
+    return {
+        "": [folder_paths.get_input_directory()],
+        DATASETS: list(registered),
+        OUTPUT: [os.path.join(folder_paths.get_output_directory(), "datasets")],
+        EXAMPLE: [str(EXAMPLES)],
+    }
 
 
 def _subfolders(root: str, inside: str = "", depth: int = MAX_DEPTH) -> list[str]:

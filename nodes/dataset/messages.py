@@ -9,6 +9,7 @@ from ...aclora_core.text import count_noun, name_list
 from .caption_messages import caption_remarks, repeat_remarks
 from .encode import EncodedFolder, Size
 from .plan import FolderPlan
+from .sheets import MUCH_CROPPED, shown_count, size_text
 
 SHOWN_SKIPPED = 20
 IMAGE, REGULARISATION_IMAGE = "image", "regularisation image"
@@ -64,12 +65,20 @@ def remarks(plans: Sequence[FolderPlan], folders: Sequence[EncodedFolder], promp
     return lines
 
 
+def not_shown(folder: EncodedFolder) -> list[str]:
+    """Return a sentence where the contact sheets do not show all images."""
+    shown, count = shown_count(folder), len(folder.images)
+    if shown == count:
+        return []
+    return [f"The first {shown} of {count} images are shown here; the button Images and captions shows all."]
+
+
 def _quality_remarks(folder: EncodedFolder, noun: str) -> list[str]:
     upscaled, cropped = [], []
     for image, encoded in folder.images.items():
         if upscale_factor(image, encoded.sizes[0]) > 1:
             upscaled.append(image.name)
-        if cropped_fraction(image, encoded.sizes[0]) > 1 / 3:
+        if cropped_fraction(image, encoded.sizes[0]) > MUCH_CROPPED:
             cropped.append(image.name)
     found = [
         (upscaled, "smaller than the resolution and scaled up, which may look soft"),
@@ -129,4 +138,4 @@ def _size_counts(sizes: Iterable[Size]) -> str:
     counts: dict[Size, int] = {}
     for size in sizes:
         counts[size] = counts.get(size, 0) + 1
-    return ", ".join(f"{count} at {width} × {height}" for (width, height), count in sorted(counts.items()))
+    return ", ".join(f"{count} at {size_text(size)}" for size, count in sorted(counts.items()))

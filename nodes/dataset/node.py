@@ -13,19 +13,17 @@ from comfy_api.latest import io, ui
 from ...aclora_core.dataset import (
     MAX_RESOLUTION,
     MIN_RESOLUTION,
-    CaptionedImage,
     CaptionLines,
     clean_trigger,
     parse_resolutions,
 )
-from ...aclora_core.inspection import contact_sheet
 from .. import host
 from ..host import KnownEncodings
 from ..texts import check_text
 from .encode import MaskSource, encode_captions, encode_images
 from .folders import dataset_folders, first_example, resolve_folder
 from .inputs import advanced_inputs
-from .messages import remarks, skipped_images, summaries
+from .messages import not_shown, remarks, skipped_images, summaries
 from .plan import (
     NONE,
     FolderPlan,
@@ -36,6 +34,7 @@ from .plan import (
     plan_folder,
     scan_folders,
 )
+from .sheets import MAX_SHOWN, contact_sheets
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
@@ -98,6 +97,7 @@ class ACLoRADataset(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that it can be run alone, to look at the images before a training
         )
 
     @classmethod
@@ -148,8 +148,9 @@ class ACLoRADataset(io.ComfyNode):
         multiple = vae.spacial_compression_encode()
         plans = [plan_folder(scan, resolution, further, multiple, options) for scan in scans]
         captions = captions_of(plans)
-        bar = host.ProgressBar(_view_count(plans, flip) + len(captions))
-        host.send_text(f"Encoding {bar.total} images and captions …", host.hidden_node_id(cls))
+        count = _view_count(plans, flip) + len(captions)
+        bar = host.ProgressBar(count + min(MAX_SHOWN, len(scans[0].images)))
+        host.send_text(f"Encoding {count} images and captions …", host.hidden_node_id(cls))
         with torch.no_grad(), host.processes().failing_together():
             known = KnownEncodings(vae, clip, cache)
             folders = [encode_images(vae, plan.sizes, flip, masks, known, bar.advance) for plan in plans]
@@ -165,8 +166,9 @@ class ACLoRADataset(io.ComfyNode):
             *skipped,
             *remarks(plans, folders, prompt_syntax),
             *known.problems,
+            *not_shown(folders[0]),
         ]
-        shown = _shown(folders[0].previews, notes)
+        shown = _shown(contact_sheets(folders[0], bar.advance), notes)
         host.send_text(shown["text"][0], host.hidden_node_id(cls))
         return io.NodeOutput(latents, conditioning, ui=shown)
 
@@ -186,12 +188,11 @@ def _view_count(plans: list[FolderPlan], flip: bool) -> int:
     return 2 * sizes if flip else sizes
 
 
-def _shown(previews: dict[CaptionedImage, torch.Tensor], notes: list[str]) -> dict[str, Any]:
-    """What the node shows: a contact sheet and notes. If the sheet cannot be written, the result is still returned."""
-    sheet = contact_sheet(list(previews.values()), [image.caption for image in previews])
+def _shown(sheets: torch.Tensor | None, notes: list[str]) -> dict[str, Any]:
+    """What the node shows: contact sheets and notes. If a sheet cannot be written, the result is still returned."""
     images: dict[str, Any] = {}
     try:
-        images = ui.PreviewImage(sheet[None]).as_dict()
+        images = {} if sheets is None else ui.PreviewImage(sheets).as_dict()
     except OSError as error:
         advice = " Free some space." if error.errno == errno.ENOSPC else ""
         notes = [*notes, f"The images cannot be shown here ({error.strerror or error}).{advice}"]

@@ -2,11 +2,13 @@
 
 from .appearance import dark_theme
 from .apply_lora import apply_loaded_lora, apply_trained_lora
+from .batched_latents import one_image_each
 from .caption_facts import dataset_name, tag_counts, trigger_word
+from .conditioning import style_image_count
 from .encoding_keys import KnownEncodings
 from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
-from .model import MODEL_PREFIX, HostModel
+from .model import MODEL_PREFIX, HostModel, base_name
 from .model_identity import model_identity
 from .preview_sampling import encode_prompts, memory_limits, sample_previews
 from .private_keys import VARIANT_KEY
@@ -22,7 +24,7 @@ from .progress import (
     running_node_id,
     send_text,
 )
-from .routes import add_route
+from .routes import add_command, add_route, is_own_page
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
@@ -40,9 +42,11 @@ __all__ = [
     "MODEL_PREFIX",
     "ProgressBar",
     "VARIANT_KEY",
+    "add_command",
     "add_route",
     "apply_loaded_lora",
     "apply_trained_lora",
+    "base_name",
     "block_output",
     "cancelled",
     "clear_interrupt",
@@ -52,6 +56,7 @@ __all__ = [
     "encode_prompts",
     "encode_tokens",
     "hidden_node_id",
+    "is_own_page",
     "load_tiny_autoencoder",
     "load_tiny_denoiser",
     "load_tiny_text_encoder",
@@ -59,11 +64,13 @@ __all__ = [
     "model_identity",
     "processes",
     "prompt_id",
+    "one_image_each",
     "raise_if_cancelled",
     "running_node_id",
     "sample_previews",
     "send_text",
     "square_side",
+    "style_image_count",
     "tag_counts",
     "tell_errors",
     "tell_refusal",

@@ -150,6 +150,16 @@ def regularisation_weights(latents: Sequence[dict[str, Any]]) -> dict[int, float
     return weights
 
 
+def style_image_count(latents: Sequence[Any]) -> int:
+    """Return the number of images of the style among latents; variants and repeats of an image count once."""
+    found = set()
+    for latent in filter(lambda each: isinstance(each, dict), latents):
+        facts = latent.get(VARIANT_KEY, {})
+        if facts.get("variant", 0) == 0 and "regularisation" not in facts:
+            found.add(id(latent.get("samples")))  # repeats are the same tensor
+    return len(found)
+
+
 def variant_indices(latents: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
     """Return the indices of all variants of each image, by the index of its first; empty if no image has variants."""
     if not any(VARIANT_KEY in latent for latent in latents):

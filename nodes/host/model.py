@@ -26,6 +26,11 @@ _PLAIN_CLASSES = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.
 MODEL_PREFIX = "diffusion_model."  # in front of every layer's name in ComfyUI's LoRA files
 
 
+def base_name(model: Any) -> str:
+    """Return ComfyUI's name for the kind of a MODEL, such as SDXL."""
+    return type(getattr(getattr(model, "model", None), "model_config", None)).__name__
+
+
 @dataclass
 class HostModel:
     """A loaded MODEL, as aclora_core.DiffusionModel."""
@@ -49,7 +54,7 @@ class HostModel:
     @property
     def base_name(self) -> str:
         """ComfyUI's name for the kind of model, such as SDXL."""
-        return type(self.base.model_config).__name__
+        return base_name(self.patcher)
 
     @property
     def network(self) -> torch.nn.Module:

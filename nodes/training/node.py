@@ -17,6 +17,7 @@ from .cancels import cancel_count, noticed, record_cancel, run_was_cancelled
 from .candidates import StepChoice, training_name
 from .display import LivePreviews, TrainingDisplay
 from .options.options import OPTIONS_TYPE, Options
+from .presets import with_preset
 from .requests import answering, save_step
 from .status import CANCELLED, NOT_TRAINED, activity_text, result_text
 
@@ -65,10 +66,14 @@ class ACLoRATrain(io.ComfyNode):
         **widgets: list[Any],
     ) -> io.NodeOutput:
         chosen = options[0] if options else Options()
+        latents, conditioning = host.one_image_each(latents, conditioning)
         # Every input arrives as a list, since latents and conditioning are lists.
         settings = {name: values[0] for name, values in widgets.items()}
         step = settings.pop("step", 0)
-        config = TrainConfig(**{**settings, **chosen.settings})
+        settings, preset_remark = with_preset(
+            {**settings, **chosen.settings}, chosen.preset, host.style_image_count(latents), host.base_name(model[0])
+        )
+        config = TrainConfig(**settings)
         node_id = host.hidden_node_id(cls)
         processes = host.processes()
         if run_was_cancelled():
@@ -128,7 +133,7 @@ class ACLoRATrain(io.ComfyNode):
         sheet = choice.ui(cls, report.facts.started_at)
         summary = result_text(report, checkpoints) + live_previews.remark + choice.remark
         picture, problem = display.keep_result(cls, report, config.steps, summary, save=choice.trained)
-        summary += problem and f" {problem}"
+        summary += preset_remark + (problem and f" {problem}")
         say(summary)  # replaces the status of the last step
         adapted, clip = host.apply_trained_lora(model[0], chosen.clip, lora_model)
         # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.

@@ -19,7 +19,7 @@ from tests.support.server_runs import checkpoints, pixels, titled, until
 
 pytestmark = pytest.mark.slow
 PROMPTS = ROOT / "tests" / "prompts"
-LARGE = ("sd15", "sdxl", "flux", "z_image")
+LARGE = ("sd15", "sdxl", "flux", "z_image", "caption_my_folder")
 FOLDERS = {
     "ckpt_name": "checkpoints",
     "unet_name": "diffusion_models",
@@ -52,7 +52,8 @@ def model_files(nodes: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 
 @pytest.fixture(params=LARGE)
-def large(request: pytest.FixtureRequest) -> dict[str, Any]:
+def large(request: pytest.FixtureRequest, server: HostServer) -> dict[str, Any]:
+    (server.base / "input" / "my_style").mkdir(exist_ok=True)  # which caption_my_folder reads
     return prompt(request.param)
 
 

@@ -1,6 +1,6 @@
 """Make thumbnails that show a workflow's graph, for workflows whose models are too large to run here.
 
-    python -m tools.thumbnails.graph ADDRESS sd15 sdxl flux z_image
+    python -m tools.thumbnails.graph ADDRESS sd15 sdxl flux z_image caption_my_folder
 
 ADDRESS is a running server with the pack in it. Needs what tests/support/browser.py needs.
 """
@@ -19,7 +19,7 @@ from tools.thumbnails.sheet import WORKFLOWS, save_thumbnail
 
 WIDTH = 1280  # pixels of a thumbnail
 # Written on the thumbnail, as the graphs look alike.
-TITLES = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
+TITLES = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image", "caption_my_folder": "Captions"}
 MARGIN = 30  # around the graph, in its own units
 WINDOW_MARGINS = (120, 140, 520, 60)  # left, top, right, bottom: covered by the front end's bars and messages
 

@@ -11,60 +11,61 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 COLUMNS = 4  # at most
-
-
 CELL_SIZE = 192  # pixels of a cell in a full row; a node shows the sheet at about half its size
-
-
 GAP = 12
-
-
 FONT_SIZE = 15  # pixels
-
-
 LINE_HEIGHT = 20  # pixels
-
-
-_BACKGROUND, _INK = "#ffffff", "#202020"
-
+_CAPTION_LINES, _NOTE_LINES = 2, 2  # at most
+_WIDTH = GAP + COLUMNS * (CELL_SIZE + GAP)
+_BACKGROUND, _INK, _NOTE_INK = "#ffffff", "#202020", "#8a4b08"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def contact_sheet(images: Sequence[Tensor], captions: Sequence[str], columns: int = COLUMNS) -> Tensor:
+def contact_sheet(
+    images: Sequence[Tensor], captions: Sequence[str], columns: int = COLUMNS, notes: Sequence[str] = ()
+) -> Tensor:
     """Draw images in rows, with two lines of caption under each; fewer than four in a row fill the width.
 
     Args:
         images: (height, width, 3), floating point, 0 to 1.
         captions: one for each image.
         columns: images in a row, at most four.
+        notes: one for each image, below its caption, or none at all.
 
     Returns:
         The sheet: (height, width, 3), float32, 0 to 1.
 
     Raises:
-        ValueError: the numbers of images and captions differ.
+        ValueError: the numbers of images and captions, or notes, differ.
     """
     if len(images) != len(captions):
         given = f"{len(images)} and {len(captions)}"
         raise ValueError(f"A contact sheet needs a caption for each image: {given} given.")
     font = label_font()
-    width = GAP + COLUMNS * (CELL_SIZE + GAP)
     columns = min(columns, max(1, len(images)))
-    cell = (width - GAP) // columns - GAP
+    cell = cell_side(columns)
+    own_notes = [shorten(wrap(note, cell, font), _NOTE_LINES) for note in notes or [""] * len(images)]
+    row_height = cell + GAP + (_CAPTION_LINES + max(map(len, own_notes), default=0)) * LINE_HEIGHT
     rows = -(-len(images) // columns)
-    row_height = cell + 2 * LINE_HEIGHT + GAP
-    sheet = Image.new("RGB", (width, GAP + rows * row_height + GAP), _BACKGROUND)
+    sheet = Image.new("RGB", (_WIDTH, GAP + rows * row_height + GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    for index, (image, caption, note) in enumerate(zip(images, captions, own_notes, strict=True)):
         left = GAP + index % columns * (cell + GAP)
         top = GAP + index // columns * row_height
         small = thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline="#d0d0d0")
-        for number, line in enumerate(shorten(wrap(caption, cell, font), 2)):
-            draw.text((left, top + cell + 2 + number * LINE_HEIGHT), line, fill=_INK, font=font)
+        written = shorten(wrap(caption, cell, font), _CAPTION_LINES)
+        lines = [(line, _INK) for line in written] + [(line, _NOTE_INK) for line in note]
+        for number, (line, ink) in enumerate(lines):
+            draw.text((left, top + cell + 2 + number * LINE_HEIGHT), line, fill=ink, font=font)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
+
+
+def cell_side(columns: int) -> int:
+    """Return the side of an image's cell in pixels, where there are so many images in a row."""
+    return (_WIDTH - GAP) // min(COLUMNS, max(1, columns)) - GAP
 
 
 def thumbnail(image: Tensor, side: int) -> Image.Image:

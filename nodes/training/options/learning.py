@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import LossWeighting, OptimizerName, Schedule, Timesteps, TrainConfig
+from ....aclora_core.config import LossWeighting, OptimizerName, Preset, Schedule, Timesteps, TrainConfig
 from .options import Options, options_schema, settings_output
 
 
@@ -34,13 +34,19 @@ class ACLoRALearningOptions(io.ComfyNode):
                 "caption dropout",
                 "prior preservation",
                 "stratified sampling",
+                "preset",
             ],
         )
 
     @classmethod
-    def execute(cls, options: Options | None = None, unconditional: Any = None, **settings: Any) -> io.NodeOutput:
+    def execute(
+        cls, options: Options | None = None, unconditional: Any = None, preset: Preset = "off", **settings: Any
+    ) -> io.NodeOutput:
+        options = options or Options()
         if unconditional is not None:
-            options = replace(options or Options(), unconditional=unconditional)
+            options = replace(options, unconditional=unconditional)
+        if preset != "off":
+            options = replace(options, preset=preset)
         return settings_output(options, settings)
 
 
@@ -195,5 +201,14 @@ def _optional() -> list[Any]:
             tooltip="Factor on the odds of the noise levels that timesteps draws: 2 makes much noise twice as likely "
             "against little. Above 1 composition and shapes are learned more, below 1 fine detail. 1 leaves them as "
             "they are.",
+        ),
+        io.Combo.Input(
+            "preset",
+            options=list(get_args(Preset)),
+            default="off",
+            optional=True,
+            tooltip="Sets steps of Train AC-LoRA by the number of images, and learning_rate by the model: for SD1.5, "
+            "SDXL, Flux and Z-Image to what other trainers use. automatic counts the images; the others are for up to "
+            "11 (few), up to 25 (usual), and 100 or more. What you have changed from its default stays as it is.",
         ),
     ]

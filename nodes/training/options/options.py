@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import CheckpointConfig, TrainConfig
+from ....aclora_core.config import CheckpointConfig, Preset, TrainConfig
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
@@ -37,6 +37,7 @@ class Options:
     previews: PreviewSettings | None = None
     clip: CLIP | None = None  # a text encoder to train as well
     unconditional: Any = None  # ComfyUI's conditioning of the empty caption
+    preset: Preset = "off"  # sets what is left at its default
 
     def with_settings(self, settings: Mapping[str, Any]) -> Options:
         """Return a copy with further settings, which override those that are set already."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from aclora_core.dataset.captions import MAX_CAPTIONS, MAX_FILE_SIZE, MAX_LENGTH, match_captions
-from aclora_core.dataset.folder import ignored_repeats, scan_folder
+from aclora_core.dataset.finding import ignored_repeats
+from aclora_core.dataset.folder import scan_folder
 from tests.support.image_files import save_image
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from aclora_core.dataset.decoding import load_image
-from aclora_core.dataset.folder import IMAGE_SUFFIXES, folder_fingerprint, scan_folder
+from aclora_core.dataset.finding import IMAGE_SUFFIXES
+from aclora_core.dataset.folder import folder_fingerprint, scan_folder
 from aclora_core.dataset.masks import find_masks, is_mask, is_mask_folder, load_mask
 from tests.support.image_files import save_image, scanned_image, two_halves
 

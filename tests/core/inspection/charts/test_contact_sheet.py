@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aclora_core.inspection.charts.contact_sheet import CELL_SIZE, COLUMNS, GAP, contact_sheet
+from aclora_core.inspection.charts.contact_sheet import CELL_SIZE, COLUMNS, GAP, LINE_HEIGHT, contact_sheet
 
 BLUE = torch.tensor([0.0, 0.0, 1.0])
 WIDTH = GAP + COLUMNS * (CELL_SIZE + GAP)
@@ -43,6 +43,14 @@ def test_captions_are_written_below() -> None:
     assert captioned.shape == plain.shape  # a long caption is shortened
     assert captioned[GAP + CELL_SIZE + 2 :].min() < 0.5
     assert captioned[GAP + CELL_SIZE + 2 :, GAP + CELL_SIZE + 4 :].min() == 1
+
+
+def test_notes_stand_below_the_captions_and_make_room_for_themselves() -> None:
+    four = [torch.ones(64, 64, 3)] * 4
+    plain, short, long = (contact_sheet(four, ["a"] * 4, notes=notes) for notes in ([], ["b"] * 4, ["b " * 40] * 4))
+    assert plain.shape[0] < short.shape[0] < long.shape[0]
+    below = slice(GAP + CELL_SIZE + LINE_HEIGHT + 4, GAP + CELL_SIZE + 2 * LINE_HEIGHT)
+    assert plain[below].min() == 1 and short[below].min() < 0.7
 
 
 def test_a_word_wider_than_its_cell_is_broken() -> None:
