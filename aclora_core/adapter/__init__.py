@@ -1,11 +1,13 @@
 """A LoRA as data: file formats, metadata, ranks, truncation, the rank report."""
 
 from .adapter import Adapter, Layer, with_dtype
+from .file_formats import FILE_FORMAT, FormatChoice, part_counts
 from .key_formats import KEY_FORMATS, KeyFormat, find_key_format, suffixes_by_base, to_comfyui_keys
 from .layer_names import block_kind, layer_sort_key, parse_layer_name
 from .left_out import left_out_lines
-from .lora_file import from_state_dict, load, read_lora, save
+from .lora_file import from_state_dict, load, read_lora, save, save_in_format
 from .metadata import build_metadata, describe_layers, thumbnail_url
+from .names import FileFormat
 from .rank_report import (
     RankReport,
     Restart,
@@ -23,6 +25,9 @@ from .truncation_loss import Truncation, TruncationKind, TruncationLoss
 
 __all__ = [
     "Adapter",
+    "FILE_FORMAT",
+    "FileFormat",
+    "FormatChoice",
     "KEY_FORMATS",
     "KeyFormat",
     "Layer",
@@ -51,11 +56,13 @@ __all__ = [
     "left_out_lines",
     "load",
     "parse_layer_name",
+    "part_counts",
     "ranks_by_rule",
     "read_lora",
     "recent_loss",
     "resize",
     "save",
+    "save_in_format",
     "skipped_steps",
     "suffixes_by_base",
     "thumbnail_url",

@@ -165,8 +165,14 @@ def _of_the_training(report: RankReport | None) -> dict[str, str]:
 
 
 def _of_the_layers(adapter: Adapter) -> dict[str, str]:
-    """Return the ranks and the alpha; those of a file without plain layers stay as they are."""
-    metadata = {OURS: json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)])}
+    """Return the ranks and the alpha; kohya's keys of a file without plain layers stay as they are."""
+    ranks = json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)])
+    return {OURS: ranks, **alphas_of_the_layers(adapter)}
+
+
+def alphas_of_the_layers(adapter: Adapter) -> dict[str, str]:
+    """Return kohya's keys for rank and alpha; none for a file without plain layers."""
+    metadata = {}
     ranks = {layer.rank for layer in adapter.layers.values()}
     alphas = {layer.alpha for layer in adapter.layers.values()}
     if ranks:

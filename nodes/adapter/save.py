@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from comfy_api.latest import io, ui
 
 from ...aclora_core.adapter import (
+    FILE_FORMAT,
     Adapter,
+    FileFormat,
+    FormatChoice,
     RankReport,
     build_metadata,
     describe_layers,
     from_state_dict,
     left_out_lines,
-    save,
+    save_in_format,
     thumbnail_url,
-    with_dtype,
 )
 from ...aclora_core.inspection import Rows, reading_rows
+from ...aclora_core.text import size_text
 from .. import host
 from ..date_tokens import with_dates
 from ..texts import check_text
 from .files import invalidate_list, numbered_path, output_path
 from .precision import PRECISIONS
+
+_FORMATS = ["automatic", *get_args(FileFormat)]
 
 
 class ACLoRASave(io.ComfyNode):
@@ -78,6 +84,16 @@ class ACLoRASave(io.ComfyNode):
                     tooltip="An image for the model library, stored in the file at 256 pixels at most. Of several, the"
                     " first.",
                 ),
+                io.Combo.Input(
+                    "format",
+                    options=_FORMATS,
+                    default=_FORMATS[0],
+                    optional=True,
+                    tooltip="What the layers are called in the file; ComfyUI reads all of these. automatic suits almost"
+                    " always: kohya for SD1.5 and SDXL, for other models what most programs read, and for a LoRA from a"
+                    " file its own. kohya suits A1111, Forge, InvokeAI and sharing sites; diffusers suits diffusers and"
+                    " what is built on it.",
+                ),
             ],
             outputs=[
                 # Of any type, since ComfyUI links neither text nor its own drop-downs to an older loader's drop-down.
@@ -108,17 +124,21 @@ class ACLoRASave(io.ComfyNode):
         trigger: str = "",
         rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
+        format: FormatChoice = "automatic",  # the name of the input
     ) -> io.NodeOutput:
         check_text("trigger", trigger)
         folder, path = output_path(with_dates(filename))
-        adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
+        adapter = from_state_dict(lora_model)
         path = path if overwrite else numbered_path(path)
         thumbnail, problem = _thumbnail(preview)
         metadata = build_metadata(adapter, path.stem, rank_report, trigger.strip(), thumbnail)
-        save(adapter, path, metadata)
+        written, remark = save_in_format(adapter, path, metadata, format, PRECISIONS[precision])
         invalidate_list()
         name = str(path.relative_to(folder))
-        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
+        keys = written.metadata.get(FILE_FORMAT, "")
+        text = f"Saved {name}: {size_text(path.stat().st_size)}, {describe_layers(adapter)}\nin {folder}"
+        text += f"\nformat: {keys}" if keys else ""
+        text += f"\n{remark}" if remark else ""
         text += _replaced_trigger(trigger.strip(), rank_report)
         text += "".join(f"\n{row}: {line}" for row, line in _rows(adapter))
         text += problem
