@@ -25,6 +25,7 @@ FormatChoice = Literal["automatic", FileFormat]
 FILE_FORMAT = "aclora.format"  # in the metadata of files
 FILE_NAMES = "aclora.names"  # ComfyUI's names of the layers, where those in kohya's format do not tell them
 
+_HASHES = {"sshs_model_hash", "modelspec.hash_sha256"}  # in the metadata of files only
 _OF_COMFYUI = (COMFYUI_MODEL, COMFYUI_TEXT)
 _COMPONENTS = ("transformer", "unet", "text_encoder", "text_encoder_2")  # of diffusers' pipelines
 
@@ -33,46 +34,55 @@ class NoNameError(ValueError):
     """A layer has no name in a format. The message names it and says what to do."""
 
 
-def automatic_format(adapter: Adapter) -> FileFormat | None:
+def automatic_format(adapter: Adapter, base_model: str) -> FileFormat | None:
     """Return the format in which an adapter is written by default: that of its file, else that of its model's family.
 
-    None for the LoRA of another program, which keeps its names.
+    None for a file of another program whose names are not ComfyUI's, and stay.
     """
     recorded = adapter.metadata.get(FILE_FORMAT)
     for file_format in get_args(FileFormat):
         if file_format == recorded:
             return file_format
-    if all(base.startswith(_OF_COMFYUI) for base in _bases(adapter)):
-        return family_of(_base_model(adapter)).automatic
-    return None
+    if not all(base.startswith(_OF_COMFYUI) for base in _bases(adapter)):
+        return None
+    # A LoRA that was trained in this run has metadata too, but no hash.
+    from_file = adapter.metadata and (BASE_MODEL not in adapter.metadata or not _HASHES.isdisjoint(adapter.metadata))
+    return "ComfyUI" if from_file else family_of(base_model).automatic
 
 
-def in_format(adapter: Adapter, choice: FormatChoice) -> tuple[Adapter, str]:
+def in_format(adapter: Adapter, choice: FormatChoice, base_model: str = "") -> tuple[Adapter, str]:
     """Return an adapter with the names of a format, which its metadata records, and a sentence for the user or "".
 
     Args:
         choice: "automatic" takes automatic_format, and ComfyUI's where a layer has no name in that.
+        base_model: ComfyUI's class of the model, such as "SDXL"; "" takes what the adapter tells.
 
     Raises:
         NoNameError: a layer has no name in the format that was chosen.
     """
-    file_format = automatic_format(adapter) if choice == "automatic" else choice
+    base_model = base_model or _base_model(adapter)
+    file_format = automatic_format(adapter, base_model) if choice == "automatic" else choice
     if file_format is None:
         kept = {
             base: _without_scale(each) if is_diffusers_name(base) else each for base, each in adapter.layers.items()
         }
         return replace(adapter, layers=kept), ""
+    adapter = in_comfyui_names(adapter, base_model)
     try:
-        return _renamed(in_comfyui_names(adapter), file_format), ""
+        return _renamed(adapter, file_format, base_model), ""
     except NoNameError as error:
         if choice != "automatic":
             raise
-        return _renamed(in_comfyui_names(adapter), "ComfyUI"), f"Saved with ComfyUI's keys. {error}"
+        return _renamed(adapter, "ComfyUI", base_model), f"Saved with ComfyUI's keys. {error}"
 
 
-def in_comfyui_names(adapter: Adapter) -> Adapter:
-    """Return an adapter with ComfyUI's names for all layers whose names are known, and parts put together again."""
-    family = family_of(_base_model(adapter))
+def in_comfyui_names(adapter: Adapter, base_model: str = "") -> Adapter:
+    """Return an adapter with ComfyUI's names for all layers whose names are known, and parts put together again.
+
+    Args:
+        base_model: ComfyUI's class of the model; "" takes what the adapter tells.
+    """
+    family = family_of(base_model or _base_model(adapter))
     recorded = {_kohya(family, name): name for name in _recorded_names(adapter.metadata)}
     matches = {
         base: family.by_comfyui(recorded[base]) if base in recorded else family.by_other(base)
@@ -115,9 +125,8 @@ def part_counts(adapter: Adapter) -> dict[str, int]:
     return {base: len(match.rule.diffusers) if match else 1 for base, match in matches.items()}
 
 
-def _renamed(adapter: Adapter, file_format: FileFormat) -> Adapter:
+def _renamed(adapter: Adapter, file_format: FileFormat, base_model: str) -> Adapter:
     """Return an adapter with ComfyUI's names in a format, which its metadata records."""
-    base_model = _base_model(adapter)
     family = family_of(base_model)
     layers: dict[str, Layer] = {}
     names: dict[str, str] = {}
@@ -130,7 +139,7 @@ def _renamed(adapter: Adapter, file_format: FileFormat) -> Adapter:
                 layers |= _in_diffusers(base, layer if base not in adapter.other else None, match, base_model)
             names[base] = _kohya(family, base) if file_format == "kohya" else base
         except NoNameError:
-            if layer is None or base in adapter.other or layer.lora_up.any():
+            if layer is None or base in adapter.other or layer.lora_up.is_meta or layer.lora_up.any():
                 raise
             continue  # it changes nothing, as the last layer of a text encoder whose pooled output is not used
         if layer is not None and file_format != "diffusers":

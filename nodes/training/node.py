@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ...aclora_core.adapter import to_state_dict
+from ...aclora_core.adapter import Adapter, RankReport, build_metadata, file_size, to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
 from ...aclora_core.training import Result, train
 from .. import host
@@ -81,7 +81,8 @@ class ACLoRATrain(io.ComfyNode):
         if note := host.training_note(model[0]):
             facts = replace(facts, notes=f"{note} {facts.notes}".strip())
         report = replace(result.report, facts=facts, tags=host.tag_counts(latents, conditioning))
-        lora_model = to_state_dict(result.adapter)
+        adapter, report = _described(result.adapter, report)
+        lora_model = to_state_dict(adapter)
         if host.cancelled():
             host.clear_interrupt()
             display.show_result(report, config.steps)
@@ -96,6 +97,13 @@ class ACLoRATrain(io.ComfyNode):
         clip_output = clip or host.block_output(_NO_CLIP)
         shown = {**sheet, "text": (summary,)}
         return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui=shown)
+
+
+def _described(adapter: Adapter, report: RankReport) -> tuple[Adapter, RankReport]:
+    """Return the adapter with what the training knows, so that Save needs no report, and both with their size."""
+    size = file_size(adapter, build_metadata(adapter, "", report))
+    report = replace(report, facts=replace(report.facts, file_size=size))
+    return replace(adapter, metadata=build_metadata(adapter, "", report)), report
 
 
 def _links() -> list[Any]:
