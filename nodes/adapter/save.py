@@ -76,7 +76,8 @@ class ACLoRASave(io.ComfyNode):
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
-                    tooltip="The report of the training: its settings and ranks are written into the file.",
+                    tooltip="The report of the training: its settings and ranks are written into the file. A LoRA from"
+                    " Train AC-LoRA brings its own.",
                 ),
                 io.Image.Input(
                     "preview",
@@ -139,7 +140,7 @@ class ACLoRASave(io.ComfyNode):
         text = f"Saved {name}: {size_text(path.stat().st_size)}, {describe_layers(adapter)}\nin {folder}"
         text += f"\nformat: {keys}" if keys else ""
         text += f"\n{remark}" if remark else ""
-        text += _replaced_trigger(trigger.strip(), rank_report)
+        text += _replaced_trigger(trigger.strip(), adapter, rank_report)
         text += "".join(f"\n{row}: {line}" for row, line in _rows(adapter))
         text += problem
         host.send_text(text, host.hidden_node_id(cls))
@@ -154,9 +155,9 @@ def _rows(adapter: Adapter) -> Rows:
     return rows + [("kept, though ComfyUI does not use it", line) for line in left_out_lines(kept)]
 
 
-def _replaced_trigger(trigger: str, report: RankReport | None) -> str:
+def _replaced_trigger(trigger: str, adapter: Adapter, report: RankReport | None) -> str:
     """Return a line on a trigger that is not the one of the training, which may be a typing mistake; else ""."""
-    trained = report.facts.trigger if report is not None else ""
+    trained = report.facts.trigger if report is not None else adapter.metadata.get("modelspec.trigger_phrase", "")
     if not trigger or not trained or trigger == trained:
         return ""
     return f"\nThe trigger is '{trigger}', in place of '{trained}' of the training."
