@@ -268,7 +268,7 @@ def _recorded_names(metadata: Mapping[str, str]) -> list[str]:
 def peft_settings(adapter: Adapter) -> dict[str, str]:
     """Return metadata that gives each layer the scale 1 in diffusers.
 
-    Without it, diffusers of 0.35 takes one alpha for all layers of a file without alphas, whatever their ranks.
+    Without it, diffusers 0.36 takes one alpha for all layers of a file without alphas, whatever their ranks.
     """
     settings: dict[str, object] = {}
     for component in _COMPONENTS:
