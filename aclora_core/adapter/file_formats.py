@@ -7,19 +7,17 @@ part gets a copy of lora_down. The change of the weight stays the same, and each
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from .adapter import Adapter, Layer
-from .header_alpha import PEFT_SETTINGS
 from .key_formats import split_key
+from .layer_parts import joined, split, swapped, with_one_alpha, without_scale
 from .names import BASE_MODEL, COMFYUI_MODEL, COMFYUI_TEXT, Family, FileFormat, Match, base_model_of, family_of
+from .peft_header import COMPONENTS
 
 FormatChoice = Literal["automatic", FileFormat]
 FILE_FORMAT = "aclora.format"  # in the metadata of files
@@ -27,7 +25,6 @@ FILE_NAMES = "aclora.names"  # ComfyUI's names of the layers, where those in koh
 
 _HASHES = {"sshs_model_hash", "modelspec.hash_sha256"}  # in the metadata of files only
 _OF_COMFYUI = (COMFYUI_MODEL, COMFYUI_TEXT)
-_COMPONENTS = ("transformer", "unet", "text_encoder", "text_encoder_2")  # of diffusers' pipelines
 
 
 class NoNameError(ValueError):
@@ -63,9 +60,7 @@ def in_format(adapter: Adapter, choice: FormatChoice, base_model: str = "") -> t
     base_model = base_model or _base_model(adapter)
     file_format = automatic_format(adapter, base_model) if choice == "automatic" else choice
     if file_format is None:
-        kept = {
-            base: _without_scale(each) if is_diffusers_name(base) else each for base, each in adapter.layers.items()
-        }
+        kept = {base: without_scale(each) if is_diffusers_name(base) else each for base, each in adapter.layers.items()}
         return replace(adapter, layers=kept), ""
     adapter = in_comfyui_names(adapter, base_model)
     try:
@@ -83,25 +78,29 @@ def in_comfyui_names(adapter: Adapter, base_model: str = "") -> Adapter:
         base_model: ComfyUI's class of the model; "" takes what the adapter tells.
     """
     family = family_of(base_model or _base_model(adapter))
-    recorded = {_kohya(family, name): name for name in _recorded_names(adapter.metadata)}
+    recorded = {match.fill(match.rule.kohya): name for name, match in _recorded_names(adapter.metadata, family)}
     matches = {
         base: family.by_comfyui(recorded[base]) if base in recorded else family.by_other(base)
         for base in _bases(adapter)
     }
     layers: dict[str, Layer] = {}
-    parts: dict[str, dict[int, Layer]] = {}  # ComfyUI's name -> index of the part -> part
-    shares: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, dict[int, str]] = {}  # ComfyUI's name of a layer -> index of each part -> its name in the file
     names: dict[str, str] = {}
     for base, layer in adapter.layers.items():
         match = matches[base]
         name = match.fill(match.rule.comfyui) if match else base
         if match and is_diffusers_name(base) and len(match.rule.diffusers) > 1:
-            parts.setdefault(name, {})[match.index] = layer
-            shares[name] = match.rule.shares
+            parts.setdefault(name, {})[match.index] = base
+        elif name in layers or name in adapter.layers and name != base:  # a second spelling of a layer
+            layers[base] = layer
         else:
             names[base] = name
-            layers[name] = _swapped(layer) if match and match.rule.swapped and is_diffusers_name(base) else layer
-    layers |= {name: _joined(found, shares[name]) for name, found in parts.items()}
+            layers[name] = swapped(layer) if match and match.rule.swapped and is_diffusers_name(base) else layer
+    for name, bases in parts.items():
+        found = {index: adapter.layers[base] for index, base in bases.items()}
+        shares = next(match.rule.shares for base in bases.values() if (match := matches[base]))
+        whole = joined(found, shares) if name not in layers else None
+        layers |= {name: whole} if whole else {base: adapter.layers[base] for base in bases.values()}
     for base in adapter.other:
         match = matches[base]
         # A part of a layer that is no plain LoRA cannot be put together, and keeps its name.
@@ -112,7 +111,7 @@ def in_comfyui_names(adapter: Adapter, base_model: str = "") -> Adapter:
 
 def is_diffusers_name(base: str) -> bool:
     """Return whether the name of a layer is one of diffusers', whose files have PEFT's keys and no alphas."""
-    return base.partition(".")[0] in _COMPONENTS
+    return base.partition(".")[0] in COMPONENTS
 
 
 def part_counts(adapter: Adapter) -> dict[str, int]:
@@ -145,7 +144,7 @@ def _renamed(adapter: Adapter, file_format: FileFormat, base_model: str) -> Adap
         if layer is not None and file_format != "diffusers":
             layers[names[base]] = layer
     if file_format == "kohya":
-        layers = _with_one_alpha(layers)
+        layers = with_one_alpha(layers)
     metadata = {**adapter.metadata, FILE_FORMAT: file_format}
     if base_model:
         metadata[BASE_MODEL] = base_model
@@ -171,70 +170,15 @@ def _in_diffusers(base: str, layer: Layer | None, match: Match | None, base_mode
     if match is None or not match.rule.diffusers:
         model = f"of {base_model}" if base_model else "(of an unknown model: connect the rank_report of its training)"
         raise NoNameError(f"Layer '{base}' {model} has no name in the format diffusers that ComfyUI can read. {advice}")
-    layer = _without_scale(layer)
-    layer = _swapped(layer) if match.rule.swapped else layer
+    layer = without_scale(layer)
+    layer = swapped(layer) if match.rule.swapped else layer
     names = [match.fill(name) for name in match.rule.diffusers]
-    if len(names) == 1:
-        return {names[0]: layer}
-    unit = layer.lora_down.shape[1]  # each part is as wide as the layer's input, or a multiple of it
-    if layer.lora_up.shape[0] != unit * sum(match.rule.shares):
+    parts = [layer] if len(names) == 1 else split(layer, match.rule.shares)
+    if parts is None:
         raise NoNameError(
             f"Layer '{base}' has {layer.lora_up.shape[0]} rows, which are not the parts that diffusers knows. {advice}"
         )
-    rows = [unit * share for share in match.rule.shares]
-    ups = layer.lora_up.split(rows)
-    # Files of tensors that share memory cannot be written.
-    return {
-        name: replace(layer, lora_down=layer.lora_down.clone(), lora_up=up.clone())
-        for name, up in zip(names, ups, strict=True)
-    }
-
-
-def _joined(parts: Mapping[int, Layer], shares: tuple[int, ...]) -> Layer:
-    """Put the parts of a layer together: with their lora_down where they share it, else beside each other."""
-    first_index, first = next(iter(parts.items()))
-    unit = first.lora_up.shape[0] // shares[first_index]
-    if len(parts) == len(shares) and all(
-        torch.equal(part.lora_down, first.lora_down) and part.scale == first.scale for part in parts.values()
-    ):
-        return replace(first, lora_up=torch.cat([parts[index].lora_up for index in range(len(shares))]))
-    scaled = {index: _without_scale(part) for index, part in sorted(parts.items())}
-    rank = sum(part.rank for part in scaled.values())
-    up = first.lora_up.new_zeros(unit * sum(shares), rank)
-    column = 0
-    for index, part in scaled.items():
-        row = unit * sum(shares[:index])
-        up[row : row + part.lora_up.shape[0], column : column + part.rank] = part.lora_up
-        column += part.rank
-    return Layer(torch.cat([part.lora_down for part in scaled.values()]), up, float(rank))
-
-
-def _without_scale(layer: Layer) -> Layer:
-    """Return the same change of the weight with the scale 1, as files without alphas have it."""
-    return _with_alpha(layer, float(layer.rank))
-
-
-def _with_one_alpha(layers: dict[str, Layer]) -> dict[str, Layer]:
-    """Give all layers the commonest alpha: diffusers passes over those of attention layers that differ."""
-    counts = Counter(layer.alpha for layer in layers.values() if layer.alpha)
-    alpha = counts.most_common(1)[0][0] if counts else 1.0
-    return {name: _with_alpha(layer, alpha) for name, layer in layers.items()}
-
-
-def _with_alpha(layer: Layer, alpha: float) -> Layer:
-    """Return the same change of the weight with another alpha."""
-    if layer.alpha == alpha:
-        return layer
-    up = (layer.lora_up.float() * (layer.alpha / alpha)).to(layer.lora_up.dtype)
-    return Layer(layer.lora_down, up, alpha)
-
-
-def _swapped(layer: Layer) -> Layer:
-    """Return a layer that gives a shift and a scale with the two changed, and any other layer as it is."""
-    up = layer.lora_up
-    if up.shape[0] != 2 * layer.lora_down.shape[1]:
-        return layer
-    return replace(layer, lora_up=torch.cat(up.chunk(2)[::-1]))
+    return dict(zip(names, parts, strict=True))
 
 
 def _with_other_names(adapter: Adapter, names: Mapping[str, str]) -> Adapter:
@@ -257,38 +201,10 @@ def _base_model(adapter: Adapter) -> str:
     return base_model_of(adapter.metadata, _bases(adapter))
 
 
-def _recorded_names(metadata: Mapping[str, str]) -> list[str]:
+def _recorded_names(metadata: Mapping[str, str], family: Family) -> list[tuple[str, Match]]:
     try:
         names = json.loads(metadata.get(FILE_NAMES, "[]"))
     except (ValueError, RecursionError):
         return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def peft_settings(adapter: Adapter) -> dict[str, str]:
-    """Return metadata that gives each layer the scale 1 in diffusers.
-
-    Without it, diffusers 0.36 takes one alpha for all layers of a file without alphas, whatever their ranks.
-    """
-    settings: dict[str, object] = {}
-    for component in _COMPONENTS:
-        ranks = {
-            _module(base, component): layer.rank
-            for base, layer in adapter.layers.items()
-            if base.startswith(f"{component}.")
-        }
-        if ranks:
-            rank = next(iter(ranks.values()))
-            # In older versions of transformers the layers of text encoders are inside "text_model".
-            start = "" if component.startswith("text_encoder") else "^"
-            patterns = {start + re.escape(name): each for name, each in ranks.items()}
-            named = {"r": rank, "lora_alpha": rank, "rank_pattern": patterns, "alpha_pattern": patterns}
-            settings |= {f"{component}.{key}": value for key, value in named.items()}
-            settings[f"{component}.target_modules"] = list(ranks)
-    return {PEFT_SETTINGS: json.dumps(settings)} if settings else {}
-
-
-def _module(base: str, component: str) -> str:
-    """Return the name of a layer in diffusers' own model."""
-    name = base.removeprefix(f"{component}.").removeprefix("text_model.")
-    return name.replace(".processor.to_out", ".to_out.0").replace(".processor.", ".")
+    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [(name, match) for name in names if (match := family.by_comfyui(name))]

@@ -28,7 +28,7 @@ def file_size(
     if metadata is None:
         metadata = build_metadata(adapter, "")
     outline = _outline(adapter, dtype)
-    written, _ = in_format(outline, "automatic", base_model_of(metadata, adapter.layers))
+    written, _ = in_format(outline, "automatic", base_model_of(metadata, (*adapter.layers, *adapter.other)))
     return safetensors_size(to_file_tensors(written), file_metadata(written, metadata))
 
 

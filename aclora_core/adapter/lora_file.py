@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..storage import data_sha256, read_safetensors, write_safetensors
 from .adapter import Adapter, is_finite, with_dtype
-from .file_formats import FILE_FORMAT, FILE_NAMES, FormatChoice, in_comfyui_names, in_format, peft_settings
+from .file_formats import FILE_FORMAT, FILE_NAMES, FormatChoice, in_comfyui_names, in_format
 from .file_layers import read_layers
 from .header_alpha import PEFT_SETTINGS
 from .metadata import OURS, alphas_of_the_layers
 from .names import BASE_MODEL, base_model_of
+from .peft_header import peft_header
 from .state_dict import LoraStateDict, metadata_of, remarks_on, to_file_tensors
 
 _HASHES = ("sshs_model_hash", "modelspec.hash_sha256")
@@ -98,7 +99,7 @@ def save_in_format(
         ValueError: as `save`; or a layer has no name in the format, or does not fit into dtype. Nothing is written.
         OSError: the file cannot be written; the old file is unchanged.
     """
-    written, remark = in_format(adapter, file_format, base_model_of(metadata, adapter.layers))
+    written, remark = in_format(adapter, file_format, base_model_of(metadata, (*adapter.layers, *adapter.other)))
     if dtype is not None:
         written = with_dtype(written, dtype)
     save(written, path, file_metadata(written, metadata))
@@ -113,7 +114,8 @@ def file_metadata(written: Adapter, metadata: Mapping[str, str]) -> dict[str, st
         metadata: of the file without that.
     """
     facts = {key: written.metadata[key] for key in (FILE_FORMAT, BASE_MODEL, FILE_NAMES) if key in written.metadata}
-    return {**metadata, **facts, **alphas_of_the_layers(written), **peft_settings(written)}
+    header = peft_header(written) if facts.get(FILE_FORMAT) == "diffusers" else {}
+    return {**metadata, **facts, **alphas_of_the_layers(written), **header}
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Adapter:

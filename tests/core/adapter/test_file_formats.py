@@ -238,3 +238,18 @@ def test_the_size_is_known_before_the_file_is_written(tmp_path: Path, base_model
 )
 def test_the_model_is_found_by_the_metadata_and_else_by_the_names(metadata, names, expected):
     assert base_model_of(metadata, names) == expected
+
+
+def test_metadata_that_lies_about_a_file_hides_none_of_its_layers():
+    block = "transformer.transformer_blocks.0.attn"
+    state = random_lora(
+        {
+            f"{block}.to_q": (6, 6),
+            f"{block}.to_k": (5, 7),
+            "diffusion_model.img_in": (6, 4),
+            "transformer.x_embedder": (6, 4),
+        }
+    )
+    metadata = {"aclora.format": "diffusers", "aclora.base_model": "Flux", "aclora.names": '["x", 1]'}
+    adapter = from_state_dict(state, metadata)
+    assert {f"{name}.alpha" for name in adapter.layers} == {key for key in state if key.endswith(".alpha")}
