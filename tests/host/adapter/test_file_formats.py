@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.host.host.test_text_encoder_families import text_encoder
 from tests.support import family_sizes as sizes
 from tests.support.families import FAMILIES, Family, build
 from tests.support.random_lora import random_lora
@@ -121,3 +122,35 @@ def test_the_automatic_format_is_the_one_that_most_programs_read(pack, loras, ca
     assert metadata["aclora.format"] == expected
     prefix = {"kohya": "lora_unet_", "diffusers": ("transformer.", "unet."), "ComfyUI": "diffusion_model."}[expected]
     assert all(key.startswith(prefix) for key in written)
+
+
+# The widths of the parts of each CLIP.
+CLIPS = {
+    "SD1.5": {"clip_l": {"hidden_size": 24}},
+    "SD2.1": {"clip_h": {"hidden_size": 24}},
+    "SDXL": {"clip_l": {"hidden_size": 8}, "clip_g": {"hidden_size": 16}},
+}
+
+
+@pytest.mark.parametrize("file_format", ["automatic", "ComfyUI", "diffusers"])
+@pytest.mark.parametrize("name", CLIPS)
+def test_text_encoders_are_read_by_both_loaders_from_every_format(pack, loras, name, file_format, caplog):
+    import comfy.sd
+
+    import nodes
+
+    family = FAMILIES[name]
+    model, clip = build(family), text_encoder(family, CLIPS[name])
+    # diffusers has no name for CLIP's last layer, nor has kohya for that of SD2, which does not affect its captions.
+    preset = "all" if file_format != "diffusers" and name != "SD2.1" else "attention and feed-forward"
+    layers = pack.aclora_core.lora.targets.preset_layers(clip.cond_stage_model, preset, "text_encoders.")
+    state = random_lora({base: layer.weight.shape for base, layer in layers.items()})
+    expected = patched(clip.patcher, comfy.sd.load_lora_for_models(model, clip, state, 1.0, 1.0)[1].patcher)
+    assert len(expected) == len(layers)
+    saved_name = saved(pack, (name, family, model, state), file_format)[0]
+    with caplog.at_level(logging.WARNING):
+        _, by_host = nodes.LoraLoader().load_lora(model, clip, saved_name, 1.0, 1.0)
+        by_ours = pack.nodes.adapter.load.ACLoRALoad.execute(saved_name, model=model, clip=clip)[1]
+    assert not caplog.records
+    assert_same_weights(patched(clip.patcher, by_host.patcher), expected)
+    assert_same_weights(patched(clip.patcher, by_ours.patcher), expected)
