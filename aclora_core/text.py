@@ -69,6 +69,11 @@ def size_text(size: int) -> str:
     return f"{size:.0f} B"
 
 
+def size_change(before: int, after: int) -> str:
+    """Return two numbers of bytes and the share that is left: "1.84 MB -> 920 kB (50%)"."""
+    return f"{size_text(before)} -> {size_text(after)} ({after / before:.0%})"
+
+
 def percent_text(share: float, decimals: int = 0) -> str:
     """Return a share in percent: "18 %", "98.6 %"."""
     return f"{100 * share:.{decimals}f} %"

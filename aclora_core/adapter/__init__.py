@@ -1,11 +1,14 @@
 """A LoRA as data: file formats, metadata, ranks, truncation, the rank report."""
 
 from .adapter import Adapter, Layer, with_dtype
+from .file_formats import FILE_FORMAT, FILE_NAMES, FormatChoice
+from .file_size import file_size
 from .key_formats import KEY_FORMATS, KeyFormat, find_key_format, suffixes_by_base, to_comfyui_keys
 from .layer_names import block_kind, layer_sort_key, parse_layer_name
 from .left_out import left_out_lines
-from .lora_file import from_state_dict, load, read_lora, save
+from .lora_file import from_state_dict, load, read_lora, save, save_in_format
 from .metadata import build_metadata, describe_layers, thumbnail_url
+from .names import BASE_MODEL, FileFormat
 from .rank_report import (
     RankReport,
     Restart,
@@ -23,6 +26,11 @@ from .truncation_loss import Truncation, TruncationKind, TruncationLoss
 
 __all__ = [
     "Adapter",
+    "BASE_MODEL",
+    "FILE_FORMAT",
+    "FILE_NAMES",
+    "FileFormat",
+    "FormatChoice",
     "KEY_FORMATS",
     "KeyFormat",
     "Layer",
@@ -44,6 +52,7 @@ __all__ = [
     "decompose",
     "describe_layers",
     "embedded_report",
+    "file_size",
     "find_key_format",
     "fit_share",
     "from_state_dict",
@@ -56,6 +65,7 @@ __all__ = [
     "recent_loss",
     "resize",
     "save",
+    "save_in_format",
     "skipped_steps",
     "suffixes_by_base",
     "thumbnail_url",

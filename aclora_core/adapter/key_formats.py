@@ -20,7 +20,7 @@ class KeyFormat(NamedTuple):
     name: str  # for the user
 
 
-# In the order in which ComfyUI tries them. The first is ComfyUI's own, in which this package writes.
+# In the order in which ComfyUI tries them. The first is ComfyUI's own.
 KEY_FORMATS = (
     KeyFormat(".lora_up.weight", ".lora_down.weight", "kohya"),
     KeyFormat("_lora.up.weight", "_lora.down.weight", "diffusers, old"),
@@ -30,6 +30,13 @@ KEY_FORMATS = (
     KeyFormat(".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight", "transformers"),
     KeyFormat(".lora_B.default.weight", ".lora_A.default.weight", "PEFT with an adapter's name"),
 )
+
+
+def diffusers_keys(base: str) -> KeyFormat:
+    """Return the key endings of a layer with one of diffusers' names, as both diffusers and ComfyUI read them."""
+    if base.startswith("unet."):
+        return KEY_FORMATS[1] if ".processor." in base else KEY_FORMATS[3]
+    return KEY_FORMATS[2]
 
 
 ALPHA = ".alpha"
@@ -161,12 +168,18 @@ def suffixes_by_base(tensors: Mapping[str, Tensor]) -> tuple[dict[str, set[str]]
     found: dict[str, set[str]] = {}
     unknown = []
     for key in tensors:
-        suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix) and key != suffix), None)
-        if suffix is None:
-            unknown.append(key)
+        base, suffix = split_key(key)
+        if suffix:
+            found.setdefault(base, set()).add(suffix)
         else:
-            found.setdefault(key.removesuffix(suffix), set()).add(suffix)
+            unknown.append(key)
     return found, unknown
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Return the base name and the known ending of a key; the whole key and "" if it has none."""
+    suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix) and key != suffix), "")
+    return key.removesuffix(suffix), suffix
 
 
 def find_key_format(suffixes: set[str]) -> KeyFormat | None:

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..text import count_noun
 from .adapter import Adapter
 from .base_models import base_model_names
+from .file_formats import FILE_FORMAT, FILE_NAMES
 from .header_alpha import PEFT_SETTINGS
+from .names import BASE_MODEL
 from .rank_report import RankReport, check_report
 
 log = logging.getLogger("aclora")
@@ -43,7 +45,10 @@ KOHYA_SETTINGS = {
 
 
 # Keys of another file that would not be true of the one that is written.
-_OUTDATED = {"format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", PEFT_SETTINGS, "lora_alpha"}
+_OUTDATED = {
+    *("format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", PEFT_SETTINGS, "lora_alpha"),
+    *(FILE_FORMAT, FILE_NAMES),
+}
 
 # Characters of the metadata that are taken over, the shortest values first, so that the header stays below its limit.
 _TAKEN_OVER = 600_000
@@ -80,7 +85,7 @@ def build_metadata(
     known = _taken_over(adapter.metadata)
     trigger = trigger or known.get("modelspec.trigger_phrase", "") or (report.facts.trigger if report else "")
     metadata = {
-        **(_minimum(title) if known else _of_a_new_file(title, when)),
+        **(_of_a_new_file(title, when) if report is not None and not known else _minimum(title)),
         **known,
         **_of_the_training(report),
         **_of_the_layers(adapter),
@@ -133,7 +138,7 @@ def _minimum(title: str) -> dict[str, str]:
 
 
 def _of_a_new_file(title: str, when: datetime | None) -> dict[str, str]:
-    """Return what says that this package made the LoRA."""
+    """Return what says that this package trained the LoRA."""
     return {
         **_minimum(title),
         "ss_training_comment": "AC-LoRA",
@@ -153,6 +158,7 @@ def _of_the_training(report: RankReport | None) -> dict[str, str]:
         metadata["ss_base_model_version"] = base_model.kohya
         metadata["modelspec.architecture"] = f"{base_model.modelspec}/lora"
         metadata["ss_v2"] = str(settings["base_model"] == "SD20")
+        metadata[BASE_MODEL] = str(settings["base_model"])
     if "batch_size" in settings:
         batch, batches = int(str(settings["batch_size"])), int(str(settings.get("accumulate", 1)))
         metadata["ss_total_batch_size"] = str(batch * batches)
@@ -165,8 +171,14 @@ def _of_the_training(report: RankReport | None) -> dict[str, str]:
 
 
 def _of_the_layers(adapter: Adapter) -> dict[str, str]:
-    """Return the ranks and the alpha; those of a file without plain layers stay as they are."""
-    metadata = {OURS: json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)])}
+    """Return the ranks and the alpha; kohya's keys of a file without plain layers stay as they are."""
+    ranks = json.dumps([adapter.layers[base].rank for base in sorted(adapter.layers)])
+    return {OURS: ranks, **alphas_of_the_layers(adapter)}
+
+
+def alphas_of_the_layers(adapter: Adapter) -> dict[str, str]:
+    """Return kohya's keys for rank and alpha; none for a file without plain layers."""
+    metadata = {}
     ranks = {layer.rank for layer in adapter.layers.values()}
     alphas = {layer.alpha for layer in adapter.layers.values()}
     if ranks:

@@ -108,4 +108,4 @@ def _ranks_by_file_size(
     commented = replace(adapter, metadata=with_comment(adapter.metadata, _COMMENT_RESERVE))
     metadata = build_metadata(commented, _TITLE_RESERVE, report)
     size = round(config.value * 1e6)
-    return ranks_for_size(adapter, offered, size, config.dtype, metadata, 0 if config.drop_layers else 1)
+    return ranks_for_size(commented, offered, size, config.dtype, metadata, 0 if config.drop_layers else 1)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .key_formats import ALPHA, KEY_FORMATS
+from .file_formats import is_diffusers_name
+from .key_formats import ALPHA, KEY_FORMATS, diffusers_keys
 
 
 class LoraStateDict(dict[str, Tensor]):
@@ -48,3 +49,16 @@ def to_state_dict(adapter: Adapter) -> LoraStateDict:
         tensors[base + ALPHA] = torch.tensor(layer.alpha, dtype=torch.float32)
     tensors |= {key: tensor.contiguous() for key, tensor in adapter.extra.items()}
     return LoraStateDict(tensors, adapter.metadata)
+
+
+def to_file_tensors(adapter: Adapter) -> LoraStateDict:
+    """Return the tensors of a file: as to_state_dict, but with diffusers' keys where a layer has diffusers' name."""
+    written = KEY_FORMATS[0]
+    tensors = to_state_dict(adapter)
+    for base, layer in adapter.layers.items():
+        if is_diffusers_name(base) and layer.scale == 1.0:
+            keys = diffusers_keys(base)
+            tensors[base + keys.up] = tensors.pop(base + written.up)
+            tensors[base + keys.down] = tensors.pop(base + written.down)
+            del tensors[base + ALPHA]
+    return tensors

@@ -26,6 +26,7 @@ class TrainingFacts:
     rank_before: float | None = None  # mean over the layers, before they were truncated to the ranks that they use
     rank_after: float | None = None  # mean after that
     truncated_size: int | None = None  # bytes of all matrices after that, two for each number
+    file_size: int | None = None  # bytes of the file, as it is saved by default
     epochs: int | None = None  # of the pass that gave the adapter, begun ones included
     cancelled: Stage | None = None  # stage in which the user cancelled the training
     notes: str = ""  # sentences for the user

@@ -6,7 +6,6 @@ that many ranks or sizes can be tried. Layers of other kinds stay as they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from ..method import Rule, energy, energy_kept, sum_kept, truncate
 from .adapter import Adapter, Layer, is_finite
-from .state_dict import to_state_dict
+from .file_size import component_sizes, file_size
 
-# Bytes that saving adds: a format, two hashes, and the rounding of the header's length to 8 bytes.
-_SAVE_RESERVE = 320
+_SAVE_RESERVE = 64  # bytes; a truncated LoRA has "Dynamic" as its rank and its alpha
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +113,8 @@ def ranks_for_size(
         ValueError: not even min_rank of every layer fits; the smallest possible size is named.
     """
     ranks = dict.fromkeys(decomposed, int(min_rank))
-    cost = {name: _component_bytes(layer, dtype) for name, layer in decomposed.items()}
-    left = size - _fixed_bytes(adapter, metadata) - sum(cost[name] * rank for name, rank in ranks.items())
+    cost = component_sizes(adapter, dtype)
+    left = size - _fixed_bytes(adapter, metadata, dtype) - sum(cost[name] * rank for name, rank in ranks.items())
     if left < 0:
         raise ValueError(
             f"A file of {size:,} bytes is too small: this LoRA takes at least {size - left:,} bytes"
@@ -197,19 +195,12 @@ def _component_bytes(source: SvdLayer, dtype: torch.dtype | None) -> int:
     return source.params_per_component * (dtype or source.layer.lora_down.dtype).itemsize
 
 
-def _fixed_bytes(adapter: Adapter, metadata: Mapping[str, str] | None) -> int:
-    """Return an upper bound of the file's bytes besides the factors: length, header, alphas, tensors of other kinds.
+def _fixed_bytes(adapter: Adapter, metadata: Mapping[str, str] | None, dtype: torch.dtype | None) -> int:
+    """Return an upper bound of the file's bytes besides the factors: header, alphas, tensors of other kinds.
 
     The header is measured at full rank, where each number in it has at least as many digits.
     """
-    tensors = to_state_dict(adapter)
-    total = sum(tensor.numel() * max(tensor.itemsize, 4) for tensor in tensors.values())
-    # Eight characters for the type are more than any name in the format takes.
-    table: dict[str, object] = {
-        key: {"dtype": "F" * 8, "shape": list(tensor.shape), "data_offsets": [total, total]}
-        for key, tensor in tensors.items()
-    }
-    table["__metadata__"] = dict(adapter.metadata if metadata is None else metadata)
-    header = len(json.dumps(table, separators=(",", ":")).encode())
-    fixed = sum(tensor.nbytes for tensor in adapter.extra.values()) + 4 * len(adapter.layers)
-    return 8 + header + fixed + _SAVE_RESERVE
+    cost = component_sizes(adapter, dtype)
+    factors = sum(cost[name] * layer.rank for name, layer in adapter.layers.items())
+    whole = file_size(adapter, adapter.metadata if metadata is None else metadata, dtype)
+    return whole - factors + _SAVE_RESERVE

@@ -16,6 +16,7 @@ from ..adapter import (
     RankReport,
     check_report,
     embedded_report,
+    file_size,
     find_key_format,
     from_state_dict,
     layer_sort_key,
@@ -80,7 +81,7 @@ class FileFacts:
     ranks: dict[int, int]  # rank -> layers, rising
     dtypes: dict[str, int]
     parameters: int  # of all layers, those of other kinds included
-    size: int  # bytes of the file, or of the tensors if there is no file
+    size: int  # bytes of the file, or of the one as which it would be saved
     norm: float  # √ of the sum of all layers' energies
     effective_rank: float  # mean over the layers, by their energy
     other: dict[str, str]  # layers of other kinds: base name or key -> kind
@@ -110,7 +111,7 @@ def inspect_lora(
 
     Args:
         name: for the user.
-        size: bytes of its file; the sum of its tensors if None.
+        size: bytes of its file; those of the file as which it would be saved if None.
         report: of its training; the one in the metadata if None, provided that it knows all the layers.
         on_layer: called after each layer with the number of layers done and of all layers.
 
@@ -194,7 +195,7 @@ def _measure_file(
         ranks=dict(sorted(Counter(layer.rank for layer in layers).items())),
         dtypes=_counts(layer.dtype for layer in layers),
         parameters=sum(layer.parameters for layer in layers) + sum(t.numel() for t in adapter.extra.values()),
-        size=sum(tensor.nbytes for tensor in state_dict.values()) if size is None else size,
+        size=file_size(adapter) if size is None else size,
         norm=math.sqrt(total),
         effective_rank=weighted / total if total > 0.0 else 1.0,
         other=dict(sorted(adapter.other.items())),
@@ -206,7 +207,9 @@ def _measure_file(
 
 def _key_formats(adapter: Adapter, state_dict: Mapping[str, Tensor]) -> dict[str, int]:
     found, _ = suffixes_by_base(to_comfyui_keys(state_dict))
-    formats = [find_key_format(found[base]) for base in adapter.layers]
+    # In a file of this package the layers may have other names, as FileFacts.metadata says.
+    names = adapter.layers if adapter.layers.keys() <= found.keys() else found
+    formats = [find_key_format(found[base]) for base in names]
     return _counts(form.name for form in formats if form is not None)
 
 

@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 from ..adapter import (
+    BASE_MODEL,
+    FILE_FORMAT,
+    FILE_NAMES,
     Adapter,
     RankReport,
     TruncationStats,
     describe_layers,
     embedded_report,
+    file_size,
     fit_share,
     left_out_lines,
     total_energy_kept,
 )
-from ..text import percent_text, size_text, text_table
+from ..text import percent_text, size_change, text_table
 
 MAX_VALUE_LENGTH = 200  # characters; longer values are shortened
 
@@ -38,7 +42,9 @@ def metadata_table(name: str, adapter: Adapter, loading: Sequence[tuple[str, str
     report = embedded_report(adapter)
     training = [*settings, *(_result_rows(report) if report is not None else [])]
     # Metadata that other rows tell in words is not repeated as JSON.
-    hidden = {"aclora.settings", "aclora.ranks"} if settings else set()
+    hidden = {FILE_FORMAT, BASE_MODEL, FILE_NAMES}
+    if settings:
+        hidden |= {"aclora.settings", "aclora.ranks"}
     if report is not None:
         hidden |= {"aclora.trajectory"}
     metadata = [(key, _value(key, value)) for key, value in sorted(adapter.metadata.items()) if key not in hidden]
@@ -52,15 +58,13 @@ def truncation_rows(name: str, before: Adapter, after: Adapter, stats: Mapping[s
         name: of the truncation, such as "to rank 4".
         stats: of each layer, as from truncate_to_ranks.
     """
-    bytes_before = sum(layer.bytes_before for layer in stats.values())
-    bytes_after = sum(layer.bytes_after for layer in stats.values())
     kept = total_energy_kept(stats)
     error = math.sqrt(max(0.0, 1.0 - kept))
     return [
         ("truncated", name),
         ("ranks", f"{_rank_range(_ranks(before))} -> {_rank_range(_ranks(after))}"),
         ("energy kept", f"{kept:.2%}, so the change differs by {error:.1%} of its size"),
-        ("size of layers", f"{size_text(bytes_before)} -> {size_text(bytes_after)} ({bytes_after / bytes_before:.0%})"),
+        ("size of the file", size_change(file_size(before, dtype=None), file_size(after, dtype=None))),
     ]
 
 
@@ -68,6 +72,8 @@ def _content_rows(name: str, adapter: Adapter) -> Rows:
     dtypes = sorted({str(layer.lora_up.dtype).removeprefix("torch.") for layer in adapter.layers.values()})
     kinds = Counter(adapter.other.values())
     rows = [("file", name), ("layers", f"{describe_layers(adapter)}, {' and '.join(dtypes)}".rstrip(", "))]
+    if FILE_FORMAT in adapter.metadata:
+        rows.append(("format", adapter.metadata[FILE_FORMAT]))
     rows += [("also", f"{count} x {kind}") for kind, count in sorted(kinds.items())]
     return rows + reading_rows(adapter)
 
@@ -104,7 +110,7 @@ def _result_rows(report: RankReport) -> Rows:
     count = len(report.truncations)
     for tried in report.truncations:
         if tried.chosen:
-            rows.append(("given", f"{tried.name}, {size_text(tried.size)}, of {count} truncations that were tried"))
+            rows.append(("given", f"{tried.name}, of {count} truncations that were tried"))
     return rows
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from ..adapter import RankReport, TruncationLoss, TruncationStats, total_energy_kept
-from ..text import count_noun, mean_and_range, name_list, size_text, text_table
+from ..adapter import FILE_FORMAT, RankReport, TruncationLoss, TruncationStats, total_energy_kept
+from ..text import count_noun, mean_and_range, name_list, size_change, size_text, text_table
 from .measure import FileFacts, Inspection, LayerFacts
 
 _HEADER = (
@@ -66,8 +66,9 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
     """Return the measurements of a LoRA file as rows of name and text."""
     return [
         ("name", facts.name),
-        ("size", f"{facts.size / 1e6:.2f} MB, {facts.parameters:,} numbers"),
+        ("size", f"{size_text(facts.size)}, {facts.parameters:,} numbers"),
         ("layers", f"{sum(facts.ranks.values())} plain LoRA layers in {facts.blocks} blocks"),
+        *_format_rows(facts.metadata),
         ("keys", _listed(facts.key_formats)),
         ("prefixes", _listed(facts.prefixes)),
         ("parts", _listed(facts.parts)),
@@ -80,6 +81,15 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
         *(("note", remark) for remark in facts.remarks),
         *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
     ]
+
+
+def _format_rows(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return a row on the format of a file of this package."""
+    file_format = metadata.get(FILE_FORMAT)
+    if file_format is None:
+        return []
+    names = "" if file_format == "ComfyUI" else ", shown by ComfyUI's names"
+    return [("format", f"{file_format}{names}")]
 
 
 def file_table(facts: FileFacts) -> str:
@@ -110,12 +120,16 @@ def inspection_csv(inspection: Inspection) -> str:
 
 
 def truncation_table(
-    stats: Mapping[str, TruncationStats], other: Mapping[str, str] | None = None, notes: Sequence[str] = ()
+    stats: Mapping[str, TruncationStats],
+    sizes: tuple[int, int],
+    other: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return what a truncation did: some lines for the whole LoRA, then a line per layer.
 
     Args:
         stats: by base name, as from truncate_to_ranks.
+        sizes: bytes of the file before and after.
         other: the layers of other kinds, which are not truncated (Adapter.other).
         notes: lines on the file, added to those for the whole LoRA.
     """
@@ -123,13 +137,11 @@ def truncation_table(
         return "There is no plain LoRA layer to truncate."
     layers = stats.values()
     rank_before, rank_after = sum(layer.rank_before for layer in layers), sum(layer.rank_after for layer in layers)
-    bytes_before, bytes_after = sum(layer.bytes_before for layer in layers), sum(layer.bytes_after for layer in layers)
     dropped = sum(layer.rank_after == 0 for layer in layers)
     kept = total_energy_kept(stats)
-    sizes = f"{bytes_before / 1e6:.2f} MB -> {bytes_after / 1e6:.2f} MB ({bytes_after / bytes_before:.0%})"
     lines = [
         f"Layers: {len(stats)}, dropped: {dropped}. Sum of ranks: {rank_before:,} -> {rank_after:,}.",
-        f"Size of the layers: {sizes}.",
+        f"Size of the file: {size_change(*sizes)}.",
         f"Kept of all layers' energy: {kept:.2%}. Error of the whole change: {math.sqrt(1.0 - kept):.1%} of its norm.",
     ]
     for kind, names in _by_kind(other or {}).items():

@@ -13,7 +13,14 @@ from .nested import (
     to_device,
 )
 from .partial_files import clear_partial_files, reserved
-from .safetensors_file import SAFETENSORS_SUFFIXES, read_safetensors, write_advice, write_atomically, write_safetensors
+from .safetensors_file import (
+    SAFETENSORS_SUFFIXES,
+    read_safetensors,
+    safetensors_size,
+    write_advice,
+    write_atomically,
+    write_safetensors,
+)
 
 __all__ = [
     "as_parameter",
@@ -28,6 +35,7 @@ __all__ = [
     "put_tensors",
     "read_safetensors",
     "reserved",
+    "safetensors_size",
     "take_tensors",
     "tensors_in",
     "to_device",

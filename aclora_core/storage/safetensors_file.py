@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -86,6 +87,22 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     header = _fitting_header(table, {"format": "pt", **metadata, **hashes})
     write_atomically(path, [len(header).to_bytes(8, "little"), header, data])
     clear_partial_files(path.parent)
+
+
+def safetensors_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Return the bytes of the file that write_safetensors writes. The tensors may be on the meta device."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # as safetensors does
+    table: dict[str, object] = {}
+    end = 0
+    for key, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        name = _TYPE_NAMES.get(tensor.dtype, "F8_E4M3")
+        table[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    hashes = {"sshs_model_hash": "0" * 64, "modelspec.hash_sha256": "0x" + "0" * 64}
+    return 8 + len(_fitting_header(table, {"format": "pt", **metadata, **hashes})) + end
+
+
+_TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
 def _fitting_header(table: dict[str, object], metadata: dict[str, str]) -> bytes:

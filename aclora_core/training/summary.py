@@ -34,7 +34,8 @@ def training_summary(report: RankReport) -> str:
     sentences += _used_ranks(report)
     chosen = next((tried for tried in report.truncations if tried.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
-        sentences.append(f"Truncated to {chosen.name}, {chosen.size / 1e6:.1f} MB, as good as the whole.")
+        size = size_text(facts.file_size or chosen.size)
+        sentences.append(f"Truncated to {chosen.name}, {size}, as good as the whole.")
     sentences += _learned_style(report)
     ranks = list(report.signal.values())
     restarts = count_noun(len(report.restarts), "restart")
@@ -114,7 +115,7 @@ def _used_ranks(report: RankReport) -> list[str]:
     if facts.rank_before is None or facts.rank_after is None or facts.truncated_size is None:
         return []
     ranks = f"{facts.rank_after:.1f} ranks of {facts.rank_before:.4g}"
-    return [f"Truncated to {ranks} on average, {size_text(facts.truncated_size)}."]
+    return [f"Truncated to {ranks} on average, {size_text(facts.file_size or facts.truncated_size)}."]
 
 
 def _previews(report: RankReport) -> list[str]:

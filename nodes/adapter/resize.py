@@ -10,6 +10,7 @@ from torch import Tensor
 from ...aclora_core.adapter import (
     RankReport,
     ResizeConfig,
+    file_size,
     from_state_dict,
     resize,
     to_state_dict,
@@ -125,7 +126,8 @@ class ACLoRAResize(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"{lora.name}: {error}") from error
         notes = [f"{name.capitalize()}: {text}" for name, text in reading_rows(adapter)]
-        table = truncation_table(stats, truncated.other, notes)
+        before = file_size(adapter, dtype=None) if lora.size is None else lora.size
+        table = truncation_table(stats, (before, file_size(truncated, dtype=None)), truncated.other, notes)
         text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
         if dry_run:

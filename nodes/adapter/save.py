@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from comfy_api.latest import io, ui
 
 from ...aclora_core.adapter import (
+    FILE_FORMAT,
     Adapter,
+    FileFormat,
+    FormatChoice,
     RankReport,
     describe_layers,
     from_state_dict,
     left_out_lines,
     thumbnail_url,
-    with_dtype,
 )
 from ...aclora_core.inspection import Rows, reading_rows
+from ...aclora_core.text import size_text
 from .. import host
 from ..date_tokens import with_dates
 from ..texts import check_text
 from .files import numbered_path, output_path
 from .precision import PRECISIONS
 from .saving import write_lora
+
+_FORMATS = ["automatic", *get_args(FileFormat)]
 
 
 class ACLoRASave(io.ComfyNode):
@@ -69,13 +75,24 @@ class ACLoRASave(io.ComfyNode):
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
-                    tooltip="The report of the training: its settings and ranks are written into the file.",
+                    tooltip="The report of the training: its settings and ranks are written into the file. A LoRA from"
+                    " Train AC-LoRA brings its own.",
                 ),
                 io.Image.Input(
                     "preview",
                     optional=True,
                     tooltip="An image for the model library, stored in the file at 256 pixels at most. Of several, the"
                     " first.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=_FORMATS,
+                    default=_FORMATS[0],
+                    optional=True,
+                    tooltip="What the layers are called in the file; ComfyUI reads all of these. automatic suits almost"
+                    " always: kohya for SD1.5 and SDXL, for other models what most programs read, and for a LoRA from a"
+                    " file its own. kohya suits A1111, Forge, InvokeAI and sharing sites; diffusers suits diffusers and"
+                    " what is built on it.",
                 ),
             ],
             outputs=[
@@ -107,16 +124,21 @@ class ACLoRASave(io.ComfyNode):
         trigger: str = "",
         rank_report: RankReport | None = None,
         preview: torch.Tensor | None = None,
+        format: FormatChoice = "automatic",  # the name of the input
     ) -> io.NodeOutput:
         check_text("trigger", trigger)
         folder, path = output_path(with_dates(filename))
-        adapter = with_dtype(from_state_dict(lora_model), PRECISIONS[precision])
+        adapter = from_state_dict(lora_model)
         path = path if overwrite else numbered_path(path)
         thumbnail, problem = _thumbnail(preview)
-        write_lora(adapter, path, rank_report, trigger.strip(), thumbnail)
+        dtype = PRECISIONS[precision]
+        written, remark = write_lora(adapter, path, dtype, rank_report, trigger.strip(), thumbnail, format)
         name = str(path.relative_to(folder))
-        text = f"Saved {name}: {path.stat().st_size / 1e6:.1f} MB, {describe_layers(adapter)}\nin {folder}"
-        text += _replaced_trigger(trigger.strip(), rank_report)
+        keys = written.metadata.get(FILE_FORMAT, "")
+        text = f"Saved {name}: {size_text(path.stat().st_size)}, {describe_layers(adapter)}\nin {folder}"
+        text += f"\nformat: {keys}" if keys else ""
+        text += f"\n{remark}" if remark else ""
+        text += _replaced_trigger(trigger.strip(), adapter, rank_report)
         text += "".join(f"\n{row}: {line}" for row, line in _rows(adapter))
         text += problem
         host.send_text(text, host.hidden_node_id(cls))
@@ -131,9 +153,9 @@ def _rows(adapter: Adapter) -> Rows:
     return rows + [("kept, though ComfyUI does not use it", line) for line in left_out_lines(kept)]
 
 
-def _replaced_trigger(trigger: str, report: RankReport | None) -> str:
+def _replaced_trigger(trigger: str, adapter: Adapter, report: RankReport | None) -> str:
     """Return a line on a trigger that is not the one of the training, which may be a typing mistake; else ""."""
-    trained = report.facts.trigger if report is not None else ""
+    trained = report.facts.trigger if report is not None else adapter.metadata.get("modelspec.trigger_phrase", "")
     if not trigger or not trained or trigger == trained:
         return ""
     return f"\nThe trigger is '{trigger}', in place of '{trained}' of the training."

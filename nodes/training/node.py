@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ...aclora_core.adapter import RankReport, to_state_dict
+from ...aclora_core.adapter import Adapter, RankReport, build_metadata, file_size, to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
 from ...aclora_core.training import Requests, Result, train
 from .. import host
@@ -125,8 +125,8 @@ class ACLoRATrain(io.ComfyNode):
 
             with answering(node_id, requests, draws=bool(live_previews.prompts)):
                 result = choice.result(run)
-            report = described(result.report)
-        lora_model = to_state_dict(result.adapter)
+            adapter, report = _described(result.adapter, described(result.report))
+        lora_model = to_state_dict(adapter)
         if host.cancelled():
             host.clear_interrupt()
             record_cancel(node_id)
@@ -169,6 +169,13 @@ def _with_inputs(
     if note := host.training_note(model):
         facts = replace(facts, notes=f"{note} {facts.notes}".strip())
     return replace(report, facts=facts, tags=host.tag_counts(latents, conditioning))
+
+
+def _described(adapter: Adapter, report: RankReport) -> tuple[Adapter, RankReport]:
+    """Return the adapter with what the training knows, so that Save needs no report, and both with their size."""
+    size = file_size(adapter, build_metadata(adapter, "", report))
+    report = replace(report, facts=replace(report.facts, file_size=size))
+    return replace(adapter, metadata=build_metadata(adapter, "", report)), report
 
 
 def _links() -> list[Any]:

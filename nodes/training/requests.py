@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...aclora_core.adapter import thumbnail_url, with_dtype
+from ...aclora_core.adapter import thumbnail_url
 from ...aclora_core.text import size_text
 from ...aclora_core.training import RequestKind, Requests, Result
 from ..adapter.files import numbered_path, output_path
@@ -101,7 +101,7 @@ def save_step(result: Result, name: str, previews: Sequence[Tensor]) -> str:
     folder, path = output_path(f"aclora/{name}_step_{step:06}")
     path = numbered_path(path)
     thumbnail = thumbnail_url(previews[0][None]) if previews else ""
-    write_lora(with_dtype(result.adapter, PRECISIONS[_PRECISION]), path, result.report, thumbnail=thumbnail)
+    write_lora(result.adapter, path, PRECISIONS[_PRECISION], result.report, thumbnail=thumbnail)
     shown = path.relative_to(folder).as_posix()
     return f"Saved step {step} as {shown} in models/loras, {size_text(path.stat().st_size)}."
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from aclora_core.adapter.adapter import Adapter, Layer, with_dtype
 from aclora_core.adapter.key_formats import KEY_FORMATS
 from aclora_core.adapter.left_out import left_out_lines
-from aclora_core.adapter.lora_file import from_state_dict, load, save, to_state_dict
+from aclora_core.adapter.lora_file import from_state_dict, load, save
 from aclora_core.adapter.metadata import build_metadata
+from aclora_core.adapter.state_dict import to_state_dict
 from aclora_core.storage.safetensors_file import write_safetensors
 
 BASES = (

@@ -220,7 +220,15 @@ def test_an_adapter_that_lost_layers_to_a_cut_still_fits_its_report():
 
 def test_the_date_can_be_given():
     when = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
-    assert build_metadata(adapter_of(2), "ink", when=when)["modelspec.date"] == "2026-11-22T12:00:00+00:00"
+    adapter = adapter_of(2)
+    metadata = build_metadata(adapter, "ink", report_for(adapter), when=when)
+    assert metadata["modelspec.date"] == "2026-11-22T12:00:00+00:00"
+
+
+def test_a_lora_of_unknown_origin_is_not_called_ours():
+    metadata = build_metadata(adapter_of(2), "found")
+    assert not {"ss_training_comment", "modelspec.implementation", "modelspec.date"} & metadata.keys()
+    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "found"
 
 
 @pytest.mark.parametrize(("given", "text"), [(512, "512x512"), ("512", "512x512"), ("512x768", "512x768")])

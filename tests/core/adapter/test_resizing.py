@@ -122,7 +122,7 @@ def test_the_result_is_in_the_chosen_type_with_all_that_is_no_plain_lora():
         truncated.extra["diffusion_model.a.lokr_w1"].dtype == truncated.layers[NAMES[0]].lora_up.dtype == torch.float16
     )
     assert truncated.other == {"diffusion_model.a": "LoKr"}
-    assert "LoKr, diffusion_model.a" in truncation_table(stats, truncated.other)
+    assert "LoKr, diffusion_model.a" in truncation_table(stats, (2_000, 1_500), truncated.other)
     assert state["diffusion_model.a.lokr_w1"].dtype == torch.float32
 
 
@@ -151,11 +151,12 @@ def test_a_config_that_makes_no_sense_is_refused():
 def test_the_table_describes_the_whole_and_each_layer():
     source = adapter()
     _, stats = resize(source, decompose(source), ResizeConfig("fixed", 1))
-    text = truncation_table(stats)
+    text = truncation_table(stats, (2_000, 1_500))
     kept = 64.0 / sum(value * value for value in SPECTRUM)
+    assert "Size of the file: 2.00 kB -> 1.50 kB (75%)." in text
     assert "Sum of ranks: 24 -> 4" in text and f"{kept:.2%}" in text and f"{math.sqrt(1 - kept):.1%}" in text
     assert [line.split()[1:3] for line in text.splitlines() if line.startswith("diffusion_model")] == [["6", "1"]] * 4
-    assert truncation_table({}) == "There is no plain LoRA layer to truncate."
+    assert truncation_table({}, (0, 0)) == "There is no plain LoRA layer to truncate."
 
 
 def test_what_was_cut_is_added_to_the_comment_and_the_rest_of_the_metadata_stays():

@@ -11,7 +11,8 @@ import torch
 
 from aclora_core.adapter.adapter import Layer
 from aclora_core.adapter.key_formats import KEY_FORMATS
-from aclora_core.adapter.lora_file import from_state_dict
+from aclora_core.adapter.lora_file import from_state_dict, save_in_format
+from aclora_core.adapter.metadata import build_metadata
 from aclora_core.adapter.rank_report import RankReport, Restart, embedded_report
 from aclora_core.adapter.truncation_loss import Truncation, TruncationLoss
 from aclora_core.inspection.charts import inspection_charts
@@ -114,9 +115,10 @@ def test_the_file_is_summed_up():
     assert facts.metadata["ss_seed"] == "7" and len(facts.metadata["notes"]) < 100
 
 
-def test_without_a_file_the_size_is_that_of_the_tensors():
-    state = two_layers()
-    assert inspect_lora(state).file.size == sum(tensor.nbytes for tensor in state.values())
+def test_without_a_file_the_size_is_that_of_the_file_as_which_it_would_be_saved(tmp_path):
+    adapter = from_state_dict(two_layers())
+    save_in_format(adapter, tmp_path / "it.safetensors", build_metadata(adapter, ""), dtype=torch.float16)
+    assert inspect_lora(two_layers()).file.size == (tmp_path / "it.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize("form", KEY_FORMATS, ids=lambda form: form.name)

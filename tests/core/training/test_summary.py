@@ -79,7 +79,7 @@ def test_every_fact_has_its_sentence() -> None:
     ]
     report = RankReport({}, losses, [], [Restart(4, 2, 0.5, 0.9, ranks)], {}, {"a": 1, "b": 4}, cuts, facts)
     assert training_summary(report) == (
-        "9 steps on 12 images and 3 regularisation images. Truncated to rank 2, 0.3 MB, as good as the whole. "
+        "9 steps on 12 images and 3 regularisation images. Truncated to rank 2, 340 kB, as good as the whole. "
         "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps skipped because their loss was not finite: 1. "
         "Previews took 30 of 100 seconds; 2 sets skipped to stay within preview_share. The disk was full."
     )

@@ -215,7 +215,7 @@ def test_the_file_has_the_precision_that_was_chosen(pack, loras, model, precisio
     import comfy.utils
 
     state = lora_for(model)
-    name = pack.nodes.adapter.save.ACLoRASave.execute(state, "ink", precision=precision)[0]
+    name = pack.nodes.adapter.save.ACLoRASave.execute(state, "ink", precision=precision, format="ComfyUI")[0]
     saved = comfy.utils.load_torch_file(str(loras / name), safe_load=True)
     assert {tensor.dtype for key, tensor in saved.items() if "lora" in key} == {getattr(torch, dtype)}
     assert {tensor.dtype for key, tensor in saved.items() if "alpha" in key} == {torch.float32}
@@ -226,7 +226,7 @@ def test_a_saved_lora_loads_unchanged(pack, loras, model):
     state = lora_for(model)
     save, load = pack.nodes.adapter.save.ACLoRASave.execute, pack.nodes.adapter.load.ACLoRALoad.execute
     preview = torch.rand(1, 64, 64, 3)
-    saved = save(state, "ink", precision="fp32", trigger=" tusche ", preview=preview)
+    saved = save(state, "ink", precision="fp32", trigger=" tusche ", preview=preview, format="ComfyUI")
     changed, _, lora_model, table, _ = load(saved[0], strength_model=-1.5, model=model).args
     assert lora_model.keys() == state.keys()
     assert all(torch.equal(lora_model[key], state[key]) for key in state)
@@ -274,7 +274,9 @@ def test_a_cut_while_loading_puts_the_best_of_that_rank_on_the_model(pack, loras
 def test_the_text_on_the_node_has_folder_and_size(pack, loras, model):
     output = pack.nodes.adapter.save.ACLoRASave.execute(lora_for(model), "styles/ink")
     text = output.ui.as_dict()["text"][0]
-    assert str(Path("styles", "ink_00001.safetensors")) in text and " MB, " in text and "LoRA layers, rank 3" in text
+    assert str(Path("styles", "ink_00001.safetensors")) in text
+    size = (loras / output[0]).stat().st_size
+    assert f": {size / 1e3:.1f} kB, " in text and "LoRA layers, rank 3" in text and "format: diffusers" in text
 
 
 def test_a_rank_report_goes_into_the_file_and_a_strange_one_is_refused(pack, loras, model):
