@@ -1,7 +1,7 @@
 """Datasets: a folder becomes captioned images with masks, buckets and variants."""
 
 from .augmentation import Variant, variants
-from .browsing import Browsed, BrowsedImage, browse_folder
+from .browsing import Browsed, BrowsedImage, browse_folder, browse_image
 from .buckets import MAX_RESOLUTION, MIN_RESOLUTION, bucket_sizes, parse_resolutions
 from .caption_files import CaptionChangedError, CaptionText, read_caption, save_caption
 from .captions import CaptionLines, ImageFiles
@@ -29,6 +29,7 @@ __all__ = [
     "Variant",
     "at_latent_size",
     "browse_folder",
+    "browse_image",
     "bucket_sizes",
     "clean_trigger",
     "cropped_fraction",

@@ -47,11 +47,12 @@ def browse_folder(
         ValueError: the folder cannot be read, or a subfolder asks for too many repeats.
     """
     found = find_images(folder, allowed=allowed)
-    images = tuple(_browsed_image(files, trigger, lines) for files in found.images)
+    images = tuple(browse_image(files, trigger, lines) for files in found.images)
     return Browsed(images, tuple(found.unmatched_masks), found.unused.sentences())
 
 
-def _browsed_image(files: ImageFiles, trigger: str, lines: CaptionLines) -> BrowsedImage:
+def browse_image(files: ImageFiles, trigger: str = "", lines: CaptionLines = "one per epoch") -> BrowsedImage:
+    """Return one image, whatever is wrong with it; the arguments are those of `browse_folder`."""
     try:
         header = read_header(files.path, files.name)
     except ValueError as error:

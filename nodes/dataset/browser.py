@@ -19,6 +19,7 @@ from ...aclora_core.dataset import (
     CaptionLines,
     ImageFiles,
     browse_folder,
+    browse_image,
     bucket_sizes,
     find_image,
     load_image,
@@ -59,8 +60,7 @@ def listing(query: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = _folder(query)
     resolution = _resolution(query)
-    lines: CaptionLines = "joined" if query.get("caption_lines") == "joined" else "one per epoch"
-    browsed = browse_folder(folder, str(query.get("trigger_word", "")), lines, allowed_folders())
+    browsed = browse_folder(folder, *_caption_settings(query), allowed_folders())
     return {
         "images": [_image_facts(each, resolution) for each in browsed.images],
         "remarks": [*_mask_remarks(browsed.unmatched_masks), *browsed.unused, *_repeat_remarks(browsed.images)],
@@ -108,8 +108,8 @@ def change_caption(sent: Mapping[str, Any]) -> dict[str, Any]:
     except CaptionChangedError as error:
         error.status = _CONFLICT  # type: ignore[attr-defined]
         raise
-    found = listing(sent)["images"]
-    return next(facts for facts in found if facts["name"] == files.name)
+    files = find_image(folder, files.name, allowed_folders())  # again, with a caption file that is new
+    return _image_facts(browse_image(files, *_caption_settings(sent)), _resolution(sent))
 
 
 def _image_facts(browsed: BrowsedImage, resolution: int) -> dict[str, Any]:
@@ -154,6 +154,12 @@ def _folder(values: Mapping[str, Any]) -> Path:
     if not isinstance(folder, str):
         raise ValueError("No folder is chosen. Choose one in the node's list.")
     return resolve_folder(folder)
+
+
+def _caption_settings(values: Mapping[str, Any]) -> tuple[str, CaptionLines]:
+    """The trigger word, and what the lines of a caption file are."""
+    joined = values.get("caption_lines") == "joined"
+    return str(values.get("trigger_word", "")), "joined" if joined else "one per epoch"
 
 
 def _resolution(values: Mapping[str, Any]) -> int:
