@@ -68,15 +68,12 @@ class ACLoRATrain(io.ComfyNode):
             choice = StepChoice(model[0], network, images, config, step)
 
             def run() -> Result:
-                if not processes.is_first:  # the first one shows, draws and writes
-                    stop = host.cancelled
-                    return train(
-                        network, images, config, should_stop=stop, checkpoints=checkpoints, processes=processes
-                    )
                 previews = live_previews.for_training(network, images, config.seed)
-                kept = choice.candidates(live_previews.prompts)
+                # Of several processes the first one shows, and keeps what there is to choose from.
+                shown = display if processes.is_first else lambda progress: None
+                kept = choice.candidates(live_previews.prompts) if processes.is_first else None
                 return train(
-                    network, images, config, display, host.cancelled, None, checkpoints, previews, kept, processes
+                    network, images, config, shown, host.cancelled, None, checkpoints, previews, kept, processes
                 )
 
             result = choice.result(run)
