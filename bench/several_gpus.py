@@ -109,6 +109,7 @@ def work(row: Row, options: argparse.Namespace) -> None:
     """Train as one of the processes of a row."""
     if not options.cpu:  # before CUDA looks for devices
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("LOCAL_RANK", "0")
+    signal.signal(signal.SIGTERM, lambda *_: None)  # as run.py train: a process ends by itself, with a sentence
     import torch
 
     from bench.step_time.aclora import PLAIN
@@ -171,6 +172,8 @@ def main() -> None:
         rows.append(measured(row, options))
         print(f"{row.name}, {row.gpus} GPUs: {rows[-1].failure or rows[-1].images_a_second}", flush=True)
     end = killed(options)
+    if options.cpu:
+        print("\nSmall models on the CPU: a check that everything runs, no measurement.")
     print(f"\n{table(rows)}\n\nSIGKILL of one process: {json.dumps(end)}")
     if not options.cpu:  # a check is no result
         import torch

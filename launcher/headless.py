@@ -267,8 +267,14 @@ def own_gpu(rank: int, visible: str) -> str:
     Args:
         rank: of the process among those of the machine, from 0.
         visible: the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; empty for all.
+
+    Raises:
+        WorkflowError: there are fewer.
     """
-    return visible.split(",")[rank] if visible else str(rank)
+    names = visible.split(",") if visible else [str(number) for number in range(rank + 1)]
+    if rank >= len(names):
+        raise WorkflowError(f"There is no GPU for process {rank + 1} of this machine: {len(names)} may be used.")
+    return names[rank]
 
 
 def main(words: Sequence[str]) -> int:
@@ -284,17 +290,17 @@ def main(words: Sequence[str]) -> int:
     if RANK:  # what the first process prints is enough; the log of each has the rest
         options.messages = options.messages and options.messages.with_stem(f"{options.messages.stem}-{RANK + 1}")
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    if "LOCAL_RANK" in os.environ and "--cpu" not in theirs:
-        gpu = own_gpu(int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     cancel = Cancel()
     cancel.install()
     temp = Path(tempfile.mkdtemp(prefix="aclora-"))
     try:
+        if "LOCAL_RANK" in os.environ and "--cpu" not in theirs:
+            gpu = own_gpu(int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         return work(options, theirs, temp, cancel)
     except (RunError, StepError) as failure:
         tell(f"Failed in {failure.step}:\n\n{failure.reason}")
-        return CANCELLED if cancel.asked and not isinstance(failure, StepError) else 1
+        return CANCELLED if cancel.asked and failure.step == "the workflow" else 1
     except WorkflowError as failure:
         tell(f"Failed: {failure}")
         return 1

@@ -2,12 +2,13 @@
 
 Every process runs the same program on the same data and takes its share of the work. What they exchange besides
 gradients begins with a vote, in which a process that failed says so. So whatever the others wait for, they learn of
-it, and a process that has ended is noticed by its closed connection.
+it, and a process that has ended is noticed by its closed connection. In the same way the first process can call the
+others, who wait for it, to help.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..text import error_reason
 
 _Item = TypeVar("_Item")
-_NO, _YES, _FAILED = 0, 1, 2  # votes; the largest counts
+_NO, _YES, _CALLED, _FAILED = range(4)  # votes; the largest counts
 
 
 class OtherProcessError(RuntimeError):
@@ -46,6 +47,7 @@ class Processes:
     ) -> None:
         self.rank, self.size = rank, size
         self._control, self._data, self._idle = control, data, idle
+        self._help: Callable[[Any], None] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -118,6 +120,28 @@ class Processes:
         return self._gather(value)
 
     @contextmanager
+    def helping(self, help_with: Callable[[Any], None]) -> Iterator[None]:
+        """Let the first process call this one for help while the block lasts, wherever it waits for the first.
+
+        help_with: called with what the first process gives; must not raise.
+        """
+        self._help = help_with
+        try:
+            yield
+        finally:
+            self._help = None
+
+    def call_for_help(self, argument: Any) -> None:
+        """Have the other processes begin what `helping` was given. For the first process alone.
+
+        Raises:
+            OtherProcessError: another process has failed or ended.
+        """
+        if self.size > 1:
+            self._vote(_CALLED)
+            self._broadcast(argument, self._control)
+
+    @contextmanager
     def failing_together(self) -> Iterator[None]:
         """Fail in all processes where the block fails in one, so that none of them waits for another.
 
@@ -134,21 +158,29 @@ class Processes:
             raise
 
     def _vote(self, vote: int, reason: str = "") -> int:
-        """Return the largest vote of all processes.
+        """Return the largest vote of all processes; one that is called for help votes again after it.
 
         Raises:
             OtherProcessError: this process has not failed, but another has.
         """
-        votes = torch.tensor([vote])
-        with _told():
-            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._control)
-        largest = int(votes)
+        largest = self._largest(vote)
+        while largest == _CALLED != vote:
+            argument = self._broadcast(None, self._control)
+            if self._help is not None:
+                self._help(argument)
+            largest = self._largest(vote)
         if largest == _FAILED:
             reasons = self._gather(reason)
             if vote != _FAILED:
                 failed = next(rank for rank, each in enumerate(reasons) if each)
                 raise OtherProcessError(f"Process {failed + 1} of {self.size} has failed: {reasons[failed]}")
         return largest
+
+    def _largest(self, vote: int) -> int:
+        votes = torch.tensor([vote])
+        with _told():
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._control)
+        return int(votes)
 
     def _gather(self, value: Any) -> list[Any]:
         values = [None] * self.size

@@ -21,9 +21,10 @@ def join(environment: Mapping[str, str] = os.environ) -> Processes:
     """Return the processes that torchrun has started, with which this one is then connected; ALONE without torchrun.
 
     Args:
-        environment: RANK and WORLD_SIZE, and where the others are, as torchrun sets it.
+        environment: how many there are and where, as torchrun sets it. Other programs set some of it as well, so the
+            name of torchrun's run has to be there.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1 or "RANK" not in environment:
+    if "TORCHELASTIC_RUN_ID" not in environment or environment["WORLD_SIZE"] == "1":
         return ALONE
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=_PATIENCE)

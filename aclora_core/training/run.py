@@ -6,8 +6,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+
+import torch
 
 from ..adapter import TrainingFacts
 from ..config import TrainConfig
@@ -103,6 +105,8 @@ class TrainingRun:
     def show(self, trainer: Trainer) -> None:
         """Keep a candidate or draw previews where they are due, and call on_step."""
         previews, candidates = self.callbacks.previews, self.callbacks.candidates
+        if not self.processes.is_first:
+            previews = None  # it is called where the first draws
         if candidates and candidates.is_due(self.progress.step):
             self.keep_candidate(trainer, self.progress.step)
         elif previews and (problem := previews.draw_if_due(trainer, self.progress.step)):
@@ -125,6 +129,18 @@ class TrainingRun:
             with trainer.stepper.evaluation_weights():
                 adapter = trainer.adapted.adapter()
             candidates.keep(step, adapter, self.progress)
+
+    def helping_to_draw(self, trainer: Trainer) -> AbstractContextManager[None]:
+        """Return a context in which this process takes part whenever the first draws previews."""
+        previews = self.callbacks.previews
+        if previews is None or self.processes.is_first:
+            return nullcontext()
+
+        def draw(done: int) -> None:
+            with suppress(Exception), trainer.lent(), torch.no_grad():  # the first tells of what goes wrong
+                previews.draw(done)
+
+        return self.processes.helping(draw)
 
     @contextmanager
     def sparing_candidates(self, candidates: Candidates) -> Iterator[None]:

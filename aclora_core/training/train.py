@@ -70,8 +70,8 @@ def train(
         previews: images drawn while it trains.
         candidates: keeps the adapter at several steps, to choose another than the returned one.
         processes: that train together, each with all of these arguments. Each takes a batch of its own of every step,
-            so that a step has as many times batch_size images. Only the first needs previews and candidates, and only
-            it writes checkpoints.
+            so that a step has as many times batch_size images. Only the first needs candidates, and only it writes
+            checkpoints. Previews draw where the first does; their `draw` may call the others for help.
         on_activity: called before what takes longer than a step, with what it is.
         requests: asked for from other threads while it runs: previews of a step, or its adapter.
 
@@ -154,7 +154,7 @@ def _first_pass(
     """Train on all but the held-out images; find the best step and the truncation."""
     config, progress = run.config, run.progress
     trainer = Trainer(run.model, run.images, config, learned, progress, config.steps, run.processes)
-    with trainer.ready(run.callbacks.on_activity):
+    with trainer.ready(run.callbacks.on_activity), run.helping_to_draw(trainer):
         early_stopping = _early_stopping(run, trainer, held_out) if held_out else None
         measurements = early_stopping or _fit_stopping(run, trainer, learned)
         if saved is not None:
@@ -258,7 +258,7 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
     together = run.processes.failing_together()
     with run.spare("Training on all images failed", "what was found before it is given"), together:
         trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps, run.processes)
-        with trainer.ready(run.callbacks.on_activity):
+        with trainer.ready(run.callbacks.on_activity), run.helping_to_draw(trainer):
             if saved is not None:
                 resume_pass(run, saved, trainer, None)
             run_pass(run, trainer, steps, first=first)

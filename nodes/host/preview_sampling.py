@@ -31,7 +31,13 @@ def encode_prompts(clip: Any, prompts: Sequence[str]) -> list[Any]:
 
 
 def sample_previews(
-    model: HostModel, images: HostTrainingSet, vae: Any, conditionings: Sequence[Any], seed: int, guidance: float
+    model: HostModel,
+    images: HostTrainingSet,
+    vae: Any,
+    conditionings: Sequence[Any],
+    seed: int,
+    guidance: float,
+    numbers: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Sample an image for each conditioning but the last, which is the negative one of all.
 
@@ -45,17 +51,18 @@ def sample_previews(
         conditionings: ComfyUI's, as from encode_prompts.
         seed: of the first image's noise; each further image has the next one.
         guidance: the sampler's cfg.
+        numbers: of the conditionings to sample, from 0; None for all.
 
     Returns:
         Images (height, width, 3) in 0 to 1, on the CPU; fewer than prompts after a cancel.
     """
     *positives, negative = conditionings
     previews = []
-    for number, positive in enumerate(positives):
+    for number in range(len(positives)) if numbers is None else numbers:
         generator = torch.Generator().manual_seed(seed + number)
         noise = torch.randn(_preview_shape(images.commonest_shape), generator=generator)
         with keep_interrupt():
-            latent = _sample(model, noise, positive, negative, seed, guidance)
+            latent = _sample(model, noise, positives[number], negative, seed, guidance)
             previews.append(_decode(model, vae, latent))
         if cancelled():
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -43,14 +44,19 @@ class LivePreviews:
         self, model: host.HostModel, images: host.HostTrainingSet, seed: int, files: PreviewFiles
     ) -> Previews | None:
         """Return the previews that train() takes, which keep the last images here; None if previews are disabled."""
-        settings = self.settings
+        settings, processes = self.settings, host.processes()
         if settings is None:
             return None
 
         def draw(step: int) -> list[torch.Tensor]:
             # A text encoder that learns encodes the prompts anew each time.
             conditionings = model.encode_prompts(settings.prompts) or settings.conditionings
-            drawn = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance)
+            own = processes.share(range(len(conditionings) - 1))  # the last is the empty prompt
+            with processes.failing_together():
+                if processes.is_first:
+                    processes.call_for_help(step)
+                found = host.sample_previews(model, images, settings.vae, conditionings, seed, settings.guidance, own)
+                drawn = list(itertools.chain(*processes.gather(found)))
             if drawn:
                 self.images, self.drawn_at = drawn, step
             return drawn

@@ -104,23 +104,19 @@ class ACLoRATrain(io.ComfyNode):
             requests = Requests(save)
 
             def run() -> Result:
-                if not processes.is_first:  # the first one shows, draws and writes
-                    stop = host.cancelled
-                    return train(
-                        network, images, config, should_stop=stop, checkpoints=checkpoints, processes=processes
-                    )
+                # Of several processes the first one shows, and keeps what there is to choose from.
                 return train(
                     network,
                     images,
                     config,
-                    display,
+                    display if processes.is_first else lambda progress: None,
                     host.cancelled,
                     checkpoints=checkpoints,
                     previews=live_previews.for_training(network, images, config.seed, choice.files),
-                    candidates=choice.candidates(),
+                    candidates=choice.candidates() if processes.is_first else None,
                     processes=processes,
                     on_activity=display.begins,
-                    requests=requests,
+                    requests=requests if processes.is_first else None,
                 )
 
             with answering(node_id, requests, draws=bool(live_previews.prompts)):

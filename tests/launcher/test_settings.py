@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from launcher.headless import own_gpu
 from launcher.settings import apply_settings
 from launcher.workflow import WorkflowError, to_prompt
 
@@ -93,3 +94,15 @@ def test_a_missing_value_is_the_default_and_a_prompt_stays_as_it_is() -> None:
 
 def test_a_muted_node_that_is_not_installed_does_no_harm() -> None:
     assert to_prompt(workflow(type="Missing", mode=2), DEFINITIONS) == {}
+
+
+@pytest.mark.parametrize(
+    ("rank", "visible", "gpu"), [(0, "", "0"), (1, "", "1"), (1, "2,5", "5"), (0, "GPU-4f,GPU-5a", "GPU-4f")]
+)
+def test_every_process_of_a_machine_has_a_gpu_of_its_own(rank: int, visible: str, gpu: str) -> None:
+    assert own_gpu(rank, visible) == gpu
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(WorkflowError, match="There is no GPU for process 2 of this machine: 1 may be used."):
+        own_gpu(1, "3")

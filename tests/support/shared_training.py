@@ -24,7 +24,7 @@ from aclora_core.adapter import Restart
 from aclora_core.config import CheckpointConfig, TrainConfig
 from aclora_core.diffusion import SimpleModel, SimpleTrainingSet
 from aclora_core.distributed import ALONE, Processes, join
-from aclora_core.training import train
+from aclora_core.training import Previews, train
 from launcher.environment import ROOT
 from tests.support.toy import FLOW
 
@@ -180,6 +180,8 @@ def special(case: str, processes: Processes, folder: Path) -> dict[str, Any]:
         return result_of(
             case, automatic, processes, inputs=spoiled(lambda call: last and call >= 5, _run_out_of_memory)
         )
+    if case == "previews":
+        return drawing(processes, replace(automatic, batch_size=4 // processes.size))
     if case == "cancel":
         return result_of(case, QUICK, processes, on_step=seen.append, should_stop=lambda: last and len(seen) == 4)
     if case == "failing refit":
@@ -192,6 +194,31 @@ def special(case: str, processes: Processes, folder: Path) -> dict[str, Any]:
         )
     assert case == "resumed", case
     return result_of("", replace(RESTARTS, batch_size=4 // processes.size), processes, checkpoints=checkpoints)
+
+
+def drawing(processes: Processes, config: TrainConfig) -> dict[str, Any]:
+    """Draw five previews together every three steps, with the EMA of the weights, and tell who has drawn which."""
+    model, images = inputs("")
+    sets: list[Any] = []
+
+    def draw(done: int) -> list[Tensor]:
+        with processes.failing_together():
+            if processes.is_first:
+                processes.call_for_help(done)
+            own = []
+            for number in processes.share(range(5)):
+                noise = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(number))
+                own.append(model.denoise(noise, torch.ones(1), images.conditioning([number])))
+                if done == 9 and processes.rank == processes.size - 1:
+                    raise ValueError("no sampler")
+            drawn = [image for share in processes.gather(own) for image in share]
+        sets.append((done, len(own), torch.stack(drawn)))
+        return drawn
+
+    result = result_of(
+        "", replace(config, ema_decay=0.8), processes, inputs=(model, images), previews=Previews(3, draw)
+    )
+    return result | {"sets": sets}
 
 
 def launch(folder: Path, cases: Sequence[str], size: int = 2, patience: float = 300) -> tuple[int, str]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from aclora_core.config import CheckpointConfig
-from tests.support.shared_training import CASES, QUICK, RESTARTS, launch, read, result_of
+from aclora_core.distributed import Processes
+from tests.support.shared_training import CASES, QUICK, RESTARTS, launch, read, result_of, special
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -22,7 +23,14 @@ pytestmark = [
 PACKAGES = {"Prodigy": "prodigyopt", "AdamWScheduleFree": "schedulefree", "AdamW8bit": "bitsandbytes"}
 WITHOUT = {f"optimizer {name}" for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None}
 RUN = [case for case in CASES if case not in WITHOUT]
-ENDS = ["cancel", "memory", "no number", "failing refit", "failure"]  # after a failure the processes are in step again
+ENDS = [
+    "previews",
+    "cancel",
+    "memory",
+    "no number",
+    "failing refit",
+    "failure",
+]  # after a failure the processes are in step again
 
 
 def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -87,6 +95,18 @@ def test_four_processes_train_what_one_trains_with_four_times_the_batch(four: Pa
 def test_a_cancel_in_one_process_ends_all_at_the_same_step(two: Path) -> None:
     first, second = read(two, "cancel", 0), read(two, "cancel", 1)
     assert len(first["losses"]) == 4 and first["cancelled"] == "training"
+    assert_same(first, second)
+
+
+def test_previews_are_drawn_together_whenever_the_first_process_draws(two: Path) -> None:
+    first, second = read(two, "previews", 0), read(two, "previews", 1)
+    alone = special("previews", Processes(), two)
+    assert [(done, own) for done, own, _ in first["sets"]] == [(3, 2), (6, 2)]
+    assert [(done, own) for done, own, _ in second["sets"]] == [(3, 3), (6, 3)]
+    for (_, _, images), (_, own, expected) in zip(first["sets"], alone["sets"], strict=False):
+        assert own == 5
+        torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)  # with the average of the weights
+    assert "no preview could be drawn" in first["notes"] and "no sampler" in first["notes"]
     assert_same(first, second)
 
 
