@@ -91,8 +91,8 @@ class TrainConfig:
             raise ValueError(f"fixed_threshold must be above 0 and at most 1, but is {self.fixed_threshold}.")
         if not 0 <= self.lowest_threshold <= self.highest_threshold <= 1:
             raise ValueError(
-                f"lowest_threshold must be 0 or more and at most highest_threshold, which is 1 at most, but they are "
-                f"{self.lowest_threshold} and {self.highest_threshold}. Lower lowest_threshold."
+                "lowest_threshold must be at most highest_threshold, and both 0 to 1, but their range is "
+                f"{self.lowest_threshold} to {self.highest_threshold}. Lower lowest_threshold."
             )
         if self.mode not in (*get_args(Mode), "off"):
             raise ValueError(f"The restart mode must be {', '.join(get_args(Mode))} or off, but is '{self.mode}'.")

@@ -61,16 +61,20 @@ class ProgressBar:
 
 
 def send_text(text: str, node_id: str | None) -> None:
-    """Show text on the running node; do nothing outside a prompt, where node_id is None."""
+    """Show text on the running node; do nothing outside a prompt, where node_id is None, and without a server."""
     if node_id is not None:
         from server import PromptServer  # the web server, which scripts do not start
 
-        server = PromptServer.instance
+        instance = getattr(PromptServer, "instance", None)
+        if instance is None:
+            return
         # Only the page that queued the prompt, as with progress and images, since others may show another workflow with
         # a node of this id; all pages once that one is closed, and for a prompt that came from no page.
-        page = server.client_id if server.client_id in server.sockets else None
-        # The front end makes a link of [[label|address]], which could come from the name of a file.
-        server.send_progress_text(text.replace("[[", "[ ["), node_id, page)
+        page = instance.client_id if instance.client_id in instance.sockets else None
+        # The front end makes a link of [[label|address]], which could come from the name of a file, as half of a
+        # character can.
+        text = text.replace("[[", "[ [").encode("utf-8", "backslashreplace").decode()
+        instance.send_progress_text(text, node_id, page)
 
 
 def cancelled() -> bool:

@@ -30,6 +30,14 @@ RUN = """() => {
   window.app.api.addEventListener("executing", idle);
   window.app.queuePrompt(0);
 }"""
+# The height of the picture's letters as they are shown at 100 %, in classic nodes and in Nodes 2.0.
+LETTERS = """id => {
+  const node = window.app.graph.getNodeById(id), image = document.querySelector(`[data-node-id="${id}"] img`);
+  const drawn = node.widgets.find(each => each.name === "$$canvas-image-preview")?.computedHeight;
+  const [width, height] = image ? [image.clientWidth, image.clientHeight] : [node.size[0], drawn];
+  const {naturalWidth, naturalHeight} = image ?? node.imgs?.[0] ?? {};
+  return 21 * Math.min(width / naturalWidth, height / naturalHeight);
+}"""
 LIVE = "id => window.app.nodePreviewImages[id]?.length ?? 0"
 
 
@@ -142,7 +150,8 @@ def test_what_a_training_showed_comes_back_after_a_change_of_tab_and_a_reload(
     assert len(images) == 1 and images[0].startswith("aclora/training_") and "2 steps on 16 images" in text
     assert page.evaluate(LIVE, NODE) == 0  # the last live image would hide the picture
     width, height = page.evaluate("id => [...window.app.graph.getNodeById(id).size]", NODE)
-    assert width >= 420 and height >= 860
+    assert width >= 420 and height >= 860  # a new node's
+    page.wait_for_function(f"id => ({LETTERS})(id) >= 9", arg=NODE)
 
     page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
     page.wait_for_function("() => !Object.keys(window.app.nodeOutputs).length")

@@ -259,12 +259,14 @@ def test_inspect_survives_a_temporary_folder_that_cannot_be_written(pack, loras,
     assert "The images cannot be shown here: ComfyUI's temporary folder cannot be written to" in output.ui["text"][0]
 
 
-def test_a_name_does_not_become_a_link_on_the_node(pack, monkeypatch):
+def test_a_name_does_not_become_a_link_on_the_node_and_the_text_goes_to_the_page_that_asked(pack, monkeypatch):
     import sys
     from types import SimpleNamespace
 
     sent = []
-    instance = SimpleNamespace(send_progress_text=lambda text, node_id: sent.append(text))
+    instance = SimpleNamespace(send_progress_text=lambda *given: sent.append(given), client_id="page", sockets={"page"})
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
-    pack.nodes.host.send_text("file: [[click|https://example.com]]", "1")
-    assert sent == ["file: [ [click|https://example.com]]"]
+    pack.nodes.host.send_text("file: [[click|https://example.com]] \ud800", "1")
+    instance.sockets = {"another"}  # the page was closed
+    pack.nodes.host.send_text("file", "1")
+    assert sent == [("file: [ [click|https://example.com]] \\ud800", "1", "page"), ("file", "1", None)]

@@ -121,7 +121,7 @@ def test_the_note_is_in_the_log_and_in_the_summary(pack, caplog):
     with caplog.at_level("INFO", logger="aclora"):
         report = train(pack, build(family), *pictures(family), LEARNING)[3]
     assert caplog.text.count(NOTES["SDXL InstructPix2Pix"]) == 1
-    assert NOTES["SDXL InstructPix2Pix"] in pack.nodes.training.display.training_summary(report)
+    assert NOTES["SDXL InstructPix2Pix"] in pack.nodes.training.status.training_summary(report)
 
 
 @pytest.mark.parametrize("name", ["SD1.5 inpainting", "Flux.1 Fill"])

@@ -85,7 +85,7 @@ def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
         ("layers", {"include_layers": "attn\n(unclosed"}, "^include_layers: .*'.unclosed' is no regular expression"),
         ("layers", {"include_layers": "attn", "exclude_layers": "("}, "^exclude_layers: "),
         ("layers", {"layer_ranks": "attn"}, "^layer_ranks: A line of layer_ranks must be pattern=rank"),
-        ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "^lowest_threshold must be .* 0.9 and 0.5"),
+        ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "^lowest_threshold must be .* is 0.9 to 0.5"),
     ],
 )
 def test_invalid_options_are_refused_by_their_node_and_name_one_input(

@@ -52,7 +52,7 @@ def test_previews_show_the_training_and_do_not_change_its_result(pack, parts, mo
         plain = trained(pack, model, *pictures, steps=4, **settings)
     for key, tensor in plain[1].items():
         assert torch.equal(tensor, result[1][key]), key
-    assert "Previews took " in pack.nodes.training.display.training_summary(result[3])
+    assert "Previews took " in pack.nodes.training.status.training_summary(result[3])
     assert result[3].facts.preview_seconds > 0 and not result[3].facts.notes
     assert shown[-1][1].height > charts[-1][1].height  # images are below the chart
 

@@ -43,7 +43,7 @@ def test_prompts_of_the_previews_get_a_verdict(pack, parts, model, pictures, wit
     assert facts.unseen_prompts == 2 and facts.copied_share is None and not facts.notes  # two images tell no copies
     assert -1 <= facts.style_gained <= 1 and facts.style_gained != 0
     assert math.isfinite(facts.content_kept) and 0.3 < facts.content_kept < 1
-    assert "Drawn from 2 prompts it has not seen: style 0.00 → " in pack.nodes.training.display.training_summary(report)
+    assert "Drawn from 2 prompts it has not seen: style 0.00 → " in pack.nodes.training.status.training_summary(report)
     plain = trained(pack, model, *pictures, **more, **settings)
     assert plain[3].facts.style_gained is None and plain[3].facts.unseen_prompts is None
     assert all(torch.equal(lora[key], tensor) for key, tensor in plain[1].items())
