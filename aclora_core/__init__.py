@@ -3,7 +3,18 @@
 Nothing in here knows ComfyUI. See docs/examples/train_without_comfyui.py for a training of a network of your own.
 """
 
-from .adapter import Adapter, Layer, RankReport, ResizeConfig, build_metadata, load, resize, save, to_state_dict
+from .adapter import (
+    Adapter,
+    Layer,
+    RankReport,
+    ResizeConfig,
+    build_metadata,
+    load,
+    resize,
+    save,
+    save_in_format,
+    to_state_dict,
+)
 from .config import CheckpointConfig, TrainConfig
 from .dataset import scan_folder
 from .diffusion import DiffusionModel, Objective, SimpleModel, SimpleTrainingSet, TrainingSet
@@ -30,6 +41,7 @@ __all__ = [
     "load",
     "resize",
     "save",
+    "save_in_format",
     "scan_folder",
     "to_state_dict",
     "train",

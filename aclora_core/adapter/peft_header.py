@@ -12,10 +12,12 @@ COMPONENTS = ("transformer", "unet", "text_encoder", "text_encoder_2")  # of dif
 
 
 def peft_header(adapter: Adapter) -> dict[str, str]:
-    """Return metadata that gives each layer the scale 1 in diffusers.
+    """Return metadata that gives each layer the scale 1 in diffusers; none if all have one rank.
 
     Without it, diffusers 0.36 takes one alpha for all layers of a file without alphas, whatever their ranks.
     """
+    if len({layer.rank for layer in adapter.layers.values()}) == 1:
+        return {}
     settings: dict[str, object] = {}
     for component in COMPONENTS:
         ranks = {

@@ -39,7 +39,14 @@ def prompt(server: HostServer, file: str, folder: str = EXAMPLE, size: int = 128
         DATASET: server.node("ACLoRADataset", **dataset),
         "plain": server.node("ACLoRAValidationOptions", held_out=0.0),
         TRAIN: server.node("ACLoRATrain", **short | settings | links),
-        SAVE: server.node("ACLoRASave", lora_model=[TRAIN, 1], filename=file, precision="fp32", overwrite=True),
+        SAVE: server.node(
+            "ACLoRASave",
+            lora_model=[TRAIN, 1],
+            filename=file,
+            precision="fp32",
+            overwrite=True,
+            format="ComfyUI",
+        ),
     }
 
 

@@ -117,7 +117,6 @@ Z_IMAGE = (
             _fused(f"{blocks}.*.attention.qkv", f"{blocks}.*.attention", *_QKV),
             _rule(f"{blocks}.*.attention.out", f"{blocks}.*.attention.to_out.0"),
             *_same(*(f"{blocks}.*.feed_forward.{part}" for part in ("w1", "w2", "w3"))),
-            *_same(f"{blocks}.*.adaLN_modulation.0"),
         )
     ),
     *_outside(
@@ -127,6 +126,7 @@ Z_IMAGE = (
             "x_embedder": "all_x_embedder.2-1",
         }
     ),
+    *_same("layers.*.adaLN_modulation.0", "noise_refiner.*.adaLN_modulation.0"),
     *_same("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2"),
 )
 

@@ -18,8 +18,10 @@ from aclora_core.adapter.lora_file import from_state_dict, load, save_in_format
 from aclora_core.adapter.metadata import build_metadata
 from aclora_core.adapter.names import BASE_MODEL, base_model_of
 from aclora_core.adapter.rank_report import RankReport
+from aclora_core.adapter.resizing import ResizeConfig, resize
 from aclora_core.adapter.state_dict import to_state_dict
 from aclora_core.adapter.training_facts import TrainingFacts
+from aclora_core.adapter.truncation import decompose
 from tests.support.random_lora import random_lora
 
 SDXL = "diffusion_model.input_blocks.4.1.transformer_blocks.1.attn2.to_k"
@@ -253,3 +255,16 @@ def test_metadata_that_lies_about_a_file_hides_none_of_its_layers():
     metadata = {"aclora.format": "diffusers", "aclora.base_model": "Flux", "aclora.names": '["x", 1]'}
     adapter = from_state_dict(state, metadata)
     assert {f"{name}.alpha" for name in adapter.layers} == {key for key in state if key.endswith(".alpha")}
+
+
+def test_a_lora_truncated_to_a_size_has_it_though_its_layers_are_split(tmp_path):
+    shapes = {f"diffusion_model.single_blocks.{number}.linear1": (420, 60) for number in range(6)}
+    adapter = adapter_of(shapes, "Flux")
+    size = 23_000
+    config = ResizeConfig("file size", size / 1e6, dtype=torch.float16)
+    truncated, _ = resize(adapter, decompose(adapter), config)
+    path = tmp_path / "small.safetensors"
+    written, _ = save_in_format(truncated, path, build_metadata(truncated, "small"), dtype=torch.float16)
+    component = 2 * (4 * 60 + 420)
+    assert written.metadata["aclora.format"] == "diffusers" and truncated.layers
+    assert size - component - 600 < path.stat().st_size <= size

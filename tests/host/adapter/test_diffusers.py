@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -260,3 +261,57 @@ def assert_same_text(tiny: Tiny, changed: Any) -> None:
             found = theirs(tokens).last_hidden_state
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
         assert (expected - plain).abs().max() > 0.01
+
+
+# ComfyUI's class -> diffusers' class, and settings with which it has all of its layers.
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SD3": ("SD3Transformer2DModel", {"dual_attention_layers": (0,)}),
+    "Flux": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "ZImage": ("ZImageTransformer2DModel", {}),
+    "AuraFlow": ("AuraFlowTransformer2DModel", {}),
+    "PixArtSigma": ("PixArtTransformer2DModel", {"caption_channels": 24, "use_additional_conditions": True}),
+    "Krea2": ("Krea2Transformer2DModel", {}),
+}
+
+
+@pytest.mark.parametrize("base_model", TRANSFORMERS)
+def test_names_for_diffusers_are_those_of_its_models(pack, base_model):
+    import diffusers
+
+    kind, settings = TRANSFORMERS[base_model]
+    with torch.device("meta"):
+        network = getattr(diffusers, kind)(**settings)
+    theirs = {_starred(name) for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    rules = pack.aclora_core.adapter.names.family_of(base_model).rules
+    ours = {_starred(name.removeprefix("transformer.")) for rule in rules for name in rule.diffusers}
+    assert {name for name in ours if not name.startswith("text_encoder")} == theirs
+
+
+# Families whose layers have the same names in ComfyUI and in diffusers.
+SAME_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}),
+    "HiDream": (
+        "HiDreamImageTransformer2DModel",
+        {"patch_size": 2, "in_channels": 16, "caption_channels": [24, 20], "llama_layers": [0, 1]},
+    ),
+    "Kandinsky 5": ("Kandinsky5Transformer3DModel", {}),
+    "ERNIE-Image": ("ErnieImageTransformer2DModel", {}),
+}
+
+
+@pytest.mark.parametrize("name", SAME_NAMES)
+def test_some_models_have_the_same_names_in_both(pack, name):
+    import diffusers
+
+    kind, settings = SAME_NAMES[name]
+    with torch.device("meta"):
+        network = getattr(diffusers, kind)(**settings)
+    theirs, ours = (
+        {_starred(name) for name, module in each.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+        for each in (network, build(FAMILIES[name]).model.diffusion_model)
+    )
+    assert ours == theirs
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
