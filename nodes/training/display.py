@@ -90,6 +90,17 @@ class TrainingDisplay:
             self._last_chart = time.monotonic()
         self.bar.show(progress.done, status_text(progress, self.bar), image)
 
+    def show_before(self, images: Sequence[torch.Tensor]) -> None:
+        """Show what the model draws without the style, until the first chart.
+
+        Args:
+            images: each (height, width, 3), in 0 to 1; none shows nothing.
+        """
+        if images:
+            sheet = contact_sheet(images, ["without the style"] * len(images))
+            image = Image.fromarray((sheet * 255).round().byte().numpy())
+            self.bar.show(0, "Drawn without the style, before the training", image)
+
     def show_result(self, report: RankReport, steps: int) -> None:
         """Show the chart of the returned adapter, after a cancel, during which ComfyUI shows no images.
 

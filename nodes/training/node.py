@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...aclora_core.adapter import to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
@@ -49,6 +50,7 @@ class ACLoRATrain(io.ComfyNode):
         latents: list[Any],
         conditioning: list[Any],
         options: Sequence[Options] = (),
+        before: Sequence[Tensor] = (),
         **widgets: list[Any],
     ) -> io.NodeOutput:
         chosen = options[0] if options else Options()
@@ -59,16 +61,18 @@ class ACLoRATrain(io.ComfyNode):
         node_id = host.hidden_node_id(cls)
         live_previews = LivePreviews(chosen.previews)
         display = TrainingDisplay(host.ProgressBar(config.steps, node_id), live_previews)
+        display.show_before([image for batch in before for image in batch])
         checkpoints = chosen.checkpoints
         unconditional = chosen.unconditional if config.needs_unconditional else None
         prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts)
         with session as (network, images):
-            choice = StepChoice(model[0], network, images, config, step)
+            # Other images in `before` make ComfyUI run this node again, and are no reason to train again.
+            choice = StepChoice(model[0], network, images, config, step, live_previews.prompts, again=bool(before))
 
             def run() -> Result:
                 previews = live_previews.for_training(network, images, config.seed)
-                kept = choice.candidates(live_previews.prompts)
+                kept = choice.candidates()
                 return train(
                     network, images, config, display, host.cancelled, None, checkpoints, previews, candidates=kept
                 )
@@ -110,6 +114,12 @@ def _links() -> list[Any]:
             optional=True,
             tooltip="Nothing, or one of the AC-LoRA options nodes, which change how the training works. Several are "
             "connected one after another.",
+        ),
+        io.Image.Input(
+            "before",
+            optional=True,
+            tooltip="Images that the model draws without the style. Connect them to have them drawn before the "
+            "training starts; the node shows them until its first chart. They change nothing of what is learned.",
         ),
     ]
 
