@@ -1,5 +1,6 @@
 """The only code that uses ComfyUI's internals: models to train, conditionings, sampling, progress and cancel."""
 
+from .appearance import dark_theme
 from .apply_lora import apply_loaded_lora, apply_trained_lora
 from .caption_facts import tag_counts, trigger_word
 from .encoding_keys import KnownEncodings
@@ -39,6 +40,7 @@ __all__ = [
     "block_output",
     "cancelled",
     "clear_interrupt",
+    "dark_theme",
     "decode_latent",
     "encode_prompts",
     "encode_tokens",

@@ -57,6 +57,11 @@ LIGHT = Theme("#ffffff", "#202020", "#6a6a6a", "#dddddd", "#0072b2", "#d55e00", 
 DARK = Theme("#1f1f1f", "#e4e4e4", "#a8a8a8", "#404040", "#56b4e9", "#f0a030", "#3dcaa0", "#ff5c8a")
 
 
+def theme(dark: bool) -> Theme:
+    """Return the colours of everything that is drawn: of charts, and of sheets of images."""
+    return DARK if dark else LIGHT
+
+
 @dataclass(frozen=True)
 class Canvas:
     """A matplotlib figure with its theme and its size in points."""
@@ -136,12 +141,13 @@ class Canvas:
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def new_canvas(size: tuple[int, int], dark: bool) -> Canvas:
+def new_canvas(size: tuple[int, int], dark: bool, zoom: float = 0.0) -> Canvas:
     """Create an empty canvas.
 
     Args:
         size: width and height in pixels.
         dark: whether to use the dark theme.
+        zoom: pixels of a point; 0 for what suits the size.
 
     Raises:
         ValueError: the size is below MIN_SIZE, where nothing can be read.
@@ -151,12 +157,12 @@ def new_canvas(size: tuple[int, int], dark: bool) -> Canvas:
     width, height = size
     if width < MIN_SIZE[0] or height < MIN_SIZE[1]:
         raise ValueError(f"A chart needs {MIN_SIZE[0]} x {MIN_SIZE[1]} pixels or more, but {width} x {height} are set.")
-    zoom = max(0.75, min(width / 512, height / 320)) ** 0.75
-    theme = DARK if dark else LIGHT
+    zoom = zoom or max(0.75, min(width / 512, height / 320)) ** 0.75
+    colours = theme(dark)
     # A hundredth of a pixel more, since matplotlib rounds the number of pixels downwards.
     inches = ((width + 0.01) / (72 * zoom), (height + 0.01) / (72 * zoom))
-    figure = Figure(figsize=inches, dpi=72 * zoom, facecolor=theme.background)
-    return Canvas(figure, theme, width / zoom, height / zoom)
+    figure = Figure(figsize=inches, dpi=72 * zoom, facecolor=colours.background)
+    return Canvas(figure, colours, width / zoom, height / zoom)
 
 
 def notice(text: str, size: tuple[int, int], dark: bool = False) -> Image.Image:
