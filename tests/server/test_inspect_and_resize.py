@@ -132,7 +132,8 @@ def test_the_truncated_file_has_the_report_and_a_preview(
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         ranks = {file.get_slice(key).get_shape()[1] for key in file.keys() if key.endswith("lora_up.weight")}
-    assert max(ranks) <= RANK and path.stat().st_size < 0.61e6 < lora.stat().st_size
+    preview = len(metadata["modelspec.thumbnail"])  # for which the rule leaves no room
+    assert max(ranks) < RANK and path.stat().st_size - preview <= 1e6 * SIZES[0] < lora.stat().st_size
     assert RankReport.from_json(metadata["aclora.trajectory"]).settings == {"steps": 30}
     assert metadata["modelspec.thumbnail"].startswith("data:image/jpeg")
     path.unlink()
