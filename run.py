@@ -105,7 +105,7 @@ def quickstart() -> int:
     try:
         with Step("Starting ComfyUI" + (" on the CPU" if "--cpu" in options else "")):
             server.start()
-        say(f"Running workflows/quickstart.json at {server.address} (Ctrl-C stops it)")
+        say(f"Running the quickstart at {server.address} (Ctrl-C stops it)")
         outputs = follow(host, server, result)
     finally:
         server.stop()
@@ -153,7 +153,7 @@ def report(outputs: dict, adapters: list[Path]) -> None:
         say(f"  {adapter}")
     if not adapters:
         say("  none was written to models/loras")
-    say("\nTo change things yourself: python3 run.py serve, open the address, then Templates > Extensions > aclora.")
+    say("\nTo change things yourself: python3 run.py serve, open the address, then Templates, and search for AC-LoRA.")
 
 
 def serve(port: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 from PIL import Image
 
 from launcher.environment import ROOT
+from tools.workflow_files import FILES, FIRST_NODE, IDS_EACH, WORKFLOWS, nodes_of, read_workflow, workflow_file
 from tools.workflow_origins import with_origins
 
 PYTHON = [path for path in ROOT.rglob("*.py") if ".runtime" not in path.relative_to(ROOT).parts]
 PAGES = sorted(path.stem for path in (ROOT / "nodes" / "web" / "docs").glob("*.md"))
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
@@ -47,14 +46,36 @@ def test_no_file_looks_like_nodes_of_the_older_kind() -> None:
     assert not [key for key in found if re.search(r"[\"']\s*:", key)]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_node_of_a_workflow_names_its_pack(path: Path) -> None:
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", FILES)
+def test_every_node_of_a_workflow_names_its_pack(name: str) -> None:
+    workflow = read_workflow(name)
     assert workflow == with_origins(workflow), "run python -m tools.workflow_origins"
-    packs = {node["type"]: node["properties"].get("cnr_id") for node in workflow["nodes"]}
+    packs = {node["type"]: node["properties"].get("cnr_id") for node in nodes_of(workflow)}
     own = {pack for kind, pack in packs.items() if kind in PAGES}
-    assert own == (set() if path.stem == "caption_my_folder" else {"aclora"})  # which has ComfyUI's nodes alone
+    assert own == (set() if "caption" in name else {"aclora"})  # that one has ComfyUI's nodes alone
     assert {pack for kind, pack in packs.items() if kind not in (*PAGES, "MarkdownNote")} == {"comfy-core"}
+
+
+def test_every_workflow_has_its_own_node_ids() -> None:
+    """The front end sends what a node shows to the node of that id in whatever workflow is open."""
+    for name in FILES:
+        workflow = read_workflow(name)
+        graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+        ids = [node["id"] for graph in graphs for node in graph["nodes"]]
+        assert len(ids) == len(set(ids)) and set(ids) <= set(range(FIRST_NODE[name], FIRST_NODE[name] + IDS_EACH)), name
+
+
+def test_the_files_are_those_that_have_a_short_name_and_the_quickstart_comes_first() -> None:
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(FILES.values())
+    assert min(FILES.values()) == FILES["quickstart"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_thumbnail_is_square_and_small(name: str) -> None:
+    path = workflow_file(name, ".jpg")
+    with Image.open(path) as image:
+        assert image.width == image.height and image.width >= 400
+    assert path.stat().st_size < 150_000
 
 
 @pytest.mark.parametrize(

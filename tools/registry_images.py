@@ -3,7 +3,7 @@
     python -m tools.registry_images
 
 Both show the spectrum of a layer: the singular values that are signal in colour, the noise that is truncated in grey.
-The banner adds images of the quickstart, from its thumbnail.
+The banner adds images of the quickstart, from the README's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "assets" / "registry"
-THUMBNAIL = ROOT / "workflows" / "quickstart.jpg"
+IMAGES = ROOT / "docs" / "images" / "quickstart.webp"  # six before, and six after
 
 ICON = 400  # pixels; the registry takes up to 800 × 400
 BANNER = (1260, 540)  # 21:9
@@ -22,8 +22,8 @@ FINER = 4  # drawn larger by this factor, so that edges are smooth
 GROUND, LIGHT, QUIET = "#17181f", "#f4f4f6", "#9a9cab"
 FIRST, LAST, NOISE = (255, 176, 32), (214, 51, 132), (74, 76, 92)  # the signal's colours, the noise's grey
 SIGNAL, BARS = 5, 8
-TILE, PITCH, ROWS = 128, 132, (34, 196)  # of the thumbnail's images, in pixels
-SHOWN = (0, 2, 5)  # of its six images: rocket, house, owl
+TILE, PITCH, TOP, HALVES = 128, 132, 34, (0, 416)  # of these, in pixels
+SHOWN = ((1, 0), (2, 0), (1, 1))  # column and row of castle, cat face and house
 
 
 def spectrum(draw: ImageDraw.ImageDraw, left: float, top: float, width: float, height: float) -> None:
@@ -64,11 +64,12 @@ def banner() -> Image.Image:
     spectrum(draw, 68 * FINER, 300 * FINER, 440 * FINER, 176 * FINER)
     image = large.resize(BANNER, Image.Resampling.LANCZOS)
     side, gap, left = 196, 14, 586
-    with Image.open(THUMBNAIL) as thumbnail:
-        for row, top in enumerate(ROWS):
-            for column, number in enumerate(SHOWN):
-                tile = thumbnail.crop((number * PITCH, top, number * PITCH + TILE - 2, top + TILE - 2))
-                place = (left + column * (side + gap), 67 + row * (side + gap))
+    with Image.open(IMAGES) as images:
+        for row, half in enumerate(HALVES):
+            for number, (across, down) in enumerate(SHOWN):
+                x, y = half + across * PITCH, TOP + down * PITCH
+                tile = images.convert("RGB").crop((x, y, x + TILE, y + TILE))
+                place = (left + number * (side + gap), 67 + row * (side + gap))
                 image.paste(tile.resize((side, side), Image.Resampling.LANCZOS), place, _rounded(side))
     return image
 

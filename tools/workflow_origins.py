@@ -7,13 +7,15 @@ The front end and ComfyUI-Manager read the properties cnr_id (the name of a pack
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+from tools.workflow_files import FILES, nodes_of, read_workflow, workflow_file
+
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = ROOT / "workflows"
 PREFIX = "ACLoRA"  # of the ids of this pack's nodes
 KEYS = ("name", "version", "requires-comfyui")  # of pyproject.toml
 WITHOUT_ORIGIN = ("MarkdownNote",)  # made by the front end itself
@@ -30,18 +32,18 @@ def origins() -> tuple[dict[str, str], dict[str, str]]:
 def with_origins(workflow: dict[str, Any]) -> dict[str, Any]:
     """Return a workflow with the properties of every node."""
     own, core = origins()
-    nodes = []
-    for node in workflow["nodes"]:
-        origin = own if node["type"].startswith(PREFIX) else core
-        added = {} if node["type"] in WITHOUT_ORIGIN else origin
-        nodes.append({**node, "properties": {**node.get("properties", {}), **added}})
-    return {**workflow, "nodes": nodes}
+    changed = copy.deepcopy(workflow)
+    for node in nodes_of(changed):
+        if node["type"] not in WITHOUT_ORIGIN:
+            origin = own if node["type"].startswith(PREFIX) else core
+            node["properties"] = {**node.get("properties", {}), **origin}
+    return changed
 
 
 def main() -> None:
-    for path in sorted(WORKFLOWS.glob("*.json")):
-        workflow = with_origins(json.loads(path.read_text(encoding="utf-8")))
-        path.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+    for name in FILES:
+        path = workflow_file(name)
+        path.write_text(json.dumps(with_origins(read_workflow(name)), indent=1) + "\n", encoding="utf-8")
         print(path.relative_to(ROOT))
 
 

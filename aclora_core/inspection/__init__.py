@@ -1,6 +1,6 @@
 """Numbers, tables and charts of a LoRA and of a training."""
 
-from .charts import inspection_charts
+from .charts import inspection_charts, overview_chart
 from .charts.canvas import to_batch
 from .charts.contact_sheet import cell_side, contact_sheet
 from .charts.step_sheet import SheetRow, step_sheet
@@ -22,6 +22,7 @@ __all__ = [
     "inspection_json",
     "inspection_table",
     "metadata_table",
+    "overview_chart",
     "reading_rows",
     "step_sheet",
     "to_batch",

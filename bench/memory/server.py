@@ -3,8 +3,8 @@
     python -m bench.memory.server --free 8 --host path/to/ComfyUI      # on a CUDA GPU
 
 The server is started as users start it, with its dynamic loader, after another process has occupied the rest of the
-memory. workflows/sdxl.json runs with a checkpoint of SDXL's true shapes and random weights, which is written first, and
-then ComfyUI's own node with the same checkpoint. Both take steps of one image of 1024². Writes
+memory. The pack's workflow for SDXL runs with a checkpoint of SDXL's true shapes and random weights, which is written
+first, and then ComfyUI's own node with the same checkpoint. Both take steps of one image of 1024². Writes
 bench/results/memory_server.json.
 """
 
@@ -27,8 +27,9 @@ import aiohttp
 from launcher.environment import ROOT
 from launcher.server import Server
 from launcher.workflow import Prompt, to_prompt
+from tools.workflow_files import workflow_file
 
-WORKFLOW = ROOT / "workflows" / "sdxl.json"
+WORKFLOW = workflow_file("sdxl")
 TRAINERS = "ACLoRATrain", "TrainLoraNode"
 NATIVE: dict[str, dict[str, Any]] = {
     "native": {},

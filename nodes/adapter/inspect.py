@@ -13,13 +13,15 @@ from ...aclora_core.inspection import (
     inspection_csv,
     inspection_json,
     inspection_table,
+    overview_chart,
     to_batch,
 )
 from .. import host
 from ..node_images import images_on_node
 from .source import check_source, read_source, source_inputs, source_state
 
-SIZE = (1024, 640)  # pixels of a chart; readable on the node, at half of it, too
+SIZE = (1024, 640)  # pixels of a chart
+ON_NODE = (512, 320)  # of the one on the node, whose letters are larger
 
 
 class ACLoRAInspect(io.ComfyNode):
@@ -44,7 +46,11 @@ class ACLoRAInspect(io.ComfyNode):
                     " show the signal ranks that the training found, and how they changed. A file of Save AC-LoRA has"
                     " its own.",
                 ),
-                io.Boolean.Input("dark", default=False, tooltip="Light letters on a dark background."),
+                io.Boolean.Input(
+                    "dark",
+                    default=False,
+                    tooltip="On: charts are dark. Off: they follow ComfyUI's colour palette, dark or light.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -91,11 +97,12 @@ class ACLoRAInspect(io.ComfyNode):
             host.raise_if_cancelled()
 
         found = inspect_lora(lora.tensors, None, lora.name, lora.size, rank_report, show)
+        dark = dark or host.dark_theme()
         charts = to_batch(inspection_charts(found, SIZE, dark))
         texts = inspection_table(found), inspection_json(found), inspection_csv(found)
         # In a line each, since a node's text has no columns.
         summary = "\n".join(f"{key}: {value}" for key, value in file_rows(found.file))
-        images, problem = images_on_node(charts, cls)
+        images, problem = images_on_node(to_batch([overview_chart(found, ON_NODE, dark)]), cls)
         summary += problem and f"\n{problem}"
         host.send_text(summary, node_id)
         return io.NodeOutput(charts, *texts, ui={**images, "text": (summary,)})

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from .host_names import missing_names
-from .templates import withhold_templates
+from .templates import sort_templates, withhold_templates
 
 log = logging.getLogger("aclora")
 
@@ -25,10 +25,12 @@ def load_extension() -> Any:
         HostError: this ComfyUI is too old, or it or its Python lacks something that the nodes import.
     """
     try:
-        return _load(host_version())
+        extension = _load(host_version())
     except HostError:
         withhold_templates()
         raise
+    sort_templates()
+    return extension
 
 
 def _load(version: str) -> Any:

@@ -50,6 +50,7 @@ class StepChoice:
         step: that is asked for; 0 for the automatic one.
         name: of the training, in names of files.
         prompts: of the images that are drawn.
+        again: whether the automatic step of a training that has ended is given once more without training.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class StepChoice:
         step: int,
         name: str,
         prompts: Sequence[str],
+        again: bool = False,
     ) -> None:
         root = Path(folder_paths.get_temp_directory(), FOLDER, _SERVER)
         self.store: CandidateStore = open_candidate_store(root, network, images, config, host.model_identity(model))
         previews = Path(folder_paths.get_output_directory(), PREVIEWS)
         self.files = PreviewFiles(previews, name, prompts, protected=self.store.steps)
         self._config, self._step = config, step
+        self._prompts, self._again = prompts, again
         self.kept: KeptResult | None = None
         self.problem = ""  # a sentence for the user
         self.trained = False  # whether this run had to train
@@ -95,13 +98,16 @@ class StepChoice:
     def _without_training(self) -> Result | None:
         """Return the step if it was kept.
 
-        The automatic step is trained for anew, unless another step of this training was chosen just before.
+        The automatic step is trained for anew, unless another step of this training was chosen just before, or it is
+        to be given again.
         """
-        if self._step == 0 and self.store.folder.name not in _chosen_from:
+        if self._step == 0 and self.store.folder.name not in _chosen_from and not self._again:
             return None
         try:
             self.kept = self.store.read_result()
-            return None if self.kept is None or self._needs_more(self.kept) else self._choose(self.kept)
+            if self.kept is None or self._needs_more(self.kept) or not self._has_previews(self.kept):
+                return None
+            return self._choose(self.kept)
         except (OSError, ValueError) as error:
             reason = f"What was kept of this training cannot be read ({error_reason(error)})"
             self.problem = f"{reason}, so it was trained again."
@@ -128,7 +134,7 @@ class StepChoice:
                 sentences.append(f"Step {self._step} was not kept; step {given} is the nearest.")
             if self._step and self.kept.result.report.facts.cancelled is not None:
                 sentences.append("The training was cancelled before its end.")
-            if self._step and not self.trained:
+            if (self._step or self._again) and not self.trained:
                 sentences.append("Nothing was trained, as this step was kept.")
             others = [f"{step} (automatic)" if step == self.kept.step else str(step) for step in self._steps(self.kept)]
             sentences.append(f"Steps to choose from: {', '.join(others)}.")
@@ -165,6 +171,14 @@ class StepChoice:
         """Whether a training that was cancelled has to go on for this step."""
         cancelled = kept.result.report.facts.cancelled is not None
         return cancelled and self._step not in (kept.step, *kept.steps)
+
+    def _has_previews(self, kept: KeptResult) -> bool:
+        """Whether the kept previews are those of the prompts, where the automatic step is to be given again."""
+        if self._step or not self._again or not self._prompts:
+            return True
+        self.files.begin(kept.result.report.facts.started_at or 0.0, resumed=True)
+        drawn = self.files.sets()
+        return bool(drawn) and drawn[-1].prompts == list(self._prompts)
 
     @staticmethod
     def _steps(kept: KeptResult) -> list[int]:

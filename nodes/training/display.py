@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ...aclora_core.adapter import RankReport
-from ...aclora_core.inspection import to_batch, training_picture
+from ...aclora_core.inspection import contact_sheet, to_batch, training_picture
 from ...aclora_core.text import error_reason
 from ...aclora_core.training import Activity, PreviewFiles, Previews, Progress
 from .. import host
@@ -106,6 +106,17 @@ class TrainingDisplay:
             image = self._picture(progress, planned)
             self._last_chart = time.monotonic()
         self.bar.show(progress.done, status_text(progress, self.bar), image)
+
+    def show_before(self, images: Sequence[torch.Tensor]) -> None:
+        """Show what the model draws without the style, until the first chart.
+
+        Args:
+            images: each (height, width, 3), in 0 to 1; none shows nothing.
+        """
+        if images:
+            sheet = contact_sheet(images, ["without the style"] * len(images))
+            image = Image.fromarray((sheet * 255).round().byte().numpy())
+            self.bar.show(0, "Drawn without the style, before the training", image)
 
     def begins(self, activity: Activity) -> None:
         """Say what is being done where that is no step."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...aclora_core.adapter import Adapter, RankReport, build_metadata, file_size, to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
@@ -63,6 +64,7 @@ class ACLoRATrain(io.ComfyNode):
         latents: list[Any],
         conditioning: list[Any],
         options: Sequence[Options] = (),
+        before: Sequence[Tensor] = (),
         **widgets: list[Any],
     ) -> io.NodeOutput:
         chosen = options[0] if options else Options()
@@ -86,6 +88,7 @@ class ACLoRATrain(io.ComfyNode):
         live_previews = LivePreviews(chosen.previews)
         bar = host.ProgressBar(config.steps, node_id)
         display = TrainingDisplay(bar, live_previews, say, host.dark_theme())
+        display.show_before([image for batch in before for image in batch])
         checkpoints = chosen.checkpoints
         unconditional = chosen.unconditional if config.needs_unconditional else None
         prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
@@ -93,7 +96,8 @@ class ACLoRATrain(io.ComfyNode):
         session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts, limits)
         with noticed(lambda: say(CANCELLED)), session as (network, images):
             name = training_name(conditioning)
-            choice = StepChoice(model[0], network, images, config, step, name, live_previews.prompts)
+            # Other images in `before` make ComfyUI run this node again, and are no reason to train again.
+            choice = StepChoice(model[0], network, images, config, step, name, live_previews.prompts, bool(before))
 
             def described(report: RankReport) -> RankReport:
                 return _with_inputs(report, model[0], network, images, latents, conditioning)
@@ -186,6 +190,12 @@ def _links() -> list[Any]:
             optional=True,
             tooltip="Nothing, or one of the AC-LoRA options nodes, which change how the training works. Several are "
             "connected one after another.",
+        ),
+        io.Image.Input(
+            "before",
+            optional=True,
+            tooltip="Images that the model draws without the style. Connect them to have them drawn before the "
+            "training starts; the node shows them until its first chart. They change nothing of what is learned.",
         ),
     ]
 

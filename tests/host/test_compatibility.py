@@ -71,8 +71,10 @@ def test_templates_of_the_pack_alone_are_withheld(
     (tmp_path / "any-name").symlink_to(ROOT, target_is_directory=True)
     (tmp_path / "other").mkdir()
     monkeypatch.setattr("folder_paths.get_folder_paths", lambda kind: [str(tmp_path)])
-    offered = {"any-name": ["quickstart"], "other": ["theirs"]}
-    assert pack.nodes.compatibility.templates.without_own(offered) == {"other": ["theirs"]}
+    offered = {"any-name": ["2", "1"], "other": ["b", "a"]}
+    templates = pack.nodes.compatibility.templates
+    assert templates.without_own(offered) == {"other": ["b", "a"]}
+    assert templates.with_own_sorted(offered) == {"any-name": ["1", "2"], "other": ["b", "a"]}
 
 
 def test_all_places_name_the_same_oldest_version(pack: ModuleType) -> None:

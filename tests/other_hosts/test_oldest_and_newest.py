@@ -20,10 +20,10 @@ from launcher.environment import ROOT
 from launcher.host import link_pack
 from launcher.server import Server
 from tests.support.host_server import HostServer
+from tools.workflow_files import FILES, nodes_of, read_workflow
 
 pytestmark = pytest.mark.slow
 PROMPT: dict[str, Any] = json.loads((ROOT / "tests" / "prompts" / "quickstart.json").read_text(encoding="utf-8"))
-WORKFLOWS = {path.stem: path for path in (ROOT / "workflows").glob("*.json")}
 PATIENCE = 1200  # seconds for the quickstart
 
 
@@ -61,14 +61,13 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def test_all_nodes_and_templates_are_there(other: HostServer) -> None:
     assert len([name for name in other.get_json("/object_info") if name.startswith("ACLoRA")]) == 16
-    assert set(other.get_json("/workflow_templates")[other.pack_folder]) == set(WORKFLOWS)
+    assert set(other.get_json("/workflow_templates")[other.pack_folder]) == set(FILES.values())
 
 
 def test_every_core_node_of_the_workflows_is_there(other: HostServer) -> None:
     known = set(other.get_json("/object_info")) | {"MarkdownNote"}
-    for path in WORKFLOWS.values():
-        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-        assert {node["type"] for node in nodes} <= known, path.stem
+    for name in FILES:
+        assert {node["type"] for node in nodes_of(read_workflow(name))} <= known, name
 
 
 def test_no_name_of_the_host_is_missing(other: HostServer) -> None:
@@ -82,9 +81,9 @@ def test_the_workflows_open_in_its_front_end(other: HostServer) -> None:
     if find_browser() is None:
         pytest.skip(f"the front end is not tested, as {MISSING}")
     with open_front_end(other.server.address) as page:
-        for path in WORKFLOWS.values():
-            load_workflow(page, json.loads(path.read_text(encoding="utf-8")))
-            assert unknown_nodes(page) == [], path.stem
+        for name in FILES:
+            load_workflow(page, read_workflow(name))
+            assert unknown_nodes(page) == [], name
 
 
 def test_the_quickstart_trains_and_draws(other: HostServer) -> None:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
 from launcher.environment import ROOT, RUNTIME
 from tests.support.host_server import HostServer
 from tests.support.trouble import prompt
+from tools.workflow_files import FILES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 PROMPTS = ROOT / "tests" / "prompts"
-SET_NEWER = "wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)"
-NEWER_BOXES = """() => {
-  const scale = window.app.canvas.ds.scale, titles = new Map(window.app.graph.nodes.map(n => [String(n.id), n.title]));
-  return [...document.querySelectorAll('[data-node-id]')].filter(e => titles.has(e.dataset.nodeId)).map(element => {
-    const {x, y, width, height} = element.getBoundingClientRect();
-    return [titles.get(element.dataset.nodeId), ...[x, y, width, height].map(n => Math.round(n / scale))];
-  });
-}"""
 LISTEN = """() => {
   window.heard = {images: 0, texts: 0};
   window.app.api.addEventListener('b_preview', () => window.heard.images++);
@@ -32,33 +24,17 @@ LISTEN = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def page(server: HostServer) -> Iterator[Page]:
-    """The front end, open in a browser."""
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r tests/requirements.txt")
-    from tests.support.browser import MISSING, find_browser, open_front_end
-
-    if find_browser() is None:
-        pytest.skip(f"the front end is not tested, as {MISSING}")
-    with open_front_end(server.server.address) as opened:
-        yield opened
-
-
 @pytest.fixture
 def workflow(request: pytest.FixtureRequest, page: Page, server: HostServer) -> dict[str, Any]:
     """A workflow as served to the template browser, opened in the front end."""
     from tests.support.browser import load_workflow
 
-    loaded = server.get_json(f"/api/workflow_templates/{server.pack_folder}/{request.param}.json")
+    loaded = server.get_json(f"/api/workflow_templates/{server.pack_folder}/{quote(FILES[request.param])}.json")
     load_workflow(page, loaded)
     return dict(loaded)
 
 
-def test_the_workflows_exist() -> None:
-    assert {"quickstart", "inspect_and_resize"} <= set(WORKFLOWS)
-
-
-@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
+@pytest.mark.parametrize("workflow", FILES, indirect=True)
 def test_no_node_type_is_missing(workflow: dict[str, Any], page: Page, request: pytest.FixtureRequest) -> None:
     from tests.support.browser import screenshot, unknown_nodes
 
@@ -66,7 +42,7 @@ def test_no_node_type_is_missing(workflow: dict[str, Any], page: Page, request: 
     assert unknown_nodes(page) == []
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
+@pytest.mark.parametrize("workflow", FILES, indirect=True)
 def test_the_front_end_sends_the_prompt_that_the_tests_run(
     workflow: dict[str, Any], page: Page, request: pytest.FixtureRequest
 ) -> None:
@@ -74,40 +50,6 @@ def test_the_front_end_sends_the_prompt_that_the_tests_run(
 
     name = request.node.callspec.params["workflow"]
     assert api_form(page) == json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
-def test_nodes_do_not_overlap(workflow: dict[str, Any], page: Page) -> None:
-    assert_apart(page.evaluate("() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])"))
-
-
-@pytest.fixture(scope="module")
-def newer_nodes(page: Page) -> Iterator[None]:
-    """ComfyUI's Nodes 2.0, which are HTML elements, in a window that shows the whole graph."""
-    before = page.viewport_size
-    page.set_viewport_size({"width": 3200, "height": 2000})
-    page.evaluate(SET_NEWER, True)
-    yield
-    page.evaluate(SET_NEWER, False)
-    page.set_viewport_size(before)
-
-
-@pytest.mark.parametrize("workflow", WORKFLOWS, indirect=True)
-def test_nodes_2_0_do_not_overlap(newer_nodes: None, workflow: dict[str, Any], page: Page) -> None:
-    from tests.support.browser import FIT_VIEW
-
-    page.evaluate(FIT_VIEW)
-    page.wait_for_function(f"wanted => ({NEWER_BOXES})().length === wanted", arg=len(workflow["nodes"]))
-    page.wait_for_timeout(1000)  # until the nodes have their sizes
-    assert_apart(page.evaluate(NEWER_BOXES))
-
-
-def assert_apart(boxes: list[Any]) -> None:
-    """boxes: (title, left, top, width, height)."""
-    for place, (title, x, y, width, height) in enumerate(boxes):
-        for other, left, top, wide, high in boxes[place + 1 :]:
-            apart = x + width <= left or left + wide <= x or y + height <= top or top + high <= y
-            assert apart, f"'{title}' and '{other}' overlap"
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from launcher.environment import ROOT
 from launcher.server import Server
 from tests.support.host_server import HostServer, messages, server_options
+from tools.workflow_files import FILES
 
 DOCS = ROOT / "nodes" / "web" / "docs"
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 STEPS = ("TinyBase", "Dataset", "Train", "Save", "Load", "Inspect", "Resize", "Evaluate")
 OPTIONS = ("Learning", "Layer", "Rank", "Validation", "TextEncoder", "Preview", "Checkpoint", "Speed")
 NODES = {f"ACLoRA{name}" for name in (*STEPS, *(f"{kind}Options" for kind in OPTIONS))}
@@ -92,13 +93,12 @@ def test_every_help_page_belongs_to_a_node(object_info: dict[str, Any]) -> None:
     assert {page.stem for page in DOCS.glob("*.md")} <= set(object_info)
 
 
-def test_workflows_are_served_as_templates(server: HostServer) -> None:
-    assert "quickstart" in WORKFLOWS
-    assert sorted(server.get_json("/workflow_templates")[server.pack_folder]) == WORKFLOWS
+def test_workflows_are_served_as_templates_in_the_order_of_their_names(server: HostServer) -> None:
+    assert server.get_json("/workflow_templates")[server.pack_folder] == list(FILES.values())
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_every_workflow_has_a_thumbnail(workflow: str, server: HostServer) -> None:
-    address = f"/api/workflow_templates/{server.pack_folder}/{workflow}"
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES.keys())
+def test_every_workflow_has_a_thumbnail(file: str, server: HostServer) -> None:
+    address = f"/api/workflow_templates/{server.pack_folder}/{quote(file)}"
     assert server.get_json(f"{address}.json")["nodes"]
     assert server.get(f"{address}.jpg").startswith(b"\xff\xd8"), "the template browser asks for a .jpg"

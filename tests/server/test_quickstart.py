@@ -81,6 +81,14 @@ def test_images_are_not_blank(server: HostServer, finished: dict[str, Any]) -> N
         assert pixels(path).std() > 0.02, path.name
 
 
+def test_the_images_before_are_drawn_before_the_training(server: HostServer, finished: dict[str, Any]) -> None:
+    """Else an artist waits for minutes without seeing what there is to change."""
+    (before,) = named(server.images(finished), "before")
+    kept = (server.base / "temp" / "aclora_candidates").glob("*/*")  # one folder for each training
+    (*_, training) = sorted(kept, key=lambda folder: folder.stat().st_mtime)
+    assert before.stat().st_mtime < min(file.stat().st_mtime for file in training.iterdir())
+
+
 def test_a_second_run_trains_nothing(server: HostServer, prompt: dict[str, Any], finished: dict[str, Any]) -> None:
     again = server.run(prompt, timeout=PATIENCE)
     cached = next(data["nodes"] for kind, data in again["status"]["messages"] if kind == "execution_cached")

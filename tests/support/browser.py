@@ -1,8 +1,8 @@
 """Open a workflow in ComfyUI's front end, in a headless browser.
 
-    python tests/support/browser.py ADDRESS WORKFLOW.json PROMPT.json [SCREENSHOT.png]
+    python -m tests.support.browser ADDRESS NAME [SCREENSHOT.png]
 
-converts a workflow into the API form. ADDRESS is a running server with the pack in it,
+converts a shipped workflow into the API form, tests/prompts/NAME.json. ADDRESS is a running server with the pack in it,
 for instance the one that `python3 run.py serve` prints. Needs playwright from PyPI and a Chromium: the one in
 ACLORA_CHROMIUM, else one that is installed, else playwright's own.
 """
@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, Route, sync_playwright
+
+from tools.workflow_files import read_workflow
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FLAGS = [
     "--no-sandbox",
@@ -162,11 +166,11 @@ def screenshot(page: Page, path: Path) -> None:
     page.screenshot(path=path)
 
 
-def main(address: str, workflow_file: str, prompt_file: str, image_file: str | None = None) -> int:
+def main(address: str, name: str, image_file: str | None = None) -> int:
     """Write the API form of a workflow; return 1 if nodes are missing."""
-    workflow = json.loads(Path(workflow_file).read_text(encoding="utf-8"))
+    prompt_file = ROOT / "tests" / "prompts" / f"{name}.json"
     with open_front_end(address) as page:
-        load_workflow(page, workflow)
+        load_workflow(page, read_workflow(name))
         unknown = unknown_nodes(page)
         if unknown:
             print(f"Nodes that {address} does not know: {', '.join(sorted(set(unknown)))}", file=sys.stderr)
@@ -174,7 +178,7 @@ def main(address: str, workflow_file: str, prompt_file: str, image_file: str | N
         prompt = api_form(page)
         if image_file:
             screenshot(page, Path(image_file))
-    Path(prompt_file).write_text(json.dumps(prompt, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    prompt_file.write_text(json.dumps(prompt, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{prompt_file}: {len(prompt)} nodes")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_node(
     latents: Any,
     conditioning: Any,
     settings: dict[str, Any],
+    before: Sequence[torch.Tensor] = (),
     **others: Any,
 ) -> Any:
     """Return the outputs as `train` does, together with what the node shows: NodeOutput's result and ui."""
@@ -38,4 +40,4 @@ def run_node(
     options = pack.nodes.training.options.options.Options(more, **others)
     lists = {name: [settings[name]] for name in own}
     with torch.inference_mode():
-        return node.execute([model], latents, conditioning, options=[options], **lists)
+        return node.execute([model], latents, conditioning, options=[options], before=before, **lists)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
-from launcher.environment import ROOT
+from tools.workflow_files import read_workflow
 
 Workflow = dict[str, Any]
 
 
 def quickstart() -> Workflow:
-    return dict(json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8")))
+    return read_workflow("quickstart")
 
 
 def variants() -> dict[str, Workflow]:

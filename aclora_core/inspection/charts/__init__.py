@@ -7,6 +7,7 @@ from PIL import Image
 from ..measure import Inspection, LayerFacts
 from .canvas import SIZE, notice
 from .layers import layer_map, spectrum_chart
+from .overview import rank_chart
 from .training import training_chart, trajectory_chart
 from .truncation import truncation_chart
 
@@ -23,12 +24,8 @@ def inspection_charts(inspection: Inspection, size: tuple[int, int] = SIZE, dark
         the restarts. A LoRA without plain LoRA layers gets one image that names what it holds.
     """
     report = inspection.report
-    if inspection.layers:
-        charts = _layer_charts(inspection.layers, size, dark)
-    else:
-        kinds = ", ".join(sorted(set(inspection.file.other.values())))
-        text = f"There is no plain LoRA layer, so there is no spectrum.\nThe file holds: {kinds}."
-        charts = [notice(text, size, dark)]
+    layers = inspection.layers
+    charts = _layer_charts(layers, size, dark) if layers else [_without_layers(inspection, size, dark)]
     if report is not None and report.truncations:
         charts.append(truncation_chart(report.truncations, size, dark))
     if report is not None and report.losses:
@@ -37,6 +34,16 @@ def inspection_charts(inspection: Inspection, size: tuple[int, int] = SIZE, dark
     if report is not None and report.restarts:
         charts.append(trajectory_chart(report, size, dark))
     return charts
+
+
+def overview_chart(inspection: Inspection, size: tuple[int, int] = SIZE, dark: bool = False) -> Image.Image:
+    """Draw the one chart that a node shows: the rank of each block, or what a LoRA without plain layers holds."""
+    return rank_chart(inspection.layers, size, dark) if inspection.layers else _without_layers(inspection, size, dark)
+
+
+def _without_layers(inspection: Inspection, size: tuple[int, int], dark: bool) -> Image.Image:
+    kinds = ", ".join(sorted(set(inspection.file.other.values())))
+    return notice(f"There is no plain LoRA layer, so there is no spectrum.\nThe file holds: {kinds}.", size, dark)
 
 
 def _layer_charts(layers: list[LayerFacts], size: tuple[int, int], dark: bool) -> list[Image.Image]:

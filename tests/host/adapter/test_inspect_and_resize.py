@@ -1,10 +1,13 @@
 """Inspecting and resizing LoRAs in the real ComfyUI."""
 
 import json
+from pathlib import Path
 from urllib.error import HTTPError
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.support.known_loras import attention_names, halving_lora
@@ -45,7 +48,7 @@ def test_a_connected_lora_becomes_charts_table_json_and_csv(inspect):
     assert all(name in table and name in csv for name in NAMES)
     assert [layer["rank"] for layer in json.loads(text)["layers"]] == [6] * len(NAMES)
     assert all(torch.equal(state[key], before[key]) for key in before)
-    assert len(output.ui["images"]) == 3 and "6 plain LoRA layers in 3 blocks" in output.ui["text"][0]
+    assert len(output.ui["images"]) == 1 and "6 plain LoRA layers in 3 blocks" in output.ui["text"][0]
 
 
 @pytest.mark.parametrize("kind", ["inspect", "resize"])
@@ -60,9 +63,47 @@ def test_a_cancel_stops_it_between_two_layers(request, kind):
     assert not management.processing_interrupted()
 
 
-def test_dark_charts_are_dark(inspect):
-    light, dark = (inspect.execute("none", is_dark, lora_model=lora())[0].mean() for is_dark in (False, True))
-    assert dark < 0.5 < light
+@pytest.mark.parametrize(
+    ("palette", "switch", "is_dark"), [("light", False, False), ("light", True, True), ("nord", False, True)]
+)
+def test_charts_follow_the_colour_palette_or_are_dark(inspect, palette, switch, is_dark, node_palette):
+    node_palette(palette)
+    output = inspect.execute("none", switch, lora_model=lora())
+    assert (output[0].mean() < 0.5) == is_dark
+    assert (shown_on(output).mean() < 128) == is_dark
+
+
+@pytest.fixture
+def node_palette(tmp_path, monkeypatch):
+    """Set the front end's colour palette, as the server keeps it."""
+    import folder_paths
+
+    def choose(name):
+        settings = tmp_path / "default" / "comfy.settings.json"
+        settings.parent.mkdir()
+        settings.write_text(json.dumps({"Comfy.ColorPalette": name}), encoding="utf-8")
+
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    return choose
+
+
+def shown_on(output):
+    """The image on the node, as numbers."""
+    import folder_paths
+
+    (shown,) = output.ui["images"]
+    with Image.open(Path(folder_paths.get_temp_directory(), shown["subfolder"], shown["filename"])) as image:
+        return np.asarray(image.convert("L"))
+
+
+def test_the_chart_on_the_node_has_letters_of_twice_the_size(inspect, node_palette):
+    """So that they can be read on a node of some 230 pixels, less than half as wide as the chart."""
+    node_palette("light")
+    output = inspect.execute("none", lora_model=lora())
+    shown = shown_on(output)
+    assert shown.shape == (320, 512)
+    heading = np.nonzero((shown[:48] < 128).any(axis=1))[0]  # rows of pixels with ink
+    assert np.ptp(heading) >= 16
 
 
 def test_a_report_adds_the_training(pack, inspect):
@@ -230,7 +271,7 @@ def test_a_prompt_inspects_cuts_and_saves_through_the_server(server):
         "6": node("SaveImage", images=["4", 0], filename_prefix="charts"),
     }
     history = server.run(prompt)
-    assert len(history["outputs"]["1"]["images"]) == len(history["outputs"]["4"]["images"]) == 3
+    assert len(history["outputs"]["1"]["images"]) == len(history["outputs"]["4"]["images"]) == 1
     assert len(server.images(history)) == 3
     assert "2 (6 layers)" in history["outputs"]["4"]["text"][0]
     assert "Sum of ranks: 36 -> 12" in history["outputs"]["5"]["text"][0]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.host.training.test_previews import preview_settings
 from tests.support import tiny_base as tiny
-from tests.support.tiny_base import QUICK, trained, untouched
+from tests.support.tiny_base import QUICK, progress, trained, untouched
 from tests.support.train_node import run_node
 
 # Fixtures: the tiny base, two images, and ComfyUI's Cancel.
@@ -41,9 +42,9 @@ def trainings(pack, monkeypatch):
     return seeds
 
 
-def said(pack, model, pictures, previews=None, **settings):
+def said(pack, model, pictures, previews=None, before=(), **settings):
     """Run the node, and return its outputs and what it shows."""
-    output = run_node(pack, model, *pictures, {**QUICK, **SETTINGS, **settings}, previews=previews)
+    output = run_node(pack, model, *pictures, {**QUICK, **SETTINGS, **settings}, before, previews=previews)
     return output.result, output.ui
 
 
@@ -63,7 +64,7 @@ def test_another_step_comes_at_once_and_as_it_was_kept(pack, model, pictures, tr
     with untouched(model):
         automatic, shown = said(pack, model, pictures, smallest=False)  # steps are kept whole
         chosen, told = said(pack, model, pictures, smallest=False, step=2)
-    assert trainings == [0] and "images" not in shown
+    assert trainings == [0] and [image["filename"] for image in shown["images"]] == ["training_00001_.png"]  # no sheet
     assert "Steps to choose from: 1, 2, 3, 4 (automatic). To get another, enter it at step" in shown["text"][0]
     assert told["text"][0].startswith("The adapter is that of step 2, as chosen.")
     assert "Nothing was trained, as this step was kept. Steps to choose from: 1, 2, 3, 4 (auto" in told["text"][0]
@@ -86,6 +87,42 @@ def test_back_to_the_automatic_step_without_training_and_then_anew(pack, model, 
     assert_same(again[1], first[1])
     said(pack, model, pictures, step=0)
     assert trainings == [0, 0]
+
+
+def test_other_images_drawn_before_are_no_other_training(pack, model, pictures, trainings):
+    first, _ = said(pack, model, pictures, before=[torch.zeros(1, 64, 96, 3)])
+    again, told = said(pack, model, pictures, before=[torch.ones(1, 64, 96, 3)])
+    assert trainings == [0] and again[3] == first[3]
+    assert "Nothing was trained, as this step was kept." in told["text"][0]
+    assert_same(again[1], first[1])
+    said(pack, model, pictures, before=[torch.ones(1, 64, 96, 3)], seed=1)
+    assert trainings == [0, 1]
+
+
+def test_other_previews_are_drawn_by_another_training(pack, parts, model, pictures, trainings):
+    before = [torch.zeros(1, 64, 96, 3)]
+    for prompts in ("a cat", "a cat", "a dog", ""):
+        previews = preview_settings(pack, parts, prompts=prompts) if prompts else None
+        said(pack, model, pictures, previews, before=before)
+    assert trainings == [0, 0]
+
+
+def test_a_cancelled_training_is_not_given_again(pack, model, pictures, trainings, interrupt):
+    before = [torch.zeros(1, 64, 96, 3)]
+    with progress(lambda value, total, preview: interrupt() if value == 2 else None):
+        said(pack, model, pictures, before=before)
+    said(pack, model, pictures, before=before)
+    assert trainings == [0, 0]
+
+
+def test_the_images_drawn_before_are_shown_until_the_first_chart(pack, model, pictures):
+    seen = []
+    red = torch.tensor([1.0, 0.0, 0.0]).expand(1, 64, 96, 3)
+    with progress(lambda value, total, preview: seen.append((value, preview))):
+        said(pack, model, pictures, before=[red])
+    (value, (_, shown, _)), *_ = seen
+    assert value == 0 and shown.resize((3, 3)).getpixel((1, 1))[0] > 200
+    assert shown.resize((3, 3)).getpixel((1, 1))[1] < 60
 
 
 def test_a_step_that_was_not_kept_gives_the_nearest_and_says_so(pack, model, pictures, trainings):

@@ -1,0 +1,128 @@
+"""How the templates are found and how they open: large enough to read, nothing on top of another, no text cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tools.workflow_files import FILES, read_workflow
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+READABLE = 0.6  # scale; below 0.57 the front end draws boxes without text
+SCREEN = {"width": 1920, "height": 1080}
+SET_NEWER = "wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)"
+OPEN = "([workflow, name]) => window.app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"
+# Labels and values that do not fit end in "…": on the canvas in what is drawn, in Nodes 2.0 by the style.
+REMEMBER_CUTS = """() => {
+  const draw = CanvasRenderingContext2D.prototype.fillText;
+  window.cutTexts = [];
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+    if (String(text).includes("…")) window.cutTexts.push(window.lastText);
+    window.lastText = text;
+    return draw.call(this, text, ...place);
+  };
+}"""
+CUTS = """newer => {
+  const places = "[data-node-id] *, .comfy-multiline-input, .ProseMirror, .comfy-markdown-content";
+  const elements = [...document.querySelectorAll(places)]
+    .filter(each => each.checkVisibility({visibilityProperty: true, opacityProperty: true}));
+  const style = each => getComputedStyle(each);
+  const shortened = elements.filter(each =>
+    style(each).textOverflow === 'ellipsis' && each.scrollWidth > each.clientWidth + 1);
+  const scrolled = elements.filter(each => each.clientHeight > 0 && each.scrollHeight > each.clientHeight + 2
+    && ['auto', 'scroll', 'hidden'].includes(style(each).overflowY));
+  const texts = [...shortened, ...scrolled].map(each => each.value ?? each.innerText).filter(text => text);
+  return newer ? texts : [...texts, ...window.cutTexts];
+}"""
+BOXES = "() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
+NEWER_BOXES = """() => {
+  const scale = window.app.canvas.ds.scale, titles = new Map(window.app.graph.nodes.map(n => [String(n.id), n.title]));
+  return [...document.querySelectorAll('[data-node-id]')].filter(e => titles.has(e.dataset.nodeId)).map(element => {
+    const {x, y, width, height} = element.getBoundingClientRect();
+    return [titles.get(element.dataset.nodeId), ...[x, y, width, height].map(n => Math.round(n / scale))];
+  });
+}"""
+SHOWN = """() => [...document.querySelectorAll('[data-testid^="template-workflow-"]')]
+  .map(card => card.dataset.testid.replace('template-workflow-', ''))"""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes-2-0"])
+def newer(page: Page, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether nodes are HTML elements (Nodes 2.0) or drawn on a canvas, on a usual screen."""
+    before = page.viewport_size
+    page.set_viewport_size(SCREEN)
+    page.evaluate(REMEMBER_CUTS)
+    page.evaluate(SET_NEWER, request.param)
+    yield request.param
+    page.evaluate(SET_NEWER, False)
+    page.set_viewport_size(before)
+
+
+@pytest.fixture
+def opened(newer: bool, page: Page, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A workflow, opened as the template browser does it."""
+    workflow = read_workflow(request.param)
+    page.evaluate(OPEN, [workflow, request.param])
+    page.wait_for_function("wanted => window.app.graph.nodes.length === wanted", arg=len(workflow["nodes"]))
+    page.wait_for_timeout(1500)  # until the nodes have their sizes
+    return workflow
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opened", FILES, indirect=True)
+def test_it_opens_readable_and_nothing_overlaps_or_is_cut(newer: bool, opened: dict[str, Any], page: Page) -> None:
+    assert page.evaluate("() => window.app.canvas.ds.scale") >= READABLE
+    boxes = page.evaluate(NEWER_BOXES if newer else BOXES)
+    assert len(boxes) == len(opened["nodes"])
+    assert_apart(boxes)
+    page.evaluate("() => { window.cutTexts = []; window.app.canvas.setDirty(true, true); }")
+    page.wait_for_timeout(500)
+    assert page.evaluate(CUTS, newer) == []
+
+
+def assert_apart(boxes: list[Any]) -> None:
+    """boxes: (title, left, top, width, height)."""
+    for place, (title, x, y, width, height) in enumerate(boxes):
+        for other, left, top, wide, high in boxes[place + 1 :]:
+            apart = x + width <= left or left + wide <= x or y + height <= top or top + high <= y
+            assert apart, f"'{title}' and '{other}' overlap"
+
+
+def test_what_does_not_fit_is_noticed(newer: bool, page: Page) -> None:
+    """A node of 210 units cannot show a long name; a short note not all of its lines, unless it grows (Nodes 2.0)."""
+    workflow = read_workflow("sd15")
+    for node in workflow["nodes"]:
+        if node["type"] in ("CheckpointLoaderSimple", "MarkdownNote"):
+            node["size"] = [210, 200]
+    page.evaluate(OPEN, [workflow, "cut"])
+    page.wait_for_timeout(1500)
+    page.evaluate("() => { window.cutTexts = []; window.app.canvas.setDirty(true, true); }")
+    page.wait_for_timeout(500)
+    cut = page.evaluate(CUTS, newer)
+    assert any(len(text) < 40 for text in cut), cut
+    assert newer or any("your images" in text for text in cut), cut
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("train a lora", set(FILES) - {"inspect_and_resize", "evaluate"}),
+        ("style", set(FILES) - {"inspect_and_resize"}),
+        ("AC-LoRA", set(FILES)),
+        ("aclora", set(FILES) - {"inspect_and_resize"}),
+        ("sdxl", {"sdxl"}),
+        ("inspect", {"inspect_and_resize"}),
+    ],
+)
+def test_the_search_for_templates_finds_them(page: Page, words: str, found: set[str]) -> None:
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_placeholder("Search").last.fill(words)
+    page.wait_for_timeout(2000)  # the search waits for the end of the typing
+    shown = [name for name in page.evaluate(SHOWN) if name in FILES.values()]
+    page.keyboard.press("Escape")
+    assert {FILES[name] for name in found} <= set(shown)
+    assert "quickstart" not in found or shown[0] == FILES["quickstart"]

@@ -1,0 +1,121 @@
+"""Make the workflows' thumbnails and the README's images, from the images that the workflows saved.
+
+    python -m tools.thumbnails OUTPUT_FOLDER [quickstart resume compare_ranks inspect_and_resize evaluate sd15 …]
+
+OUTPUT_FOLDER: ComfyUI's output/aclora, after a run of these workflows; of resume after a cancelled and a finished one.
+The workflows for large models cannot be run everywhere: their thumbnails have the model's name, and what the
+quickstart's small model learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tools.thumbnails.sheet import INK, PAPER, SIDE, in_rows, newest, side_by_side, square, stacked, tiles
+from tools.workflow_files import FILES, workflow_file
+
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+MODELS = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
+NAME_HEIGHT = 150  # pixels of the band with a model's name
+SOME = (1, 2, 4)  # of the six images: castle, cat face, house
+NEAREST_ROWS = 0.567  # height of three rows, over the width of the sheet
+RANKS = {"rank_1": "Rank 1", "rank_32": "Rank 32", "ac": "AC-LoRA"}
+SIZES = {"whole": "The whole LoRA, 1.1 MB"} | {
+    f"small_{size}_kB": f"At most 0.{size // 100} MB" for size in (600, 300, 100)
+}
+
+
+def six(folder: Path, name: str, back: int = 0) -> Image.Image:
+    """Return the six images that a workflow saved, without the grid's black lines."""
+    return in_rows(tiles(newest(folder, name, back)), 3)
+
+
+def quickstart(folder: Path) -> Image.Image:
+    """Show six things before and after."""
+    return stacked([(words, six(folder, words.lower())) for words in ("Before", "After")])
+
+
+def resume(folder: Path) -> Image.Image:
+    """Show the images from the cancelled training and from the finished one."""
+    cancelled, end = (six(folder, "resume", back) for back in (1, 0))
+    return stacked([("Cancelled", cancelled), ("Run again: resumed", end)])
+
+
+def compare_ranks(folder: Path) -> Image.Image:
+    """Show the same things from each LoRA."""
+    return stacked([(words, in_rows(tiles(newest(folder, name))[:4], 4)) for name, words in RANKS.items()])
+
+
+def inspect_and_resize(folder: Path) -> Image.Image:
+    """Show the same things at each size of the file."""
+    return stacked([(words, in_rows(tiles(newest(folder, name))[:5], 5)) for name, words in SIZES.items()])
+
+
+def evaluate(folder: Path) -> Image.Image:
+    """Show the first rows of the left half of the sheet of nearest images."""
+    whole = newest(folder, "nearest")
+    width, height = whole.width // 2, round(whole.width * NEAREST_ROWS)
+    part = whole.crop((0, 0, width, height)).resize((540, round(540 * height / width)), Image.Resampling.LANCZOS)
+    return stacked([("Drawn, nearest training image, nearest real one", part)])
+
+
+def large_model(folder: Path, name: str) -> Image.Image:
+    """Show the model's name, and what the quickstart's style does; the model itself has drawn none of it."""
+    rows = [
+        (words, in_rows([tiles(newest(folder, words.lower()))[i] for i in SOME], 3)) for words in ("Before", "After")
+    ]
+    below = stacked(rows)
+    sheet = Image.new("RGB", (SIDE, SIDE), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, 0, SIDE, NAME_HEIGHT), fill="#17181f")
+    font = ImageFont.load_default(104)
+    draw.text((SIDE / 2, NAME_HEIGHT / 2), MODELS[name], "white", font, anchor="mm")
+    scale = (SIDE - NAME_HEIGHT - 60) / below.height
+    below = below.resize((round(below.width * scale), round(below.height * scale)), Image.Resampling.LANCZOS)
+    sheet.paste(below, ((SIDE - below.width) // 2, NAME_HEIGHT + 12))
+    note = "a style of the quickstart's small model"
+    draw.text((SIDE / 2, SIDE - 24), note, INK, ImageFont.load_default(22), anchor="mm")
+    return sheet
+
+
+MAKERS: dict[str, Callable[[Path], Image.Image]] = {
+    "quickstart": quickstart,
+    "resume": resume,
+    "compare_ranks": compare_ranks,
+    "inspect_and_resize": inspect_and_resize,
+    "evaluate": evaluate,
+}
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    image.save(path, quality=85)
+    print(f"{path.name}: {image.width} × {image.height}, {path.stat().st_size // 1000} kB")
+
+
+def readme_images(folder: Path, name: str) -> None:
+    """Save the images of the README that come from a workflow, wider than the thumbnails."""
+    if name == "quickstart":
+        parts = [stacked([(words, six(folder, words.lower()))]) for words in ("Before", "After")]
+        save(side_by_side(parts), IMAGES / "quickstart.webp")
+    if name == "inspect_and_resize":
+        save(inspect_and_resize(folder), IMAGES / "inspect_and_resize.webp")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.thumbnails", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("workflows", nargs="*", choices=list(FILES), default=list(FILES))
+    options = parser.parse_args()
+    for name in options.workflows:
+        image = large_model(options.folder, name) if name in MODELS else square(MAKERS[name](options.folder))
+        save(image, workflow_file(name, ".jpg"))
+        readme_images(options.folder, name)
+
+
+if __name__ == "__main__":
+    main()
