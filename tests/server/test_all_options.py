@@ -71,7 +71,11 @@ def test_all_options_together(server: HostServer) -> None:
         shutil.rmtree(style)
         shutil.rmtree(plain)
     assert says(history).startswith("6 steps on 9 images")
-    assert sorted(path.name for path in server.images(history)) == ["all_00001_.png", "sheet.png"]
+    assert sorted(path.name for path in server.images(history)) == [
+        "all_00001_.png",
+        "sheet.png",
+        "training_00001_.png",
+    ]
     assert says(chosen).startswith("The adapter is that of step 3, as chosen.")
     assert "Nothing was trained, as this step was kept." in says(chosen)
     assert list((server.base / "models" / "aclora_checkpoints" / "all").glob("first_*"))

@@ -32,7 +32,8 @@ RUN = """() => {
 }"""
 # The height of the picture's letters as they are shown at 100 %, in classic nodes and in Nodes 2.0.
 LETTERS = """id => {
-  const node = window.app.graph.getNodeById(id), image = document.querySelector(`[data-node-id="${id}"] img`);
+  const node = window.app.graph.getNodeById(id);
+  const image = document.querySelector(`[data-node-id="${id}"] [data-testid=main-image]`);
   const drawn = node.widgets.find(each => each.name === "$$canvas-image-preview")?.computedHeight;
   const [width, height] = image ? [image.clientWidth, image.clientHeight] : [node.size[0], drawn];
   const {naturalWidth, naturalHeight} = image ?? node.imgs?.[0] ?? {};
@@ -141,7 +142,7 @@ def run_to_its_end(page: Page) -> None:
 def test_what_a_training_showed_comes_back_after_a_change_of_tab_and_a_reload(
     page: Page, kind: str, server: HostServer
 ) -> None:
-    from tests.support.browser import open_prompt, text_on_node, wait_until_ready
+    from tests.support.browser import FIT_VIEW, open_prompt, text_on_node, wait_until_ready
 
     open_prompt(page, numbered(trouble.prompt(server, "shown", steps=2, seed=len(kind))), kind)
     run_to_its_end(page)
@@ -151,6 +152,7 @@ def test_what_a_training_showed_comes_back_after_a_change_of_tab_and_a_reload(
     assert page.evaluate(LIVE, NODE) == 0  # the last live image would hide the picture
     width, height = page.evaluate("id => [...window.app.graph.getNodeById(id).size]", NODE)
     assert width >= 420 and height >= 860  # a new node's
+    page.evaluate(FIT_VIEW)  # Nodes 2.0 lay out only what is seen
     page.wait_for_function(f"id => ({LETTERS})(id) >= 9", arg=NODE)
 
     page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
