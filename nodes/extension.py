@@ -27,7 +27,7 @@ class ACLoRAExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """Add what the buttons of the training node ask for to ComfyUI's web server."""
-        host.add_route(ROUTE, answer)
+        host.add_waiting_route(ROUTE, answer)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the nodes, in the order in which a workflow uses them."""

@@ -18,7 +18,7 @@ from .progress import (
     raise_if_cancelled,
     send_text,
 )
-from .routes import add_route
+from .routes import add_waiting_route
 from .session import training_session
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
@@ -35,7 +35,7 @@ __all__ = [
     "MODEL_PREFIX",
     "ProgressBar",
     "VARIANT_KEY",
-    "add_route",
+    "add_waiting_route",
     "apply_loaded_lora",
     "apply_trained_lora",
     "block_output",

@@ -15,8 +15,8 @@ _FOREIGN = "Only ComfyUI's own page may ask for this."
 Answer = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, str]]]
 
 
-def add_route(path: str, answer: Answer) -> None:
-    """Answer POST requests at a path and at /api + path; do nothing where no server runs.
+def add_waiting_route(path: str, answer: Answer) -> None:
+    """Answer POST requests at a path and at /api + path by what may wait; do nothing where no server runs.
 
     Pages of other origins are refused. ComfyUI itself refuses some of them, but none where it was started with
     --enable-cors-header, and on a network only those of browsers that name the site of a page.
