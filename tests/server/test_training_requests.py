@@ -134,9 +134,8 @@ def buttons(request: pytest.FixtureRequest, page: Page) -> Any:
 
     def press(label: str) -> str:
         """Press it, and return what the page says then."""
-        while page.locator(".p-toast-close-button").count():
-            page.locator(".p-toast-close-button").first.click()
-            page.wait_for_timeout(500)
+        page.evaluate("() => document.querySelectorAll('.p-toast-close-button').forEach(each => each.click())")
+        page.wait_for_function("() => !document.querySelector('.p-toast-message')")
         if newer:
             page.get_by_role("button", name=label).click()
         else:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.thumbnails.sheet import INK, PAPER, SIDE, in_rows, newest, side_by_side, square, stacked, tiles
-from tools.workflow_files import FILES, workflow_file
+from tools.thumbnails.sheet import INK, PAPER, SIDE, TILE, in_rows, newest, side_by_side, square, stacked, tiles
+from tools.workflow_files import FILES, WORKFLOWS, workflow_file
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 MODELS = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
 NAME_HEIGHT = 150  # pixels of the band with a model's name
+CAPTIONED, CAPTIONED_WIDTH = 4, 680  # images with their captions, and pixels of such a row
 SOME = (1, 2, 4)  # of the six images: castle, cat face, house
 NEAREST_ROWS = 0.567  # height of three rows, over the width of the sheet
 RANKS = {"rank_1": "Rank 1", "rank_32": "Rank 32", "ac": "AC-LoRA"}
@@ -63,6 +64,22 @@ def evaluate(folder: Path) -> Image.Image:
     return stacked([("Drawn, nearest training image, nearest real one", part)])
 
 
+def caption_my_folder(_: Path) -> Image.Image:
+    """Show a few of the example images with the captions that lie beside them."""
+    rows, examples = [], WORKFLOWS / "example_pictures" / "fluent-emoji-high-contrast"
+    for path in sorted(examples.glob("*.png"))[:CAPTIONED]:
+        with Image.open(path) as image:
+            rows.append((path.with_suffix(".txt").read_text(encoding="utf-8").strip(), image.convert("RGB")))
+    row = Image.new("RGB", (CAPTIONED_WIDTH, TILE), PAPER)
+    draw, font, sheet = ImageDraw.Draw(row), ImageFont.load_default(40), []
+    for caption, image in rows:
+        row.paste(PAPER, (0, 0, *row.size))
+        row.paste(image.resize((TILE, TILE), Image.Resampling.LANCZOS), (0, 0))
+        draw.text((TILE + 20, TILE / 2), caption, INK, font, anchor="lm")
+        sheet.append(row.copy())
+    return stacked([("A caption for each image of a folder", sheet[0]), *[("", each) for each in sheet[1:]]])
+
+
 def large_model(folder: Path, name: str) -> Image.Image:
     """Show the model's name, and what the quickstart's style does; the model itself has drawn none of it."""
     rows = [
@@ -88,6 +105,7 @@ MAKERS: dict[str, Callable[[Path], Image.Image]] = {
     "compare_ranks": compare_ranks,
     "inspect_and_resize": inspect_and_resize,
     "evaluate": evaluate,
+    "caption_my_folder": caption_my_folder,
 }
 
 
