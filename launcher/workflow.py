@@ -20,7 +20,15 @@ MUTED, BYPASSED = 2, 4
 NOTES = {"Note", "MarkdownNote"}
 BUTTONS = {"upload"}  # widgets without a value
 SCRIPTED = {"CustomCombo"}  # nodes of ComfyUI whose widgets are made in the browser
-DEFAULTS = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False, "COMBO": None, "COLOR": "#ffffff"}
+DEFAULTS: dict[str, Any] = {
+    "INT": 0,
+    "FLOAT": 0.0,
+    "STRING": "",
+    "BOOLEAN": False,
+    "COMBO": None,
+    "COLOR": "#ffffff",
+    "IMAGECOMPARE": ["", ""],  # what it compares, which the front end shows
+}
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 INPUTS_OF_SUBGRAPH, OUTPUTS_OF_SUBGRAPH = -10, -20  # ids of the nodes at its border
 ADVICE = "Open it in ComfyUI, save it with Workflow > Export (API), and give that file instead."

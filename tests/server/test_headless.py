@@ -23,14 +23,14 @@ from launcher.host import link_pack
 from launcher.workflow import to_prompt
 from tests.support.host_server import HostServer
 from tests.support.server_runs import until
-from tests.support.workflow_variants import in_subgraph, quickstart, variants
+from tests.support.workflow_variants import in_subgraph, plain, variants
+from tools.workflow_files import FILES, read_workflow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 PATIENCE = 300  # seconds
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 SUBGRAPHS = {
     "subgraph": in_subgraph(),
     "subgraph with a seed outside": in_subgraph(seed=55),
@@ -57,12 +57,11 @@ def page(server: HostServer) -> Iterator[Page]:
         yield opened
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", FILES)
 def test_shipped_workflows_become_what_the_front_end_sends(name: str, definitions: dict[str, Any]) -> None:
     """tests/prompts holds what it sends (test_frontend.py)."""
-    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     sent = json.loads((ROOT / "tests" / "prompts" / f"{name}.json").read_text(encoding="utf-8"))
-    assert to_prompt(workflow, definitions) == sent
+    assert to_prompt(read_workflow(name), definitions) == sent
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -111,8 +110,8 @@ def base(host: Path, tmp_path: Path) -> Base:
 
 
 def small(steps: int = 4) -> dict[str, Any]:
-    """The quickstart with few steps, without its drawings."""
-    workflow = quickstart()
+    """The plain workflow with few steps, without its drawings."""
+    workflow = plain()
     for node in workflow["nodes"]:
         if node["type"] in ("KSampler", "ImageGrid", "SaveImage"):
             node["mode"] = 2
@@ -122,7 +121,7 @@ def small(steps: int = 4) -> dict[str, Any]:
 
 
 def test_it_trains_and_says_where_the_adapter_and_the_images_are(base: Base) -> None:
-    code, output = base.run(quickstart(), "ACLoRATrain.steps=3", "16.steps=1", "20.steps=1", "5.filename=mine")
+    code, output = base.run(plain(), "ACLoRATrain.steps=3", "16.steps=1", "20.steps=1", "5.filename=mine")
     assert code == 0, output
     (adapter,) = base.adapters()
     assert adapter.name == "mine_00001.safetensors" and str(adapter) in output

@@ -1,17 +1,18 @@
-"""Variants of the quickstart workflow that use what ComfyUI's front end can do with nodes and links."""
+"""Variants of a plain workflow that use what ComfyUI's front end can do with nodes and links."""
 
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
-
-from tools.workflow_files import read_workflow
 
 Workflow = dict[str, Any]
 
 
-def quickstart() -> Workflow:
-    return read_workflow("quickstart")
+def plain() -> Workflow:
+    """Return a workflow that trains and draws, without subgraphs, as ComfyUI's front end saved it."""
+    return dict(json.loads(Path(__file__).with_name("plain_workflow.json").read_text(encoding="utf-8")))
 
 
 def variants() -> dict[str, Workflow]:
@@ -31,14 +32,14 @@ def _node(workflow: Workflow, kind: str) -> dict[str, Any]:
 
 
 def _with_mode(kind: str, mode: int) -> Workflow:
-    workflow = quickstart()
+    workflow = plain()
     _node(workflow, kind)["mode"] = mode
     return workflow
 
 
 def _with_primitive() -> Workflow:
     """The seed of the training comes from a PrimitiveNode: a widget that was converted to an input."""
-    workflow = quickstart()
+    workflow = plain()
     train = _node(workflow, "ACLoRATrain")
     train["inputs"].append({"name": "seed", "type": "INT", "widget": {"name": "seed"}, "link": 900})
     primitive = {
@@ -61,7 +62,7 @@ def _with_primitive() -> Workflow:
 
 def _with_reroute() -> Workflow:
     """The model goes through a Reroute node."""
-    workflow = quickstart()
+    workflow = plain()
     train = _node(workflow, "ACLoRATrain")
     link = next(link for link in workflow["links"] if link[0] == train["inputs"][0]["link"])
     reroute = {
@@ -85,17 +86,17 @@ def _with_reroute() -> Workflow:
 
 def _with_comment() -> Workflow:
     """A prompt with a comment, a choice of one and braces that stand for themselves."""
-    workflow = quickstart()
+    workflow = plain()
     _node(workflow, "CLIPTextEncode")["widgets_values"] = ["a {cat} /* or a dog */ with \\{braces\\}"]
     return workflow
 
 
 def in_subgraph(mode: int = 0, seed: Any = None) -> Workflow:
-    """The quickstart's training inside a subgraph, whose seed is shown outside.
+    """The training inside a subgraph, whose seed is shown outside.
 
     mode: of the subgraph's node. seed: as set outside; None leaves the inner one.
     """
-    workflow = quickstart()
+    workflow = plain()
     train = copy.deepcopy(_node(workflow, "ACLoRATrain")) | {"id": 800}  # ids are unique in the whole file
     identity = "0f4a6f54-63a2-4c57-9a6a-0d1f6a0a0001"
     names = ["model", "latents", "conditioning"]
