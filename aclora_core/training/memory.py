@@ -95,7 +95,8 @@ class MemoryPlan:
         checkpointing, stream = self.adapted.checkpointing, self.adapted.model.weight_stream
         parts = [f"a step takes some {expected / 1e9:.1f} GB of {free / 1e9:.1f} GB free"]
         if stream and stream.streamed:
-            parts.append(f"the weights of {len(stream.streamed)} of {len(stream.blocks)} blocks streamed")
+            how = "" if stream.all_pinned else " (slowly, as main memory could not be pinned)"
+            parts.append(f"the weights of {len(stream.streamed)} of {len(stream.blocks)} blocks streamed{how}")
         recomputed = checkpointing.recomputed | checkpointing.required
         parts.append(f"{len(recomputed)} of {len(checkpointing.blocks)} blocks recomputed")
         if self.stream.rows < rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from comfy.model_management import VRAMState
 
 from ...aclora_core.acceleration import Region, WeightStream, gather_weights
 from .differentiable_ops import replaced_attribute
-
-log = logging.getLogger("aclora")
 
 # Of the free memory weights may take so much, so that a step fits beside them. A model that is streamed has as many of
 # its blocks on the device as fit beside a step in any case.
@@ -106,6 +103,4 @@ def streamed_weights(patcher: Any, regions: list[Region] | None) -> Iterator[Wei
         return
     stream = WeightStream(patcher.model, patcher.model.diffusion_model, regions, patcher.load_device)
     with stream.loaded():
-        if not stream.all_pinned:
-            log.info("AC-LoRA: main memory could not be pinned, so the weights that are streamed come more slowly.")
         yield stream

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...aclora_core.adapter import Adapter, RankReport, build_metadata, file_size, to_state_dict
 from ...aclora_core.config import LayerPreset, TrainConfig
-from ...aclora_core.training import Requests, Result, train
 from .. import host
-from .cancels import cancel_count, noticed, record_cancel, run_was_cancelled
-from .candidates import StepChoice, training_name
-from .display import LivePreviews, TrainingDisplay
+from .cancels import cancel_count, record_cancel, run_was_cancelled
+from .job import TrainingJob
 from .options.options import OPTIONS_TYPE, Options
 from .presets import with_preset
-from .requests import answering, save_step
-from .status import CANCELLED, NOT_TRAINED, activity_text, result_text
-
-_NO_CLIP = (
-    "Train AC-LoRA returns a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the "
-    "clip of the loader instead."
-)
-
+from .status import NOT_TRAINED
 
 # A newer ComfyUI sends what the node showed again where its result comes from the cache, as after a reload of the page.
 _SHOWN_AGAIN = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
@@ -76,71 +64,10 @@ class ACLoRATrain(io.ComfyNode):
             {**settings, **chosen.settings}, chosen.preset, host.style_image_count(latents), host.base_name(model[0])
         )
         config = TrainConfig(**settings)
-        node_id = host.hidden_node_id(cls)
-        processes = host.processes()
         if run_was_cancelled():
-            return _not_trained(node_id)
-
-        def say(text: str) -> None:
-            host.send_text(text, node_id)
-
-        say(activity_text("loading"))
-        live_previews = LivePreviews(chosen.previews)
-        bar = host.ProgressBar(config.steps, node_id)
-        display = TrainingDisplay(bar, live_previews, say, host.dark_theme())
-        display.show_before([image for batch in before for image in batch])
-        checkpoints = chosen.checkpoints
-        unconditional = chosen.unconditional if config.needs_unconditional else None
-        prompts = chosen.previews.conditionings[:-1] if chosen.previews else ()  # the last is the empty prompt
-        limits = host.memory_limits(config.gpu_memory, chosen.previews.vae if chosen.previews else None)
-        session = host.training_session(model[0], latents, conditioning, chosen.clip, unconditional, prompts, limits)
-        with noticed(lambda: say(CANCELLED)), session as (network, images):
-            name = training_name(conditioning)
-            # Other images in `before` make ComfyUI run this node again, and are no reason to train again.
-            choice = StepChoice(model[0], network, images, config, step, name, live_previews.prompts, bool(before))
-
-            def described(report: RankReport) -> RankReport:
-                return _with_inputs(report, model[0], network, images, latents, conditioning)
-
-            def save(now: Result) -> str:
-                return save_step(replace(now, report=described(now.report)), name, live_previews.images)
-
-            requests = Requests(save)
-
-            def run() -> Result:
-                # Of several processes the first one shows, and keeps what there is to choose from.
-                return train(
-                    network,
-                    images,
-                    config,
-                    display if processes.is_first else lambda progress: None,
-                    host.cancelled,
-                    checkpoints=checkpoints,
-                    previews=live_previews.for_training(network, images, config.seed, choice.files),
-                    candidates=choice.candidates() if processes.is_first else None,
-                    processes=processes,
-                    on_activity=display.begins,
-                    requests=requests if processes.is_first else None,
-                )
-
-            with answering(node_id, requests, draws=bool(live_previews.prompts)):
-                result = choice.result(run)
-            adapter, report = _described(result.adapter, described(result.report))
-        lora_model = to_state_dict(adapter)
-        if host.cancelled():
-            host.clear_interrupt()
-            record_cancel(node_id)
-        sheet = choice.ui(cls, report.facts.started_at)
-        summary = result_text(report, checkpoints) + live_previews.remark + choice.remark
-        picture, problem = display.keep_result(cls, report, config.steps, summary, save=choice.trained)
-        summary += preset_remark + (problem and f" {problem}")
-        say(summary)  # replaces the status of the last step
-        adapted, clip = host.apply_trained_lora(model[0], chosen.clip, lora_model)
-        # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.
-        losses = [loss for loss in report.losses if math.isfinite(loss)]
-        clip_output = clip or host.block_output(_NO_CLIP)
-        shown = {"images": [*picture.get("images", ()), *sheet.get("images", ())], "text": (summary,)}
-        return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui=shown)
+            return _not_trained(host.hidden_node_id(cls))
+        job = TrainingJob(cls, model[0], latents, conditioning, chosen, config, step, before)
+        return job.run(preset_remark)
 
 
 def _not_trained(node_id: str | None) -> io.NodeOutput:
@@ -149,33 +76,6 @@ def _not_trained(node_id: str | None) -> io.NodeOutput:
     host.send_text(NOT_TRAINED, node_id)
     outputs = [host.block_output(None) for _ in _outputs()]
     return io.NodeOutput(*outputs, ui={"text": (NOT_TRAINED,)})
-
-
-def _with_inputs(
-    report: RankReport,
-    model: Any,
-    network: host.HostModel,
-    images: host.HostTrainingSet,
-    latents: Sequence[dict[str, Any]],
-    conditioning: Sequence[Any],
-) -> RankReport:
-    """Return a report with what is known of the node's inputs."""
-    facts = replace(
-        report.facts,
-        base_model=network.base_name,
-        resolution=images.resolution,
-        trigger=host.trigger_word(conditioning),
-    )
-    if note := host.training_note(model):
-        facts = replace(facts, notes=f"{note} {facts.notes}".strip())
-    return replace(report, facts=facts, tags=host.tag_counts(latents, conditioning))
-
-
-def _described(adapter: Adapter, report: RankReport) -> tuple[Adapter, RankReport]:
-    """Return the adapter with what the training knows, so that Save needs no report, and both with their size."""
-    size = file_size(adapter, build_metadata(adapter, "", report))
-    report = replace(report, facts=replace(report.facts, file_size=size))
-    return replace(adapter, metadata=build_metadata(adapter, "", report)), report
 
 
 def _links() -> list[Any]:
