@@ -71,7 +71,7 @@ class ACLoRAInspect(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None, lora_model: object = False) -> bool | str:
-        return check_source(lora_model is not False, lora_name)  # None stands for a link
+        return host.tell_refusal(check_source(lora_model is not False, lora_name))  # None stands for a link
 
     @classmethod
     def fingerprint_inputs(

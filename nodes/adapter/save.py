@@ -111,7 +111,7 @@ class ACLoRASave(io.ComfyNode):
             if filename is not None:  # None stands for a link, whose text is not known before the run
                 output_path(with_dates(filename))
         except ValueError as error:
-            return str(error)
+            return host.tell_refusal(str(error))
         return True
 
     @classmethod
