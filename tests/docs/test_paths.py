@@ -9,8 +9,10 @@ import pytest
 
 from launcher.environment import ROOT
 
+HELP = ROOT / "nodes" / "web" / "docs"
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(HELP.glob("*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/compatibility/README.md")),
 ]
 FOLDERS = ("aclora_core", "bench", "docs", "launcher", "nodes", "tests", "tools", "workflows")
@@ -44,6 +46,14 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_named_files_and_folders_are_there(page: Path) -> None:
     paths = named_paths(page.read_text(encoding="utf-8"))
     assert not sorted(path for path in paths if not list(ROOT.glob(path)))
+
+
+def test_images_that_help_pages_share_with_the_documents_are_the_same() -> None:
+    """ComfyUI serves the folder of the help pages alone, so they have copies."""
+    copies = {path: ROOT / "docs" / "images" / path.name for path in (HELP / "images").iterdir()}
+    shared = {copy: image for copy, image in copies.items() if image.exists()}
+    assert shared
+    assert not [copy.name for copy, image in shared.items() if copy.read_bytes() != image.read_bytes()]
 
 
 def test_rooms_of_the_architecture_page_are_those_of_the_core() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,15 @@ def test_the_help_page_of_every_node_is_served(object_info: dict[str, Any], serv
         page = DOCS / f"{node_id}.md"
         assert page.is_file(), f"{page} is missing"
         assert server.get(f"/extensions/{server.pack_folder}/docs/{node_id}.md") == page.read_bytes()
+
+
+def test_help_pages_name_every_input(object_info: dict[str, Any]) -> None:
+    for node_id, node in object_info.items():
+        page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+        rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
+        marked = re.findall(r"[*`](\w+)[*`]", page) + re.findall(r"\w+", rows)
+        inputs = {name for group in ("required", "optional") for name in node["input"].get(group, {})}
+        assert not sorted(inputs - {*marked, "options"}), f"{node_id}.md does not name these inputs"
 
 
 def test_every_help_page_belongs_to_a_node(object_info: dict[str, Any]) -> None:
