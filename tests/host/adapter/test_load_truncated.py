@@ -127,7 +127,7 @@ def test_the_table_has_file_truncation_training_and_metadata_in_two_columns(pack
         "energy kept 93.77%, so the change differs by 25.0% of its size",
         "optimizer AdamW",
         "signal ranks 2 in every layer",
-        "held-out loss 0.4100 at step 6, the lowest of 2",
+        "validation loss 0.4100 at step 6, the lowest of 2",
         "given rank 2, of 1 truncations that were tried",
         "modelspec.title ink_00001",
     ):

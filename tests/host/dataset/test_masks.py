@@ -119,7 +119,7 @@ def test_what_is_not_used_of_the_regularisation_images_is_told_as_theirs(calls: 
     (plain / "masks").mkdir()
     draw(plain / "masks" / "nobody.png", 5)
     text = calls.run(regularisation="plain").ui["text"][0]
-    assert "In the regularisation folder: not used, since neither images" in text and "here: notes.doc." in text
+    assert "In the regularisation folder: not used, as neither images" in text and "nor captions: notes.doc." in text
     assert "1 mask without a regularisation image of the same name: masks/nobody.png." in text
 
 
