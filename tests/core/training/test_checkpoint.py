@@ -302,7 +302,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a picture": (lambda: changed(2), {}, r"image 3 of 16 or its caption has changed"),
     "other pictures": (lambda: toy(16, latents=[-x for x in toy(16).latents]), {}, r"1, 2, 3, 4, 5 and 11 more of 16"),
     "fewer pictures": (lambda: toy(15), {}, "there were 16 images and now there are 15"),
-    "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights are others"),
+    "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights have changed"),
     "other noise": (
         lambda: toy(16, objective=replace(CLEAN, sigma_at=lambda share: 2 * share)),
         {},

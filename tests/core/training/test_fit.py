@@ -116,7 +116,7 @@ def test_a_training_ends_where_it_fits_its_images(whole: Result) -> None:
     assert whole.report.facts.best_step is None and not whole.report.validation
     fell = f"the loss of its training images fell to {100 * shares[-1]:.0f} %"
     told = f"{steps} steps on 48 images. Stopped by itself: {fell}"
-    assert training_summary(whole.report).startswith(told + " of the model's.")
+    assert training_summary(whole.report).startswith(told + " of the base model's.")
 
 
 def test_the_measurements_are_those_of_the_given_adapter(whole: Result) -> None:
