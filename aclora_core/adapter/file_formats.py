@@ -166,7 +166,7 @@ def _in_diffusers(base: str, layer: Layer | None, match: Match | None, base_mode
     """Return the layers of a file for diffusers for one of ComfyUI's; None stands for a layer that is no plain LoRA."""
     advice = "Choose the format ComfyUI or kohya."
     if layer is None:
-        raise NoNameError(f"Layer '{base}' is no plain LoRA, and files for diffusers hold only such. {advice}")
+        raise NoNameError(f"Layer '{base}' is not a plain LoRA, and files for diffusers hold nothing else. {advice}")
     if match is None or not match.rule.diffusers:
         model = f"of {base_model}" if base_model else "(of an unknown model: connect the rank_report of its training)"
         raise NoNameError(f"Layer '{base}' {model} has no name in the format diffusers that ComfyUI can read. {advice}")

@@ -9,12 +9,12 @@ STRAY_ALPHA = "alpha without matrices"
 STRAY_PART = "part of a layer without matrices"
 HALF_PAIR = "half a pair, as lora_up or lora_down is missing"
 INCOMPLETE_LAYER = "incomplete layer"
-SECOND_SPELLING = "second spelling of a layer that is there already"
+SECOND_SPELLING = "duplicate of a layer under another name"
 RANK_0 = "layer of rank 0, which changes nothing"
 UNFIT_PAIR = "layer whose lora_up and lora_down do not fit together"
 UNFIT_ALPHA = "layer whose alpha is not one number"
-NO_FLOATS = "layer of a type that is no floating-point number"
-MAGNITUDES = "DoRA magnitudes as PEFT stores them, without which the layer is another one than in its training"
+NO_FLOATS = "layer whose type is not floating-point"
+MAGNITUDES = "DoRA magnitudes as PEFT stores them, without which the layer is not what was trained"
 UNKNOWN = "key that ComfyUI does not know"
 
 # Keys that are kept in the file, as other programs use them. The first pattern that is found counts.
@@ -24,7 +24,7 @@ _FOREIGN_KEYS = (
     (re.compile(r"\.scalar$"), "scalar of a layer (LyCORIS' use_scalar)"),
     (re.compile(r"^bundle_emb\."), "bundled embedding, which ComfyUI reads from models/embeddings only"),
     (re.compile(r"\.lora_embedding_(A|B)(\..+)?$"), "LoRA of an embedding table"),
-    (re.compile(r"\.lora_(A|B)\.[^.]+(\.weight)?$"), "layer of another adapter in the same file"),
+    (re.compile(r"\.lora_(A|B)\.[^.]+(\.weight)?$"), "layer of another LoRA in the same file"),
 )
 
 

@@ -21,8 +21,8 @@ from .state_dict import LoraStateDict, metadata_of, remarks_on, to_file_tensors
 _HASHES = ("sshs_model_hash", "modelspec.hash_sha256")
 
 _CHANGED = (
-    "Its numbers are not those of the SHA-256 in its own header: another program changed it after it was made, or it is"
-    " damaged."
+    "Its numbers do not match the SHA-256 in its header: another program changed it after it was made, or it is "
+    "damaged."
 )
 
 
@@ -54,8 +54,8 @@ def read_lora(path: str | Path) -> LoraStateDict:
         return LoraStateDict(tensors, metadata)
     if OURS in metadata:
         raise ValueError(
-            f"{path.name} is damaged: its numbers are not those that were saved, as the SHA-256 in its header shows."
-            " Copy it from another place, or save it again."
+            f"{path.name} is damaged: its numbers do not match the SHA-256 in its header. Copy it again, or save it "
+            "again."
         )
     return LoraStateDict(tensors, metadata, (_CHANGED,))
 

@@ -225,7 +225,7 @@ def thumbnail_url(image: Tensor, side: int = 256) -> str:
         ValueError: it has no pixels.
     """
     if image.ndim not in (3, 4) or image.numel() == 0:
-        raise ValueError(f"it is no image, but of shape {' × '.join(map(str, image.shape))}")
+        raise ValueError(f"it is not an image, but has the shape {' × '.join(map(str, image.shape))}")
     pixels = image[0] if image.ndim == 4 else image
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
     array = (colors.detach().cpu().float().nan_to_num().clamp(0, 1) * 255).round().byte().numpy()

@@ -101,10 +101,10 @@ class RankReport:
         try:
             data = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"This is no AC-LoRA rank report, nor any JSON ({error}). {_ADVICE}") from error
+            raise ValueError(f"This is not an AC-LoRA rank report, as it is not JSON ({error}). {_ADVICE}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format", "none") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"This is no AC-LoRA rank report: its format is '{found}', not '{FORMAT}'. {_ADVICE}")
+            raise ValueError(f"This is not an AC-LoRA rank report: its format is '{found}', not '{FORMAT}'. {_ADVICE}")
         try:
             return _from_dict(data)
         except KeyError as error:
@@ -259,8 +259,8 @@ def check_report(adapter: Adapter, report: RankReport) -> None:
     unknown = next((base for base in adapter.layers if base not in known), None)
     if known and unknown is not None:
         raise ValueError(
-            f"The rank report is from another training: it does not know the layer '{unknown}'."
-            " Connect the report of the node that made this LoRA, or none."
+            f"The rank report is from another training: it lacks the layer '{unknown}'. Connect the report of the "
+            "node that made this LoRA, or none."
         )
 
 

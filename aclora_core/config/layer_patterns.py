@@ -32,7 +32,7 @@ def pattern_matcher(pattern: str, prefix: str = "") -> Callable[[str], bool]:
     try:
         expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"The layer pattern '{pattern}' is no regular expression: {error}.") from error
+        raise ValueError(f"The layer pattern '{pattern}' is not a valid regular expression: {error}.") from error
     return lambda name: bool(expression.search(name) or expression.search(name.removeprefix(prefix)))
 
 

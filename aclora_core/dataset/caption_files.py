@@ -72,12 +72,14 @@ def save_caption(files: ImageFiles, text: str, version: str, folders: Sequence[P
     data = _encoded(text, files.name, path.name)
     target = Path(os.path.realpath(path))
     if not is_below(str(target), real_paths(folders)):
-        raise ValueError(f"{path.name} cannot be changed: it is a link out of the folders of datasets. Edit it there.")
+        raise ValueError(
+            f"{path.name} cannot be changed: it is a link that leads outside the dataset folders. Edit it there."
+        )
     with _SAVING:
         if _version(target) != version or (files.caption is None and os.path.lexists(path)):
             raise CaptionChangedError(
-                f"{path.name} has changed since it was shown here, so it was not saved. Load the list again, and "
-                "write your caption anew."
+                f"{path.name} has changed since it was shown here, so it was not overwritten. Press Reload and write "
+                "your caption again."
             )
         try:
             _keep(target)
@@ -94,7 +96,7 @@ def _encoded(text: str, image: str, caption: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ValueError(f"The caption of {image} holds half of a character. Write it again.") from error
     if "\0" in written:
-        raise ValueError(f"The caption of {image} holds a character that no text has. Write it again.")
+        raise ValueError(f"The caption of {image} holds an invalid character. Write it again.")
     if len(data) > MAX_FILE_SIZE:
         raise ValueError(f"The caption of {image} is larger than {MAX_FILE_SIZE >> 10} KB. Shorten it.")
     split_captions(written, image, caption)

@@ -87,13 +87,13 @@ def split_captions(text: str, image: str, caption: str, lines: CaptionLines = "o
     captions = written if lines == "one per epoch" else [" ".join(written)] if written else []
     if len(written) > MAX_CAPTIONS:
         raise ValueError(
-            f"The caption {caption} of {image} has {len(written)} lines, more than {MAX_CAPTIONS}: "
-            "leave the best of them, or take the file out of the folder if it is no caption."
+            f"The caption {caption} of {image} has {len(written)} lines, more than {MAX_CAPTIONS}: keep the best of "
+            "them, or move the file out of the folder if it is not a caption."
         )
     if any(len(each) > MAX_LENGTH for each in captions):
         raise ValueError(
-            f"The caption {caption} of {image} is longer than {MAX_LENGTH:,} characters, more than a "
-            "text encoder can make sense of: shorten it, or take it out of the folder if it is no caption."
+            f"The caption {caption} of {image} is longer than {MAX_LENGTH:,} characters, more than a text encoder can "
+            "make sense of: shorten it, or move the file out of the folder if it is not a caption."
         )
     return tuple(captions)
 
@@ -114,8 +114,8 @@ def read_bounded(image: str, caption: Path) -> bytes:
         ) from error
     if len(data) > MAX_FILE_SIZE:
         raise ValueError(
-            f"The caption {caption.name} of {image} is larger than {MAX_FILE_SIZE >> 10} KB: shorten it, or take it "
-            "out of the folder if it is no caption."
+            f"The caption {caption.name} of {image} is larger than {MAX_FILE_SIZE >> 10} KB: shorten it, or move it "
+            "out of the folder if it is not a caption."
         )
     return data
 

@@ -107,7 +107,7 @@ class EncodingCache:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else "the folder cannot be written to"
             self.problem = (
-                f"The encoded images and captions cannot be kept for the next time ({reason}); training is not "
+                f"The encoded images and captions cannot be stored for next time ({reason}); training is not "
                 f"affected. {write_advice(error)}, or turn cache off."
             )
             return False

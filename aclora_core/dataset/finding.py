@@ -72,7 +72,7 @@ def find_image(folder: Path, name: str, allowed: Sequence[Path] = ()) -> ImageFi
     for files in find_images(folder, allowed=allowed).images:
         if files.name == name:
             return files
-    raise ValueError("This image is not in the folder any more. Load the list again.")
+    raise ValueError("This image is no longer in the folder. Press Reload.")
 
 
 def ignored_repeats(name: str, is_subfolder: bool = True) -> int:

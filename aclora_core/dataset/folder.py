@@ -91,7 +91,7 @@ def captioned_image(files: ImageFiles, header: ImageHeader, trigger: str, lines:
     if min(width, height) < MIN_SIDE:
         raise ValueError(
             f"{files.name} is {width} × {height} pixels, too small to learn from: each side must have at least "
-            f"{MIN_SIDE}. Replace it with a larger image or take it out of the folder."
+            f"{MIN_SIDE}. Replace it with a larger image or move it out of the folder."
         )
     written = read_captions(files, lines)
     caption, *others = [with_trigger(each, trigger) for each in written or ("",)]

@@ -16,8 +16,8 @@ Reason = Literal["kind", "caption", "depth", "dead link", "outside", "access", "
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"})
 _SHOWN_NAMES = 5
 _SENTENCES: dict[Reason, tuple[str, str]] = {  # what stands before the names and what behind them
-    "kind": ("Not used, since neither images nor captions that are known here", ""),
-    "caption": ("Captions without an image of their own, not used", ""),
+    "kind": ("Not used, as neither images nor captions", ""),
+    "caption": ("Captions without an image, not used", ""),
     "depth": ("Folders deeper than one level, not read", " Move their images up."),
     "dead link": ("Links that lead nowhere, not used", ""),
     "outside": ("Links out of the allowed folders, not used", " Copy what they lead to into the folder."),

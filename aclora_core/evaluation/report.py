@@ -59,8 +59,8 @@ def _closeness(found: Evaluation) -> str:
         among = f"; these have {real.value:.2f} among themselves" if real else ""
         return (
             f"Similarity to {'their own references' if row.name == PAIRED else 'the references'}: "
-            f"{_number(row.drawn, 2)}{among}. Connect what the base draws for the same prompts to see what the LoRA "
-            "has changed."
+            f"{_number(row.drawn, 2)}{among}. Connect the base model's images for the same prompts to see what the "
+            "LoRA has changed."
         )
     numbers = f"{_two_decimals(row.drawn, row.base)}"
     gain = row.gain
@@ -94,7 +94,7 @@ def _content(found: Evaluation) -> str:
 def _copying(found: Evaluation) -> str:
     row = found.row(COPIES)
     if row is None or row.missing:
-        return "Copies were not looked for: " + (row.missing if row else "no training images") + "."
+        return "Not checked for copies: " + (row.missing if row else "no training images") + "."
     copied = sum(each.copied for each in found.nearest)
     images = count_noun(len(found.nearest), "image")
     if not copied:

@@ -102,11 +102,11 @@ def _result_rows(report: RankReport) -> Rows:
     held_out = [(loss, step) for step, loss in report.validation if step > 0 and math.isfinite(loss)]
     if held_out:
         loss, step = min(held_out)
-        rows.append(("held-out loss", f"{loss:.4f} at step {step}, the lowest of {len(held_out)}"))
+        rows.append(("validation loss", f"{loss:.4f} at step {step}, the lowest of {len(held_out)}"))
     share = fit_share(report.fit)
     if share is not None:
         step, loss = report.fit[-1]
-        rows.append(("own images", f"loss {loss:.4f} at step {step}, {percent_text(share)} of the model's"))
+        rows.append(("training images", f"loss {loss:.4f} at step {step}, {percent_text(share)} of the base model's"))
     count = len(report.truncations)
     for tried in report.truncations:
         if tried.chosen:

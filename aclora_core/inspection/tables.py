@@ -36,13 +36,14 @@ _HEADER = (
 
 
 _LEGEND = """\
-norm: how much the layer changes its weight. sigma 1, sigma k: sizes of its largest and its smallest component.
-stable rank, effective rank: how many components carry the weight. for 90 %: components for 90 % of the energy.
-dead: components that do nothing. signal: components that the training found to be signal."""
+norm: how much the layer changes its weight. sigma 1, sigma k: its largest and its smallest singular value.
+stable rank, effective rank: how much of its rank it uses. for 90 %: rank that holds 90 % of the energy (sigma squared).
+dead: singular values of 0. signal: rank that the training found to be signal, not noise."""
 
 
 _TRUNCATIONS_TITLE = (
-    "Truncated at the end of the training, measured on held-out images (standard error: of the difference to the best):"
+    "Truncated at the end of the training, measured on validation images (standard error: of the difference from the "
+    "best):"
 )
 
 
@@ -229,8 +230,8 @@ def trajectory_table(report: RankReport) -> str:
 
 
 NO_TRUNCATIONS = (
-    "No truncation was tried on held-out images: the training held none out, or it is older than this table."
-    " Train AC-LoRA tries them where held_out is above 0 and there are 8 images or more."
+    "No truncation was tried: the training had no validation images, or is too old to have recorded it. To have some "
+    "tried, connect AC-LoRA Validation Options to Train AC-LoRA, with held_out above 0 and 8 images or more."
 )
 
 
@@ -240,7 +241,7 @@ def truncation_loss_table(truncations: Sequence[TruncationLoss]) -> str:
         return NO_TRUNCATIONS
     losses = [tried.loss for tried in truncations if math.isfinite(tried.loss)]
     best = min(losses, default=math.nan)
-    header = ["truncation", "mean rank", "size", "held-out loss", "above the best", "standard error", "given"]
+    header = ["truncation", "mean rank", "size", "validation loss", "above the best", "standard error", "given"]
     rows = [
         [
             tried.name,

@@ -125,7 +125,7 @@ class CandidateStore:
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{name} is damaged: its format is '{metadata.get('format')}', not '{_FORMAT}'.")
         if metadata.get("hash") != content_hash(metadata.get("content", ""), tensors):
-            raise ValueError(f"{name} is damaged: its content has another hash than it had when it was written.")
+            raise ValueError(f"{name} is damaged: its content does not match its hash.")
         return tensors, json.loads(metadata["content"])
 
     def _prune(self, newest: Path) -> None:

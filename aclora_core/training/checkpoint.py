@@ -88,8 +88,9 @@ class CheckpointStore:
         with reserved(self.settings.folder) as ours:
             if not ours:
                 raise ValueError(
-                    f"Another training writes its checkpoints to '{self.settings.folder.name}' right now, on another "
-                    "ComfyUI server. Give this one another checkpoint name, or wait for the end of the other."
+                    "Another training, on another ComfyUI server, is writing its checkpoints to "
+                    f"'{self.settings.folder.name}' right now. Choose another checkpoint name for this one, or wait "
+                    "until the other has finished."
                 )
             yield
 
@@ -120,8 +121,8 @@ class CheckpointStore:
         if paths and not readable:
             raise ValueError(
                 f"None of the {count_noun(len(paths), 'checkpoint')} of '{self.settings.folder.name}' can be read: "
-                "they are damaged, or of another version of AC-LoRA. Give another checkpoint name, or set resume to "
-                "'never', which starts anew and replaces them."
+                "they are damaged, or of another version of AC-LoRA. Choose another checkpoint name, or set resume to "
+                "'never' to start over and replace them."
             )
         return None
 
@@ -152,7 +153,7 @@ class CheckpointStore:
             log.warning("AC-LoRA: step %d: no checkpoint, as %s.", step, error.strerror or error)
             reason = os.strerror(error.errno) if error.errno else str(error)
             advice = write_advice(error)
-            return f"At times there was no checkpoint: {reason}. {advice}; training goes on and tries again."
+            return f"Some checkpoints could not be saved: {reason}. {advice}; training goes on and tries again."
         if path not in self._written:
             self._written.append(path)
         self._prune()
@@ -172,9 +173,9 @@ class CheckpointStore:
         found = differences(before, self.now, free)
         if found:
             raise ValueError(
-                f"The checkpoint '{self.settings.folder.name}' is that of another training: {'; '.join(found)}. Set "
-                "this back to go on with it, or give another checkpoint name, or set resume to 'never', which starts "
-                "anew and replaces it. For a longer training choose 'for more steps'."
+                f"The checkpoint '{self.settings.folder.name}' belongs to another training: {'; '.join(found)}. Set "
+                "this back to continue it, choose another checkpoint name, or set resume to 'never' to start over and "
+                "replace it. For a longer training, choose 'for more steps'."
             )
 
     def _paths(self) -> list[Path]:
@@ -199,8 +200,8 @@ class CheckpointStore:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"The checkpoint {path.name} cannot be read ({error.strerror or error}). Look whether its drive is "
-                "there and try again, or set resume to 'never', which starts anew and replaces it",
+                f"The checkpoint {path.name} cannot be read ({error.strerror or error}). Check that its drive is "
+                "connected and try again, or set resume to 'never' to start over and replace it",
             ) from error
         except MemoryError:
             raise
@@ -238,6 +239,6 @@ def _content(path: Path) -> tuple[Fingerprint, dict[str, Any]]:
     if kind not in (_FORMAT, _UNHASHED):
         raise ValueError(f"its format is '{kind}', not '{_FORMAT}'")
     if (kind == _FORMAT or "hash" in metadata) and metadata["hash"] != content_hash(text, tensors):
-        raise ValueError("its content has another hash than it had when it was written")
+        raise ValueError("its content does not match its hash")
     content = put_tensors(json.loads(text), tensors)
     return Fingerprint(**content["fingerprint"]).checked(), dict(content["state"])

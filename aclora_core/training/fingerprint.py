@@ -130,16 +130,16 @@ def _quoted(value: Any) -> str:
 
 def _image_differences(before: list[list[list[float]]], now: list[list[list[float]]]) -> Iterator[str]:
     if len(before) != len(now):
-        yield f"there were {len(before)} images and are {len(now)}"
+        yield f"there were {len(before)} images and now there are {len(now)}"
         return
     pairs = zip(before, now, strict=True)
     changed = [number for number, pair in enumerate(pairs, start=1) if not _alike(*pair)]
     if changed:
         numbers = name_list(changed, 5)
         if len(changed) == 1:
-            yield f"image {numbers} of {len(now)} or its caption is another than before"
+            yield f"image {numbers} of {len(now)} or its caption has changed"
         else:
-            yield f"images {numbers} of {len(now)} or their captions are others than before"
+            yield f"images {numbers} of {len(now)} or their captions have changed"
 
 
 def _alike(before: list[list[float]], now: list[list[float]]) -> bool:
@@ -161,7 +161,7 @@ def _model_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Ite
         if name == "noise":  # before its levels stands how they were drawn
             old, value = old.partition(" ")[2], value.partition(" ")[2]
         if name in ("layers", "weights") and old != value:
-            yield f"the model's {name} are others"
+            yield f"the model's {name} have changed"
         elif old != value:
             yield f"the model's {name} was {old} and is {value}"
 

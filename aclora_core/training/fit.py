@@ -34,7 +34,7 @@ class FitStopping(Measurements):
     @property
     def reason(self) -> str:
         """Why the training ends, as a clause."""
-        return f"the loss of its own images has fallen to {percent_text(self.share or 0)} of the model's"
+        return f"the loss of its training images has fallen to {percent_text(self.share or 0)} of the base model's"
 
     @property
     def share(self) -> float | None:

@@ -66,7 +66,7 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
     """
     if run.stopped or not unseen or not run.processes.is_first:
         return
-    with run.spare("What unseen prompts gain could not be measured", "the LoRA is the same without it"):
+    with run.spare("Images of unseen prompts could not be measured", "the LoRA is the same without it"):
         run.progress.stage = "comparing"
         run.callbacks.on_step(run.progress)
         adapted = AdaptedModel(run.model, run.config, torch.Generator())

@@ -180,7 +180,10 @@ class MemoryPlan:
     def _need_less(self, rows: int) -> str:
         """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
         if self.adapted.checkpointing.recompute_all():
-            return "Out of memory: every block is recomputed from now on, which needs less memory and is slower."
+            return (
+                "Out of memory: from now on, gradient checkpointing recomputes every block, which needs less memory "
+                "and is slower."
+            )
         if (stream := self.adapted.model.weight_stream) and stream.stream_more():
             self.adapted.require_recomputing()
             blocks = f"{len(stream.streamed)} of {len(stream.blocks)} blocks"

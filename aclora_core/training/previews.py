@@ -77,5 +77,5 @@ class Previews:
             self.files.write(step, self.latest)
         except OSError as error:
             log.warning("AC-LoRA: step %d: the previews could not be kept, as %s.", step, error.strerror or error)
-            return f"At times previews could not be kept: {write_advice(error)}; training goes on and tries again."
+            return f"Some previews could not be saved: {write_advice(error)}; training goes on and tries again."
         return ""

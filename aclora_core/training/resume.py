@@ -85,7 +85,7 @@ def resume_pass(
     if asks_for_more and measurements and run.config.stop_early and measurements.should_stop():
         raise ValueError(
             f"This training had stopped by itself at step {progress.step}: {measurements.reason}. It would stop again "
-            "at once. Switch stop_early off to go on all the same."
+            "at once. To continue nevertheless, switch stop_early off."
         )
     log.info("AC-LoRA: resumed at step %d of %d.", progress.done, progress.total)
 

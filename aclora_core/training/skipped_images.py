@@ -44,6 +44,6 @@ class SkippedImages:
             return ""
         names = f"Image {left_out[0]} and its caption" if len(left_out) == 1 else f"Images {name_list(left_out, 5)}"
         return (
-            f"{names} taught nothing: every step with them was skipped, as its loss was not finite. Look at the image "
-            "and its caption, or load the model in bf16 or fp32."
+            f"{names} could not be learned: every step with them was skipped, as its loss was not finite. Look at the "
+            "image and its caption, or load the model in bf16 or fp32."
         )

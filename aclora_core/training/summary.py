@@ -9,9 +9,9 @@ from .verdict import nothing_learned
 
 # By the stage in which a training was cancelled.
 _CANCELLED = {
-    "training": "Cancelled at step {done}: the adapter is what was learned so far.",
-    "cutting": "Cancelled during the search for the smallest size: the adapter is whole.",
-    "training on all": "Cancelled during the second pass, on all images: the adapter is that of the first pass.",
+    "training": "Cancelled at step {done}: the LoRA is what was learned so far.",
+    "cutting": "Cancelled during the search for the smallest size: the LoRA is not truncated.",
+    "training on all": "Cancelled during the second pass, on all images: the LoRA is that of the first pass.",
 }
 _COPIES = 0.2  # share of drawings that copy a training image, from which on the user is told
 
@@ -28,14 +28,14 @@ def training_summary(report: RankReport) -> str:
     if facts.chosen_step is None:
         sentences += [_steps(report), *_best_step(report)]
     else:
-        sentences.append(f"The adapter is that of step {facts.chosen_step}, as chosen.")
+        sentences.append(f"The LoRA is that of step {facts.chosen_step}, as chosen.")
     if not problem:
         sentences += _fit(report)
     sentences += _used_ranks(report)
     chosen = next((tried for tried in report.truncations if tried.chosen), None)
     if chosen is not None and chosen.truncation.kind != "whole":
         size = size_text(facts.file_size or chosen.size)
-        sentences.append(f"Truncated to {chosen.name}, {size}, as good as the whole.")
+        sentences.append(f"Truncated to {chosen.name}, {size}, as good as the full LoRA.")
     sentences += _learned_style(report)
     ranks = list(report.signal.values())
     restarts = count_noun(len(report.restarts), "restart")
@@ -68,10 +68,10 @@ def _best_step(report: RankReport) -> list[str]:
     step = report.facts.best_step
     if not report.validation or step is None:
         return []
-    held_out = count_noun(report.facts.held_out_images or 0, "held-out image")
+    held_out = count_noun(report.facts.held_out_images or 0, "validation image")
     measured = [loss for measured_step, loss in report.validation if measured_step == step]
     if not measured:  # stopped between two validations
-        return [f"The adapter is that of step {step}, which was not measured on the {held_out}."]
+        return [f"The LoRA is that of step {step}, whose loss on the {held_out} was not measured."]
     return [f"Best at step {step}: loss {measured[0]:.3f} on {held_out}."]
 
 
@@ -80,13 +80,13 @@ def _learned_style(report: RankReport) -> list[str]:
     facts = report.facts
     if facts.style_gained is None or facts.content_kept is None:
         return []
-    prompts = count_noun(facts.unseen_prompts or 0, "prompt")
+    prompts = count_noun(facts.unseen_prompts or 0, "unseen prompt")
     measures = f"style 0.00 → {facts.style_gained:.2f}, content kept {facts.content_kept:.2f}"
-    sentences = [f"Drawn from {prompts} it has not seen: {measures}."]
+    sentences = [f"On {prompts}: {measures}."]
     if facts.style_gained <= 0:
-        sentences.append("Its images are no nearer to the style than without it: lower learning_rate.")
+        sentences.append("Its images are no closer to the style than without it: lower learning_rate.")
     if (facts.copied_share or 0.0) >= _COPIES:
-        sentences.append("It begins to copy its images: stop earlier or add images.")
+        sentences.append("It is starting to copy its training images: stop earlier or add images.")
     return sentences
 
 
@@ -99,10 +99,10 @@ def _fit(report: RankReport) -> list[str]:
     whole = report.facts.cancelled is None and report.facts.chosen_step is None
     steps = len(report.losses)
     if whole and share <= LEVEL and step == steps < _planned_steps(report):
-        return [f"Stopped by itself: the loss of its own images fell to {level} of the model's."]
+        return [f"Stopped by itself: the loss of its training images fell to {level} of the base model's."]
     if whole and steps == _planned_steps(report):
-        return [f"It ran to its last step: the loss of its own images fell to {level} of the model's."]
-    return [f"At step {step} the loss of its own images was {level} of the model's."]
+        return [f"It ran to its last step: the loss of its training images fell to {level} of the base model's."]
+    return [f"At step {step} the loss of its training images was {level} of the base model's."]
 
 
 def _planned_steps(report: RankReport) -> int:
@@ -114,7 +114,7 @@ def _used_ranks(report: RankReport) -> list[str]:
     facts = report.facts
     if facts.rank_before is None or facts.rank_after is None or facts.truncated_size is None:
         return []
-    ranks = f"{facts.rank_after:.1f} ranks of {facts.rank_before:.4g}"
+    ranks = f"rank {facts.rank_after:.1f} of {facts.rank_before:.4g}"
     return [f"Truncated to {ranks} on average, {size_text(facts.file_size or facts.truncated_size)}."]
 
 

@@ -176,7 +176,7 @@ def _fitted(run: TrainingRun, adapter: Adapter) -> FirstPass:
     truncation = WHOLE
     if run.config.smallest:
         run.callbacks.on_activity("truncating")
-        with run.spare("The adapter could not be truncated to the ranks it uses", "it is given whole"):
+        with run.spare("The LoRA could not be truncated to the ranks it uses", "it is returned whole"):
             whole, adapter = adapter, truncated(adapter, USED_RANKS)
             truncation = USED_RANKS
             run.facts = used_ranks_facts(run.facts, whole, adapter)
@@ -228,7 +228,7 @@ def _compress(
         return run.asked_to_stop()
 
     together = run.processes.failing_together()
-    with run.spare("The adapter could not be cut to its smallest size", "it is given whole"), together:
+    with run.spare("The LoRA could not be truncated to its smallest size", "it is returned whole"), together:
         return smallest_truncation(adapter, losses_of, asked_to_stop)
     return WHOLE, []
 
@@ -256,7 +256,7 @@ def _refit(run: TrainingRun, first: FirstPass, saved: Mapping[str, Any] | None) 
         notes=before.notes,
     )
     together = run.processes.failing_together()
-    with run.spare("Training on all images failed", "what was found before it is given"), together:
+    with run.spare("Training on all images failed", "the result of the first pass is returned"), together:
         trainer = Trainer(run.model, run.images, run.config, run.indices, run.progress, steps, run.processes)
         with trainer.ready(run.callbacks.on_activity), run.helping_to_draw(trainer):
             if saved is not None:

@@ -130,7 +130,7 @@ class Trainer:
         if not progress.last_finite_step:
             raise FloatingPointError(f"{what}. {OUT_OF_RANGE}")
         if not self.diverged:
-            what = f"The adapter's own numbers are not finite after step {progress.step}"
+            what = f"The LoRA's weights are not finite after step {progress.step}"
         todo = "Lower the learning rate, or load the model in bf16 or fp32."
         self.stepper.restore_last_good()
         return f"{what}, so training ended there; what had been learned before is kept. {todo}"

@@ -40,29 +40,32 @@ def _of_held_out(report: RankReport) -> str:
         return ""
     without, given = losses
     if not math.isfinite(given):
-        return _no_number("its held-out images")
+        return _no_number("its validation images")
     if given < without or not math.isfinite(without):
         return ""
-    worse = f"It learned nothing: the held-out images are worse than without the LoRA, loss {given:.3f}"
+    worse = (
+        f"It learned nothing: unseen (validation) images are predicted worse than without the LoRA, loss {given:.3f}"
+    )
     return f"{worse} instead of {without:.3f}. {_TOO_FAST}"
 
 
 def _of_own_images(report: RankReport) -> str:
     fit, facts = report.fit, report.facts
     if len(fit) > 1 and not math.isfinite(fit[-1][1]) and math.isfinite(fit[0][1]):
-        return _no_number("its own images")
+        return _no_number("its training images")
     share = fit_share(fit)
     if share is None:
         return ""
     if share > 1:
         return (
-            f"It learned nothing: its own images are worse than without the LoRA, with {percent_text(share, 1)} of the "
-            f"model's loss. {_TOO_FAST}"
+            "It learned nothing: its training images are predicted worse than without the LoRA, with "
+            f"{percent_text(share, 1)} of the base model's loss. {_TOO_FAST}"
         )
     if share >= _HARDLY and facts.cancelled is None and facts.chosen_step is None:
         return (
-            f"It learned nothing: the loss of its own images is still {percent_text(share, 1)} of the model's. Lower "
-            "learning_rate if the loss jumps up and down; raise learning_rate or steps if it hardly moves."
+            f"It learned nothing: the loss of its training images is still {percent_text(share, 1)} of the base "
+            "model's. Lower learning_rate if the loss jumps up and down; raise learning_rate or steps if it hardly "
+            "moves."
         )
     return ""
 

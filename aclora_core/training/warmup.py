@@ -82,8 +82,8 @@ def _why(error: Exception) -> str:
             "'attention' for layers."
         )
     return (
-        f"{reason}. Where latents or captions are those of another model, connect the VAE and the CLIP that belong to "
-        "this one to the dataset node."
+        f"{reason}. If latents or captions come from another model, connect the VAE and the CLIP that belong to this "
+        "one to the dataset node."
     )
 
 

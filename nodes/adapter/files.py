@@ -31,7 +31,7 @@ def check_lora_exists(name: str) -> bool | str:
     if str(name).replace("\\", "/").startswith(QUICKSTART):
         missing = f"There is no LoRA file '{shown(name)}' in models/loras yet."
         return f"{missing} Run the quickstart workflow first: it makes it."
-    return f"There is no LoRA file '{shown(name)}' in models/loras. Choose another; the key R reads the list again."
+    return f"There is no LoRA file '{shown(name)}' in models/loras. Choose another, or press R to refresh the list."
 
 
 def file_state(name: str) -> str:

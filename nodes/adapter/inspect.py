@@ -33,7 +33,8 @@ class ACLoRAInspect(io.ComfyNode):
             node_id="ACLoRAInspect",
             display_name="Inspect AC-LoRA",
             category="AC-LoRA",
-            description="Shows what a LoRA holds: how strong each layer is, and how many of its components count.",
+            description="Shows what is inside a LoRA: how strongly each layer changes the model, and how much of its "
+            "rank it uses.",
             search_aliases=["inspect lora", "lora rank", "lora spectrum", "singular values", "lora info", "heat map"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -42,9 +43,8 @@ class ACLoRAInspect(io.ComfyNode):
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
-                    tooltip="The report of the training that made this LoRA, from Train AC-LoRA. With it the charts"
-                    " show the signal ranks that the training found, and how they changed. A file of Save AC-LoRA has"
-                    " its own.",
+                    tooltip="The training report of this LoRA, from Train AC-LoRA. With it, the charts also show the "
+                    "training loss and how the ranks changed. Files saved by Save AC-LoRA contain their own.",
                 ),
                 io.Boolean.Input(
                     "dark",
@@ -56,16 +56,16 @@ class ACLoRAInspect(io.ComfyNode):
                 io.Image.Output(
                     "CHARTS",
                     display_name="charts",
-                    tooltip="The charts, all of one size: components, rank and strength of each layer; of the"
-                    " training, if it is known, the loss of each truncation, the training loss and the ranks.",
+                    tooltip="The charts, all of one size: singular values, rank and strength of each layer; with a "
+                    "training report, also the training loss, the ranks over time and the loss of each truncation.",
                 ),
                 io.String.Output(
                     "TABLE",
                     display_name="table",
-                    tooltip="All numbers as text: the file, then a line for each layer. Show it with Preview as Text.",
+                    tooltip="All numbers as text: the file, then one line per layer. Show it with Preview as Text.",
                 ),
                 io.String.Output("JSON", display_name="json", tooltip="All numbers as JSON, for programs."),
-                io.String.Output("CSV", display_name="csv", tooltip="A line for each layer, for a spreadsheet."),
+                io.String.Output("CSV", display_name="csv", tooltip="One line per layer, for a spreadsheet."),
             ],
         )
 

@@ -25,29 +25,29 @@ class ACLoRALoad(io.ComfyNode):
             node_id="ACLoRALoad",
             display_name="Load AC-LoRA",
             category="AC-LoRA",
-            description="Loads a LoRA file, whole or truncated, applies it to model and clip, and shows what it says.",
+            description="Loads a LoRA file, whole or truncated, applies it to the model and the CLIP, and shows its "
+            "metadata.",
             search_aliases=["load lora", "apply lora", "lora loader", "lora metadata", "trigger word", "lora rank"],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             inputs=[
                 io.Combo.Input("lora_name", options=lora_names(), tooltip="A LoRA file in models/loras."),
                 _strength(
                     "strength_model",
-                    "How strongly the diffusion model is changed: 1 as trained, 0 not at all,"
-                    " negative away from the style.",
+                    "Strength of the LoRA on the diffusion model: 1 as trained, 0 off, below 0 away from the style.",
                 ),
                 _strength(
                     "strength_clip",
-                    "How strongly the text encoder is changed. Without effect on a LoRA that has"
-                    " no layers for it, as those that were trained without Text Encoder Options.",
+                    "Strength of the LoRA on the text encoder. Only a LoRA whose text encoder was trained too makes "
+                    "use of it.",
                     advanced=True,
                 ),
                 io.DynamicCombo.Input(
                     "cut",
                     options=_truncation_options(),
                     optional=True,
-                    tooltip="Whether each layer is truncated to its largest components while loading. The file stays as"
-                    " it is. no cut suits almost always; rank and energy show what fewer components change; signal"
-                    " takes the signal ranks that the training found, from the file's own report.",
+                    tooltip="Whether to truncate each layer to a lower rank while loading; the file is not changed. "
+                    "no cut is right for almost all uses. rank and energy show what a smaller LoRA would draw. signal "
+                    "uses the ranks that the training found to matter, from the report in the file.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="The diffusion model to apply the LoRA to."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder to apply the LoRA to."),
@@ -61,14 +61,14 @@ class ACLoRALoad(io.ComfyNode):
                 io.String.Output(
                     "METADATA",
                     display_name="metadata",
-                    tooltip="A table of what the file holds, what the truncation did, and how it was made. Show it with"
-                    " Preview as Text.",
+                    tooltip="A table of what the file holds, what the truncation removed, and how the LoRA was "
+                    "trained. Show it with Preview as Text.",
                 ),
                 io.Custom("RANK_REPORT").Output(
                     "RANK_REPORT",
                     display_name="rank_report",
-                    tooltip="The report of the training, if the file has one: for Inspect, Resize and Save AC-LoRA."
-                    " Without one nothing comes out, and they do without.",
+                    tooltip="The training report, if the file contains one, for Inspect, Resize and Save AC-LoRA. "
+                    "They also work without it.",
                 ),
             ],
         )
@@ -114,9 +114,9 @@ class ACLoRALoad(io.ComfyNode):
         if shown := [*rows, *reading_rows(whole)]:
             host.send_text("\n".join(f"{key}: {value}" for key, value in shown), node_id)
         if model is None:
-            model = host.block_output("Load AC-LoRA gives a model only where one is connected to its model input.")
+            model = host.block_output("Load AC-LoRA outputs a model only if one is connected to its model input.")
         if clip is None:
-            clip = host.block_output("Load AC-LoRA gives a clip only where one is connected to its clip input.")
+            clip = host.block_output("Load AC-LoRA outputs a clip only if one is connected to its clip input.")
         return io.NodeOutput(model, clip, lora_model, metadata_table(lora_name, whole, rows), embedded_report(whole))
 
 
@@ -139,7 +139,7 @@ def _truncation_options() -> list[io.DynamicCombo.Option]:
         default=8,
         min=1,
         max=4096,
-        tooltip="How many components each layer keeps at most. Larger keeps more of the style.",
+        tooltip="The highest rank that a layer keeps. Larger keeps more of the style.",
     )
     keep = io.Float.Input(
         "keep",
@@ -148,7 +148,8 @@ def _truncation_options() -> list[io.DynamicCombo.Option]:
         max=1.0,
         step=0.01,
         round=False,
-        tooltip="Share of the energy (squares of the singular values) that each layer keeps. Larger keeps more.",
+        tooltip="Share of the energy (the sum of the squared singular values) that each layer keeps. Larger keeps "
+        "more.",
     )
     inputs: dict[str, list[Any]] = {NO_TRUNCATION: [], "rank": [rank], "energy": [keep], "signal": []}
     return [io.DynamicCombo.Option(name, each) for name, each in inputs.items()]
@@ -199,4 +200,4 @@ def _resize_config(choice: dict[str, Any]) -> tuple[ResizeConfig, str]:
     if choice["cut"] == "signal":
         return ResizeConfig("signal"), "to the signal of its training"
     names = ", ".join(option.key for option in _truncation_options())
-    raise ValueError(f"There is no such cut as '{choice['cut']}'. Choose one of {names}.")
+    raise ValueError(f"There is no cut named '{choice['cut']}'. Choose one of {names}.")

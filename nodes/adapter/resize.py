@@ -33,7 +33,8 @@ class ACLoRAResize(io.ComfyNode):
             node_id="ACLoRAResize",
             display_name="Resize AC-LoRA",
             category="AC-LoRA",
-            description="Truncates each layer of a LoRA to the rank that it needs, by a rule or for a file size.",
+            description="Makes a LoRA smaller: truncates each layer to the rank it needs, by a rule or to fit a file "
+            "size.",
             search_aliases=["lora resize", "reduce lora rank", "shrink lora", "svd lora", "prune lora", "lora size"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -41,33 +42,34 @@ class ACLoRAResize(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "rule",
                     options=_rule_options(),
-                    tooltip="How the rank of each layer is found. energy suits almost always; signal takes the ranks"
-                    " that the training found; file size spends a number of megabytes so that the most is kept.",
+                    tooltip="How the rank of each layer is chosen. energy is right for almost all uses; signal uses "
+                    "the ranks that the training found to matter; file size keeps as much as fits into a number of "
+                    "megabytes.",
                 ),
                 io.Int.Input(
                     "max_rank",
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="No layer gets more than this, whatever the rule says. 0 sets no limit.",
+                    tooltip="Maximum rank of every layer, whatever the rule says. 0: no limit.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["fp16", "bf16", "fp32", AS_IT_IS],
                     default="fp16",
-                    tooltip="How exactly each number is stored in the result. Take the one that you save with: fp16"
-                    " suits almost always, fp32 is for training on and doubles the size.",
+                    tooltip="Number format of the result. Choose the one you will save with: fp16 is right for almost "
+                    "all uses; fp32 doubles the size and is for further training.",
                 ),
                 io.Boolean.Input(
                     "dry_run",
                     default=False,
-                    tooltip="On: only reports what would be lost. No LoRA comes out, so nothing is saved by mistake.",
+                    tooltip="On: only reports what would be lost and outputs no LoRA, so nothing is saved by mistake.",
                 ),
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
-                    tooltip="The report of the training, for the rule signal (files saved by AC-LoRA bring their own);"
-                    " the rule file size leaves room for it.",
+                    tooltip="The training report, for the rule signal (files saved by AC-LoRA contain their own); the "
+                    "rule file size leaves room for it.",
                 ),
             ],
             outputs=[
@@ -77,8 +79,8 @@ class ACLoRAResize(io.ComfyNode):
                 io.String.Output(
                     "LOST",
                     display_name="lost",
-                    tooltip="What the truncation keeps and loses, in all and for each layer. Show it with Preview as"
-                    " Text.",
+                    tooltip="What the truncation keeps and loses, in total and for each layer. Show it with Preview "
+                    "as Text.",
                 ),
             ],
         )
@@ -128,10 +130,10 @@ class ACLoRAResize(io.ComfyNode):
         notes = [f"{name.capitalize()}: {text}" for name, text in reading_rows(adapter)]
         before = file_size(adapter, dtype=None) if lora.size is None else lora.size
         table = truncation_table(stats, (before, file_size(truncated, dtype=None)), truncated.other, notes)
-        text = f"Dry run: no LoRA comes out.\n\n{table}" if dry_run else table
+        text = f"Dry run: no LoRA is output.\n\n{table}" if dry_run else table
         host.send_text(text.partition("\n\nlayer ")[0], node_id)
         if dry_run:
-            result = host.block_output("Resize AC-LoRA gives no LoRA in a dry run. Switch dry_run off.")
+            result = host.block_output("Resize AC-LoRA outputs no LoRA in a dry run. Switch dry_run off.")
         else:
             result = to_state_dict(truncated)
         return io.NodeOutput(result, text, ui=ui.PreviewText(text))
@@ -149,21 +151,27 @@ def _rule_options() -> list[io.DynamicCombo.Option]:
             max=100_000.0,
             step=0.1,
             round=False,
-            tooltip="The largest size of the file, saved in this precision and without a preview.",
+            tooltip="Maximum size of the file, saved in this precision and without a preview image.",
         ),
         io.Boolean.Input(
             "drop_layers",
             default=False,
-            tooltip="On: layers that change little may be left out. Off: each keeps at least one component.",
+            tooltip="On: layers that change little may be left out. Off: each keeps at least rank 1.",
         ),
     ]
     keep = "Share of {} that each layer keeps. Larger keeps more and makes a larger file."
     by_name: dict[str, list[Any]] = {
-        "energy": [share("keep", 0.98, keep.format("the energy (squares of the singular values)"))],
+        "energy": [share("keep", 0.98, keep.format("the energy (the sum of the squared singular values)"))],
         "signal": [],
         "file size": size_inputs,
         "fixed": [
-            io.Int.Input("rank", default=16, min=1, max=4096, tooltip="The same rank for every layer that has as many.")
+            io.Int.Input(
+                "rank",
+                default=16,
+                min=1,
+                max=4096,
+                tooltip=("The same rank for every layer; layers of a lower rank keep theirs."),
+            )
         ],
         "sum": [share("keep", 0.9, keep.format("the sum of the singular values"))],
         "frobenius": [share("keep", 0.99, keep.format("the size (Frobenius norm) of the change"))],
@@ -175,7 +183,7 @@ def _rule_options() -> list[io.DynamicCombo.Option]:
                 max=0.99,
                 step=0.01,
                 round=False,
-                tooltip="Keeps components larger than this share of the layer's largest. Larger removes more.",
+                tooltip="Keeps singular values above this share of the layer's largest. Larger removes more.",
             )
         ],
         "threshold": [
@@ -186,7 +194,7 @@ def _rule_options() -> list[io.DynamicCombo.Option]:
                 max=1e6,
                 step=0.001,
                 round=False,
-                tooltip="Keeps components larger than this, the same for all layers. Larger removes more.",
+                tooltip="Keeps singular values above this value, the same for all layers. Larger removes more.",
             )
         ],
         "knee": [],

@@ -40,7 +40,8 @@ class ACLoRASave(io.ComfyNode):
             node_id="ACLoRASave",
             display_name="Save AC-LoRA",
             category="AC-LoRA",
-            description="Saves a LoRA into models/loras, where every LoRA loader finds it, with how it was made.",
+            description="Saves a LoRA in models/loras, where every LoRA loader finds it, and records in the file how "
+            "it was trained.",
             search_aliases=["save lora", "export lora", "lora file", "write safetensors"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -49,50 +50,51 @@ class ACLoRASave(io.ComfyNode):
                 io.String.Input(
                     "filename",
                     default="aclora",
-                    tooltip="The file's name, without an ending. 'styles/ink' puts it into the folder 'styles' of"
-                    " models/loras; '%year%-%month%-%day%/ink' or '%date:yyyy-MM-dd%/ink' into a folder of today.",
+                    tooltip="The file's name, without extension. 'styles/ink' saves it in the folder 'styles' of "
+                    "models/loras; '%year%-%month%-%day%/ink' or '%date:yyyy-MM-dd%/ink' in a folder named after "
+                    "today's date.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="fp16",
-                    tooltip="How exactly each number is stored. fp16 suits almost always. fp32 doubles the file and is"
-                    " for training on. bf16 is coarser, and holds larger numbers than fp16.",
+                    tooltip="Number format of the file. fp16 is right for almost all uses. fp32 doubles the size and "
+                    "is for further training. bf16 is coarser than fp16, but holds larger numbers.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Off: a number is added to the name, so that no file is lost. On: a file of this name is"
-                    " replaced, once the new one is complete.",
+                    tooltip="Off: a number is added to the name, so that no file is overwritten. On: a file of this "
+                    "name is replaced once the new one is complete.",
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
                     optional=True,
-                    tooltip="The word that calls the style. It is written into the file, and model browsers show it."
-                    " Empty: the one from the training, if any.",
+                    tooltip="The word that calls up the style. It is stored in the file, and model browsers show it. "
+                    "Empty: the one from the training, if any.",
                 ),
                 io.Custom("RANK_REPORT").Input(
                     "rank_report",
                     optional=True,
-                    tooltip="The report of the training: its settings and ranks are written into the file. A LoRA from"
-                    " Train AC-LoRA brings its own.",
+                    tooltip="The training report, whose settings and ranks are stored in the file. A LoRA from Train "
+                    "AC-LoRA brings its own.",
                 ),
                 io.Image.Input(
                     "preview",
                     optional=True,
-                    tooltip="An image for the model library, stored in the file at 256 pixels at most. Of several, the"
-                    " first.",
+                    tooltip="An image for the model library, stored in the file at up to 256 pixels. Of several, the "
+                    "first is used.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=_FORMATS,
                     default=_FORMATS[0],
                     optional=True,
-                    tooltip="What the layers are called in the file; ComfyUI reads all of these. automatic suits almost"
-                    " always: kohya for SD1.5 and SDXL, for other models what most programs read, and for a LoRA from a"
-                    " file its own. kohya suits A1111, Forge, InvokeAI and sharing sites; diffusers suits diffusers and"
-                    " what is built on it.",
+                    tooltip="How the layers are named in the file; ComfyUI reads all of these formats. automatic is "
+                    "right for almost all uses: kohya for SD1.5 and SDXL, the most widely read format for other "
+                    "models, and its own for a LoRA from a file. kohya is read by A1111, Forge, InvokeAI and sharing "
+                    "sites; diffusers by diffusers and programs built on it.",
                 ),
             ],
             outputs=[
@@ -100,7 +102,7 @@ class ACLoRASave(io.ComfyNode):
                 io.AnyType.Output(
                     "lora_name",
                     display_name="lora_name",
-                    tooltip="The name by which LoRA loaders know the file: link it to the lora_name of any of them.",
+                    tooltip="The file's name in the list of LoRA loaders: connect it to lora_name of any of them.",
                 ),
             ],
         )
@@ -158,7 +160,7 @@ def _replaced_trigger(trigger: str, adapter: Adapter, report: RankReport | None)
     trained = report.facts.trigger if report is not None else adapter.metadata.get("modelspec.trigger_phrase", "")
     if not trigger or not trained or trigger == trained:
         return ""
-    return f"\nThe trigger is '{trigger}', in place of '{trained}' of the training."
+    return f"\nThe trigger word is '{trigger}'; the training used '{trained}'."
 
 
 def _thumbnail(preview: torch.Tensor | None) -> tuple[str, str]:

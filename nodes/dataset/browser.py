@@ -36,10 +36,7 @@ from .sheets import image_remarks
 _SIDE = 320  # pixels of a thumbnail, at most
 _MULTIPLE = 8  # pixels for each position of a latent, as of most VAEs; which one is connected is not known here
 _CONFLICT = 409
-_READ_ONLY = (
-    "These images came with AC-LoRA and stay as they are. Copy the folder into ComfyUI's input folder to edit its "
-    "captions."
-)
+_READ_ONLY = "These example images are read-only. Copy the folder into ComfyUI's input folder to edit its captions."
 
 
 def add_routes() -> None:

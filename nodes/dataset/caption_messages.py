@@ -27,7 +27,7 @@ def caption_remarks(images: Sequence[CaptionedImage], noun: str, advice: str, pr
     syntax = [] if prompt_syntax else _with_caption(images, _PROMPT_SYNTAX.search)
     found = [
         (several, "with captions on several lines, of which each epoch shows one"),
-        (choice, "with a choice such as {a|b} in the caption, learned as it is written; use a line for each caption"),
+        (choice, "with a choice such as {a|b} in the caption, learned literally; write one caption per line instead"),
         (syntax, "with (word:1.3) or embedding:name in the caption, learned as text; prompt_syntax would change that"),
     ]
     return lines + [f"{count_noun(len(names), noun)} {text}: {name_list(names)}." for names, text in found if names]

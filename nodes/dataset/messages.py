@@ -27,7 +27,7 @@ def summaries(folders: Sequence[EncodedFolder], weight: float) -> list[str]:
     lines = [f"{_image_count(style, IMAGE)}: {_size_counts(_main_sizes(style))}."]
     further = [size for image in style.images.values() for size in image.sizes[1:]]
     if further:
-        lines.append(f"Some of the time in other sizes: {_size_counts(further)}.")
+        lines.append(f"Also used at other sizes: {_size_counts(further)}.")
     for regularisation in folders[1:]:
         count = _image_count(regularisation, REGULARISATION_IMAGE)
         lines.append(f"{count}, with a weight of {weight:g} each: {_size_counts(_main_sizes(regularisation))}.")
@@ -99,7 +99,7 @@ def _plan_remarks(plan: FolderPlan, folder: EncodedFolder, noun: str) -> list[st
         names = [image.name for image in images if image in folder.images]
         if names:
             count = count_noun(len(names), noun)
-            lines.append(f"{count} smaller than resolution {resolution}, so not shown in it: {name_list(names)}.")
+            lines.append(f"{count} smaller than resolution {resolution}, so left out there: {name_list(names)}.")
     masks = plan.scan.unmatched_masks
     article = "an" if noun == IMAGE else "a"
     if masks:

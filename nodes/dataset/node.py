@@ -59,9 +59,9 @@ class ACLoRADataset(io.ComfyNode):
                     "folder",
                     options=folders,
                     default=first_example(folders),
-                    tooltip="The folder with the images: a subfolder of ComfyUI's input folder, a folder registered as "
-                    "datasets in extra_model_paths.yaml or a subfolder of it, or an example that came with AC-LoRA. 10 "
-                    "to 30 images suit a style. Press R to see a folder that you just created.",
+                    tooltip="The folder with the images: a subfolder of ComfyUI's input folder, a folder registered "
+                    "as datasets in extra_model_paths.yaml or a subfolder of it, or an example that came with "
+                    "AC-LoRA. 10 to 30 images are usual for a style. Press R to see a folder that you just created.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the model you train; it turns images into latents."),
                 io.Clip.Input("clip", tooltip="The CLIP of the model you train; it turns captions into conditionings."),
@@ -78,8 +78,8 @@ class ACLoRADataset(io.ComfyNode):
                 io.String.Input(
                     "trigger_word",
                     default="",
-                    tooltip="A word that will invoke the style. It is put in front of every caption that lacks it, and "
-                    "stands for a missing caption. Empty: captions stay as they are.",
+                    tooltip="A word that will invoke the style. It is put in front of every caption that lacks it, "
+                    "and serves as the caption of images without one. Empty: captions stay as they are.",
                 ),
                 *advanced_inputs(folders),
             ],
@@ -87,8 +87,8 @@ class ACLoRADataset(io.ComfyNode):
                 io.Latent.Output(
                     display_name="latents",
                     is_output_list=True,
-                    tooltip="One latent for each image, as the VAE encodes it, with its mask if it has one. An image "
-                    "in a subfolder named 10_name comes 10 times.",
+                    tooltip="One latent for each image, with its mask if it has one. An image in a subfolder named "
+                    "10_name is repeated 10 times.",
                 ),
                 io.Conditioning.Output(
                     display_name="conditioning",

@@ -58,38 +58,39 @@ class ACLoRAEvaluate(io.ComfyNode):
             node_id="ACLoRAEvaluate",
             display_name="Evaluate AC-LoRA",
             category="AC-LoRA",
-            description="Judges a LoRA by what it draws: is it closer to the style than the base, and does it copy?",
+            description="Judges a LoRA by what it draws: is it closer to the style than the base model, and does it "
+            "copy training images?",
             search_aliases=["evaluate lora", "clip score", "kid", "cmmd", "image similarity", "overfitting", "copies"],
             is_output_node=True,
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Image.Input("drawn", tooltip="What the model with the LoRA draws. 12 images or more say something."),
+                io.Image.Input("drawn", tooltip="Images drawn with the LoRA. Use 12 or more for a reliable verdict."),
                 io.MultiType.Input(
                     "reference",
                     types=[io.Image, io.Latent],
-                    tooltip="Real images of the style that were not trained on, or the latents of a Load AC-LoRA"
-                    " Dataset node (connect vae too). Best are those of what was drawn, in the same order, with pairs"
-                    " switched on.",
+                    tooltip="Validation images: real images of the style that were not trained on, or the latents of "
+                    "a Load AC-LoRA Dataset node (connect vae too). Best are images of the same subjects as the drawn "
+                    "ones, in the same order, with pairs switched on.",
                 ),
                 io.Image.Input(
                     "base",
                     optional=True,
-                    tooltip="What the model draws without the LoRA for the same prompts and seeds, in the same order."
-                    " It shows what the LoRA has changed.",
+                    tooltip="Images drawn without the LoRA for the same prompts and seeds, in the same order. They "
+                    "show what the LoRA has changed.",
                 ),
                 io.MultiType.Input(
                     "training",
                     types=[io.Image, io.Latent],
                     optional=True,
-                    tooltip="What the LoRA was trained on: images, or the latents of the Load AC-LoRA Dataset node"
-                    " (connect vae too). With it, copies are looked for.",
+                    tooltip="The training images, or the latents of the Load AC-LoRA Dataset node (connect vae too). "
+                    "With them, the drawn images are checked for copies.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="The network that compares images, from Load CLIP Vision: CLIP, SigLIP or DINO. It is the"
-                    " better choice, as it knows nothing of the model. Without it, connect model, vae and clip.",
+                    tooltip="The network that compares images, from Load CLIP Vision: CLIP, SigLIP or DINO. It is the "
+                    "better choice, as it is independent of the model. Without it, connect model, vae and clip.",
                 ),
                 io.Model.Input(
                     "model",
@@ -118,16 +119,16 @@ class ACLoRAEvaluate(io.ComfyNode):
                     "pairs",
                     optional=True,
                     default=False,
-                    tooltip="Whether the first reference shows what the first drawn image was asked for, the second the"
-                    " second, and so on. Then content is judged together with style.",
+                    tooltip="On: each reference shows the subject of the drawn image at the same position, so that "
+                    "content is judged as well as style.",
                 ),
                 io.Boolean.Input(
                     "preference",
                     optional=True,
                     default=False,
                     advanced=True,
-                    tooltip="Whether to score the drawn images with ImageReward and HPS, if their Python packages are"
-                    " installed. They download their weights when they are first used.",
+                    tooltip="On: the drawn images are also scored with ImageReward and HPS, if their Python packages "
+                    "are installed. Their weights are downloaded on first use.",
                 ),
             ],
             outputs=[
@@ -136,8 +137,8 @@ class ACLoRAEvaluate(io.ComfyNode):
                 io.Image.Output(
                     "NEAREST",
                     display_name="nearest",
-                    tooltip="Drawn images beside the training image and the reference that they resemble most, the most"
-                    " alike first.",
+                    tooltip="Each drawn image beside the training image and the reference most similar to it; the "
+                    "most similar first.",
                 ),
             ],
         )

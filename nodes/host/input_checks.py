@@ -29,7 +29,7 @@ def check_inputs(model: Any, latents: Sequence[dict[str, Any]], conditioning: Se
     """
     if not hasattr(getattr(model, "model", None), "diffusion_model"):
         raise ValueError(
-            "The model input is no diffusion model, so it cannot be trained. Connect a checkpoint's MODEL."
+            "The model input is not a diffusion model, so it cannot be trained. Connect a checkpoint's MODEL."
         )
     check_family(model.model)
     if len(latents) != len(conditioning):
@@ -72,8 +72,8 @@ def _check_latent(latent_format: Any, number: int, latent: Any) -> None:
         )
     if samples.shape[0] != 1:
         raise ValueError(
-            f"Latent {number} holds {samples.shape[0]} images, which would share one caption. Give each image "
-            "a latent of its own, as Load AC-LoRA Dataset does."
+            f"Latent {number} holds {samples.shape[0]} images, which would share one caption. Give each image its own "
+            "latent, as Load AC-LoRA Dataset does."
         )
     if not samples.numel():
         raise ValueError(
@@ -87,7 +87,7 @@ def _check_latent(latent_format: Any, number: int, latent: Any) -> None:
 def _check_caption(name: str, conditioning: Any) -> None:
     """Check that a conditioning is one encoded text of finite numbers. name: for the message, such as "Caption 3"."""
     if not isinstance(conditioning, list | tuple) or not all(map(_is_encoded, conditioning)):
-        raise ValueError(f"{name} is no conditioning. {_ONE_NODE}")
+        raise ValueError(f"{name} is not a conditioning. {_ONE_NODE}")
     if len(conditioning) != 1:
         raise ValueError(
             f"{name} is made of {len(conditioning)} conditionings. Give each image a single one, not a combination."

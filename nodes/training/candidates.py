@@ -109,7 +109,7 @@ class StepChoice:
                 return None
             return self._choose(self.kept)
         except (OSError, ValueError) as error:
-            reason = f"What was kept of this training cannot be read ({error_reason(error)})"
+            reason = f"The kept steps of this training cannot be read ({error_reason(error)})"
             self.problem = f"{reason}, so it was trained again."
             log.warning("AC-LoRA: %s", self.problem)
             return None
@@ -120,7 +120,7 @@ class StepChoice:
             self.kept = self.store.read_result()
             return result if self.kept is None or self._step == 0 else self._choose(self.kept)
         except (OSError, ValueError) as error:
-            self.problem = f"Step {self._step} could not be kept ({error_reason(error)}); the automatic one is given."
+            self.problem = f"Step {self._step} could not be kept ({error_reason(error)}); the automatic one is used."
             log.warning("AC-LoRA: %s", self.problem)
             return result
 
@@ -131,14 +131,14 @@ class StepChoice:
         if self.kept is not None:
             given = nearest_step(self.kept, self._step)
             if self._step not in (0, given):
-                sentences.append(f"Step {self._step} was not kept; step {given} is the nearest.")
+                sentences.append(f"Step {self._step} was not kept; step {given}, the nearest, is used.")
             if self._step and self.kept.result.report.facts.cancelled is not None:
                 sentences.append("The training was cancelled before its end.")
             if (self._step or self._again) and not self.trained:
-                sentences.append("Nothing was trained, as this step was kept.")
+                sentences.append("This step was kept, so nothing had to be trained.")
             others = [f"{step} (automatic)" if step == self.kept.step else str(step) for step in self._steps(self.kept)]
             sentences.append(f"Steps to choose from: {', '.join(others)}.")
-            sentences.append("To get another, enter it at step and run again; nothing is trained then.")
+            sentences.append("To use another, enter it as step and run again; that needs no training.")
         if self.files.folder is not None:
             sentences.append(f"Previews of the steps: output/{PREVIEWS}/{self.files.folder.name}.")
         return "".join(f" {sentence}" for sentence in sentences)

@@ -22,8 +22,8 @@ from .requests import answering, save_step
 from .status import CANCELLED, activity_text, result_text
 
 _NO_CLIP = (
-    "Train AC-LoRA returns a clip only where AC-LoRA Text Encoder Options is connected to its options. Connect the "
-    "clip of the loader instead."
+    "Train AC-LoRA outputs a clip only if AC-LoRA Text Encoder Options is connected to its options. Connect the "
+    "loader's clip instead."
 )
 
 

@@ -29,8 +29,8 @@ class ACLoRATrain(io.ComfyNode):
             node_id="ACLoRATrain",
             display_name="Train AC-LoRA",
             category="AC-LoRA",
-            description="Learns a style from captioned images as a LoRA that finds its own ranks, and returns the "
-            "model with that style. Cancel keeps what has been learned so far.",
+            description="Trains a LoRA on captioned images, finds the rank that each layer needs, and outputs the "
+            "model with the learned style. Cancel keeps what has been learned so far.",
             search_aliases=["train lora", "lora training", "style training", "finetune", "svd lora", "lora rank"],
             is_input_list=True,
             inputs=[*_links(), *_widgets()],
@@ -80,22 +80,25 @@ def _not_trained(node_id: str | None) -> io.NodeOutput:
 
 def _links() -> list[Any]:
     return [
-        io.Model.Input("model", tooltip="The model that learns the style. It is not changed; a copy gets the style."),
-        io.Latent.Input("latents", tooltip="The images, from Load AC-LoRA Dataset or a VAE Encode."),
+        io.Model.Input(
+            "model",
+            tooltip=("The model that learns the style. It is not changed; the output is a copy with the style."),
+        ),
+        io.Latent.Input("latents", tooltip="The encoded images, from Load AC-LoRA Dataset or VAE Encode."),
         io.Conditioning.Input(
-            "conditioning", tooltip="The caption of each image, in the order of the latents; one for each image."
+            "conditioning", tooltip="The encoded captions, one for each image, in the order of the latents."
         ),
         OPTIONS_TYPE.Input(
             "options",
             optional=True,
-            tooltip="Nothing, or one of the AC-LoRA options nodes, which change how the training works. Several are "
-            "connected one after another.",
+            tooltip="Optional: an AC-LoRA options node, which changes how the training works. To use several, chain "
+            "them.",
         ),
         io.Image.Input(
             "before",
             optional=True,
-            tooltip="Images that the model draws without the style. Connect them to have them drawn before the "
-            "training starts; the node shows them until its first chart. They change nothing of what is learned.",
+            tooltip="Images drawn without the style. Connect them to have them drawn before the training starts; the "
+            "node shows them until its first chart. They do not affect the training.",
         ),
     ]
 
@@ -107,8 +110,8 @@ def _widgets() -> list[Any]:
             default=TrainConfig.steps,
             min=1,
             max=100_000,
-            tooltip="Maximum number of training steps. Training stops by itself once it fits its images well enough, "
-            "not before step 560. With fewer steps the style stays weaker.",
+            tooltip="Maximum number of training steps. Training stops by itself (early stopping) once it has learned "
+            "its images well enough, but not before step 560. With fewer steps the style stays weaker.",
         ),
         io.Float.Input(
             "learning_rate",
@@ -117,7 +120,7 @@ def _widgets() -> list[Any]:
             max=10.0,
             step=1e-5,
             round=False,
-            tooltip="Size of each step. A larger one learns faster and forgets more of the model; a smaller one is "
+            tooltip="Size of each step. A larger one learns faster, but the model forgets more; a smaller one is "
             "gentler and needs more steps.",
         ),
         io.Int.Input(
@@ -125,22 +128,22 @@ def _widgets() -> list[Any]:
             default=TrainConfig.batch_size,
             min=1,
             max=256,
-            tooltip="Images in one step. A larger batch is steadier, and takes more memory and time per step.",
+            tooltip="Images per step. A larger batch is steadier, but takes more memory and time per step.",
         ),
         io.Int.Input(
             "max_rank",
             default=TrainConfig.max_rank,
             min=1,
             max=1024,
-            tooltip="Maximum rank of each layer. The default suits most styles: at the end each layer is truncated to "
-            "the rank that it uses. A larger one takes more memory and changes little of what is drawn.",
+            tooltip="Maximum rank of each layer. The default suits most styles: at the end, each layer is truncated "
+            "to the rank it uses. A larger one takes more memory and hardly changes the images.",
         ),
         io.Combo.Input(
             "layers",
             options=list(get_args(LayerPreset)),
             default=TrainConfig.layers,
-            tooltip="Which layers are trained. The other defaults were chosen with all of them; fewer need less memory "
-            "and make a smaller file.",
+            tooltip="Which layers are trained. The other defaults were tuned for all layers; fewer layers need less "
+            "memory and make a smaller file.",
         ),
         io.Int.Input(
             "seed",
@@ -148,8 +151,8 @@ def _widgets() -> list[Any]:
             min=0,
             max=2**63 - 1,
             control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Seed of the adapter's initial weights, the order of the images, the noise and the timesteps. The "
-            "same seed gives the same style again.",
+            tooltip="Seed of the initial weights, the order of the images, the noise and the timesteps. The same seed "
+            "gives the same style again.",
         ),
         io.Int.Input(
             "step",
@@ -157,9 +160,9 @@ def _widgets() -> list[Any]:
             min=0,
             max=100_000,
             optional=True,
-            tooltip="Which step's style is given: 0 is the one at which the training stops. After a training the node "
-            "lists the steps that were kept; enter one of them and run again to get it at once, without training. With "
-            "AC-LoRA Preview Options the node shows images of each.",
+            tooltip="Which training step the LoRA is taken from. 0: the one at which the training stops. After a "
+            "training, the node lists the steps that were kept; enter one of them and run again to get its LoRA at "
+            "once, without training. With AC-LoRA Preview Options, the node shows images of each.",
         ),
     ]
 
@@ -169,16 +172,16 @@ def _outputs() -> list[Any]:
         io.Model.Output(display_name="model", tooltip="The model with the style, ready for a KSampler."),
         io.LoraModel.Output(
             display_name="lora_model",
-            tooltip="The adapter alone, for Save AC-LoRA, Inspect AC-LoRA and Resize AC-LoRA.",
+            tooltip="The LoRA alone, for Save AC-LoRA, Inspect AC-LoRA and Resize AC-LoRA.",
         ),
         io.LossMap.Output(display_name="loss_map", tooltip="The loss of every step, for ComfyUI's Plot Loss Graph."),
         io.Custom("RANK_REPORT").Output(
             display_name="rank_report",
-            tooltip="The report of the training: settings, losses, and the ranks at every restart.",
+            tooltip="The training report: settings, losses and ranks.",
         ),
         io.Clip.Output(
             display_name="clip",
-            tooltip="The trained text encoder. Only with AC-LoRA Text Encoder Options; otherwise connect the loader's "
+            tooltip="The trained text encoder. Only with AC-LoRA Text Encoder Options; otherwise use the loader's "
             "clip.",
         ),
     ]

@@ -13,8 +13,8 @@ from ...aclora_core.text import percent_text
 from ...aclora_core.training import Activity, Progress, training_summary
 from .. import host
 
-CANCELLED = "Cancelled; what is under way is finished, and what was learned is kept."
-NOT_TRAINED = "Not trained, as this run was cancelled before. Run again to train it."
+CANCELLED = "Cancelled: finishing what is under way. What was learned is kept."
+NOT_TRAINED = "Not trained, as this run was cancelled before. Run again to train."
 
 _STAGE_TEXT: dict[Stage, str] = {
     "training": "training",
@@ -29,9 +29,9 @@ _ACTIVITY_TEXT: dict[Activity | Literal["loading"], str] = {
     "kernels": "Compiling kernels, once for each kind of model",
     "memory": "Measuring how much memory a step takes",
     "first step": "First step, which takes longer than the others",
-    "measuring": "Measuring the loss at fixed noise",
+    "measuring": "Measuring the loss",
     "previews": "Drawing previews",
-    "truncating": "Truncating each layer to the rank that it uses",
+    "truncating": "Truncating each layer to the rank it uses",
     "report": "Counting the ranks of the layers",
 }
 
@@ -58,10 +58,10 @@ def _now(progress: Progress, bar: host.ProgressBar) -> str:
     if host.cancelled():
         parts.insert(0, "cancelled")
     if progress.validation:
-        parts.append(f"held-out loss {progress.validation[-1][1]:.3f}")
+        parts.append(f"validation loss {progress.validation[-1][1]:.3f}")
     share = fit_share(progress.fit)
     if share is not None:
-        parts.append(f"own images at {percent_text(share)} of the model's loss")
+        parts.append(f"training images at {percent_text(share)} of the base model's loss")
     parts.append(f"learning rate {progress.learning_rate:.2g}")
     if progress.skipped_steps:
         parts.append(f"skipped steps: {progress.skipped_steps}")

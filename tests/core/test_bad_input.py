@@ -65,9 +65,9 @@ def test_a_report_of_another_training_is_refused_with_the_layer_before_cutting_a
     adapter = one_layer()
     stranger = RankReport({}, [0.5], [], [], {"diffusion_model.elsewhere": [1.0]}, {"diffusion_model.elsewhere": 1})
     for rule in ("signal", "energy", "file size"):
-        with pytest.raises(ValueError, match=f"another training: it does not know the layer '{NAME}'"):
+        with pytest.raises(ValueError, match=f"another training: it lacks the layer '{NAME}'"):
             resize(adapter, decompose(adapter), ResizeConfig(rule, 0.9), stranger)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=f"does not know the layer '{NAME}'"):
+    with pytest.raises(ValueError, match=f"lacks the layer '{NAME}'"):
         metadata = build_metadata(adapter, "x", stranger)
         adapter_file.save(adapter, tmp_path / "x.safetensors", metadata)
     assert not list(tmp_path.iterdir())

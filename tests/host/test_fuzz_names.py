@@ -245,7 +245,7 @@ def test_checkpoints_on_another_drive_need_a_registered_folder(
     import folder_paths
 
     resolve = pack.nodes.training.options.checkpoint_folder.resolve_checkpoint_folder
-    with pytest.raises(ValueError, match="add a folder on it to extra_model_paths.yaml as aclora_checkpoints"):
+    with pytest.raises(ValueError, match="register a folder on it as aclora_checkpoints in extra_model_paths.yaml"):
         resolve(str(tmp_path / "big" / "ink"))
     roots = tmp_path / "big", tmp_path / "old"
     (roots[1] / "known").mkdir(parents=True)

@@ -101,7 +101,7 @@ def test_an_output_without_its_input_fails_where_it_is_used(server, lora):
     prompt = {"1": load_node(lora), "2": preview(["1", 0]), "3": preview(["1", 3])}
     events, _ = asyncio.run(asyncio.wait_for(messages(server, prompt), 60))
     assert events["execution_error"]["node_id"] == "2"
-    assert "gives a model only where one is connected" in events["execution_error"]["exception_message"]
+    assert "outputs a model only if one is connected" in events["execution_error"]["exception_message"]
 
 
 def test_a_changed_file_is_reloaded_by_the_same_workflow(server, lora):

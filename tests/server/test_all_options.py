@@ -76,8 +76,8 @@ def test_all_options_together(server: HostServer) -> None:
         "sheet.png",
         "training_00001_.png",
     ]
-    assert says(chosen).startswith("The adapter is that of step 3, as chosen.")
-    assert "Nothing was trained, as this step was kept." in says(chosen)
+    assert says(chosen).startswith("The LoRA is that of step 3, as chosen.")
+    assert "This step was kept, so nothing had to be trained." in says(chosen)
     assert list((server.base / "models" / "aclora_checkpoints" / "all").glob("first_*"))
     learned = adapter(server, "all")
     assert adapter(server, "all_step").keys() == learned.keys()

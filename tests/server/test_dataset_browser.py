@@ -109,7 +109,7 @@ def test_what_is_not_saved_is_told_why(server: HostServer, folder: Path) -> None
     assert (folder / "0.txt").read_text(encoding="utf-8") == "changed elsewhere"
     version = listed(server)["images"][0]["version"]
     assert "longer than 10,000 characters" in refusal(lambda: save(server, "0.png", "x" * 10_001, version))[1]
-    assert "not in the folder any more" in refusal(lambda: save(server, "../browsed/0.png", "x", version))[1]
+    assert "no longer in the folder" in refusal(lambda: save(server, "../browsed/0.png", "x", version))[1]
     assert "leads outside the allowed folders" in refusal(lambda: save(server, "0.png", "x", version, "../input"))[1]
     assert "does not exist" in refusal(lambda: listed(server, "nowhere"))[1]
     assert "resolution has to be 64 to 4096" in refusal(lambda: listed(server, resolution=1))[1]

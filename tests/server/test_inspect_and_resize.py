@@ -113,7 +113,7 @@ def test_one_chart_and_tables_show_the_file_and_its_training(prompt: dict[str, A
     says = outputs[titled(prompt, "What the file says")]["text"][0]
     assert "aclora/ink_00001.safetensors" in says and re.search(r"signal ranks +3 in every layer", says)
     table = outputs[titled(prompt, "The numbers as a table")]["text"][0]
-    assert "held-out loss" in table and "diffusion_model.joint_blocks.0.x_block.attn.qkv" in table
+    assert "validation loss" in table and "diffusion_model.joint_blocks.0.x_block.attn.qkv" in table
 
 
 def test_each_size_is_kept_and_told_with_what_is_lost(prompt: dict[str, Any], finished: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def test_one_cancel_ends_all_trainings_of_a_run_and_the_next_run_trains_them(ser
     assert history["status"]["status_str"] == "success"
     told = sorted(says(history, node) for node in (TRAIN, "train 2"))
     assert told[0].startswith("Cancelled at step") and told[0].count("Run again to train from the start.") == 1
-    assert told[1] == "Not trained, as this run was cancelled before. Run again to train it."
+    assert told[1] == "Not trained, as this run was cancelled before. Run again to train."
     saved = [file for file in ("both_1", "both_2") if (server.base / f"models/loras/{file}.safetensors").exists()]
     assert len(saved) == 1 and adapter(server, saved[0])
     again = server.run(queued)

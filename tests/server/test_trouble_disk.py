@@ -79,6 +79,6 @@ def test_a_dataset_is_encoded_and_trained_on_with_a_full_disk(probed: HostServer
     with no_file_longer_than(probed, 0):
         history = probed.wait(probed.submit(queued))
     assert history["status"]["status_str"] == "success", failure(history)
-    assert "cannot be kept for the next time" in says(history, DATASET)
+    assert "cannot be stored for next time" in says(history, DATASET)
     told = says(history)  # two steps teach nothing, which is said first
     assert told.startswith("It learned nothing") and "2 steps" in told

@@ -51,7 +51,7 @@ def _layer_charts(layers: list[LayerFacts], size: tuple[int, int], dark: bool) -
     signal = {layer.name: layer.signal for layer in layers if layer.signal is not None}
     ranks = {layer.name: layer.shown_rank for layer in layers}
     norms = {layer.name: layer.norm for layer in layers}
-    rank_title = "Signal rank of each layer" if len(signal) == len(layers) else "Components for 95 % of the energy"
+    rank_title = "Signal rank of each layer" if len(signal) == len(layers) else "Rank that holds 95 % of the energy"
     return [
         spectrum_chart(spectra, signal, size, dark),
         layer_map(ranks, rank_title, size, dark),

@@ -110,9 +110,9 @@ def _draw_curves(canvas: Canvas, names: Sequence[str], values: Sequence[np.ndarr
     axes.tick_params(which="minor", length=0)
     axes.grid(color=canvas.theme.grid, linewidth=0.6)
     axes.set_xlabel("component", labelpad=1)
-    canvas.heading(axes, "Size of each component")
+    canvas.heading(axes, "Singular values")
     if any(signal):
-        canvas.heading(axes, "ring: last component of signal", canvas.theme.mark, "right")
+        canvas.heading(axes, "ring: end of the signal", canvas.theme.mark, "right")
     canvas.legend(axes, above=False)
 
 
@@ -130,7 +130,7 @@ def _draw_spectra(canvas: Canvas, names: Sequence[str], values: Sequence[np.ndar
     axes.set_xticks(*_component_ticks(table.shape[1], canvas.width - left - 62))
     axes.set_xlabel("component", labelpad=1)
     _add_scale(canvas, axes, heat_map, lambda power: _short(largest * 10.0**power), range(-DECADES, 1))
-    canvas.heading(axes, f"Size of each component, {len(names)} layers")
+    canvas.heading(axes, f"Singular values, {len(names)} layers")
     if any(signal):
         # Where rows are thinner than the line, it shows the mean of neighbours.
         group = -(-len(names) * 4 // int(canvas.height - 54))

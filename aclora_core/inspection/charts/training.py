@@ -49,7 +49,7 @@ def training_chart(
     steps = max(total_steps, len(losses), 1)
     # A short training would be a thin strip: the axis grows by doubling.
     view = max(steps / 2 ** max(0, math.floor(math.log2(steps / max(1, len(losses))))), min(steps, 10))
-    _draw_losses(canvas, upper, losses, {"held out": validation, "own images": fit})
+    _draw_losses(canvas, upper, losses, {"validation": validation, "training images": fit})
     _mark_restarts(canvas, upper, restarts)
     loss = recent_loss(losses)
     canvas.heading(upper, f"Step {len(losses):,} of {steps:,}" + (f", loss {loss:.3f}" if loss is not None else ""))
@@ -60,7 +60,7 @@ def training_chart(
         top = _draw_kept(canvas, lower, restarts)
         lower.set_ylim(0, top * 1.1)
         _mark_restarts(canvas, lower, restarts)
-        canvas.heading(lower, "Components kept", canvas.theme.second)
+        canvas.heading(lower, "Rank kept", canvas.theme.second)
         canvas.legend(lower, 3)
     for axes in (upper, lower):
         axes.set_xlim(0, view)
@@ -91,7 +91,7 @@ def trajectory_chart(report: RankReport, size: tuple[int, int] = SIZE, dark: boo
     # The legend has the room above the highest band: two lines of letters.
     upper.set_ylim(0, top / (1 - 34 / (canvas.height - split - 32)))
     upper.tick_params(labelbottom=False)
-    canvas.heading(upper, f"Components kept at each restart, {len(report.layer_names())} layers")
+    canvas.heading(upper, f"Rank kept at each restart, {len(report.layer_names())} layers")
     canvas.legend(upper, 3, above=False)
     _draw_shares(canvas, lower, report.restarts)
     for axes in (upper, lower):

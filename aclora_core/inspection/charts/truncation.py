@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_HEADING = "Held-out loss of each truncation"
+_HEADING = "Validation loss of each truncation"
 
 
 _LEFT, _RIGHT = 48.0, 20.0  # margins in points
@@ -26,7 +26,7 @@ _LEFT, _RIGHT = 48.0, 20.0  # margins in points
 _MAX_NUMBER = 1e12  # a damaged report's numbers would break the axes
 
 
-_NO_LOSSES = "No truncation has a finite held-out loss. Train again with a lower learning rate."
+_NO_LOSSES = "No truncation has a finite validation loss. Train again with a lower learning rate."
 
 
 def truncation_chart(

@@ -27,9 +27,9 @@ def resolve_checkpoint_folder(name: str) -> Path:
     cleaned = name.strip().replace("\\", "/")
     if cleaned.startswith(("/", "~")) or re.match(r"[A-Za-z]:", cleaned):
         raise ValueError(
-            f"'{shown(name)}' is a path, and checkpoints go into models/{FOLDER} by name. For another drive, add a "
-            f"folder on it to extra_model_paths.yaml as {FOLDER}, start ComfyUI again, and give only a name here, such "
-            "as 'ink'."
+            f"'{shown(name)}' is a path, but only a name is possible here, such as 'ink': checkpoints go into "
+            f"models/{FOLDER}. To use another drive, register a folder on it as {FOLDER} in extra_model_paths.yaml "
+            "and start ComfyUI again."
         )
     check_name(name, cleaned, f"models/{FOLDER}")
     roots = _roots()

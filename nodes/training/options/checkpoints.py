@@ -57,8 +57,8 @@ def _inputs() -> list[Any]:
             default=50,
             min=1,
             max=100_000,
-            tooltip="Steps between two checkpoints, from which training resumes after a crash or a cancel. A smaller "
-            "number loses fewer steps and writes more often.",
+            tooltip="Steps between two checkpoints. A smaller number loses fewer steps in a crash, but writes more "
+            "often.",
         ),
         io.String.Input(
             "checkpoint_name",
@@ -71,8 +71,8 @@ def _inputs() -> list[Any]:
             default=CheckpointConfig.keep,
             min=1,
             max=1000,
-            tooltip="How many checkpoints are kept; older ones are deleted, except the one at the end of the first "
-            "pass, from which a longer training resumes. Each is about five times as large as the adapter.",
+            tooltip="How many checkpoints are kept; older ones are deleted, except one from which a longer training "
+            "can resume. Each is about five times as large as the LoRA.",
         ),
         io.Combo.Input(
             "resume",

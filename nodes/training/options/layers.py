@@ -18,7 +18,7 @@ class ACLoRALayerOptions(io.ComfyNode):
         return options_schema(
             node_id="ACLoRALayerOptions",
             name="AC-LoRA Layer Options",
-            description="Which layers of a model are trained, by their names, and with which maximum rank.",
+            description="Chooses by name which layers of the model are trained, and sets their maximum ranks.",
             inputs=_layers(),
             search_aliases=["layer filter", "block weights", "target modules", "only some layers", "rank per layer"],
         )
@@ -35,14 +35,14 @@ def _layers() -> list[Any]:
             "include_layers",
             default=TrainConfig.include_layers,
             multiline=True,
-            tooltip="Trains only those of the training node's layers that match one of these lines: a part of the "
-            "layer's name, such as double_blocks.7. or a regular expression. Empty trains all of them.",
+            tooltip="Trains only layers that match one of these lines: a part of the layer's name, such as "
+            "double_blocks.7. or a regular expression. Empty: all layers that are chosen on the training node.",
         ),
         io.String.Input(
             "exclude_layers",
             default=TrainConfig.exclude_layers,
             multiline=True,
-            tooltip="Leaves out the layers that match one of these lines.",
+            tooltip="Layers that match one of these lines are not trained.",
         ),
         io.String.Input(
             "layer_ranks",

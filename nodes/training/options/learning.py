@@ -57,30 +57,31 @@ def _steps() -> list[Any]:
             options=list(get_args(OptimizerName)),
             default=TrainConfig.optimizer,
             tooltip="The optimizer. AdamW is a good choice. Adafactor and AdamW8bit need less memory. SGD needs a "
-            "learning rate about 1000 times larger. Prodigy finds its own: set learning_rate to 1. Each of the last "
-            "three needs a Python package; a message says which.",
+            "learning rate about 1000 times larger. Prodigy finds its own: set learning_rate to 1. Prodigy, "
+            "AdamWScheduleFree and AdamW8bit each need a Python package; a message names it.",
         ),
         io.Combo.Input(
             "schedule",
             options=list(get_args(Schedule)),
             default=TrainConfig.schedule,
-            tooltip="Whether the learning rate stays constant, or decays to almost zero over all steps along a cosine "
-            "or a line.",
+            tooltip="Learning rate schedule: constant, or decaying to almost zero over all steps, along a cosine or "
+            "linearly.",
         ),
         io.Int.Input(
             "warm_up",
             default=TrainConfig.warm_up,
             min=0,
             max=100_000,
-            tooltip="Steps over which the learning rate rises to its value. A larger number is gentler at the start.",
+            tooltip="Warm-up: the number of steps over which the learning rate rises to its value. A larger number is "
+            "gentler at the start.",
         ),
         io.Int.Input(
             "accumulate",
             default=TrainConfig.accumulate,
             min=1,
             max=1024,
-            tooltip="Batches per step, whose gradients are accumulated. It works like a larger batch_size without its "
-            "memory; a step takes that many times as long.",
+            tooltip="Gradient accumulation: batches per step. Works like a larger batch_size without its memory, but "
+            "a step takes that many times as long.",
         ),
         io.Float.Input(
             "ema_decay",
@@ -89,7 +90,7 @@ def _steps() -> list[Any]:
             max=0.99999,
             step=0.001,
             round=False,
-            tooltip="Decay of an exponential moving average (EMA) of the adapter, which is returned instead of the "
+            tooltip="Decay of an exponential moving average (EMA) of the LoRA's weights, which is used instead of the "
             "last step. Larger averages over more steps: 0.99 over about 100. 0 switches it off.",
         ),
         io.Float.Input(
@@ -98,7 +99,7 @@ def _steps() -> list[Any]:
             min=0.0,
             max=10.0,
             step=0.001,
-            tooltip="Pulls the adapter's weights towards zero at every step. A larger value keeps the style weaker.",
+            tooltip="Pulls the LoRA's weights towards zero at every step. A larger value keeps the style weaker.",
         ),
         io.Float.Input(
             "max_norm",
@@ -106,8 +107,8 @@ def _steps() -> list[Any]:
             min=0.001,
             max=1000.0,
             step=0.1,
-            tooltip="Gradients with a larger norm are clipped to this norm, so that one odd batch cannot spoil the "
-            "adapter.",
+            tooltip="Gradient clipping: gradients with a larger norm are scaled down to this norm, so that one odd "
+            "batch cannot spoil the LoRA.",
         ),
     ]
 
@@ -158,8 +159,8 @@ def _optional() -> list[Any]:
             default=TrainConfig.stratified_timesteps,
             optional=True,
             advanced=True,
-            tooltip="Whether the images of a step get noise levels from equal parts of their distribution, one from "
-            "each, so that steps vary less. Makes a difference with 2 images a step or more.",
+            tooltip="Stratified sampling: spreads the noise levels of the images of a step evenly, so that steps vary "
+            "less. Makes a difference with 2 images per step or more.",
         ),
         io.Float.Input(
             "caption_dropout",
@@ -180,9 +181,9 @@ def _optional() -> list[Any]:
             step=0.1,
             optional=True,
             advanced=True,
-            tooltip="How strongly the prediction with the empty caption is held to that of the model without the "
-            "style, so that the model keeps what it knows. Needs unconditional, and makes a step take more than twice "
-            "as long. 0: off.",
+            tooltip="Prior preservation: how strongly the prediction with the empty caption is held to that of the "
+            "model without the style, so that the model keeps what it knows. Needs unconditional, and makes a step "
+            "take more than twice as long. 0: off.",
         ),
         io.Conditioning.Input(
             "unconditional",
@@ -198,9 +199,8 @@ def _optional() -> list[Any]:
             step=0.1,
             optional=True,
             advanced=True,
-            tooltip="Factor on the odds of the noise levels that timesteps draws: 2 makes much noise twice as likely "
-            "against little. Above 1 composition and shapes are learned more, below 1 fine detail. 1 leaves them as "
-            "they are.",
+            tooltip="Shifts the noise levels that timesteps draws. Above 1, high noise is drawn more often and "
+            "composition and shapes are learned more; below 1, fine detail is. 1: no shift.",
         ),
         io.Combo.Input(
             "preset",
@@ -208,7 +208,8 @@ def _optional() -> list[Any]:
             default="off",
             optional=True,
             tooltip="Sets steps of Train AC-LoRA by the number of images, and learning_rate by the model: for SD1.5, "
-            "SDXL, Flux and Z-Image to what other trainers use. automatic counts the images; the others are for up to "
-            "11 (few), up to 25 (usual), and 100 or more. What you have changed from its default stays as it is.",
+            "SDXL, Flux and Z-Image to what is usual in other trainers. automatic counts the images; the others are "
+            "for up to 11 (few), up to 25 (usual), and 100 or more (many). Values that you have changed from their "
+            "defaults are kept.",
         ),
     ]

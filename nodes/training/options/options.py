@@ -59,10 +59,9 @@ def options_schema(
     chained = OPTIONS_TYPE.Input(
         "options",
         optional=True,
-        tooltip="Another options node, whose settings apply as well. A setting that both change is taken from this "
-        "node.",
+        tooltip="Another options node to combine with this one. If both change a setting, this node's value is used.",
     )
-    output = OPTIONS_TYPE.Output(display_name="options", tooltip="For Train AC-LoRA, or for another options node.")
+    output = OPTIONS_TYPE.Output(display_name="options", tooltip="Connect to Train AC-LoRA or to another options node.")
     return io.Schema(
         node_id=node_id,
         display_name=name,

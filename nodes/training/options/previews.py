@@ -25,8 +25,8 @@ class ACLoRAPreviewOptions(io.ComfyNode):
         return options_schema(
             node_id="ACLoRAPreviewOptions",
             name="AC-LoRA Preview Options",
-            description="Samples images with the style while it is being learned, shows them on the training node, and "
-            "keeps them as files, with a sheet of all steps.",
+            description="Draws sample images during the training, shows them on the training node, and keeps them as "
+            "files, with a contact sheet of all steps.",
             inputs=_inputs(),
             search_aliases=["sample prompts", "live preview", "sample images", "training samples"],
         )
@@ -83,8 +83,8 @@ def _inputs() -> list[Any]:
             default=50,
             min=1,
             max=100_000,
-            tooltip="Steps between two sets of preview images. Each image takes as long as about 5 to 10 steps. "
-            "A set is also drawn for each step that Train AC-LoRA keeps to choose from.",
+            tooltip="Steps between two sets of preview images. Each image takes about as long as 5 to 10 training "
+            "steps. A set is also drawn for each step that Train AC-LoRA keeps to choose from.",
         ),
         io.String.Input(
             "preview_prompts",
@@ -98,8 +98,8 @@ def _inputs() -> list[Any]:
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="How closely previews follow their prompts, as a KSampler's cfg. 1 is right for models that take "
-            "guidance as an input, such as Flux, and for the tiny base; it takes half the time.",
+            tooltip="How closely previews follow their prompts, like the cfg of a KSampler. 1 is right for models "
+            "that take guidance as an input, such as Flux, and for the tiny base; it takes half the time.",
         ),
         io.Clip.Input("clip", tooltip="The text encoder of the model, for the prompts."),
         io.Vae.Input(
@@ -111,7 +111,7 @@ def _inputs() -> list[Any]:
             "previews",
             default=True,
             optional=True,
-            tooltip="Whether previews are sampled. Off saves their time; the trained style is the same.",
+            tooltip="Whether previews are drawn. Off saves their time; the trained style is the same.",
         ),
         io.Float.Input(
             "preview_share",
@@ -120,8 +120,8 @@ def _inputs() -> list[Any]:
             max=1.0,
             step=0.05,
             optional=True,
-            tooltip="Largest fraction of the training's time that previews may take: 0.2 is a fifth. If they would "
-            "take more, they come less often than preview_every says. A larger fraction shows more of them. The "
-            "images of the steps to choose from are always drawn.",
+            tooltip="Largest fraction of the training time that previews may take: 0.2 is a fifth. If they would take "
+            "more, they are drawn less often than preview_every says. A larger fraction shows more of them. Previews "
+            "of the steps that are kept are always drawn.",
         ),
     ]

@@ -18,8 +18,8 @@ class ACLoRARankOptions(io.ComfyNode):
         return options_schema(
             node_id="ACLoRARankOptions",
             name="AC-LoRA Rank Options",
-            description="Switches on restarts, as in the AC-LoRA paper, which resample the noise in an adapter while "
-            "it trains.",
+            description="Switches on the restarts of the AC-LoRA paper: during the training, what is only noise in "
+            "each layer is replaced by new random values.",
             inputs=[*_restarts(), *_thresholds()],
             search_aliases=["rank control", "restart", "svd threshold", "noise floor", "alpha", "plain lora"],
         )
@@ -36,22 +36,24 @@ def _restarts() -> list[Any]:
             "mode",
             options=["paper", "product", "product_redraw", "off"],
             default="paper",  # connecting this node means that restarts are wanted
-            tooltip="How a restart replaces noise. paper: each matrix on its own, as published. product: the noise of "
-            "their product is dropped. product_redraw: it is resampled. off: no restarts, as without this node; in "
-            "the drawn images no restarts did as well as rare ones.",
+            tooltip="How a restart replaces noise. paper: in each of a layer's two matrices, as published. product: "
+            "noise in their product is removed. product_redraw: it is replaced by new random values. off: no "
+            "restarts, as without this node. In our tests, images without restarts were as good as with rare ones.",
         ),
         io.Int.Input(
             "restart_every",
             default=TrainConfig.restart_every,
             min=1,
             max=10_000,
-            tooltip="Epochs between two restarts; an epoch shows every image once. A smaller number restarts more "
-            "often: every 40 steps made the drawn images worse, one restart after some 320 did not.",
+            tooltip="Epochs between two restarts; one epoch shows every image once. A smaller number restarts more "
+            "often. In our tests, restarts every 40 steps made the images worse; one restart after about 320 steps "
+            "did not.",
         ),
         io.Boolean.Input(
             "clear_moments",
             default=TrainConfig.clear_moments,
-            tooltip="Whether to reset the optimizer state (moments) of resampled weights. Best left on.",
+            tooltip="Whether a restart also resets the optimizer state (moments) of the weights that it replaces. "
+            "Best left on.",
         ),
         io.Float.Input(
             "alpha",
@@ -59,8 +61,8 @@ def _restarts() -> list[Any]:
             min=0.01,
             max=1024.0,
             step=0.5,
-            tooltip="Strength of the adapter during training; its scale is alpha divided by the rank. A larger value "
-            "learns faster. It need not follow the maximum rank.",
+            tooltip="Strength of the LoRA during training: its scale is alpha divided by the rank. A larger value "
+            "learns faster. There is no need to change it with max_rank.",
         ),
     ]
 
@@ -71,9 +73,9 @@ def _thresholds() -> list[Any]:
             "threshold",
             options=["dynamic", "fixed", "noise floor", "scheduled"],
             default=TrainConfig.threshold,
-            tooltip="How a restart tells signal from noise. dynamic: by the loss, as published. fixed: a fixed "
-            "fraction. noise floor: what stands out from a random matrix; it keeps less, and the drawn images were "
-            "worse than with dynamic. scheduled: a fraction that rises over the training.",
+            tooltip="How a restart tells signal (what was learned) from noise. dynamic: by the loss, as published. "
+            "fixed: a fixed fraction. noise floor: what stands out from a random matrix; it keeps less, and images "
+            "were worse than with dynamic. scheduled: a fraction that rises over the training.",
         ),
         io.Float.Input(
             "fixed_threshold",
@@ -81,7 +83,7 @@ def _thresholds() -> list[Any]:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="The fraction of an adapter that counts as signal, for the fixed threshold.",
+            tooltip="The fraction of a layer that counts as signal, for the fixed threshold.",
         ),
         io.Float.Input(
             "lowest_threshold",
@@ -89,8 +91,8 @@ def _thresholds() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Lower bound of the dynamic threshold, the fraction of an adapter that is signal; where the "
-            "scheduled threshold starts. A larger bound keeps more.",
+            tooltip="Lower bound of the dynamic threshold, the fraction of a layer that counts as signal; the "
+            "scheduled threshold starts here. A larger bound keeps more.",
         ),
         io.Float.Input(
             "highest_threshold",
@@ -98,15 +100,14 @@ def _thresholds() -> list[Any]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Upper bound of the dynamic threshold; where the scheduled one ends. A smaller bound resamples "
-            "more.",
+            tooltip="Upper bound of the dynamic threshold; the scheduled one ends here. A smaller bound replaces more.",
         ),
         io.Combo.Input(
             "measure",
             options=["energy", "sum"],
             default=TrainConfig.measure,
             tooltip="What the threshold is a fraction of: the sum of the squared singular values (energy) or of the "
-            "singular values (sum). sum counts fewer components as noise.",
+            "singular values (sum). sum counts less as noise.",
         ),
         io.Int.Input(
             "restart_steps",
@@ -115,7 +116,7 @@ def _thresholds() -> list[Any]:
             max=100_000,
             optional=True,
             advanced=True,
-            tooltip="Steps between two restarts, in place of restart_every, whatever the number of images. 0: "
-            "restart_every counts.",
+            tooltip="Steps between two restarts, instead of restart_every, whatever the number of images. 0: "
+            "restart_every applies.",
         ),
     ]

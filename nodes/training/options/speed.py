@@ -34,9 +34,9 @@ def _inputs() -> list[Any]:
             "checkpointing",
             options=["automatic", "all", "off"],
             default=TrainConfig.checkpointing,
-            tooltip="Gradient checkpointing: recomputes blocks of the model in the backward pass, which needs less "
-            "memory and a third more time. automatic: as many blocks as a step needs to fit, then fewer images at a "
-            "time. A model that does not fit is streamed from main memory in any case.",
+            tooltip="Gradient checkpointing: saves memory by computing blocks of the model again in the backward "
+            "pass, which takes about a third more time. automatic: as many blocks as a step needs to fit, then fewer "
+            "images at a time. A model that does not fit is streamed from main memory (RAM) in any case.",
         ),
         io.Boolean.Input(
             "graph",
@@ -51,7 +51,7 @@ def _inputs() -> list[Any]:
             max=1024.0,
             step=0.5,
             optional=True,
-            tooltip="GPU memory in GB that ComfyUI may use while it trains; 0 for all that is free. The training plans "
-            "with it: blocks are recomputed and weights are streamed from main memory where it is short.",
+            tooltip="GPU memory in GB that ComfyUI may use while it trains; 0: all that is free. Where it is short, "
+            "training uses gradient checkpointing and streams weights from main memory, which is slower.",
         ),
     ]

@@ -18,11 +18,18 @@ class ACLoRAValidationOptions(io.ComfyNode):
         return options_schema(
             node_id="ACLoRAValidationOptions",
             name="AC-LoRA Validation Options",
-            description="Holds images out and measures the loss on them, for comparing settings and noticing "
-            "overfitting. The lowest held-out loss comes too early for what is drawn, so a style learned this way "
-            "stays weak.",
+            description="Keeps some images unseen, as validation images, and measures the loss on them, to compare "
+            "settings and notice overfitting. The validation loss is lowest before the images look best, so a style "
+            "trained this way stays weak.",
             inputs=_inputs(),
-            search_aliases=["early stopping", "held-out images", "validation split", "overfitting"],
+            search_aliases=[
+                "early stopping",
+                "held-out images",
+                "validation images",
+                "unseen images",
+                "validation split",
+                "overfitting",
+            ],
         )
 
     @classmethod
@@ -38,24 +45,25 @@ def _inputs() -> list[Any]:
             min=0.0,
             max=0.5,
             step=0.05,
-            tooltip="Fraction of the images held out for validation, if there are eight or more. The step with the "
-            "lowest loss on them is given. 0 holds none out, as without this node.",
+            tooltip="Fraction of the images kept unseen for validation, if there are eight or more. The step with the "
+            "lowest validation loss is used. 0: none, as without this node.",
         ),
         io.Boolean.Input(
             "stop_early",
             default=TrainConfig.stop_early,
-            tooltip="Early stopping: ends the training once the held-out loss has not improved for a while; without "
-            "held-out images, once it fits its images well enough. Off: it takes all of its steps.",
+            tooltip="Early stopping: ends the training once the validation loss has stopped improving; without "
+            "validation images, once the training images are learned well enough. Off: all steps are taken.",
         ),
         io.Boolean.Input(
             "refit",
             default=TrainConfig.refit,
-            tooltip="With held-out images: once the best step is known, trains again up to it on all images.",
+            tooltip="With validation images: once the best step is known, trains again up to it on all images.",
         ),
         io.Boolean.Input(
             "smallest",
             default=TrainConfig.smallest,
-            tooltip="Truncates each layer to the ranks it uses, which hold 98 % of its energy; with held-out images, "
-            "to the smallest that is as good on them. Off: the whole adapter.",
+            tooltip="Truncates each layer to the rank it uses, which holds 98 % of its energy (the sum of the squared "
+            "singular values); with validation images, to the smallest size that is as good on them. Off: not "
+            "truncated.",
         ),
     ]

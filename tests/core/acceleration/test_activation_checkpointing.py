@@ -159,7 +159,7 @@ def test_a_step_that_does_not_fit_is_repeated_and_logged(full_at, caplog: pytest
     rows = full_at(lambda number, most: number == 1)
     with caplog.at_level(logging.INFO, logger="aclora"):
         losses = train(with_blocks(), CONFIG).report.losses
-    assert "Out of memory: every block" in caplog.text and rows == [4] * 7
+    assert "Out of memory: from now on, gradient checkpointing" in caplog.text and rows == [4] * 7
     full_at(lambda number, most: False)
     assert losses == train(with_blocks(), CONFIG).report.losses
     full_at(lambda number, most: number == 1)

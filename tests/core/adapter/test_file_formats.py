@@ -200,7 +200,7 @@ def test_layers_of_other_kinds_are_renamed_and_refused_where_diffusers_cannot_re
     (base,) = written.other
     assert base.startswith("lora_unet_") and f"{base}.dora_scale" in written.extra
     assert in_comfyui_names(written).extra.keys() == adapter.extra.keys()
-    with pytest.raises(ValueError, match="is no plain LoRA, and files for diffusers hold only such"):
+    with pytest.raises(ValueError, match="is not a plain LoRA, and files for diffusers hold nothing else"):
         in_format(adapter, "diffusers")
 
 

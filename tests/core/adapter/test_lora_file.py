@@ -183,7 +183,7 @@ PEFT = {"x.lora_B.weight": ONES, "x.lora_A.weight": ONES}
         (plain("x", rank=0), {"x": "layer of rank 0"}),
         ({**plain("x"), "x.lora_up.weight": torch.ones(6, 3)}, {"x": "layer whose lora_up and lora_down do not fit"}),
         ({**plain("x"), "x.alpha": torch.ones(2)}, {"x": "layer whose alpha is not one number"}),
-        ({key: tensor.int() for key, tensor in plain("x").items()}, {"x": "layer of a type that is no floating"}),
+        ({key: tensor.int() for key, tensor in plain("x").items()}, {"x": "layer whose type is not floating"}),
         (without(FOREIGN["LoKr"], "a.lokr_w1"), {"a": "incomplete layer of the kind LoKr"}),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_layer_that_cannot_be_used_does_not_refuse_the_others(beside, left_out
 def test_of_two_spellings_of_a_layer_the_first_of_the_host_is_read():
     adapter = from_state_dict({**plain("x"), **PEFT})
     assert torch.equal(adapter.layers["x"].lora_up, plain("x")["x.lora_up.weight"])
-    assert adapter.left_out == dict.fromkeys(PEFT, "second spelling of a layer that is there already")
+    assert adapter.left_out == dict.fromkeys(PEFT, "duplicate of a layer under another name")
 
 
 def test_half_a_pair_in_the_first_spelling_leaves_the_second():
@@ -221,7 +221,7 @@ def test_of_several_adapters_in_a_file_the_default_one_is_read():
     adapter = from_state_dict(keys)
     assert torch.equal(adapter.layers["x"].lora_up, ONES)
     assert adapter.left_out == dict.fromkeys(
-        ["x.lora_A.a.weight", "x.lora_B.a.weight"], "layer of another adapter in the same file"
+        ["x.lora_A.a.weight", "x.lora_B.a.weight"], "layer of another LoRA in the same file"
     )
 
 
@@ -258,7 +258,7 @@ def test_a_flipped_bit_in_a_file_of_this_package_is_found(tmp_path):
     blob = bytearray(path.read_bytes())
     blob[-1] ^= 1
     path.write_bytes(blob)
-    with pytest.raises(ValueError, match=r"^ink\.safetensors is damaged: its numbers are not those that were saved"):
+    with pytest.raises(ValueError, match=r"^ink\.safetensors is damaged: its numbers do not match the SHA-256"):
         load(path)
 
 
@@ -266,7 +266,7 @@ def test_a_file_of_another_program_that_is_not_as_its_hash_gets_a_remark(tmp_pat
     write_safetensors(tmp_path / "x.safetensors", plain("a"), {})
     assert not load(tmp_path / "x.safetensors").remarks
     safetensors.torch.save_file(plain("a"), tmp_path / "y.safetensors", {"sshs_model_hash": "0" * 64})
-    assert "its own header" in load(tmp_path / "y.safetensors").remarks[0]
+    assert "do not match the SHA-256 in its header" in load(tmp_path / "y.safetensors").remarks[0]
 
 
 def test_half_files_of_saves_that_were_killed_are_deleted(tmp_path):

@@ -210,7 +210,7 @@ def test_a_base_model_that_kohya_does_not_know_keeps_its_own_name():
 
 
 def test_a_report_of_another_training_is_refused_with_the_layer():
-    with pytest.raises(ValueError, match=r"another training: it does not know the layer 'diffusion_model\.block\.1'"):
+    with pytest.raises(ValueError, match=r"another training: it lacks the layer 'diffusion_model\.block\.1'"):
         build_metadata(adapter_of(2, 2), "ink", report_for(adapter_of(2)))
 
 

@@ -172,9 +172,9 @@ def test_layer_names_come_from_all_parts_of_the_report():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "nor any JSON"),
-        ("{", "nor any JSON"),
-        ("[" * 100_000, "nor any JSON"),
+        ("", "as it is not JSON"),
+        ("{", "as it is not JSON"),
+        ("[" * 100_000, "as it is not JSON"),
         ("[]", "its format is 'list'"),
         ("{}", "its format is 'none'"),
         ('{"format": "workflow"}', "its format is 'workflow'"),

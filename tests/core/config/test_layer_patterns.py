@@ -49,7 +49,7 @@ def test_patterns_that_leave_no_layer_are_rejected() -> None:
 
 
 def test_an_invalid_regular_expression_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"'blocks\.\(1' is no regular expression: missing"):
+    with pytest.raises(ValueError, match=r"'blocks\.\(1' is not a valid regular expression: missing"):
         pattern_matcher("blocks.(1")
 
 

@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     cache = EncodingCache(tmp_path / "file" / "cache")
     assert cache.get("key") is None
     assert not cache.put("key", [1])
-    assert "cannot be kept" in cache.problem
+    assert "cannot be stored" in cache.problem
 
 
 def test_partial_files_of_a_crash_are_removed(tmp_path: Path) -> None:

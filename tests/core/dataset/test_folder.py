@@ -146,8 +146,8 @@ def test_whatever_is_not_used_is_named(tmp_path: Path) -> None:
     found = scan_folder(tmp_path)
     assert [image.name for image in found.images] == ["a.png", "cat/b.png"]
     assert found.unused == (
-        "Not used, since neither images nor captions that are known here: masks/about, notes.md, scan.psd.",
-        "Captions without an image of their own, not used: 7.txt, cat/8.caption.",
+        "Not used, as neither images nor captions: masks/about, notes.md, scan.psd.",
+        "Captions without an image, not used: 7.txt, cat/8.caption.",
         "Folders deeper than one level, not read: cat/deep, masks/old. Move their images up.",
     )
 
@@ -163,7 +163,7 @@ def test_the_list_of_what_is_not_used_is_short(tmp_path: Path) -> None:
 def test_a_folder_without_images_names_what_it_holds(tmp_path: Path) -> None:
     save_image(tmp_path / "style" / "more" / "a.png")
     (tmp_path / "scan.psd").touch()
-    with pytest.raises(ValueError, match=r"(?s)has no images: add some.*here: scan\.psd\..*: style/more\."):
+    with pytest.raises(ValueError, match=r"(?s)has no images: add some.*captions: scan\.psd\..*: style/more\."):
         scan_folder(tmp_path)
 
 

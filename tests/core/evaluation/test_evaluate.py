@@ -88,9 +88,9 @@ def test_the_verdict_says_it_in_words() -> None:
     assert "They resemble each other more than the references do" in verdict(judged(alike))
     style = evaluate(ImageFeatures(LEARNED, REFERENCES, BASE))
     assert verdict(style).startswith("Closer to the style than the base: 0.")
-    assert "Copies were not looked for: connect the training images." in verdict(style)
+    assert "Not checked for copies: connect the training images." in verdict(style)
     alone = verdict(evaluate(ImageFeatures(LEARNED, REFERENCES)))
-    assert alone.startswith("Similarity to the references: 0.") and "Connect what the base draws" in alone
+    assert alone.startswith("Similarity to the references: 0.") and "Connect the base model's images" in alone
 
 
 def test_few_images_are_said_to_be_few() -> None:

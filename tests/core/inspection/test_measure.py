@@ -186,7 +186,7 @@ def test_truncation_losses_are_in_charts_table_and_json():
             "rank 1",
             "whole",
         ]
-    assert "held-out loss" not in inspection_table(inspect_lora(two_layers(), report=report_for([QKV, PROJ])))
+    assert "validation loss" not in inspection_table(inspect_lora(two_layers(), report=report_for([QKV, PROJ])))
 
 
 def test_without_a_report_the_table_has_no_column_for_the_signal():
@@ -196,7 +196,7 @@ def test_without_a_report_the_table_has_no_column_for_the_signal():
 
 
 def test_the_report_of_another_training_is_refused_by_the_layer():
-    with pytest.raises(ValueError, match=f"another training: it does not know the layer '{QKV}'"):
+    with pytest.raises(ValueError, match=f"another training: it lacks the layer '{QKV}'"):
         inspect_lora({k: t for k, t in two_layers().items() if k.startswith(QKV)}, report=report_for([PROJ]))
 
 

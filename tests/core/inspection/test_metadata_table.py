@@ -78,7 +78,7 @@ def test_the_training_is_described_in_words():
         "steps 120",
         "trigger ink",
         "signal ranks 1 to 4, mean 2.5",
-        "held-out loss 0.4100 at step 8, the lowest of 2",
+        "validation loss 0.4100 at step 8, the lowest of 2",
         "given rank 2, of 2 truncations that were tried",
     ]
     assert "aclora." not in table and "{" not in training
@@ -89,8 +89,8 @@ def test_a_training_without_held_out_images_tells_how_well_it_fits_its_own():
     fit = [(0, 0.5), (80, 0.3), (560, 0.0904)]
     report = RankReport(SETTINGS, [0.5] * 560, [], [], {}, dict(zip(NAMES, (1, 4), strict=True)), fit=fit)
     lines = words(metadata_table("ink", Adapter(adapter.layers, build_metadata(adapter, "ink", report))))
-    assert "own images loss 0.0904 at step 560, 18 % of the model's" in lines
-    assert not any(line.startswith("held-out loss") for line in lines)
+    assert "training images loss 0.0904 at step 560, 18 % of the base model's" in lines
+    assert not any(line.startswith("validation loss") for line in lines)
 
 
 def test_the_second_columns_of_all_sections_line_up():

@@ -140,7 +140,9 @@ def test_checkpoints_of_which_none_can_be_read_are_neither_passed_over_nor_delet
             raise OSError(errno.EIO, "Input/output error")
 
         patch.setattr(checkpoint, "read_safetensors", gone)
-        with pytest.raises(OSError, match="first_0000012.safetensors cannot be read .*Look whether its drive is there"):
+        with pytest.raises(
+            OSError, match="first_0000012.safetensors cannot be read .*Check that its drive is connected"
+        ):
             train(toy(16), QUICK, checkpoints=CheckpointConfig(folder))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -185,7 +187,7 @@ def test_one_changed_bit_in_the_numbers_is_found_and_told(folder: Path, two: lis
     flip(two[1], tensor)
     notes = assert_goes_on_after(5, folder).report.facts.notes
     assert notes == f"The checkpoint {two[1].name} was damaged, so training went on from the one before it."
-    assert f"{two[1].name} is damaged (its content has another hash" in caplog.text
+    assert f"{two[1].name} is damaged (its content does not match its hash" in caplog.text
 
 
 def test_a_folder_and_a_dead_link_under_its_name_are_passed_over(folder: Path, two: list[Path], caplog) -> None:
@@ -239,7 +241,10 @@ def test_a_damaged_checkpoint_of_the_second_pass_leads_to_the_one_before_it(fold
 def test_a_folder_that_another_server_trains_in_is_refused(folder: Path) -> None:
     def second(progress: Progress) -> None:
         before = names(folder)
-        with pytest.raises(ValueError, match="Another training writes its checkpoints to 'ink' right now"):
+        with pytest.raises(
+            ValueError,
+            match="Another training, on another ComfyUI server, is writing its checkpoints to 'ink' right now",
+        ):
             train(toy(16), QUICK, checkpoints=CheckpointConfig(folder, resume="never"))
         assert names(folder) == before
 
@@ -294,10 +299,10 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a word": (lambda: toy(16), {"mode": "paper"}, r"mode was 'off' and is 'paper'"),
     "two settings": (lambda: toy(16), {"seed": 1, "max_rank": 2}, r"max_rank was 4 and is 2; seed was 0 and is 1"),
     "more steps": (lambda: toy(16), {"steps": 20}, r"steps was 12 and is 20.*'for more steps'"),
-    "a picture": (lambda: changed(2), {}, r"image 3 of 16 or its caption is another"),
+    "a picture": (lambda: changed(2), {}, r"image 3 of 16 or its caption has changed"),
     "other pictures": (lambda: toy(16, latents=[-x for x in toy(16).latents]), {}, r"1, 2, 3, 4, 5 and 11 more of 16"),
-    "fewer pictures": (lambda: toy(15), {}, "there were 16 images and are 15"),
-    "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights are others"),
+    "fewer pictures": (lambda: toy(15), {}, "there were 16 images and now there are 15"),
+    "another model": (lambda: toy(16, error=planted(3)), {}, "the model's weights have changed"),
     "other noise": (
         lambda: toy(16, objective=replace(CLEAN, sigma_at=lambda share: 2 * share)),
         {},
@@ -343,7 +348,7 @@ def test_a_changed_caption_is_another_picture() -> None:
     model.words = model.words.clone()
     model.words[7, 3] += 5 * torch.randn(32, generator=torch.Generator().manual_seed(1))
     assert differences(before, training_fingerprint(model, model, QUICK, range(16))) == [
-        "image 8 of 16 or its caption is another than before"
+        "image 8 of 16 or its caption has changed"
     ]
     again = Fingerprint(**json.loads(json.dumps(before.state_dict())))
     assert again == before and differences(again, before) == []
@@ -400,7 +405,7 @@ def test_more_steps_of_a_training_that_stopped_by_itself_need_a_word(folder: Pat
     assert steps < 400
     more = CheckpointConfig(folder, resume="for more steps")
     with pytest.raises(
-        ValueError, match=rf"stopped by itself at step {steps}: step \d+ was better\. .*Switch stop_early off"
+        ValueError, match=rf"stopped by itself at step {steps}: step \d+ was better\. .*switch stop_early off"
     ):
         train(toy(16, objective=FLOW), replace(config, steps=500), checkpoints=more)
     on = train(toy(16, objective=FLOW), replace(config, steps=500, stop_early=False), checkpoints=more).report
@@ -429,7 +434,7 @@ def test_a_full_disk_is_told_and_training_goes_on(folder: Path, monkeypatch, cap
         )
     assert_same(result, train(toy(16), QUICK))
     assert names(folder) == ["first_0000003.safetensors", "first_0000012.safetensors"]  # 6 and 9 found no room
-    told = "At times there was no checkpoint: No space left on device. Free some space; "
+    told = "Some checkpoints could not be saved: No space left on device. Free some space; "
     told += "training goes on and tries again."
     assert not notes[5] and notes[6] == notes[-1] == [told] and result.report.facts.notes == told
     assert all(f"step {step}: no checkpoint, as first_{step:07}.safetensors could" in caplog.text for step in (6, 9))

@@ -166,7 +166,7 @@ def test_a_training_says_to_how_many_ranks_it_was_truncated() -> None:
     size = 2 * sum(layer.lora_down.numel() + layer.lora_up.numel() for layer in result.adapter.layers.values())
     facts = result.report.facts
     assert (facts.rank_before, facts.rank_after, facts.truncated_size) == (8.0, sum(ranks) / 2, size)
-    assert f"Truncated to {sum(ranks) / 2:.1f} ranks of 8 on average, {size} B." in training_summary(result.report)
+    assert f"Truncated to rank {sum(ranks) / 2:.1f} of 8 on average, {size} B." in training_summary(result.report)
     whole = train(two_layered(), replace(PLAIN, smallest=False)).report
     assert whole.facts.rank_before is None and "Truncated" not in training_summary(whole)
 
@@ -190,6 +190,6 @@ def test_a_truncation_that_fails_gives_the_whole_and_says_so(monkeypatch: pytest
     result = train(two_layered(), PLAIN)
     for name in NAMES:
         assert torch.equal(result.adapter.layers[name].lora_up, expected.adapter.layers[name].lora_up)
-    told = "The adapter could not be truncated to the ranks it uses (CUDA error: out of memory); it is given whole."
+    told = "The LoRA could not be truncated to the ranks it uses (CUDA error: out of memory); it is returned whole."
     assert result.report.facts.notes == told and told in training_summary(result.report)
     assert result.report.facts.rank_before is None

@@ -224,7 +224,7 @@ def test_a_training_with_empty_captions_resumes_bit_for_bit(changes, tmp_path: P
     assert resumed.report.losses == whole.report.losses
     assert all(torch.equal(one, other) for one, other in zip(factors(whole), factors(resumed), strict=True))
     other = images().with_unconditional(EMPTY + 1)
-    with pytest.raises(ValueError, match="or their captions are others"):
+    with pytest.raises(ValueError, match="or their captions have changed"):
         train(captioned_model(), other, config, checkpoints=checkpoints)
 
 

@@ -22,7 +22,7 @@ from tests.support.toy import Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Eight of its images are measured every 40 steps. The toy's loss is below 18 % of the model's at step 560.
+# Eight of its images are measured every 40 steps. The toy's loss is below 18 % of the base model's at step 560.
 CONFIG = TrainConfig(
     steps=1000,
     learning_rate=0.0004,
@@ -72,7 +72,7 @@ def test_it_does_not_stop_soon_after_a_restart(last_restart: int, stops: bool) -
 def test_it_says_what_is_left() -> None:
     fit = stopping([(0, 0.5), (480, 0.08)])
     assert fit.share == pytest.approx(0.16)
-    assert fit.reason == "the loss of its own images has fallen to 16 % of the model's"
+    assert fit.reason == "the loss of its training images has fallen to 16 % of the base model's"
 
 
 def test_the_measured_images_are_a_few_drawn_by_the_seed() -> None:
@@ -114,8 +114,9 @@ def test_a_training_ends_where_it_fits_its_images(whole: Result) -> None:
     assert shares[-1] <= LEVEL < shares[-2]
     assert whole.report.facts.steps_run == steps and whole.report.facts.validation_seconds > 0
     assert whole.report.facts.best_step is None and not whole.report.validation
-    told = f"{steps} steps on 48 images. Stopped by itself: the loss of its own images fell to {100 * shares[-1]:.0f} %"
-    assert training_summary(whole.report).startswith(told + " of the model's.")
+    fell = f"the loss of its training images fell to {100 * shares[-1]:.0f} %"
+    told = f"{steps} steps on 48 images. Stopped by itself: {fell}"
+    assert training_summary(whole.report).startswith(told + " of the base model's.")
 
 
 def test_the_measurements_are_those_of_the_given_adapter(whole: Result) -> None:
@@ -133,7 +134,7 @@ def test_a_training_that_may_not_stop_goes_on_to_its_last_step(whole: Result) ->
     report = train(toy(), replace(CONFIG, steps=700, stop_early=False)).report
     assert len(report.losses) == 700 and report.losses[: len(whole.report.losses)] == whole.report.losses
     assert report.fit[-1][0] == 700 and report.fit[: len(whole.report.fit)] == whole.report.fit
-    assert "It ran to its last step: the loss of its own images fell to" in training_summary(report)
+    assert "It ran to its last step: the loss of its training images fell to" in training_summary(report)
 
 
 def test_fewer_than_eight_images_are_all_measured_and_end_a_training_too() -> None:
@@ -217,14 +218,16 @@ def test_a_measurement_that_was_cancelled_is_made_when_the_training_goes_on(
     checkpoints = CheckpointConfig(tmp_path, every=10_000)
     stopped = train(toy(), CONFIG, should_stop=cancelled_in_a_measurement(step), checkpoints=checkpoints)
     assert len(stopped.report.losses) == max(step, 1) and stopped.report.fit == whole.report.fit[: step // 40]
-    assert stopped.report.facts.cancelled == "training" and "own images" not in training_summary(stopped.report)[:100]
+    assert (
+        stopped.report.facts.cancelled == "training" and "training images" not in training_summary(stopped.report)[:100]
+    )
     assert_same(resumed(tmp_path), whole)
 
 
 def test_more_steps_of_a_training_that_fits_its_images_need_a_word(tmp_path: Path, whole: Result) -> None:
     resumed(tmp_path)
     steps = len(whole.report.losses)
-    reason = r"the loss of its own images has fallen to 1\d % of the model's\. .*Switch stop_early off"
+    reason = r"the loss of its training images has fallen to 1\d % of the base model's\. .*switch stop_early off"
     with pytest.raises(ValueError, match=rf"stopped by itself at step {steps}: {reason}"):
         resumed(tmp_path, replace(CONFIG, steps=1200), resume="for more steps")
     config = replace(CONFIG, steps=steps + 100, stop_early=False)
@@ -243,4 +246,4 @@ def test_a_loss_that_is_no_number_neither_ends_a_training_nor_is_told() -> None:
 def test_a_model_that_is_right_about_its_images_is_trained_to_the_end() -> None:
     model: Toy = toy(error=torch.zeros(16, 16))
     report = train(model, replace(CONFIG, steps=500)).report
-    assert report.fit[0][1] == 0.0 and len(report.losses) == 500 and "own images" not in training_summary(report)
+    assert report.fit[0][1] == 0.0 and len(report.losses) == 500 and "training images" not in training_summary(report)

@@ -197,7 +197,7 @@ def test_a_block_without_tokens_costs_a_note_alone() -> None:
     result = train(replace(model, predict=predict), images(learned), CONFIG)
     assert result.report.facts.style_gained is None and len(result.report.losses) == 6
     assert result.report.facts.notes.startswith(
-        "What unseen prompts gain could not be measured (a block of the network"
+        "Images of unseen prompts could not be measured (a block of the network"
     )
 
 

@@ -145,7 +145,7 @@ def test_a_full_disk_costs_the_set_and_not_the_training(tmp_path: Path, monkeypa
     drawn = previews(PreviewFiles(tmp_path, "ink", PROMPTS))
     result = train(toy(8), CONFIG, previews=drawn)
     assert len(result.report.losses) == 12 and not drawn.failed and caplog.text.count("No space left") == 4
-    told = "At times previews could not be kept: Free some space; training goes on and tries again."
+    told = "Some previews could not be saved: Free some space; training goes on and tries again."
     assert result.report.facts.notes == told
 
 

@@ -34,11 +34,14 @@ def stopped_in(stage: str, config: TrainConfig = CONFIG, **more: CheckpointConfi
 @pytest.mark.parametrize(
     ("stage", "start"),
     [
-        ("training", "Cancelled at step 1: the adapter is what was learned so far. 1 step on 16 images."),
-        ("cutting", "Cancelled during the search for the smallest size: the adapter is whole. 12 steps on 16 images."),
+        ("training", "Cancelled at step 1: the LoRA is what was learned so far. 1 step on 16 images."),
+        (
+            "cutting",
+            "Cancelled during the search for the smallest size: the LoRA is not truncated. 12 steps on 16 images.",
+        ),
         (
             "training on all",
-            "Cancelled during the second pass, on all images: the adapter is that of the first pass. 13",
+            "Cancelled during the second pass, on all images: the LoRA is that of the first pass. 13",
         ),
     ],
 )
@@ -58,7 +61,7 @@ def test_both_passes_are_counted() -> None:
     summary = training_summary(train(toy(16), CONFIG).report)
     passes = "12 to find the best step, 12 on all images"
     assert summary.startswith(f"24 steps on 16 images: {passes}. Best at step 12: loss ")
-    assert " on 3 held-out images." in summary
+    assert " on 3 validation images." in summary
     assert summary.endswith("1 layer, signal rank 1.0 (1 to 1), 0 restarts.")
 
 
@@ -79,7 +82,7 @@ def test_every_fact_has_its_sentence() -> None:
     ]
     report = RankReport({}, losses, [], [Restart(4, 2, 0.5, 0.9, ranks)], {}, {"a": 1, "b": 4}, cuts, facts)
     assert training_summary(report) == (
-        "9 steps on 12 images and 3 regularisation images. Truncated to rank 2, 340 kB, as good as the whole. "
+        "9 steps on 12 images and 3 regularisation images. Truncated to rank 2, 340 kB, as good as the full LoRA. "
         "2 layers, signal rank 2.5 (1 to 4), 1 restart. Steps skipped because their loss was not finite: 1. "
         "Previews took 30 of 100 seconds; 2 sets skipped to stay within preview_share. The disk was full."
     )
@@ -95,26 +98,41 @@ def fitted(last: float, steps: int = 560, planned: int = 1000, **facts: Any) -> 
 @pytest.mark.parametrize(
     ("last", "steps", "facts", "sentence"),
     [
-        (0.09, 560, {}, "Stopped by itself: the loss of its own images fell to 18 % of the model's."),
-        (0.17, 1000, {}, "It ran to its last step: the loss of its own images fell to 34 % of the model's."),
-        (0.08, 1000, {}, "It ran to its last step: the loss of its own images fell to 16 % of the model's."),
-        (0.17, 563, {"cancelled": "training"}, "At step 560 the loss of its own images was 34 % of the model's."),
-        (0.09, 560, {"cancelled": "training"}, "At step 560 the loss of its own images was 18 % of the model's."),
-        (0.17, 563, {"chosen_step": 563}, "At step 560 the loss of its own images was 34 % of the model's."),
-        (0.496, 563, {"cancelled": "training"}, "At step 560 the loss of its own images was 99 % of the model's."),
+        (0.09, 560, {}, "Stopped by itself: the loss of its training images fell to 18 % of the base model's."),
+        (0.17, 1000, {}, "It ran to its last step: the loss of its training images fell to 34 % of the base model's."),
+        (0.08, 1000, {}, "It ran to its last step: the loss of its training images fell to 16 % of the base model's."),
+        (
+            0.17,
+            563,
+            {"cancelled": "training"},
+            "At step 560 the loss of its training images was 34 % of the base model's.",
+        ),
+        (
+            0.09,
+            560,
+            {"cancelled": "training"},
+            "At step 560 the loss of its training images was 18 % of the base model's.",
+        ),
+        (0.17, 563, {"chosen_step": 563}, "At step 560 the loss of its training images was 34 % of the base model's."),
+        (
+            0.496,
+            563,
+            {"cancelled": "training"},
+            "At step 560 the loss of its training images was 99 % of the base model's.",
+        ),
         (
             0.493,
             1000,
             {},
-            "It learned nothing: the loss of its own images is still 98.6 % of the model's. Lower learning_rate if the "
-            "loss jumps up and down; raise learning_rate or steps if it hardly moves.",
+            "It learned nothing: the loss of its training images is still 98.6 % of the base model's. Lower "
+            "learning_rate if the loss jumps up and down; raise learning_rate or steps if it hardly moves.",
         ),
         (
             0.501,
             1000,
             {},
-            "It learned nothing: its own images are worse than without the LoRA, with 100.2 % of the model's loss. "
-            "Lower learning_rate to a third or less and train again.",
+            "It learned nothing: its training images are predicted worse than without the LoRA, with 100.2 % of the "
+            "base model's loss. Lower learning_rate to a third or less and train again.",
         ),
     ],
 )
@@ -122,15 +140,15 @@ def test_it_says_how_well_the_adapter_fits_its_images(
     last: float, steps: int, facts: dict[str, Any], sentence: str
 ) -> None:
     told = fitted(last, steps, **facts)
-    assert sentence in told and told.count("own images") == 1
+    assert sentence in told and told.count("training images") == 1
 
 
 def test_a_loss_that_is_no_number_is_told_as_a_failure() -> None:
     told = fitted(float("nan"))
     assert told.startswith(
-        "It learned nothing that can be used: with the LoRA the loss of its own images is not finite"
+        "It learned nothing that can be used: with the LoRA the loss of its training images is not finite"
     )
-    assert told.count("own images") == 1 and "own images" not in training_summary(empty_report())
+    assert told.count("training images") == 1 and "training images" not in training_summary(empty_report())
 
 
 def empty_report() -> RankReport:
@@ -141,20 +159,21 @@ def test_a_learning_rate_that_is_far_too_high_is_told() -> None:
     config = replace(CONFIG, steps=40, learning_rate=50.0, held_out=0.0)
     told = training_summary(train(toy(16), config).report)
     assert (
-        "It learned nothing: its own images are worse than without the LoRA" in told and "Lower learning_rate" in told
+        "It learned nothing: its training images are predicted worse than without the LoRA" in told
+        and "Lower learning_rate" in told
     )
 
 
 def test_a_truncation_to_the_used_ranks_is_told() -> None:
     facts = TrainingFacts(rank_before=30.5, rank_after=5.27, truncated_size=1_840_000)
     told = training_summary(replace(empty_report(), facts=facts))
-    assert "Truncated to 5.3 ranks of 30.5 on average, 1.84 MB." in told
+    assert "Truncated to rank 5.3 of 30.5 on average, 1.84 MB." in told
 
 
 def test_a_chosen_step_is_named_instead_of_the_training() -> None:
     report = train(toy(16), replace(CONFIG, held_out=0.2)).report
     chosen = replace(report, facts=replace(report.facts, chosen_step=7), truncations=[])
-    assert training_summary(chosen).startswith("The adapter is that of step 7, as chosen. 1 layer, signal rank ")
+    assert training_summary(chosen).startswith("The LoRA is that of step 7, as chosen. 1 layer, signal rank ")
     assert "Best at step" in training_summary(report) and "Best at step" not in training_summary(chosen)
 
 
@@ -162,13 +181,13 @@ def test_a_chosen_step_is_named_instead_of_the_training() -> None:
     ("style", "copies", "more"),
     [
         (0.74, 0.0, ""),
-        (0.74, 0.25, " It begins to copy its images: stop earlier or add images."),
-        (-0.1, None, " Its images are no nearer to the style than without it: lower learning_rate."),
+        (0.74, 0.25, " It is starting to copy its training images: stop earlier or add images."),
+        (-0.1, None, " Its images are no closer to the style than without it: lower learning_rate."),
     ],
 )
 def test_what_unseen_prompts_gain_is_said(style: float, copies: float | None, more: str) -> None:
     facts = TrainingFacts(
         images=4, steps_run=1, unseen_prompts=3, style_gained=style, content_kept=0.871, copied_share=copies
     )
-    said = f"Drawn from 3 prompts it has not seen: style 0.00 → {style:.2f}, content kept 0.87.{more} 1 layer"
+    said = f"On 3 unseen prompts: style 0.00 → {style:.2f}, content kept 0.87.{more} 1 layer"
     assert said in training_summary(RankReport({}, [0.5], [], [], {}, {"a": 1}, [], facts))

@@ -243,9 +243,7 @@ def test_a_cancelled_training_in_which_no_step_counted_is_told_as_a_failure() ->
     result = train(model, QUICK, lambda p: seen.append(p.step), lambda: len(seen) == 3)
     assert not result.adapter.layers["toy.attn"].lora_up.any()
     assert result.report.signal == {"toy.attn": 1} and result.report.spectrum == {"toy.attn": [0.0] * 4}
-    told = (
-        "Cancelled at step 3: the adapter is what was learned so far. It learned nothing: none of its 3 steps counted"
-    )
+    told = "Cancelled at step 3: the LoRA is what was learned so far. It learned nothing: none of its 3 steps counted"
     assert training_summary(result.report).startswith(told)
 
 
@@ -263,15 +261,15 @@ def test_an_adapter_whose_numbers_are_not_finite_is_never_given(monkeypatch: pyt
         result = train(toy(), QUICK)
     for given, expected in zip(tensors(result), tensors(train(toy(), replace(QUICK, steps=11))), strict=True):
         assert torch.equal(given, expected)
-    assert "The adapter's own numbers are not finite after step 12, so training ended" in result.report.facts.notes
+    assert "The LoRA's weights are not finite after step 12, so training ended" in result.report.facts.notes
 
 
 def test_an_image_that_spoils_every_step_is_named() -> None:
     model = toy(12)
     model.spoil_step = lambda call: call > 0 and 4 in model.calls[-1]
     notes = train(model, replace(QUICK, steps=60)).report.facts.notes
-    assert notes.startswith("Image 5 and its caption taught nothing: every step with them was skipped")
-    assert "taught nothing" not in train(toy(12), replace(QUICK, steps=60)).report.facts.notes
+    assert notes.startswith("Image 5 and its caption could not be learned: every step with them was skipped")
+    assert "could not be learned" not in train(toy(12), replace(QUICK, steps=60)).report.facts.notes
 
 
 def test_a_loss_worse_than_the_mean_makes_the_threshold_zero_and_one_component_signal() -> None:
@@ -587,10 +585,10 @@ MORE_BAD: list[tuple[dict, str]] = [
     ({"optimizer": "AdamWScheduleFree", "schedule": "cosine"}, "instead of using a schedule.*cosine and 0"),
     ({"optimizer": "AdamWScheduleFree", "ema_decay": 0.9}, "constant and 0.9"),
     ({"optimizer": "Prodigy"}, "Prodigy finds the learning rate itself.*0.0005; set it to 1"),
-    ({"include_layers": "a("}, r"'a\(' is no regular expression"),
-    ({"exclude_layers": "ok\n[a"}, r"'\[a' is no regular expression"),
+    ({"include_layers": "a("}, r"'a\(' is not a valid regular expression"),
+    ({"exclude_layers": "ok\n[a"}, r"'\[a' is not a valid regular expression"),
     ({"layer_ranks": "attn"}, "pattern=rank"),
-    ({"layer_ranks": "a(=3"}, r"'a\(' is no regular expression"),
+    ({"layer_ranks": "a(=3"}, r"'a\(' is not a valid regular expression"),
 ]
 
 

@@ -231,8 +231,8 @@ def test_a_training_that_is_stopped_between_measurements_says_what_it_gives(step
     assert torch.equal(result.adapter.layers["toy.attn"].lora_up, plain.adapter.layers["toy.attn"].lora_up)
     told = training_summary(result.report)
     steps = "1 step" if step == 1 else f"{step} steps"
-    assert told.startswith(f"Cancelled at step {step}: the adapter is what was learned so far. {steps} on 12 images.")
-    assert f"The adapter is that of step {step}, which was not measured on the 2 held-out images." in told
+    assert told.startswith(f"Cancelled at step {step}: the LoRA is what was learned so far. {steps} on 12 images.")
+    assert f"The LoRA is that of step {step}, whose loss on the 2 validation images was not measured." in told
     # Ten pictures, eight to a step: an epoch has two.
     assert result.report.facts.epochs == math.ceil(step / 2)
 
@@ -253,7 +253,7 @@ def test_a_measurement_that_was_stopped_is_made_when_the_training_goes_on(tmp_pa
 
 def test_stopped_where_it_was_measured_a_training_gives_its_best() -> None:
     told = training_summary(stopped_at(20, toy(12), CONFIG).report)
-    assert "Best at step 20: loss " in told and " on 2 held-out images." in told
+    assert "Best at step 20: loss " in told and " on 2 validation images." in told
 
 
 @pytest.mark.parametrize("stage", ["cutting", "training on all"])

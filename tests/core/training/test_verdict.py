@@ -35,15 +35,27 @@ def report(
     ("given", "sentence"),
     [
         (report([math.nan] * 4), "none of its 4 steps counted"),
-        (report(validation=[(0, 0.9), (10, 1.1)], best_step=10), "held-out images are worse than without the LoRA"),
-        (report(validation=[(0, 0.9), (10, 0.9)], best_step=10), "held-out images are worse"),
-        (report(validation=[(0, 0.9), (10, math.nan)], best_step=10), "the loss of its held-out images is not finite"),
-        (report(validation=[(0, 0.9), (5, 1.0), (10, 0.8)], best_step=10, chosen_step=5), "held-out images are worse"),
-        (report(fit=[(0, 0.5), (10, 0.501)]), "its own images are worse than without the LoRA, with 100.2 %"),
-        (report(fit=[(0, 0.5), (10, 0.501)], cancelled="training"), "its own images are worse"),
-        (report(fit=[(0, 0.5), (10, 0.501)], chosen_step=10), "its own images are worse"),
-        (report(fit=[(0, 0.5), (10, 0.495)]), "is still 99.0 % of the model's"),
-        (report(fit=[(0, 0.5), (10, math.inf)]), "the loss of its own images is not finite"),
+        (
+            report(validation=[(0, 0.9), (10, 1.1)], best_step=10),
+            "unseen (validation) images are predicted worse than without the LoRA",
+        ),
+        (report(validation=[(0, 0.9), (10, 0.9)], best_step=10), "unseen (validation) images are predicted worse"),
+        (
+            report(validation=[(0, 0.9), (10, math.nan)], best_step=10),
+            "the loss of its validation images is not finite",
+        ),
+        (
+            report(validation=[(0, 0.9), (5, 1.0), (10, 0.8)], best_step=10, chosen_step=5),
+            "unseen (validation) images are predicted worse",
+        ),
+        (
+            report(fit=[(0, 0.5), (10, 0.501)]),
+            "its training images are predicted worse than without the LoRA, with 100.2 %",
+        ),
+        (report(fit=[(0, 0.5), (10, 0.501)], cancelled="training"), "its training images are predicted worse"),
+        (report(fit=[(0, 0.5), (10, 0.501)], chosen_step=10), "its training images are predicted worse"),
+        (report(fit=[(0, 0.5), (10, 0.495)]), "is still 99.0 % of the base model's"),
+        (report(fit=[(0, 0.5), (10, math.inf)]), "the loss of its training images is not finite"),
         (report(RISEN, fit=[(0, 0.9)], cancelled="training"), "its loss has risen from 0.900 to 3.690"),
         (report(RISEN, validation=[(0, 0.9)], cancelled="training", best_step=10), "its loss has risen from 0.900"),
     ],
@@ -53,9 +65,7 @@ def test_every_kind_is_told_first_and_with_what_to_do(given: RankReport, sentenc
     assert problem.startswith("It learned nothing") and sentence in problem
     assert "learning_rate" in problem or "bf16 or fp32" in problem
     told = training_summary(given)
-    assert problem in told and told.index(problem) <= len(
-        "Cancelled at step 10: the adapter is what was learned so far. "
-    )
+    assert problem in told and told.index(problem) <= len("Cancelled at step 10: the LoRA is what was learned so far. ")
     assert "Stopped by itself" not in told and "It ran to its last step" not in told
 
 
@@ -109,7 +119,7 @@ def test_a_good_training_has_its_second_pass_and_no_such_sentence() -> None:
 def test_a_learning_rate_that_does_nothing_is_told() -> None:
     config = TrainConfig(steps=20, learning_rate=1e-7, batch_size=8, max_rank=4, layers="attention and feed-forward")
     told = training_summary(train(toy(5), config).report)
-    assert told.startswith("It learned nothing: the loss of its own images is still 100.0 % of the model's")
+    assert told.startswith("It learned nothing: the loss of its training images is still 100.0 % of the base model's")
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.2])

@@ -196,7 +196,7 @@ def test_a_damaged_file_of_ours_is_refused_by_every_node(pack, loras, model):
         lambda: nodes.inspect.ACLoRAInspect.execute(name),
         lambda: nodes.resize.ACLoRAResize.execute(name, {"rule": "knee"}),
     ):
-        with pytest.raises(ValueError, match=rf"^{name} is damaged: its numbers are not those that were saved"):
+        with pytest.raises(ValueError, match=rf"^{name} is damaged: its numbers do not match the SHA-256"):
             run()
 
 

@@ -118,7 +118,7 @@ def test_a_report_of_another_training_gets_one_sentence(pack, inspect, resize):
         lambda: inspect.execute("none", lora_model=lora(), rank_report=stranger),
         lambda: resize.execute("none", {"rule": "signal"}, lora_model=lora(), rank_report=stranger),
     ):
-        with pytest.raises(ValueError, match="from another training: it does not know the layer") as caught:
+        with pytest.raises(ValueError, match="from another training: it lacks the layer") as caught:
             run()
         assert "\n" not in str(caught.value)
 

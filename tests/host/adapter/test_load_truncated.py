@@ -91,7 +91,7 @@ def test_without_a_known_signal_one_sentence_says_what_to_do(pack, loras, load, 
         ({"cut": "rank", "rank": 0}, "truncated to rank 1 or more, but the rank is 0"),
         ({"cut": "energy", "keep": 0.0}, "ink_00001.safetensors: The share to keep must be above 0 and at most 1"),
         ({"cut": "energy", "keep": float("nan")}, "at most 1, but is nan"),
-        ({"cut": "guess"}, "no such cut as 'guess'. Choose one of no cut, rank, energy, signal"),
+        ({"cut": "guess"}, "no cut named 'guess'. Choose one of no cut, rank, energy, signal"),
     ],
     ids=["rank", "share", "nan", "name"],
 )
@@ -127,7 +127,7 @@ def test_the_table_has_file_truncation_training_and_metadata_in_two_columns(pack
         "energy kept 93.77%, so the change differs by 25.0% of its size",
         "optimizer AdamW",
         "signal ranks 2 in every layer",
-        "held-out loss 0.4100 at step 6, the lowest of 2",
+        "validation loss 0.4100 at step 6, the lowest of 2",
         "given rank 2, of 1 truncations that were tried",
         "modelspec.title ink_00001",
     ):
@@ -215,4 +215,4 @@ def test_an_unknown_cut_is_no_silent_load_of_the_whole(server, file):
     history = server.wait(server.submit({"1": node(file, **STRENGTHS, cut="guess"), "2": preview(3)}))
     kind, event = history["status"]["messages"][-1]
     assert kind == "execution_error" and event["node_id"] == "1"
-    assert "no such cut as 'guess'. Choose one of no cut, rank" in event["exception_message"]
+    assert "no cut named 'guess'. Choose one of no cut, rank" in event["exception_message"]

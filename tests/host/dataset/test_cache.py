@@ -177,8 +177,8 @@ def test_a_full_disk_is_reported_on_the_node(pack: ModuleType, folder: Path, mon
         patch.setattr(os, "fsync", full)
         output = calls.run()
     assert len(output.result[0]) == 3
-    assert "cannot be kept for the next time (No space left on device)" in output.ui["text"][0]
-    assert "cannot be kept" not in calls.run().ui["text"][0]
+    assert "cannot be stored for next time (No space left on device)" in output.ui["text"][0]
+    assert "cannot be stored" not in calls.run().ui["text"][0]
     assert calls.encoded() == (0, 0)
 
 

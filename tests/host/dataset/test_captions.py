@@ -117,7 +117,7 @@ def test_what_looks_like_a_choice_or_a_prompt_is_named(calls: Calls, folder: Pat
     (folder / "1.txt").write_text("a (big:1.3) cat")
     (folder / "2.txt").write_text("a cat (at 10:30) in embedding:style")
     assert said(calls) == [
-        "1 image with a choice such as {a|b} in the caption, learned as it is written; use a line for each caption: "
+        "1 image with a choice such as {a|b} in the caption, learned literally; write one caption per line instead: "
         "0.png.",
         "2 images with (word:1.3) or embedding:name in the caption, learned as text; prompt_syntax would change that: "
         "1.png, 2.png.",

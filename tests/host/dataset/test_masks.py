@@ -119,7 +119,7 @@ def test_what_is_not_used_of_the_regularisation_images_is_told_as_theirs(calls: 
     (plain / "masks").mkdir()
     draw(plain / "masks" / "nobody.png", 5)
     text = calls.run(regularisation="plain").ui["text"][0]
-    assert "In the regularisation folder: not used, since neither images" in text and "here: notes.doc." in text
+    assert "In the regularisation folder: not used, as neither images" in text and "nor captions: notes.doc." in text
     assert "1 mask without a regularisation image of the same name: masks/nobody.png." in text
 
 
@@ -186,7 +186,7 @@ def test_an_image_comes_in_the_further_sizes_that_it_is_large_enough_for(calls: 
     sizes = [tuple(each["samples"].shape[-2:]) for each in output.result[0]]
     assert set(sizes[:6]) == {(6, 10)} and sizes[6] == sizes[7] == (6, 10)  # the resolution's own comes first
     assert sizes[8] == sizes[9] < sizes[10] == sizes[11]
-    assert "3 images smaller than resolution 128, so not shown in it: 0.png, 1.png, 2.png." in output.ui["text"][0]
+    assert "3 images smaller than resolution 128, so left out there: 0.png, 1.png, 2.png." in output.ui["text"][0]
     for each in output.result[0][-6:]:
         assert each["noise_mask"].shape[-2:] == each["samples"].shape[-2:]
     assert calls.encoded(more_resolutions="96, 128", flip=True) == (0, 0)

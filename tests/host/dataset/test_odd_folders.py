@@ -36,7 +36,7 @@ def test_what_is_not_used_is_named_on_the_node(calls: Calls, folder: Path) -> No
     text = shown(calls)
     assert text.startswith("4 images: ")
     assert "4.heic was skipped" in text and "pillow-heif" in text
-    assert "not used: 7.txt." in text and "known here: scan.psd." in text and "not read: cat/deep." in text
+    assert "not used: 7.txt." in text and "nor captions: scan.psd." in text and "not read: cat/deep." in text
 
 
 def test_a_moving_image_is_told_on_the_node(calls: Calls, folder: Path) -> None:

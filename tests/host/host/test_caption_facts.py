@@ -63,4 +63,4 @@ def test_the_trigger_and_the_tags_reach_the_file(pack, keys, parts, model, pictu
     assert '{"1_inkstyle": {"inkstyle": 2, "a diamond": 1, "a ball": 1}}' in table
     assert "Write 'inkstyle' in the prompt." in table
     shown = pack.nodes.adapter.save.ACLoRASave.execute(lora_model, "ink", trigger="inkstile", rank_report=report).ui
-    assert "The trigger is 'inkstile', in place of 'inkstyle' of the training." in shown.as_dict()["text"][0]
+    assert "The trigger word is 'inkstile'; the training used 'inkstyle'." in shown.as_dict()["text"][0]

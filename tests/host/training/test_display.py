@@ -49,10 +49,10 @@ def test_the_node_says_what_it_does_before_the_first_step_and_after_the_last(
         "Loading the model",
         "Trying one step",
         "Measuring how much memory a step takes",
-        "Measuring the loss at fixed noise",
+        "Measuring the loss",
         "First step",
-        "Measuring the loss at fixed noise",  # at the last step
-        "Truncating each layer to the rank that it uses",
+        "Measuring the loss",  # at the last step
+        "Truncating each layer to the rank it uses",
         "Counting the ranks of the layers",
     ]
     assert said[-1].startswith("It learned nothing") or said[-1].startswith("2 steps on 2 images")
@@ -63,8 +63,8 @@ def test_after_a_cancel_the_node_says_that_the_work_is_kept(
 ) -> None:
     with cancelled():
         run_node(pack, model, *pictures, {**SHORT, "steps": 40})
-    told = "Cancelled; what is under way is finished, and what was learned is kept."
-    assert f"{told}\nTruncating each layer to the rank that it uses …" in said
+    told = "Cancelled: finishing what is under way. What was learned is kept."
+    assert f"{told}\nTruncating each layer to the rank it uses …" in said
     assert said[-1].endswith("Run again to train from the start. Steps to choose from: 1 (automatic).")
 
 
@@ -151,7 +151,7 @@ def test_a_training_of_a_cancelled_run_does_not_begin(
     said.clear()
     with CurrentNodeContext("one run", "6"):
         second = run_node(pack, model, *pictures, SHORT)
-    assert said == ["Not trained, as this run was cancelled before. Run again to train it."]
+    assert said == ["Not trained, as this run was cancelled before. Run again to train."]
     assert {type(output).__name__ for output in second.result} == {"ExecutionBlocker"}
     with CurrentNodeContext("another run", "6"):
         third = run_node(pack, model, *pictures, SHORT)

@@ -129,7 +129,7 @@ def test_a_cancel_before_the_first_validation_is_reported(pack, model, pictures,
         report = trained(pack, model, many, captions[:1] * 9, steps=40, held_out=0.2)[3]
     status, checkpoints = pack.nodes.training.status, pack.aclora_core.config.CheckpointConfig
     summary = status.training_summary(report)
-    assert len(report.losses) == 1 and "The adapter is that of step 1, which was not measured" in summary
+    assert len(report.losses) == 1 and "The LoRA is that of step 1, whose loss on" in summary
     assert status.result_text(report, checkpoints(tmp_path)).endswith(" Run again to resume.")
     for without in (None, checkpoints(tmp_path, resume="never")):
         assert status.result_text(report, without).endswith(" Run again to train from the start.")
@@ -162,7 +162,7 @@ def test_a_training_in_which_no_step_counted_is_an_error(pack, model, pictures):
 def test_a_training_that_made_the_model_worse_is_told_as_a_failure(pack, model, pictures, caplog):
     settings = {"steps": 3, "learning_rate": 0.1, "batch_size": 2, "max_rank": 4}
     told = run_node(pack, model, *pictures, settings).ui["text"][0]
-    assert told.startswith("It learned nothing: its own images are worse than without the LoRA")
+    assert told.startswith("It learned nothing: its training images are predicted worse than without the LoRA")
     assert "Lower learning_rate" in told and "It learned nothing" in caplog.text
 
 
@@ -209,11 +209,11 @@ BAD = {
         "Caption 1 holds NaN",
     ),
     "an empty caption": (lambda m, x, c: (m, x, [resized(c[0], 1, 0, 64), c[1]]), {}, "Caption 1 is empty"),
-    "no caption": (lambda m, x, c: (m, x, [None, c[1]]), {}, "Caption 1 is no conditioning"),
-    "a list of numbers as caption": (lambda m, x, c: (m, x, [[1, 2], c[1]]), {}, "Caption 1 is no conditioning"),
+    "no caption": (lambda m, x, c: (m, x, [None, c[1]]), {}, "Caption 1 is not a conditioning"),
+    "a list of numbers as caption": (lambda m, x, c: (m, x, [[1, 2], c[1]]), {}, "Caption 1 is not a conditioning"),
     "an empty latent": (lambda m, x, c: (m, replaced(x, torch.zeros(1, 16, 0, 16)), c), {}, "Latent 1 is empty"),
     "no latent": (lambda m, x, c: (m, [{}, x[1]], c), {}, "Latent 1 holds no image"),
-    "no model": (lambda m, x, c: (None, x, c), {}, "no diffusion model"),
+    "no model": (lambda m, x, c: (None, x, c), {}, "not a diffusion model"),
     "a combined caption": (lambda m, x, c: (m, x, [c[0] + c[1], c[1]]), {}, "Caption 1 is made of 2 conditionings"),
     "rank too high": (lambda m, x, c: (m, x, c), {"max_rank": 321}, "largest layer can only have rank 320"),
     "a setting out of range": (lambda m, x, c: (m, x, c), {"learning_rate": math.inf}, "learning_rate must be above 0"),
@@ -257,7 +257,7 @@ def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack
     progress = display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
     assert status.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
     progress.fit += [(0, 0.5), (2, 0.17)]
-    told = "training, loss 0.500, own images at 34 % of the model's loss, learning rate 0.0005, 4:00 left"
+    told = "training, loss 0.500, training images at 34 % of the base model's loss, learning rate 0.0005, 4:00 left"
     assert status.status_text(progress, bar) == told
 
 

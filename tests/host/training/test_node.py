@@ -37,7 +37,7 @@ def test_two_images_are_overfitted_and_sampled(pack, parts, model, pictures):
 
 def test_the_outputs_are_accepted_by_comfyuis_nodes(pack, parts, model, pictures):
     changed, lora_model, loss_map, report, clip = trained(pack, model, *pictures)
-    assert "only where AC-LoRA Text Encoder Options is connected" in clip.message
+    assert "only if AC-LoRA Text Encoder Options is connected" in clip.message
     assert type(changed) is type(model) and changed is not model and changed.model is model.model
     suffixes = {".".join(key.split(".")[-2:]) for key in lora_model if not key.endswith(".alpha")}
     assert suffixes == {"lora_up.weight", "lora_down.weight"} and all(key.startswith(DENOISER) for key in lora_model)

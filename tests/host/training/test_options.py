@@ -82,7 +82,11 @@ def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "sentence"),
     [
-        ("layers", {"include_layers": "attn\n(unclosed"}, "^include_layers: .*'.unclosed' is no regular expression"),
+        (
+            "layers",
+            {"include_layers": "attn\n(unclosed"},
+            "^include_layers: .*'.unclosed' is not a valid regular expression",
+        ),
         ("layers", {"include_layers": "attn", "exclude_layers": "("}, "^exclude_layers: "),
         ("layers", {"layer_ranks": "attn"}, "^layer_ranks: A line of layer_ranks must be pattern=rank"),
         ("ranks", {"lowest_threshold": 0.9, "highest_threshold": 0.5}, "^lowest_threshold must be .* is 0.9 to 0.5"),

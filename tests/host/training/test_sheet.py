@@ -80,7 +80,7 @@ def test_each_set_is_a_file_and_a_row_of_the_sheet(pack, parts, model, pictures,
     assert marks["step 3"] == "" and marks["step 4"] == "can be chosen" and marks["step 16"] == "automatic"
     assert [row.label for row in rows[0] if row.strong] == ["step 16"]
     assert "Previews of the steps: output/aclora/ink_00001." in shown["text"][0]
-    assert "enter it at step and run again" in shown["text"][0]
+    assert "enter it as step and run again" in shown["text"][0]
 
 
 def test_a_chosen_step_shows_the_same_sheet_with_another_mark(pack, parts, model, pictures, folders, rows):
@@ -148,7 +148,7 @@ def test_a_full_disk_loses_previews_and_not_the_training(pack, parts, model, pic
     monkeypatch.setattr(files, "write_atomically", fail)
     shown = run(pack, model, pictures, previews_of(pack, parts), steps=2)
     assert "2 steps on 2 images" in shown["text"][0] and "images" not in shown
-    assert "At times previews could not be kept: Free some space" in shown["text"][0]
+    assert "Some previews could not be saved: Free some space" in shown["text"][0]
 
 
 def test_a_sheet_that_cannot_be_saved_is_told(pack, parts, model, pictures, monkeypatch):

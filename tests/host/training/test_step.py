@@ -65,9 +65,9 @@ def test_another_step_comes_at_once_and_as_it_was_kept(pack, model, pictures, tr
         automatic, shown = said(pack, model, pictures, smallest=False)  # steps are kept whole
         chosen, told = said(pack, model, pictures, smallest=False, step=2)
     assert trainings == [0] and [image["filename"] for image in shown["images"]] == ["training_00001_.png"]  # no sheet
-    assert "Steps to choose from: 1, 2, 3, 4 (automatic). To get another, enter it at step" in shown["text"][0]
-    assert told["text"][0].startswith("The adapter is that of step 2, as chosen.")
-    assert "Nothing was trained, as this step was kept. Steps to choose from: 1, 2, 3, 4 (auto" in told["text"][0]
+    assert "Steps to choose from: 1, 2, 3, 4 (automatic). To use another, enter it as step" in shown["text"][0]
+    assert told["text"][0].startswith("The LoRA is that of step 2, as chosen.")
+    assert "This step was kept, so nothing had to be trained. Steps to choose from: 1, 2, 3, 4 (auto" in told["text"][0]
     (file,) = kept_files(temp, "step_0000002.safetensors")
     kept = {key: tensor.float() for key, tensor in load_file(file).items()}
     assert_same(chosen[1], kept)
@@ -93,7 +93,7 @@ def test_other_images_drawn_before_are_no_other_training(pack, model, pictures, 
     first, _ = said(pack, model, pictures, before=[torch.zeros(1, 64, 96, 3)])
     again, told = said(pack, model, pictures, before=[torch.ones(1, 64, 96, 3)])
     assert trainings == [0] and again[3] == first[3]
-    assert "Nothing was trained, as this step was kept." in told["text"][0]
+    assert "This step was kept, so nothing had to be trained." in told["text"][0]
     assert_same(again[1], first[1])
     said(pack, model, pictures, before=[torch.ones(1, 64, 96, 3)], seed=1)
     assert trainings == [0, 1]
@@ -128,14 +128,14 @@ def test_the_images_drawn_before_are_shown_until_the_first_chart(pack, model, pi
 def test_a_step_that_was_not_kept_gives_the_nearest_and_says_so(pack, model, pictures, trainings):
     last, _ = said(pack, model, pictures)
     chosen, told = said(pack, model, pictures, step=90)
-    assert trainings == [0] and "Step 90 was not kept; step 4 is the nearest." in told["text"][0]
+    assert trainings == [0] and "Step 90 was not kept; step 4, the nearest, is used." in told["text"][0]
     assert_same(chosen[1], last[1])
 
 
 def test_a_step_that_is_asked_for_from_the_start_is_kept(pack, model, pictures, trainings):
     chosen, told = said(pack, model, pictures, steps=20, step=4)
     assert trainings == [0] and chosen[3].facts.chosen_step == 4 and len(chosen[3].losses) == 4
-    assert "not kept" not in told["text"][0] and "Nothing was trained" not in told["text"][0]
+    assert "not kept" not in told["text"][0] and "had to be trained" not in told["text"][0]
     assert "Steps to choose from: 3, 4, 6, 9, 12, 15, 18, 20 (automatic)." in told["text"][0]
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_file_is_told_and_trained_again(pack, model, pictures, trainin
     file.write_bytes(file.read_bytes()[:-100])
     chosen, told = said(pack, model, pictures, step=2)
     assert trainings == [0, 0] and chosen[3].facts.chosen_step == 2
-    assert "What was kept of this training cannot be read" in told["text"][0] and name in told["text"][0]
+    assert "The kept steps of this training cannot be read" in told["text"][0] and name in told["text"][0]
     assert "so it was trained again" in told["text"][0]
 
 

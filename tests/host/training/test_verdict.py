@@ -43,7 +43,7 @@ def test_prompts_of_the_previews_get_a_verdict(pack, parts, model, pictures, wit
     assert facts.unseen_prompts == 2 and facts.copied_share is None and not facts.notes  # two images tell no copies
     assert -1 <= facts.style_gained <= 1 and facts.style_gained != 0
     assert math.isfinite(facts.content_kept) and 0.3 < facts.content_kept < 1
-    assert "Drawn from 2 prompts it has not seen: style 0.00 → " in pack.nodes.training.status.training_summary(report)
+    assert "On 2 unseen prompts: style 0.00 → " in pack.nodes.training.status.training_summary(report)
     plain = trained(pack, model, *pictures, **more, **settings)
     assert plain[3].facts.style_gained is None and plain[3].facts.unseen_prompts is None
     assert all(torch.equal(lora[key], tensor) for key, tensor in plain[1].items())
@@ -57,7 +57,7 @@ def test_prompts_of_another_text_encoder_cost_the_verdict_alone(pack, parts, mod
     )
     report = trained(pack, model, *pictures, previews, steps=2)[3]
     assert len(report.losses) == 2 and report.facts.style_gained is None
-    assert "What unseen prompts gain could not be measured" in report.facts.notes
+    assert "Images of unseen prompts could not be measured" in report.facts.notes
 
 
 def test_a_cancel_while_prompts_are_drawn_keeps_the_training(pack, parts, model, pictures, interrupt, monkeypatch):
