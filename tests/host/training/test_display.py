@@ -65,7 +65,7 @@ def test_after_a_cancel_the_node_says_that_the_work_is_kept(
         run_node(pack, model, *pictures, {**SHORT, "steps": 40})
     told = "Cancelled: finishing what is under way. What was learned is kept."
     assert f"{told}\nTruncating each layer to the rank it uses …" in said
-    assert said[-1].endswith("Run again to train from the start. Steps to choose from: 1 (automatic).")
+    assert "Run again to train from the start. Steps to choose from: 1 (automatic). To use another" in said[-1]
 
 
 def test_a_cancel_in_the_middle_of_a_long_step_is_noticed_at_once(pack: ModuleType, interrupt: Any) -> None:

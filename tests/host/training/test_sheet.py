@@ -52,6 +52,13 @@ def run(pack, model, pictures, previews, checkpoints=None, named="ink", **settin
     return run_node(pack, model, latents, conditioning, {**QUICK, **SETTINGS, **settings}, **options).ui
 
 
+def sheets(shown):
+    """The images that the node shows behind the picture of the training."""
+    picture, *others = shown["images"]
+    assert picture["type"] == "temp" or picture["filename"].startswith("training_")
+    return others
+
+
 def previews_of(pack, parts, every=3):
     return preview_settings(
         pack, parts, prompts="a red diamond\na blue ball", preview_every=every, preview_guidance=1.0
@@ -71,7 +78,7 @@ def read(path: Path) -> torch.Tensor:
 def test_each_set_is_a_file_and_a_row_of_the_sheet(pack, parts, model, pictures, folders, rows):
     shown = run(pack, model, pictures, previews_of(pack, parts))
     folder = folders / "output" / "aclora" / "ink_00001"
-    assert shown["images"] == [{"filename": "sheet.png", "subfolder": "aclora/ink_00001", "type": "output"}]
+    assert sheets(shown) == [{"filename": "sheet.png", "subfolder": "aclora/ink_00001", "type": "output"}]
     expected = [0, 2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16]  # candidates, and every third
     assert steps_in(folder) == expected and read(folder / "step_000003.png").shape == (128, 256, 3)
     assert sorted(path.name for path in folder.iterdir())[0] == "sheet.png" and len(list(folder.iterdir())) == 13
@@ -86,19 +93,20 @@ def test_each_set_is_a_file_and_a_row_of_the_sheet(pack, parts, model, pictures,
 def test_a_chosen_step_shows_the_same_sheet_with_another_mark(pack, parts, model, pictures, folders, rows):
     previews, ink = previews_of(pack, parts), folders / "output" / "aclora" / "ink_00001"
     saved = read(ink / run_image(pack, model, pictures, previews, steps=4)["filename"])
-    (other,) = run(pack, model, pictures, previews, steps=4, step=2)["images"]
+    (other,) = sheets(run(pack, model, pictures, previews, steps=4, step=2))
     marked = read(folders / "temp" / other["subfolder"] / other["filename"])
     assert other["type"] == "temp" and marked.shape == saved.shape
     assert [row.label for row in rows[1] if row.strong] == ["step 2", "step 4"]
     changed = (marked - saved).abs().amax((1, 2)) > 0.1
     assert 20 < changed.sum() < 0.3 * len(changed)
-    assert [path.name for path in (folders / "output" / "aclora").iterdir()] == ["ink_00001"]
+    names = sorted(path.name for path in (folders / "output" / "aclora").iterdir())
+    assert names == ["ink_00001", "training_00001_.png"]
     # Without the preview options nothing is drawn, and what was drawn before is shown.
     assert run_image(pack, model, pictures, None, steps=4, step=2)["type"] == "temp"
 
 
 def run_image(*arguments, **named):
-    (image,) = run(*arguments, **named)["images"]
+    (image,) = sheets(run(*arguments, **named))
     return image
 
 
@@ -147,7 +155,7 @@ def test_a_full_disk_loses_previews_and_not_the_training(pack, parts, model, pic
     files = importlib.import_module(f"{pack.__name__}.aclora_core.training.preview_files")
     monkeypatch.setattr(files, "write_atomically", fail)
     shown = run(pack, model, pictures, previews_of(pack, parts), steps=2)
-    assert "2 steps on 2 images" in shown["text"][0] and "images" not in shown
+    assert "2 steps on 2 images" in shown["text"][0] and not sheets(shown)
     assert "Some previews could not be saved: Free some space" in shown["text"][0]
 
 
@@ -157,7 +165,7 @@ def test_a_sheet_that_cannot_be_saved_is_told(pack, parts, model, pictures, monk
 
     monkeypatch.setattr(pack.nodes.training.sheet, "write_atomically", fail)
     shown = run(pack, model, pictures, previews_of(pack, parts), steps=2)
-    assert "images" not in shown and "The sheet of previews could not be saved" in shown["text"][0]
+    assert not sheets(shown) and "The sheet of previews could not be saved" in shown["text"][0]
 
 
 def test_the_name_is_that_of_the_first_image_that_has_one(pack):
