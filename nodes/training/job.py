@@ -55,10 +55,14 @@ class TrainingJob:
         self.node, self.node_id = node, host.hidden_node_id(node)
         self.model, self.latents, self.conditioning = model, latents, conditioning
         self.chosen, self.config, self.step, self.before = chosen, config, step, before
-        self.name = training_name(conditioning)
         self.previews = LivePreviews(chosen.previews)
         bar = host.ProgressBar(config.steps, self.node_id)
         self.display = TrainingDisplay(bar, self.previews, self.say, host.dark_theme())
+
+    @property
+    def name(self) -> str:
+        """The training's name for files; the conditioning has to have been checked."""
+        return training_name(self.conditioning)
 
     def say(self, text: str) -> None:
         """Show a text on the node."""

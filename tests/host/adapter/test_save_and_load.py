@@ -255,7 +255,7 @@ def test_a_preview_without_pixels_does_not_stop_the_save(pack, loras, model, sha
     output = pack.nodes.adapter.save.ACLoRASave.execute(lora_for(model), "bare", preview=torch.zeros(shape))
     with safe_open(loras / output[0], "pt") as file:
         assert "modelspec.thumbnail" not in file.metadata()
-    assert "without the preview: it is no image" in output.ui.as_dict()["text"][0]
+    assert "without the preview: it is not an image" in output.ui.as_dict()["text"][0]
 
 
 def test_a_cut_while_loading_puts_the_best_of_that_rank_on_the_model(pack, loras, model):
