@@ -101,8 +101,24 @@ def test_previews_without_a_vae_get_a_remark(pack, parts):
 
 def test_a_vae_that_does_not_fit_in_memory_is_not_used(pack, parts, model, pictures, drawn, monkeypatch):
     monkeypatch.setattr(pack.nodes.host.preview_sampling, "_fits", lambda *_: False)
+    monkeypatch.setattr(pack.nodes.host.preview_sampling, "_free", lambda *_: 0)
     trained(pack, model, *pictures, preview_settings(pack, parts), steps=2)
     assert drawn[0][0].shape == (16, 16, 3)
+
+
+def test_a_vae_that_fits_by_tiles_decodes_in_tiles(pack, parts, model, pictures, drawn, monkeypatch):
+    tiles, vae = [], parts[2]
+    decode = type(vae).decode_tiled
+
+    def noted(self, samples, **sizes):
+        tiles.append((samples.shape[-1], sizes["tile_x"]))
+        return decode(self, samples, **sizes)
+
+    monkeypatch.setattr(type(vae), "decode_tiled", noted)
+    monkeypatch.setattr(pack.nodes.host.preview_sampling, "_fits", lambda *_: False)
+    monkeypatch.setattr(pack.nodes.host.preview_sampling, "_TILE", 8)
+    trained(pack, model, *pictures, preview_settings(pack, parts), steps=2)
+    assert drawn[0][0].shape == (128, 128, 3) and set(tiles) == {(16, 8)}
 
 
 def test_a_failing_sampler_ends_the_previews_only(pack, parts, model, pictures, monkeypatch, caplog):
