@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 NODE, FOLDER = "4", "2"  # in the front end node ids are numbers
+OPEN_WORKFLOW = "window.app.extensionManager.workflow.activeWorkflow.path"
 COMMAND = "name => window.app.extensionManager.command.execute(name)"
 SET = "([name, value]) => window.app.extensionManager.setting.set(name, value)"
 IMAGES = "id => (window.app.nodeOutputs[id]?.images ?? []).map(each => each.subfolder + '/' + each.filename)"
@@ -155,9 +156,11 @@ def test_what_a_training_showed_comes_back_after_a_change_of_tab_and_a_reload(
     page.evaluate(FIT_VIEW)  # Nodes 2.0 lay out only what is seen
     page.wait_for_function(f"id => ({LETTERS})(id) >= 9", arg=NODE)
 
+    own = page.evaluate(f"() => {OPEN_WORKFLOW}")
     page.evaluate(COMMAND, "Workspace.PreviousOpenedWorkflow")
-    page.wait_for_function("() => !Object.keys(window.app.nodeOutputs).length")
+    page.wait_for_function(f"own => {OPEN_WORKFLOW} !== own", arg=own)
     page.evaluate(COMMAND, "Workspace.NextOpenedWorkflow")
+    page.wait_for_function(f"own => {OPEN_WORKFLOW} === own", arg=own)
     page.wait_for_function(f"id => ({IMAGES})(id).length > 0", arg=NODE)
     assert page.evaluate(IMAGES, NODE) == images and text_on_node(page, NODE) == text
 
