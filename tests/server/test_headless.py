@@ -128,14 +128,15 @@ def test_it_trains_and_says_where_the_adapter_and_the_images_are(base: Base) -> 
     with safe_open(adapter, framework="np") as file:
         assert file.metadata()["ss_steps"] == "3"
     images = sorted((base.folder / "output" / "aclora").glob("*.png"))
-    assert len(images) == 2 and all(str(image) in output for image in images)
+    assert [image.name.split("_")[0] for image in images] == ["after", "before", "training"]
+    assert all(str(image) in output for image in images)
     assert "3 steps on 16 images" in output and "Logging error" not in output
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["ACLoRADataset.folder=nowhere"], 'Load AC-LoRA Dataset: folder: The folder "nowhere" does not exist.'),
+        (["ACLoRADataset.folder=nowhere"], 'Load AC-LoRA Dataset: The folder "nowhere" does not exist.'),
         (["ACLoRATrain.max_rank=2000"], "Value 2000 bigger than max of 1024"),
         (["ACLoRATrain.max_rank=1000"], "The maximum rank is 1000, but the model's largest layer can only have rank"),
         (["ACLoRATrain.rank=4"], "The node 'ACLoRATrain' has no input 'rank'. It has batch_size,"),
