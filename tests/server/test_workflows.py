@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError
@@ -16,7 +17,7 @@ from aclora_core.adapter.rank_report import RankReport
 from launcher.environment import ROOT
 from tests.support.host_server import HostServer
 from tests.support.server_runs import checkpoints, pixels, titled, until
-from tools.workflow_files import nodes_of, read_workflow
+from tools.workflow_files import WORKFLOWS, nodes_of, read_workflow
 
 pytestmark = pytest.mark.slow
 PROMPTS = ROOT / "tests" / "prompts"
@@ -64,7 +65,9 @@ def model_files(nodes: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 @pytest.fixture(params=LARGE)
 def large(request: pytest.FixtureRequest, server: HostServer) -> dict[str, Any]:
-    (server.base / "input" / "my_style").mkdir(exist_ok=True)  # which caption_my_folder reads
+    folder = server.base / "input" / "my_style"  # which caption_my_folder reads, before or after it loads its model
+    folder.mkdir(exist_ok=True)
+    shutil.copy(next((WORKFLOWS / "example_pictures").rglob("*.png")), folder)
     return prompt(request.param)
 
 
