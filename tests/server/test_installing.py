@@ -11,6 +11,7 @@ import pytest
 from launcher.environment import RUNTIME
 from tests.support.host_server import HostServer, running
 from tests.support.published import install_published, write_archive
+from tools.workflow_files import FILES
 
 pytestmark = pytest.mark.slow
 LARGEST = 48_000_000  # bytes of the archive
@@ -30,7 +31,7 @@ def test_the_archive_has_all_that_the_pack_needs(host: Path, tmp_path: Path) -> 
     install_published(tmp_path / "custom_nodes" / "aclora")
     with running(host, tmp_path, "published") as server:
         assert len([name for name in server.get_json("/object_info") if name.startswith("ACLoRA")]) == 16
-        assert "quickstart" in server.get_json("/workflow_templates")["aclora"]
+        assert server.get_json("/workflow_templates")["aclora"][0] == FILES["quickstart"]
         history = server.run(
             {
                 "base": {"class_type": "ACLoRATinyBase", "inputs": {}},
