@@ -146,18 +146,6 @@ def test_pages_of_other_sites_change_nothing(server: HostServer, folder: Path, h
     assert (folder / "0.txt").read_text(encoding="utf-8") == "mine\n"
 
 
-@pytest.fixture(scope="module")
-def page(server: HostServer) -> Iterator[Page]:
-    """The front end, open in a browser."""
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r tests/requirements.txt")
-    from tests.support.browser import MISSING, find_browser, open_front_end
-
-    if find_browser() is None:
-        pytest.skip(f"the front end is not tested, as {MISSING}")
-    with open_front_end(server.server.address) as opened:
-        yield opened
-
-
 @pytest.fixture(params=["classic nodes", "Nodes 2.0"])
 def graph(request: pytest.FixtureRequest, page: Page, server: HostServer, folder: Path) -> Iterator[Page]:
     """A dataset node and the tiny base, in one of the front end's two kinds of nodes."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,18 +43,6 @@ VARIANTS = {**variants(), **SUBGRAPHS}
 @pytest.fixture(scope="module")
 def definitions(server: HostServer) -> dict[str, Any]:
     return dict(server.get_json("/object_info"))
-
-
-@pytest.fixture(scope="module")
-def page(server: HostServer) -> Iterator[Page]:
-    """ComfyUI's own front end, open in a browser."""
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r tests/requirements.txt")
-    from tests.support.browser import MISSING, find_browser, open_front_end
-
-    if find_browser() is None:
-        pytest.skip(f"the front end is not tested, as {MISSING}")
-    with open_front_end(server.server.address) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("name", FILES)
