@@ -21,7 +21,7 @@ FILES = {
     "compare_ranks": "7 Train a LoRA style - AC-LoRA and plain ranks",
     "inspect_and_resize": "8 Inspect and resize a LoRA - AC-LoRA style",
     "evaluate": "9 Evaluate a LoRA style - AC-LoRA",
-    "caption_my_folder": "Caption my folder for a LoRA style - AC-LoRA",  # no number: 10 would sort before 2
+    "caption_my_folder": "Captions for a LoRA style - AC-LoRA",  # no number: 10 would sort before 2
 }
 IDS_EACH = 1000  # node ids of a workflow
 FIRST_NODE = {name: IDS_EACH * number for number, name in enumerate(FILES, start=1)}
