@@ -1,10 +1,10 @@
 """Train with little free GPU memory: step times, and what is streamed, recomputed and needed.
 
-    python -m bench.memory --cases sd15 sdxl flux --native --seconds 500      # on a CUDA GPU
+    python -m bench.memory --cases sd15 sdxl flux --seconds 500      # on a CUDA GPU
 
 Models have random weights in their true shapes (bench/step_time/models.py). Memory beyond what a row leaves free is
 occupied by another process. Each case is timed without a limit first, with every block recomputed; the losses of the
-other rows are compared with its losses. With --native, ComfyUI's own node is timed at the same limits. Batch size 1.
+other rows are compared with its losses. Batch size 1. bench.memory.server times ComfyUI's own node beside ours.
 Rows that --out holds already stay there, unless they are measured anew. Writes bench/results/memory_cuda.json.
 """
 
@@ -14,8 +14,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -116,16 +114,6 @@ def largest_difference(row: Row, other: Row) -> float:
     return max((abs(a - b) / max(abs(b), 1e-9) for a, b in pairs), default=float("nan"))
 
 
-def native_rows(case: str, limits: Sequence[float], host: Path, out: Path) -> list[Row]:
-    """Run ComfyUI's own node at a case's limits in a process of its own, and return its rows."""
-    part = out.with_suffix(".native.json")
-    options = ["--case", case, "--host", str(host), "--out", str(part), "--free", *(f"{limit:g}" for limit in limits)]
-    subprocess.run([sys.executable, "-m", "bench.memory.native", *options], check=False, cwd=ROOT)
-    rows = json.loads(part.read_text(encoding="utf-8")) if part.is_file() else []
-    part.unlink(missing_ok=True)
-    return [Row(**row) for row in rows]
-
-
 def table(rows: list[Row], rate: float) -> str:
     """Return the rows as Markdown, with the floor that the aims are relative to."""
     lines = []
@@ -176,7 +164,6 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(LIMITS), default=["sd15", "sdxl", "flux"])
     parser.add_argument("--free", type=float, nargs="+", help="GiB: only these limits of each case")
     parser.add_argument("--table", action="store_true", help="print the table of --out and measure nothing")
-    parser.add_argument("--native", action="store_true", help="time ComfyUI's own node too")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")
     parser.add_argument("--seconds", type=float, default=540.0, help="after these no row begins")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "memory_cuda.json")
@@ -211,10 +198,6 @@ def main() -> None:
                 print(f"    {said}", flush=True)
             save(rows, rate, args.out)
         del model
-        if args.native and time.perf_counter() - began < args.seconds:
-            rows += native_rows(name, limits, args.host, args.out)
-            note(f"{name}: ComfyUI's own node is timed")
-            save(rows, rate, args.out)
     print(table(rows, rate))
 
 

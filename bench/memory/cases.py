@@ -18,6 +18,7 @@ LIMITS = {  # GiB free
 
 
 def case_of(name: str) -> Case:
-    """Return the case of a name in LIMITS, in its true size."""
-    case = case_named(name.removesuffix("_fp8"), False, torch.cuda.get_device_properties(0).total_memory)
+    """Return the case of a name in LIMITS or of bench.step_time, in its true size."""
+    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    case = case_named(name.removesuffix("_fp8"), False, memory)
     return in_fp8(case) if name.endswith("_fp8") else case

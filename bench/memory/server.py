@@ -1,11 +1,13 @@
-"""Train in a ComfyUI server with little free GPU memory: a workflow of the pack, and ComfyUI's own training node.
+"""Train in a ComfyUI server with little free GPU memory: this pack's node, and ComfyUI's own beside it.
 
-    python -m bench.memory.server --free 8 --host path/to/ComfyUI      # on a CUDA GPU
+    python -m bench.memory.server --cases sdxl z_image_fp8 --host path/to/ComfyUI      # on a CUDA GPU
+    python -m bench.memory.server --workflow sdxl --free 8                             # the template of the pack
+    python -m bench.memory.server --table                                              # what was measured
 
-The server is started as users start it, with its dynamic loader, after another process has occupied the rest of the
-memory. The pack's workflow for SDXL runs with a checkpoint of SDXL's true shapes and random weights, which is written
-first, and then ComfyUI's own node with the same checkpoint. Both take steps of one image of 1024². Writes
-bench/results/memory_server.json.
+The server is started for each row as users start it, with its dynamic loader, after another process has occupied the
+rest of the memory. Both nodes load the same file of random weights in the model's true shapes, which is written first,
+and take steps of one image with rank 16. With --workflow the template runs instead, with a random checkpoint.
+Rows of --out that are not measured anew stay. Writes bench/results/memory_server.json.
 """
 
 from __future__ import annotations
@@ -14,141 +16,200 @@ import argparse
 import asyncio
 import json
 import re
-import statistics
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from bench.memory import prompts
+from bench.no_search.tables import markdown
 from launcher.environment import ROOT
 from launcher.server import Server
-from launcher.workflow import Prompt, to_prompt
+from launcher.workflow import Prompt
 from tools.workflow_files import workflow_file
 
-WORKFLOW = workflow_file("sdxl")
-TRAINERS = "ACLoRATrain", "TrainLoraNode"
+OURS = "AC-LoRA"
 NATIVE: dict[str, dict[str, Any]] = {
     "native": {},
     "native, offloading": {"offloading": True},
     "native, offloading, bypass mode": {"offloading": True, "bypass_mode": True},
 }
+CHECKPOINTS = {"sdxl": "sd_xl_base_1.0.safetensors", "sd15": "v1-5-pruned-emaonly-fp16.safetensors"}  # of the templates
+_WARM_UP = 10  # steps of ours, in which it measures and compiles; the native node does neither
+_NATIVE_WARM_UP = 2
 
 
-def our_prompt(definitions: Mapping[str, Any], workflow: Path, steps: int) -> Prompt:
-    """Return the workflow in the API form, with so many steps of one image, and drawing cut short."""
-    prompt = to_prompt(json.loads(workflow.read_text(encoding="utf-8")), definitions)
-    for node in prompt.values():
-        if node["class_type"] == "ACLoRATrain":
-            node["inputs"] |= {"steps": steps, "batch_size": 1, "max_rank": 16}
-        if node["class_type"] == "KSampler":
-            node["inputs"]["steps"] = 4
-    return prompt
+@dataclass
+class Row:
+    """One training in a server."""
+
+    case: str
+    trainer: str
+    free_gib: float | None
+    steps: int = 0  # that were taken
+    ms: float | None = None  # of a step after the warm-up
+    seconds: float = 0.0  # from the prompt to its end, with loading the model
+    said: list[str] = field(default_factory=list)
+    failure: str = ""
 
 
-def native_prompt(definitions: Mapping[str, Any], checkpoint: str, steps: int, mode: Mapping[str, Any]) -> Prompt:
-    """Return a prompt that trains with ComfyUI's own node, at its defaults but for the mode."""
-    known = definitions["TrainLoraNode"]["input"]
-    defaults = {
-        name: options[1]["default"] for name, options in {**known["required"], **known.get("optional", {})}.items()
-        if len(options) > 1 and "default" in options[1]
-    }  # fmt: skip
-    trainer = defaults | {
-        "model": ["1", 0],
-        "latents": ["3", 0],
-        "positive": ["2", 0],
-        "steps": steps,
-        "rank": 16,
-        "existing_lora": "[None]",
-        **mode,
-    }
-    return {
-        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
-        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a house"}},
-        "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 1024, "height": 1024, "batch_size": 1}},
-        "4": {"class_type": "TrainLoraNode", "inputs": trainer},
-        "5": {"class_type": "LossGraphNode", "inputs": {"loss": ["4", 1], "filename_prefix": "loss"}},
-    }
-
-
-async def follow(address: str, prompt: Prompt, patience: float) -> tuple[list[float], str]:
-    """Run a prompt; return when each step of its training ended, in seconds, and "" or how it failed."""
-    trainer = next(name for name, node in prompt.items() if node["class_type"] in TRAINERS)
+async def follow(address: str, prompt: Prompt, patience: float) -> tuple[dict[int, float], str]:
+    """Run a prompt; return when steps of its training ended, in seconds by step, and "" or how it failed."""
+    trainer = next(name for name, node in prompt.items() if node["class_type"] in prompts.TRAINERS)
     ends: dict[int, float] = {}
+    began = time.perf_counter()
     async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(patience)) as session,
+        aiohttp.ClientSession() as session,
         session.ws_connect(f"{address}/ws?clientId=bench", max_msg_size=0) as events,
     ):
         async with session.post(f"{address}/prompt", json={"prompt": prompt, "client_id": "bench"}) as response:
             if response.status != 200:
-                return [], (await response.text())[:500]
-        async for event in events:
-            if event.type != aiohttp.WSMsgType.TEXT:
-                continue
-            message = json.loads(event.data)
+                return ends, (await response.text())[:500]
+        while (left := patience - (time.perf_counter() - began)) > 0:
+            try:
+                event = await events.receive(timeout=left)
+            except TimeoutError:
+                break
+            if event.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.ERROR):
+                return ends, "the server closed the connection, as one that has ended"
+            message = json.loads(event.data) if event.type == aiohttp.WSMsgType.TEXT else {"type": "", "data": {}}
             kind, data = message["type"], message["data"]
             if kind == "progress" and str(data.get("node")) == trainer:
-                ends.setdefault(int(data["value"]), time.perf_counter())
+                ends[int(data["value"])] = time.perf_counter()
             elif kind == "execution_error":
                 error = str(data["exception_message"]).strip().splitlines()
-                return list(ends.values()), f"{data['exception_type']}: {error[0] if error else ''}"
+                return ends, f"{data['exception_type']}: {error[0] if error else ''}"
             elif kind == "execution_success":
-                return list(ends.values()), ""
-    return list(ends.values()), "the server closed the connection, as one that has ended"
+                return ends, ""
+    return ends, f"stopped after {patience:.0f} s"
 
 
-def run(server: Server, prompt: Prompt, patience: float) -> dict[str, Any]:
-    """Run a prompt and return the median time of its later steps in milliseconds, or its failure."""
+def run(server: Server, prompt: Prompt, row: Row, patience: float) -> None:
+    """Run a prompt, and put the time of its steps or its failure into the row."""
+    began = time.perf_counter()
     try:
-        ends, failure = asyncio.run(follow(server.address, prompt, patience))
-    except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        ends, failure = [], f"{type(error).__name__} after {patience:.0f} s"
-    gaps = [1000 * (later - earlier) for earlier, later in zip(ends[2:], ends[3:], strict=False)]
+        ends, row.failure = asyncio.run(follow(server.address, prompt, patience))
+    except (aiohttp.ClientError, OSError) as error:
+        ends, row.failure = {}, f"{type(error).__name__}: {error}"
+    row.seconds = time.perf_counter() - began
     if server.process is not None and server.process.poll() is not None:
-        failure = f"the server ended with {server.process.returncode}"
-    return {"ms": statistics.median(gaps) if gaps else None, "steps": len(ends), "failure": failure}
+        row.failure = f"the server ended with {server.process.returncode}"
+    row.steps = max(ends, default=0)
+    later = [step for step in ends if step >= (_WARM_UP if row.trainer == OURS else _NATIVE_WARM_UP)]
+    if len(later) > 1:
+        first, last = min(later), max(later)
+        row.ms = 1000 * (ends[last] - ends[first]) / (last - first)
+
+
+def measured(
+    host: Path, row: Row, make: Callable[[Mapping[str, Any]], Prompt], options: list[str], patience: float
+) -> Row:
+    """Start a server with the row's free memory, run the prompt that make returns for its nodes, and return the row."""
+    from bench.memory.ballast import left_free
+
+    log = ROOT / ".runtime" / "logs" / "bench-memory-server.log"
+    with left_free(row.free_gib), Server(host, Path(sys.executable), options, log) as server:
+        run(server, make(json.loads(server.get("/object_info"))), row, patience)
+    said = log.read_text(encoding="utf-8", errors="replace")
+    row.said = re.findall(r"AC-LoRA: (a step takes.*|[0-9.]+ m?s a step\.|Out of memory.*)", said)
+    outcome = row.failure or f"{row.ms} ms"
+    print(f"{row.case}, {row.trainer}, {row.free_gib} GiB free: {outcome}", *row.said, sep="\n    ", flush=True)
+    return row
+
+
+def install_packs(host: Path) -> None:
+    """Link this checkout into the custom_nodes of a ComfyUI, and copy the pack of random inputs there."""
+    link = host / "custom_nodes" / "aclora"
+    if not link.exists():
+        link.symlink_to(ROOT, target_is_directory=True)
+    shutil.copy(Path(__file__).with_name("random_inputs.py"), host / "custom_nodes" / "aclora_bench_inputs.py")
+
+
+def write_file(words: list[str]) -> None:
+    """Write a file of random weights in a process of its own, which frees all of its GPU memory."""
+    subprocess.run([sys.executable, "-m", *words], check=True, cwd=ROOT)
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows as Markdown."""
+    lines = [
+        [row.case, f"{row.free_gib:g} GiB" if row.free_gib else "all", row.trainer,
+         f"{row.ms:.0f}" if row.ms else "", str(row.steps), f"{row.seconds:.0f}", row.failure]
+        for row in rows
+    ]  # fmt: skip
+    return markdown(["model", "free", "trained by", "ms a step", "steps", "seconds in all", "failure"], lines)
+
+
+def save(rows: list[Row], out: Path) -> None:
+    """Write the rows; others that the file holds stay."""
+    new = {(row.case, row.trainer, row.free_gib) for row in rows}
+    kept = [row for row in read(out) if (row.case, row.trainer, row.free_gib) not in new]
+    results = {"date": time.strftime("%Y-%m-%d"), "rows": [asdict(row) for row in [*kept, *rows]]}
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def read(out: Path) -> list[Row]:
+    """Return the rows of a file; none if it does not exist."""
+    return [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))["rows"]] if out.is_file() else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.memory.server", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=ROOT / ".runtime" / "ComfyUI")
-    parser.add_argument("--free", type=float, default=None, help="GiB; without it nothing is occupied")
-    parser.add_argument("--workflow", type=Path, default=WORKFLOW)
-    parser.add_argument("--checkpoint", default="sd_xl_base_1.0.safetensors", help="of SDXL, as the workflow names it")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--patience", type=float, default=150.0, help="seconds for each training")
-    parser.add_argument("--modes", nargs="*", choices=list(NATIVE), default=list(NATIVE))
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="ComfyUI's options, last")
+    parser.add_argument("--cases", nargs="+", default=[], help="of bench/memory/cases.py, at their limits; or tiny")
+    parser.add_argument("--workflow", choices=list(CHECKPOINTS), help="run this template")
+    parser.add_argument("--free", type=float, nargs="+", help="GiB: these limits instead; 0 occupies nothing")
+    parser.add_argument("--modes", nargs="*", choices=list(NATIVE), default=list(NATIVE)[1:2])
+    parser.add_argument("--steps", type=int, default=30, help="of ours; the native node takes a third")
+    parser.add_argument("--patience", type=float, default=90.0, help="seconds for each training")
+    parser.add_argument("--seconds", type=float, default=540.0, help="after these no row begins")
+    parser.add_argument("--table", action="store_true", help="print the table of --out and measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "memory_server.json")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="ComfyUI's options, last")
     args = parser.parse_args()
-    file = args.host / "models" / "checkpoints" / args.checkpoint
-    if args.workflow == WORKFLOW and not file.is_file():
-        command = [sys.executable, "-m", "tools.random_checkpoint", "--host", str(args.host), "sdxl", str(file)]
-        subprocess.run(command, check=True, cwd=ROOT)
-    link = args.host / "custom_nodes" / "aclora"
-    if not link.exists():
-        link.symlink_to(ROOT, target_is_directory=True)
-    results: dict[str, Any] = {"free_gib": args.free, "date": time.strftime("%Y-%m-%d")}
-    log = args.out.with_suffix(".log")
-    for name in ["ours", *args.modes]:
-        from bench.memory.ballast import left_free
+    began, rows = time.perf_counter(), list[Row]()
+    if not args.table:
+        install_packs(args.host)
 
-        with left_free(args.free), Server(args.host, Path(sys.executable), args.options, log) as server:
-            definitions = json.loads(server.get("/object_info"))
-            if name == "ours":
-                prompt = our_prompt(definitions, args.workflow, args.steps)
-            else:
-                prompt = native_prompt(definitions, args.checkpoint, max(6, args.steps // 3), NATIVE[name])
-            began = time.perf_counter()
-            results[name] = run(server, prompt, args.patience)
-            results[name]["seconds"] = time.perf_counter() - began
-        said = log.read_text(encoding="utf-8", errors="replace")
-        results[name]["said"] = re.findall(r"AC-LoRA: (a step takes.*|[0-9.]+ m?s a step\.|Out of memory.*)", said)
-        print(name, json.dumps(results[name]), flush=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    def add(case: str, trainer: str, free: float, make: Callable[[Mapping[str, Any]], Prompt]) -> None:
+        if time.perf_counter() - began < args.seconds:
+            row = Row(case, trainer, free or None)
+            rows.append(measured(args.host, row, make, args.options, args.patience))
+            save(rows, args.out)
+
+    if args.workflow:
+        file = args.host / "models" / "checkpoints" / CHECKPOINTS[args.workflow]
+        if not file.is_file():
+            write_file(["tools.random_checkpoint", "--host", str(args.host), args.workflow, str(file)])
+        template = workflow_file(args.workflow)
+        for free in args.free or [8.0]:
+            make = partial(prompts.from_workflow, workflow=template, steps=args.steps)
+            add(f"template {args.workflow}", OURS, free, make)
+    for name in args.cases:
+        _add_case(name, args, add)
+    print(f"\n{table(read(args.out))}")
+
+
+def _add_case(name: str, args: argparse.Namespace, add: Callable[..., None]) -> None:
+    """Add the rows of a case: for each limit ours, and the native node in each mode."""
+    from bench.memory.cases import LIMITS, case_of
+
+    case, file = case_of(name), f"aclora_bench_{name}.safetensors"
+    path = args.host / "models" / "diffusion_models" / file
+    if not path.is_file():
+        write_file(["bench.memory.weights", "--host", str(args.host), name, str(path)])
+    for free in args.free or LIMITS[name]:
+        add(name, OURS, free, partial(prompts.ours, file=file, case=case, steps=args.steps))
+        for mode in args.modes:
+            make = partial(prompts.native, file=file, case=case, steps=max(6, args.steps // 3), mode=NATIVE[mode])
+            add(name, mode, free, make)
 
 
 if __name__ == "__main__":

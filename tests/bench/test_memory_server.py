@@ -1,0 +1,39 @@
+"""bench.memory.server: the prompts of both nodes, the time of a step, and rows that stay in the file."""
+
+import pytest
+
+from bench.memory import prompts
+from bench.memory.server import OURS, Row, read, save, table
+from bench.step_time.models import CASES
+
+DEFINITIONS = {
+    "ACLoRATrain": {"input": {"required": {"model": ["MODEL", {}], "steps": ["INT", {"default": 1000}]}}},
+    "TrainLoraNode": {
+        "input": {"required": {"model": ["MODEL"]}, "optional": {"offloading": ["BOOLEAN", {"default": False}]}}
+    },
+}
+
+
+def test_both_nodes_get_the_same_model_and_images():
+    ours = prompts.ours(DEFINITIONS, "file.safetensors", CASES["flux"], 30)
+    native = prompts.native(DEFINITIONS, "file.safetensors", CASES["flux"], 10, {"offloading": True})
+    assert ours["1"] == native["1"] and ours["2"] == native["2"]
+    assert ours["2"]["inputs"]["pooled_width"] == 768
+    trainer, other = ours["3"]["inputs"], native["3"]["inputs"]
+    assert (trainer["steps"], trainer["batch_size"], trainer["max_rank"]) == (30, 1, 16)
+    assert (other["steps"], other["rank"], other["offloading"]) == (10, 16, True)
+
+
+def test_rows_that_are_not_measured_anew_stay(tmp_path):
+    file = tmp_path / "rows.json"
+    save([Row("sdxl", OURS, 8.0, ms=80.0), Row("sdxl", "native", 8.0, failure="out of memory")], file)
+    save([Row("sdxl", OURS, 8.0, ms=70.0)], file)
+    assert {(row.trainer, row.ms) for row in read(file)} == {(OURS, 70.0), ("native", None)}
+    assert "out of memory" in table(read(file)) and "| 70 |" in table(read(file))
+
+
+def test_without_a_file_there_are_no_rows(tmp_path):
+    assert read(tmp_path / "missing.json") == []
+    assert prompts.defaults(DEFINITIONS, "ACLoRATrain") == {"steps": 1000}
+    with pytest.raises(KeyError):
+        prompts.defaults(DEFINITIONS, "Unknown")
