@@ -3,6 +3,7 @@
 from .activity import Activity
 from .candidate_store import CandidateStore, KeptResult
 from .candidates import Candidates, choose, nearest_step, open_candidate_store
+from .memory import TooLittleMemoryError
 from .preview_files import PreviewFiles, PreviewSet
 from .previews import Previews
 from .progress import Progress, Result
@@ -22,6 +23,7 @@ __all__ = [
     "RequestKind",
     "Requests",
     "Result",
+    "TooLittleMemoryError",
     "choose",
     "nearest_step",
     "open_candidate_store",

@@ -39,6 +39,26 @@ _WHAT_HELPS = (
 _WHAT_HELPS_WITH_WEIGHTS = " A smaller file of the model, in fp8 or GGUF, leaves more room too."
 
 
+class TooLittleMemoryError(ValueError):
+    """One image does not fit on the GPU.
+
+    Attributes:
+        whole: whether all weights were on the GPU, so that streaming them would leave more memory.
+    """
+
+    def __init__(self, missing: int, adapted: AdaptedModel) -> None:
+        """Tell how many bytes are missing, 0 if unknown, and what helps."""
+        self.whole = adapted.model.weight_stream is None
+        how = "with every block recomputed" + ("" if self.whole else " and all weights streamed")
+        amount = (
+            f"at least {missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
+        )
+        more = _WHAT_HELPS_WITH_WEIGHTS if self.whole else ""
+        super().__init__(
+            f"There is too little GPU memory to train on one image at a time, {how}: {amount}. {_WHAT_HELPS}{more}"
+        )
+
+
 class MemoryPlan:
     """Plans what a pass's steps need, and falls back to less where they run out of memory all the same.
 
@@ -62,7 +82,7 @@ class MemoryPlan:
         """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs.
 
         Raises:
-            ValueError: one image does not fit; the message says how much is missing, and what helps.
+            TooLittleMemoryError: one image does not fit.
         """
         model, checkpointing = self.adapted.model, self.adapted.checkpointing
         if model.device.type != "cuda" or not (self.automatic or model.weight_stream):
@@ -75,7 +95,7 @@ class MemoryPlan:
         if free is None:
             return
         if sizes.used > free + _LEFT_FREE:  # it has just run, so that free memory is limited by a setting
-            raise ValueError(not_enough(sizes.used - free - _LEFT_FREE, self.adapted))
+            raise TooLittleMemoryError(sizes.used - free - _LEFT_FREE, self.adapted)
         expected = self._fit(sizes, rows, free)
         if self._keep_weights(free - checkpointing.room(expected)):
             free = self._plannable(expected) or 0
@@ -195,15 +215,6 @@ class MemoryPlan:
             f"Out of memory: images go through the model {rows // 2} at a time from now on, which needs less memory "
             "and is slower."
         )
-
-
-def not_enough(missing: int, adapted: AdaptedModel) -> str:
-    """Return a sentence for a step that does not fit: how many bytes are missing, 0 if unknown, and what helps."""
-    streamed = bool(adapted.model.weight_stream)
-    how = "with every block recomputed" + (" and all weights streamed" if streamed else "")
-    amount = f"at least {missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
-    more = "" if streamed else _WHAT_HELPS_WITH_WEIGHTS
-    return f"There is too little GPU memory to train on one image at a time, {how}: {amount}. {_WHAT_HELPS}{more}"
 
 
 def bytes_missing(error: torch.cuda.OutOfMemoryError) -> int:

@@ -15,7 +15,7 @@ from ..optim import Stepper, learning_rate_at
 from .activity import OnActivity, ignore
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
-from .memory import MemoryPlan, bytes_missing, not_enough
+from .memory import MemoryPlan, TooLittleMemoryError, bytes_missing
 from .progress import Progress
 from .restarts import Restarts
 from .verdict import OUT_OF_RANGE
@@ -73,7 +73,7 @@ class Trainer:
 
         Raises:
             RuntimeError: the model cannot be trained; whatever its own layers raise.
-            ValueError: one image does not fit into the GPU's memory.
+            TooLittleMemoryError: one image does not fit into the GPU's memory.
         """
         with self.adapted.injected() as join_shared_inputs:
             one_image = self.stream.trial(self.stream.indices[0])
@@ -83,7 +83,7 @@ class Trainer:
                 begins("memory")
                 self.memory.make()
             except torch.cuda.OutOfMemoryError as error:
-                raise ValueError(not_enough(bytes_missing(error), self.adapted)) from error
+                raise TooLittleMemoryError(bytes_missing(error), self.adapted) from error
             yield
 
     @contextmanager

@@ -8,6 +8,7 @@ from .conditioning import style_image_count
 from .encoding_keys import KnownEncodings
 from .families import training_note
 from .image_features import ClipVisionFeatures, DenoiserFeatures, decode_latent, square_side, text_features
+from .loading import MemoryLimits
 from .model import MODEL_PREFIX, HostModel, base_name
 from .model_identity import model_identity
 from .preview_sampling import encode_prompts, memory_limits, sample_previews
@@ -40,6 +41,7 @@ __all__ = [
     "HostTrainingSet",
     "KnownEncodings",
     "MODEL_PREFIX",
+    "MemoryLimits",
     "ProgressBar",
     "VARIANT_KEY",
     "add_command",

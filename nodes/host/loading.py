@@ -26,6 +26,7 @@ class MemoryLimits:
 
     most: int = 0  # that ComfyUI's process may use in all; 0 for what is there
     reserved: int = 0  # for others while it trains, such as the VAE of previews
+    stream: bool = False  # whether weights are streamed that would fit, as no step fits beside them
 
     def free(self, device: torch.device) -> int:
         """Return how many more bytes of a GPU the training may use."""
@@ -80,14 +81,15 @@ def _unless_saving(state: VRAMState) -> VRAMState:
 
 
 def fits(patcher: Any, limits: MemoryLimits = UNLIMITED) -> bool:
-    """Return whether a model's weights fit on its device with room for a step; otherwise all models are unloaded.
+    """Return whether a model's weights stay on its device as a whole; otherwise all models are unloaded.
 
-    With --lowvram and --novram none do: these ask for weights that are not kept on the GPU.
+    They do if they fit with room for a step. With --lowvram and --novram none do: these ask for weights that are not
+    kept on the GPU.
     """
     device, size = patcher.load_device, patcher.model_size()
     if device.type != "cuda" or patcher.offload_device == device:
         return True
-    saving = comfy.model_management.vram_state in _SAVING
+    saving = limits.stream or comfy.model_management.vram_state in _SAVING
     if not saving and size <= _SHARE_OF_WEIGHTS * (limits.free(device) + patcher.loaded_size()):
         return True
     comfy.model_management.unload_all_models()

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ...aclora_core.adapter import Adapter, RankReport, build_metadata, file_size, to_state_dict
 from ...aclora_core.config import TrainConfig
-from ...aclora_core.training import Requests, Result, train
+from ...aclora_core.training import Requests, Result, TooLittleMemoryError, train
 from .. import host
 from .cancels import noticed, record_cancel
 from .candidates import StepChoice, training_name
 from .display import LivePreviews, TrainingDisplay
 from .options.options import Options
 from .requests import answering, save_step
-from .status import CANCELLED, activity_text, result_text
+from .status import CANCELLED, STREAMED_INSTEAD, activity_text, result_text
 
 _NO_CLIP = (
     "Train AC-LoRA outputs a clip only if AC-LoRA Text Encoder Options is connected to its options. Connect the "
@@ -72,21 +72,36 @@ class TrainingJob:
         """Train, and return the node's output. remark: for the end of the summary, with a space in front, or ""."""
         self.say(activity_text("loading"))
         self.display.show_before([image for batch in self.before for image in batch])
-        with noticed(lambda: self.say(CANCELLED)), self._session() as (network, images):
-            # Other images in `before` make ComfyUI run the node again, and are no reason to train again.
-            again, prompts = bool(self.before), self.previews.prompts
-            choice = StepChoice(self.model, network, images, self.config, self.step, self.name, prompts, again)
-            adapter, report = self._result(network, images, choice)
+        with noticed(lambda: self.say(CANCELLED)):
+            adapter, report, choice = self._learned()
         if host.cancelled():
             host.clear_interrupt()
             record_cancel(self.node_id)
         return self._output(adapter, report, choice, remark)
 
-    def _session(self) -> Any:
+    def _learned(self) -> tuple[Adapter, RankReport, StepChoice]:
+        """Return the adapter, its report, and what else can be chosen."""
+        previews = self.chosen.previews
+        limits = host.memory_limits(self.config.gpu_memory, previews.vae if previews else None)
+        try:
+            return self._learned_within(limits)
+        except TooLittleMemoryError as error:
+            if not error.whole:
+                raise
+        self.say(STREAMED_INSTEAD)  # outside of the handler, which holds what the failed attempt has allocated
+        return self._learned_within(replace(limits, stream=True))
+
+    def _learned_within(self, limits: host.MemoryLimits) -> tuple[Adapter, RankReport, StepChoice]:
+        with self._session(limits) as (network, images):
+            # Other images in `before` make ComfyUI run the node again, and are no reason to train again.
+            again, prompts = bool(self.before), self.previews.prompts
+            choice = StepChoice(self.model, network, images, self.config, self.step, self.name, prompts, again)
+            return *self._result(network, images, choice), choice
+
+    def _session(self, limits: host.MemoryLimits) -> Any:
         previews = self.chosen.previews
         unconditional = self.chosen.unconditional if self.config.needs_unconditional else None
         prompts = previews.conditionings[:-1] if previews else ()  # the last is the empty prompt
-        limits = host.memory_limits(self.config.gpu_memory, previews.vae if previews else None)
         return host.training_session(
             self.model, self.latents, self.conditioning, self.chosen.clip, unconditional, prompts, limits
         )

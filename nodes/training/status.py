@@ -14,6 +14,7 @@ from ...aclora_core.training import Activity, Progress, training_summary
 from .. import host
 
 CANCELLED = "Cancelled: finishing what is under way. What was learned is kept."
+STREAMED_INSTEAD = "No step fits beside the model's weights: they are streamed from main memory."
 NOT_TRAINED = "Not trained, as this run was cancelled before. Run again to train."
 
 _STAGE_TEXT: dict[Stage, str] = {
