@@ -8,6 +8,7 @@ Alternatively the rows of a step are split into micro-batches, whose gradients a
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,11 +31,12 @@ _MICRO_BATCH_TIME, _RECOMPUTE_TIME = 0.45, 0.38
 
 @dataclass(frozen=True)
 class ActivationSizes:
-    """Memory that a step of one row needs, in bytes."""
+    """What a step of one row needs: memory in bytes, and time."""
 
     blocks: list[int]  # activations that each block saves for the backward pass
     least: int  # a step that recomputes every block, with the gaps that the allocator leaves
     used: int  # of that by tensors at its peak
+    seconds: float = 0.0  # that such a step took, launched kernel by kernel; 0 if not measured
 
     def peak(self, rows: int, recomputed: set[int]) -> int:
         """Return the peak memory of a step in bytes.
@@ -137,12 +139,16 @@ class ActivationCheckpointing:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             tensors, memory = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+            torch.cuda.synchronize()
+            began = time.perf_counter()
             loss().backward()
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
             used = torch.cuda.max_memory_allocated() - tensors
             least = max(used, torch.cuda.max_memory_reserved() - memory)
             self._measured = [0] * len(self.blocks)
             loss()
-            return ActivationSizes(self._measured, least, used)
+            return ActivationSizes(self._measured, least, used, seconds)
         finally:
             self.recomputed, self._measured = chosen, None
 

@@ -75,6 +75,7 @@ class MemoryPlan:
     ) -> None:
         self.adapted, self.stepper, self.stream, self.progress = adapted, stepper, stream, progress
         self.automatic = checkpointing == "automatic"
+        self._plan = ""  # as a sentence, without the time of a step
         self._fallback = ""  # what changes after an attempt that ran out of memory
         self._ends: list[float] = []  # when steps ended, in seconds, since the plan was last changed
 
@@ -100,7 +101,10 @@ class MemoryPlan:
         if self._keep_weights(free - checkpointing.room(expected)):
             free = self._plannable(expected) or 0
             expected = self._fit(sizes, rows, free)
-        self.progress.memory = self._sentence(expected, free, rows)
+        self._plan = self._sentence(expected, free, rows)
+        # A step that is replayed from a graph, with blocks that are not recomputed or not streamed, takes less.
+        most = rows * self.stream.config.accumulate * sizes.seconds
+        self.progress.memory = f"{self._plan}, under {_duration(most)} a step" if most else self._plan
         log.info("AC-LoRA: %s.", self.progress.memory)
 
     def _fit(self, sizes: ActivationSizes, rows: int, free: int) -> int:
@@ -138,13 +142,13 @@ class MemoryPlan:
         return True
 
     def step_ended(self) -> None:
-        """Add the measured time of a step to the plan's sentence, once it is known."""
+        """Put the measured time of a step into the plan's sentence, once it is known."""
         if not self.progress.memory or len(self._ends) > _TIMED:
             return
         self._ends.append(time.perf_counter())
         if len(self._ends) > _TIMED:
             seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
-            self.progress.memory += f", {_duration(seconds)} a step"
+            self.progress.memory = f"{self._plan}, {_duration(seconds)} a step"
             log.info("AC-LoRA: %s a step.", _duration(seconds))
 
     def attempts(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:

@@ -31,11 +31,12 @@ class Planned:
         self.stream = WeightStream(network, network, gather_weights(network), torch.device("cpu")) if streamed else None
         self.total, self.weights = total * MB, sum(4 * parameter.numel() for parameter in network.parameters())
         self.checkpointing = ActivationCheckpointing(network)
-        self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB)
+        self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB, 0.25)
         monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
         model = SimpleNamespace(device=torch.device("cuda"), weight_stream=self.stream, free_memory=lambda _: self.free)
         self.progress = SimpleNamespace(memory="")
-        batches = SimpleNamespace(indices=[0], images=None, rows=1, trial=lambda index: None)
+        config = SimpleNamespace(accumulate=2)
+        batches = SimpleNamespace(indices=[0], images=None, rows=1, trial=lambda index: None, config=config)
         adapted = SimpleNamespace(model=model, checkpointing=self.checkpointing, require_recomputing=self._require)
         stepper = SimpleNamespace(clear_gradients=lambda: None)
         self.plan = MemoryPlan(*[as_any(it) for it in (adapted, stepper, batches, self.progress)], "automatic")
@@ -98,7 +99,8 @@ def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.Monkey
     monkeypatch.setattr(memory.time, "perf_counter", lambda: next(now) * 0.095)
     for _ in range(10):
         it.plan.step_ended()
-    assert "a step takes some" in it.progress.memory and "ms" not in it.progress.memory
+    assert "a step takes some" in it.progress.memory
+    assert it.progress.memory.endswith(", under 500 ms a step")  # two batches of one image, measured without a graph
     for _ in range(20):
         it.plan.step_ended()
     assert it.progress.memory.endswith(", 95 ms a step") and it.progress.memory.count("ms a step") == 1
