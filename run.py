@@ -201,12 +201,14 @@ def test(pytest_options: list[str]) -> int:
     """Run every check, also after one that failed, and print a summary. Return 0 if all passed."""
     host = prepare(CHECKOUT, tests=True)
     env = {**os.environ, "COMFYUI_PATH": str(host.folder), "PYTHONUTF8": "1"}
+    if parallel := _in_parallel(pytest_options):  # each with one thread, which takes no core while it waits
+        env = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **env}
     checks = {
         "ruff (style)": ["-m", "ruff", "check", "."],
         "ruff format (layout of the code)": ["-m", "ruff", "format", "--check", "."],
         "mypy (types of aclora_core and nodes)": ["-m", "launcher.checks", "types"],
         "import-linter (rooms import downwards)": ["-m", "launcher.checks", "imports"],
-        "pytest (tests; skipped ones are listed above)": ["-m", "pytest", *pytest_options],
+        "pytest (tests; skipped ones are listed above)": ["-m", "pytest", *parallel, *pytest_options],
     }
     codes = {}
     for name, words in checks.items():
@@ -216,6 +218,14 @@ def test(pytest_options: list[str]) -> int:
     for name, code in codes.items():
         say(f"  {'passed' if code == 0 else 'FAILED'}  {name}")
     return 1 if any(codes.values()) else 0
+
+
+def _in_parallel(pytest_options: list[str]) -> list[str]:
+    """Return the options that run a file of tests in each of several processes; none where they share a GPU."""
+    processes = min(4, os.cpu_count() or 1)
+    if processes == 1 or any(option.startswith(("--gpu", "-n", "-s", "--pdb")) for option in pytest_options):
+        return []
+    return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from tests.support.host_server import HostServer, running
 
 NEEDS_HOST = {"pack", "host", "server", "probed"}
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if IN_PARALLEL else min(2, os.cpu_count() or 1))
 
 # Deadlines measure the machine, not the code; derandomize makes failures reproducible.
 settings.register_profile("aclora", deadline=None, derandomize=True, max_examples=50, database=None)
