@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter
 from ..diffusion import TrainingSet, draw_latents
+from ..distributed import ALONE, Processes
 from ..storage import tensors_in, to_device
 from .adapted_model import AdaptedModel
 from .run import TrainingRun
@@ -55,8 +56,8 @@ class _StoppedError(Exception):
 def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int], unseen: Sequence[int]) -> None:
     """Measure what an adapter does to captions that it has not learned, and add it to the facts of the training.
 
-    Nothing is measured after a cancel or a divergence, nor without such captions. A failure is no more than a note. Of
-    several processes the first measures alone.
+    Nothing is measured after a cancel or a divergence, nor without such captions. A failure is no more than a note.
+    Several processes share the drawings, and the first one measures them.
 
     Args:
         run: the training, whose passes are over.
@@ -64,7 +65,7 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
         learned: indices of the images that it has learned from.
         unseen: indices of captions that it has not learned from.
     """
-    if run.stopped or not unseen or not run.processes.is_first:
+    if run.stopped or not unseen:
         return
     with run.spare("Images of unseen prompts could not be measured", "the LoRA is the same without it"):
         run.progress.stage = "comparing"
@@ -75,7 +76,7 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
         drawn = _repeated(unseen, _drawings(passes))
         shown = _spread(style_indices(run.images, learned), MAX_LEARNED)
         with adapted.injected():
-            found = measure(adapted, run.images, drawn, shown, run.rows, run.callbacks.should_stop)
+            found = measure(adapted, run.images, drawn, shown, run.rows, run.callbacks.should_stop, run.processes)
         if found is not None:
             run.facts = replace(
                 run.facts,
@@ -93,6 +94,7 @@ def measure(
     learned: Sequence[int],
     batch_size: int,
     should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> LearnedStyle | None:
     """Draw captions with and without the adapter, and compare both with the training images.
 
@@ -103,9 +105,10 @@ def measure(
         learned: indices of the training images to compare with.
         batch_size: rows of a forward pass, at most.
         should_stop: asked before every micro-batch.
+        processes: that draw together, each with all of these arguments.
 
     Returns:
-        The measures; None where it was stopped, or where the network has no blocks.
+        The measures; None where it was stopped, where the network has no blocks, and in other processes than the first.
 
     Raises:
         ValueError: a block gives nothing that belongs to the image, or numbers that are not finite.
@@ -114,12 +117,14 @@ def measure(
     if not blocks:
         log.info("AC-LoRA: this network has no blocks, so what unseen prompts gain is not measured.")
         return None
-    work = _Work(adapted, images, batch_size, should_stop)
+    work = _Work(adapted, images, batch_size, should_stop, processes)
     try:
         with torch.no_grad():
             drawn = work.draw(unseen)
             with adapted.parameters.switched_off():
                 base = work.draw(unseen)
+                if not processes.is_first:
+                    return None
                 block = blocks[len(blocks) // 2]
                 ours, own = work.features(block, unseen, drawn), work.features(block, unseen, base)
                 theirs = work.features(block, learned, [images.latents[index] for index in learned])
@@ -136,21 +141,31 @@ class _Work:
     images: TrainingSet
     batch_size: int
     should_stop: Callable[[], bool]
+    processes: Processes
 
     def draw(self, rows: Sequence[int]) -> list[Tensor]:
         """Return a drawing of each caption, (1, channels, ...), from noise that follows from its position alone."""
+        own: list[Tensor] | None = None  # where somebody asks this process to stop
+        with self.processes.failing_together(), suppress(_StoppedError):
+            own = self._draw(rows, self.processes.share(range(len(rows))))
+        shares = self.processes.gather(own)
+        if any(share is None for share in shares):
+            raise _StoppedError
+        return [drawing for share in shares for drawing in share]
+
+    def _draw(self, rows: Sequence[int], positions: Sequence[int]) -> list[Tensor]:
         model = self.adapted.model
         drawn: dict[int, Tensor] = {}
-        for group, conditioning in self._groups(rows):
+        for group, conditioning in self._groups(rows, positions):
             noise = torch.cat([self._noise(rows[position], position) for position in group])
             drawn |= zip(group, draw_latents(model, noise, conditioning, STEPS).cpu().split(1), strict=True)
-        return [drawn[position] for position in range(len(rows))]
+        return [drawn[position] for position in positions]
 
     def features(self, block: nn.Module, rows: Sequence[int], latents: Sequence[Tensor]) -> list[Tensor]:
         """Return what a block makes of each latent with its row's caption, (positions, width), float32, on the CPU."""
         model = self.adapted.model
         found: dict[int, Tensor] = {}
-        for group, conditioning in self._groups(rows):
+        for group, conditioning in self._groups(rows, range(len(rows))):
             clean = torch.cat([latents[position] for position in group]).to(model.device, torch.float32)
             noise = self._noise(rows[group[0]], 0).to(model.device).expand_as(clean)  # the same for all
             sigma = torch.full((len(group),), model.objective.sigma_at(NOISE_FRACTION), device=model.device)
@@ -161,10 +176,10 @@ class _Work:
             found |= zip(group, image_tokens(outputs[-1], clean).float().cpu(), strict=True)
         return [found[position] for position in range(len(rows))]
 
-    def _groups(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Any]]:
-        """Yield positions in `rows` that share a forward pass, with their captions on the device."""
+    def _groups(self, rows: Sequence[int], positions: Sequence[int]) -> Iterator[tuple[list[int], Any]]:
+        """Yield those of the positions in `rows` that share a forward pass, with their captions on the device."""
         keys = [self.images.batch_keys[row] for row in rows]
-        for group in group_by_key(range(len(rows)), keys, self.batch_size):
+        for group in group_by_key(positions, keys, self.batch_size):
             if self.should_stop():
                 raise _StoppedError
             conditioning = self.images.conditioning([rows[position] for position in group])

@@ -24,7 +24,7 @@ from aclora_core.adapter import Restart
 from aclora_core.config import CheckpointConfig, TrainConfig
 from aclora_core.diffusion import SimpleModel, SimpleTrainingSet
 from aclora_core.distributed import ALONE, Processes, join
-from aclora_core.training import Previews, train
+from aclora_core.training import Previews, learned_style, train
 from launcher.environment import ROOT
 from tests.support.toy import FLOW
 
@@ -125,6 +125,7 @@ def result_of(case: str, config: TrainConfig, processes: Processes = ALONE, **na
         "notes": report.facts.notes,
         "cancelled": report.facts.cancelled,
         "skipped": sum(loss != loss for loss in report.losses),
+        "unseen": [getattr(report.facts, name) for name in ("unseen_prompts", "style_gained", "content_kept")],
     }
 
 
@@ -182,6 +183,8 @@ def special(case: str, processes: Processes, folder: Path) -> dict[str, Any]:
         )
     if case == "previews":
         return drawing(processes, replace(automatic, batch_size=4 // processes.size))
+    if case == "unseen prompts":
+        return drawing_unseen_prompts(processes, replace(QUICK, max_rank=2, batch_size=4 // processes.size))
     if case == "cancel":
         return result_of(case, QUICK, processes, on_step=seen.append, should_stop=lambda: last and len(seen) == 4)
     if case == "failing refit":
@@ -219,6 +222,42 @@ def drawing(processes: Processes, config: TrainConfig) -> dict[str, Any]:
         "", replace(config, ema_decay=0.8), processes, inputs=(model, images), previews=Previews(3, draw)
     )
     return result | {"sets": sets}
+
+
+def model_with_blocks() -> SimpleModel:
+    """A network of blocks over tokens, whose prediction is shifted by its caption."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 2)) for _ in range(3))
+    network = nn.ModuleDict({"blocks": blocks}).requires_grad_(False)
+
+    def predict(noisy: Tensor, sigma: Tensor, captions: Tensor) -> Tensor:
+        tokens = noisy.flatten(2).transpose(1, 2)
+        for block in network["blocks"]:
+            tokens = tokens + block(tokens)
+        return tokens.transpose(1, 2).reshape(noisy.shape) + 0.1 * captions[:, :2, None, None]
+
+    return SimpleModel(network, FLOW, predict)
+
+
+def drawing_unseen_prompts(processes: Processes, config: TrainConfig) -> dict[str, Any]:
+    """Measure three prompts that were not learned, and tell how many drawings this process has made."""
+    _, images = inputs("")
+    captions = torch.randn(16, 1, 3, generator=torch.Generator().manual_seed(6)).unbind()
+    latents = [*images.latents, *[torch.zeros(1, 2, 2, 2)] * 3]
+    unseen = SimpleTrainingSet(latents, list(captions), prompts=range(13, 16))
+    own, drawn = learned_style.draw_latents, list[int]()
+
+    def counting(model: Any, noise: Tensor, *rest: Any) -> Tensor:
+        drawn.append(len(noise))
+        return own(model, noise, *rest)
+
+    learned_style.draw_latents = counting
+    try:
+        result = result_of("", config, processes, inputs=(model_with_blocks(), unseen))
+    finally:
+        learned_style.draw_latents = own
+    return result | {"drawn": sum(drawn)}
 
 
 def launch(folder: Path, cases: Sequence[str], size: int = 2, patience: float = 300) -> tuple[int, str]:

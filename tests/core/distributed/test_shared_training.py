@@ -25,6 +25,7 @@ WITHOUT = {f"optimizer {name}" for name, package in PACKAGES.items() if importli
 RUN = [case for case in CASES if case not in WITHOUT]
 ENDS = [
     "previews",
+    "unseen prompts",
     "cancel",
     "memory",
     "no number",
@@ -107,6 +108,15 @@ def test_previews_are_drawn_together_whenever_the_first_process_draws(two: Path)
         assert own == 5
         torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)  # with the average of the weights
     assert "no preview could be drawn" in first["notes"] and "no sampler" in first["notes"]
+    assert_same(first, second)
+
+
+def test_unseen_prompts_are_drawn_together_and_measured_by_the_first_process(two: Path) -> None:
+    first, second = read(two, "unseen prompts", 0), read(two, "unseen prompts", 1)
+    alone = special("unseen prompts", Processes(), two)
+    assert alone["drawn"] == 6 and (first["drawn"], second["drawn"]) == (2, 4)  # three, with and without the adapter
+    assert first["unseen"][0] == 3 and second["unseen"][0] is None
+    assert first["unseen"] == pytest.approx(alone["unseen"], abs=2e-4)
     assert_same(first, second)
 
 
