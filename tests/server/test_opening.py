@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 READABLE = 0.6  # scale; below 0.57 the front end draws boxes without text
 SCREEN = {"width": 1920, "height": 1080}
+SMALL_WINDOWS = [(1600, 1000), (1366, 768)]
 SET_NEWER = "wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)"
 OPEN = "([workflow, name]) => window.app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"
 # Labels and values that do not fit end in "…": on the canvas in what is drawn, in Nodes 2.0 by the style.
@@ -40,11 +42,23 @@ CUTS = """newer => {
 }"""
 BOXES = "() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
 NEWER_BOXES = """() => {
-  const scale = window.app.canvas.ds.scale, titles = new Map(window.app.graph.nodes.map(n => [String(n.id), n.title]));
+  const {scale, offset} = window.app.canvas.ds, titles = new Map(window.app.graph.nodes.map(n => [String(n.id), n.title]));
   return [...document.querySelectorAll('[data-node-id]')].filter(e => titles.has(e.dataset.nodeId)).map(element => {
     const {x, y, width, height} = element.getBoundingClientRect();
-    return [titles.get(element.dataset.nodeId), ...[x, y, width, height].map(n => Math.round(n / scale))];
+    const box = [x / scale - offset[0], y / scale - offset[1], width / scale, height / scale];
+    return [titles.get(element.dataset.nodeId), ...box.map(Math.round)];
   });
+}"""
+FRAMED = """boxes => window.app.graph.groups.flatMap(({title: frame, pos, size}) => boxes
+  .filter(([, x, y]) => x >= pos[0] && x < pos[0] + size[0] && y >= pos[1] && y < pos[1] + size[1])
+  .filter(([, x, y, width, height]) => x + width > pos[0] + size[0] || y + height > pos[1] + size[1])
+  .map(([node]) => `${node} leaves ${frame}`))"""
+VIEW = "() => [window.app.canvas.ds.scale, ...window.app.canvas.ds.offset]"
+# Places on the screen: left, top, right, bottom.
+ON_SCREEN = """type => {
+  const {scale, offset} = window.app.canvas.ds, {pos, size} = window.app.graph.nodes.find(node => node.type === type);
+  const corner = [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]];
+  return corner.map((place, side) => (place + offset[side % 2]) * scale);
 }"""
 SHOWN = """() => [...document.querySelectorAll('[data-testid^="template-workflow-"]')]
   .map(card => card.dataset.testid.replace('template-workflow-', ''))"""
@@ -79,9 +93,49 @@ def test_it_opens_readable_and_nothing_overlaps_or_is_cut(newer: bool, opened: d
     boxes = page.evaluate(NEWER_BOXES if newer else BOXES)
     assert len(boxes) == len(opened["nodes"])
     assert_apart(boxes)
+    assert page.evaluate(FRAMED, boxes) == []
     page.evaluate("() => { window.cutTexts = []; window.app.canvas.setDirty(true, true); }")
     page.wait_for_timeout(500)
     assert page.evaluate(CUTS, newer) == []
+
+
+@pytest.mark.parametrize("window", SMALL_WINDOWS)
+@pytest.mark.parametrize("name", ["quickstart", "flux"])
+def test_in_a_small_window_too_it_opens_readable_and_shows_the_first_steps(
+    newer: bool, name: str, window: tuple[int, int], page: Page
+) -> None:
+    width, height = window
+    page.set_viewport_size({"width": width, "height": height})
+    open_template(page, name, f"{name} {window} {newer}")
+    scale, _, _ = page.evaluate(VIEW)
+    assert READABLE <= scale < 0.7
+    for kind in ("MarkdownNote", "ACLoRADataset", "ACLoRATrain"):
+        left, top, right, _ = page.evaluate(ON_SCREEN, kind)
+        assert left >= 60 and top >= 94  # the bars of the front end
+        assert right <= width and top <= height - 200
+
+
+def test_the_view_stays_as_someone_left_it(newer: bool, page: Page) -> None:
+    """A view that was saved or zoomed stays, and so does that of other workflows."""
+    left, name = [0.4, -50.0, 70.0], f"left {newer}"
+    open_template(page, "quickstart", name)
+    page.evaluate("([scale, ...offset]) => Object.assign(window.app.canvas.ds, {scale, offset})", left)
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    assert saved["extra"]["ds"]["scale"] == left[0]
+
+    foreign = {**read_workflow("quickstart"), "id": str(uuid.uuid4()), "extra": {}}
+    page.evaluate(OPEN, [foreign, f"foreign {newer}"])
+    assert page.evaluate(VIEW)[0] < 0.65  # as the front end fits any workflow
+    page.evaluate("() => window.app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    page.wait_for_function("wanted => window.app.canvas.ds.scale === wanted", arg=left[0])
+    assert page.evaluate(VIEW) == left
+    page.evaluate("([saved, name]) => window.app.loadGraphData(saved, true, true, name)", [saved, f"{name} and saved"])
+    assert page.evaluate(VIEW) == left
+
+
+def open_template(page: Page, name: str, title: str) -> None:
+    """Open a workflow as the template browser does it, in a tab of its own."""
+    page.evaluate(OPEN, [{**read_workflow(name), "id": str(uuid.uuid4())}, title])
 
 
 def assert_apart(boxes: list[Any]) -> None:
