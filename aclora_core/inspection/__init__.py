@@ -2,7 +2,7 @@
 
 from .charts import inspection_charts, overview_chart
 from .charts.canvas import to_batch
-from .charts.contact_sheet import cell_side, contact_sheet
+from .charts.contact_sheet import cell_side, contact_sheet, extend
 from .charts.step_sheet import SheetRow, step_sheet
 from .charts.training import training_chart
 from .charts.training_picture import training_picture
@@ -15,6 +15,7 @@ __all__ = [
     "SheetRow",
     "cell_side",
     "contact_sheet",
+    "extend",
     "file_rows",
     "inspect_lora",
     "inspection_charts",

@@ -168,7 +168,7 @@ class ACLoRADataset(io.ComfyNode):
             *known.problems,
             *not_shown(folders[0]),
         ]
-        shown = _shown(contact_sheets(folders[0], bar.advance), notes)
+        shown = _shown(contact_sheets(folders[0], bar.advance, host.dark_theme()), notes)
         host.send_text(shown["text"][0], host.hidden_node_id(cls))
         return io.NodeOutput(latents, conditioning, ui=shown)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...aclora_core.dataset import CaptionedImage, cropped_fraction, load_image, upscale_factor
-from ...aclora_core.inspection import cell_side, contact_sheet
+from ...aclora_core.inspection import cell_side, contact_sheet, extend
 from ...aclora_core.text import count_noun
 from .encode import EncodedFolder, MasksBySize, Size
 
@@ -20,12 +20,13 @@ _MASKED_OPACITY = 0.2  # of parts that are masked out
 MUCH_CROPPED = 1 / 3
 
 
-def contact_sheets(folder: EncodedFolder, advance: Callable[[int], None]) -> Tensor | None:
+def contact_sheets(folder: EncodedFolder, advance: Callable[[int], None], dark: bool) -> Tensor | None:
     """Draw the first images of a folder as they were cropped, with masked-out parts pale.
 
     Args:
         folder: the encoded images.
         advance: called with the number of images that were drawn.
+        dark: light letters on a dark background.
 
     Returns:
         The sheets: (sheets, height, width, 3), float32, 0 to 1; None where no image can be read any more.
@@ -37,11 +38,11 @@ def contact_sheets(folder: EncodedFolder, advance: Callable[[int], None]) -> Ten
             size = folder.images[image].sizes[0]
             small[image] = _small(image, size, folder.masks.get(image, {}), cell_side(len(shown)))
         advance(1)
-    sheets = [_sheet(folder, small, page) for page in _pages(list(small))]
+    sheets = [_sheet(folder, small, page, dark) for page in _pages(list(small))]
     height = max((sheet.shape[0] for sheet in sheets), default=0)
     if not height:
         return None
-    return torch.stack([F.pad(sheet, (0, 0, 0, 0, 0, height - sheet.shape[0]), value=1.0) for sheet in sheets])
+    return torch.stack([extend(sheet, height) for sheet in sheets])
 
 
 def shown_count(folder: EncodedFolder) -> int:
@@ -81,12 +82,14 @@ def _small(image: CaptionedImage, size: Size, masks: MasksBySize, side: int) -> 
     return 1 - (1 - pixels) * (_MASKED_OPACITY + (1 - _MASKED_OPACITY) * opacity)
 
 
-def _sheet(folder: EncodedFolder, small: dict[CaptionedImage, Tensor], page: Sequence[CaptionedImage]) -> Tensor:
+def _sheet(
+    folder: EncodedFolder, small: dict[CaptionedImage, Tensor], page: Sequence[CaptionedImage], dark: bool
+) -> Tensor:
     notes = []
     for image in page:
         size = folder.images[image].sizes[0]
         notes.append(" · ".join([size_text(size), *image_remarks(image, size)]))
-    return contact_sheet([small[image] for image in page], [image.caption for image in page], notes=notes)
+    return contact_sheet([small[image] for image in page], [image.caption for image in page], notes=notes, dark=dark)
 
 
 def _pages(images: Sequence[CaptionedImage]) -> list[Sequence[CaptionedImage]]:

@@ -177,7 +177,7 @@ class ACLoRAEvaluate(io.ComfyNode):
             found.rows.append(clip_similarity(networks, texts, features))
         if judged:
             found.rows.extend(preference_rows(texts, images.drawn, images.paired_base, bar.advance))
-        sheet = nearest_sheet(found.nearest, images.drawn, images.references, images.training)[None]
+        sheet = nearest_sheet(found.nearest, images.drawn, images.references, images.training, host.dark_theme())[None]
         lines = evaluation_lines(found)
         shown, problem = images_on_node(sheet, cls)
         lines += problem and f"\n{problem}"

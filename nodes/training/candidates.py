@@ -151,7 +151,7 @@ class StepChoice:
         if self.files.folder is None and training is not None:  # of a training before this run
             self.files.begin(training, resumed=True)
         try:
-            sheet = preview_sheet(self.files.sets(), self.kept, self._step)
+            sheet = preview_sheet(self.files.sets(), self.kept, self._step, host.dark_theme())
             if sheet is None or self.files.folder is None:
                 return {}
             if self.trained:

@@ -114,7 +114,7 @@ class TrainingDisplay:
             images: each (height, width, 3), in 0 to 1; none shows nothing.
         """
         if images:
-            sheet = contact_sheet(images, ["without the style"] * len(images))
+            sheet = contact_sheet(images, ["without the style"] * len(images), dark=self.dark)
             image = Image.fromarray((sheet * 255).round().byte().numpy())
             self.bar.show(0, "Drawn without the style, before the training", image)
 

@@ -19,20 +19,21 @@ from ...aclora_core.training import KeptResult, PreviewSet, nearest_step
 FILE = "sheet.png"  # in the folder of the training's previews
 
 
-def preview_sheet(sets: Sequence[PreviewSet], kept: KeptResult | None, wanted: int) -> Tensor | None:
+def preview_sheet(sets: Sequence[PreviewSet], kept: KeptResult | None, wanted: int, dark: bool) -> Tensor | None:
     """Return the sheet, (height, width, 3) in 0 to 1; None where there are no previews.
 
     Args:
         sets: of the training, with the same prompts, by step.
         kept: the steps that can be chosen; None where none was kept.
         wanted: the step that is asked for; 0 for the automatic one.
+        dark: light letters on a dark background.
     """
     if not sets:
         return None
     images = {each.step: each.images for each in sets}
     choices = {kept.step, *kept.steps} if kept else set()
     rows = [_row(step, images.get(step, []), _marks(step, kept, wanted)) for step in sorted({*images, *choices})]
-    return step_sheet(rows, sets[-1].prompts)
+    return step_sheet(rows, sets[-1].prompts, dark)
 
 
 def saved_sheet(sheet: Tensor, folder: Path) -> dict[str, Any]:

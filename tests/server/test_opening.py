@@ -42,7 +42,8 @@ CUTS = """newer => {
 }"""
 BOXES = "() => window.app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
 NEWER_BOXES = """() => {
-  const {scale, offset} = window.app.canvas.ds, titles = new Map(window.app.graph.nodes.map(n => [String(n.id), n.title]));
+  const {scale, offset} = window.app.canvas.ds;
+  const titles = new Map(window.app.graph.nodes.map(node => [String(node.id), node.title]));
   return [...document.querySelectorAll('[data-node-id]')].filter(e => titles.has(e.dataset.nodeId)).map(element => {
     const {x, y, width, height} = element.getBoundingClientRect();
     const box = [x / scale - offset[0], y / scale - offset[1], width / scale, height / scale];

@@ -10,13 +10,15 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .canvas import theme
 from .contact_sheet import GAP, LINE_HEIGHT, label_font, shorten, thumbnail, wrap
 
 _LABEL_WIDTH = 136  # pixels, of the column on the left of each block
 _CELL_SIZES = 128, 256  # smallest and largest side of a cell
 _CAPTION_LINES = 3
-_BACKGROUND, _INK, _FAINT, _FRAME = "#ffffff", "#202020", "#767676", "#d0d0d0"
-_MARK, _MARKED_BACKGROUND = "#c2560c", "#fdf0e4"
+# Of the rows that stand out: light, dark.
+_MARK = {False: "#c2560c", True: "#ffa050"}
+_MARKED_BACKGROUND = {False: "#fdf0e4", True: "#402c1a"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +31,13 @@ class SheetRow:
     strong: bool = False  # whether the row stands out
 
 
-def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
+def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str], dark: bool = False) -> Tensor:
     """Draw the rows below each other, with the prompts above the columns; many rows fill several blocks side by side.
+
+    Args:
+        rows: from the first step to the last.
+        prompts: what the images of each row show.
+        dark: light letters on a dark background.
 
     Returns:
         The sheet: (height, width, 3), float32, 0 to 1.
@@ -50,39 +57,39 @@ def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str]) -> Tensor:
     width = _LABEL_WIDTH + len(prompts) * (cell + GAP)
     blocks = max(1, round((len(rows) * (cell + GAP) / width) ** 0.5))  # so that the sheet is not much taller than wide
     per_block = -(-len(rows) // blocks)
-    sheet = Image.new("RGB", (blocks * width, top + per_block * (cell + GAP)), _BACKGROUND)
+    sheet = Image.new("RGB", (blocks * width, top + per_block * (cell + GAP)), theme(dark).background)
     draw = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
         left, place = number // per_block * width, number % per_block
         if place == 0:
             for column, lines in enumerate(captions):
-                _write(draw, (left + _LABEL_WIDTH + column * (cell + GAP), GAP), lines)
+                _write(draw, (left + _LABEL_WIDTH + column * (cell + GAP), GAP), lines, theme(dark).ink)
         box = (left, top + place * (cell + GAP), left + width, top + (place + 1) * (cell + GAP))
-        _draw_row(sheet, draw, row, box, cell)
+        _draw_row(sheet, row, box, cell, dark)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
 
 
-def _draw_row(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, box: tuple[int, int, int, int], cell: int
-) -> None:
+def _draw_row(sheet: Image.Image, row: SheetRow, box: tuple[int, int, int, int], cell: int, dark: bool) -> None:
     """Draw a row into a box: left, top, right, bottom. cell: the side of an image."""
     start, top, end, bottom = box
+    draw, colours = ImageDraw.Draw(sheet), theme(dark)
+    frame = _MARK[dark] if row.strong else colours.grid
     if row.strong:
-        draw.rectangle((start, top - GAP // 2, end, bottom - GAP // 2 - 1), fill=_MARKED_BACKGROUND)
+        draw.rectangle((start, top - GAP // 2, end, bottom - GAP // 2 - 1), fill=_MARKED_BACKGROUND[dark])
     font = label_font()
     label, remark = (wrap(text, _LABEL_WIDTH - 2 * GAP, font) for text in (row.label, row.remark))
-    _write(draw, (start + GAP, top), label, _INK if row.remark else _FAINT)
-    _write(draw, (start + GAP, top + len(label) * LINE_HEIGHT), remark, _MARK)
+    _write(draw, (start + GAP, top), label, colours.ink if row.remark else colours.faint)
+    _write(draw, (start + GAP, top + len(label) * LINE_HEIGHT), remark, _MARK[dark])
     if not row.images:
-        _write(draw, (start + _LABEL_WIDTH, top), ["no images were drawn"])
+        _write(draw, (start + _LABEL_WIDTH, top), ["no images were drawn"], colours.ink)
     for column, image in enumerate(row.images):
         left = start + _LABEL_WIDTH + column * (cell + GAP)
         small = thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
-        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=_MARK if row.strong else _FRAME)
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=frame)
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], ink: str = _INK) -> None:
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], ink: str) -> None:
     left, top = place
     for number, line in enumerate(lines):
         draw.text((left, top + number * LINE_HEIGHT), line, fill=ink, font=label_font())

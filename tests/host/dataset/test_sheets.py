@@ -35,7 +35,7 @@ def folder_of(pack: ModuleType, images: list[CaptionedImage], **masks: Any) -> A
 def sheets_of(pack: ModuleType, folder: Any) -> tuple[Any, int]:
     """Return the sheets, and how far the progress bar went."""
     steps: list[int] = []
-    return pack.nodes.dataset.sheets.contact_sheets(folder, steps.append), sum(steps)
+    return pack.nodes.dataset.sheets.contact_sheets(folder, steps.append, dark=False), sum(steps)
 
 
 @pytest.mark.parametrize(("count", "sheets"), [(1, 1), (16, 1), (17, 2), (33, 3), (96, 6), (100, 6)])

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from aclora_core.inspection.charts.contact_sheet import CELL_SIZE, COLUMNS, GAP, LINE_HEIGHT, contact_sheet
+from aclora_core.inspection.charts.contact_sheet import (
+    CELL_SIZE,
+    COLUMNS,
+    GAP,
+    LINE_HEIGHT,
+    cell_side,
+    contact_sheet,
+    extend,
+)
 
 BLUE = torch.tensor([0.0, 0.0, 1.0])
 WIDTH = GAP + COLUMNS * (CELL_SIZE + GAP)
@@ -61,3 +69,19 @@ def test_a_word_wider_than_its_cell_is_broken() -> None:
 def test_missing_captions_are_an_error() -> None:
     with pytest.raises(ValueError, match="2 and 1 given"):
         contact_sheet([torch.ones(8, 8, 3)] * 2, ["a"])
+
+
+def test_a_dark_sheet_has_the_same_places_with_light_letters() -> None:
+    two = [BLUE.expand(8, 8, 3)] * 2, ["a"] * 2
+    light, dark = (contact_sheet(*two, notes=["b"] * 2, dark=dark) for dark in (False, True))
+    assert light.shape == dark.shape
+    assert light[0, 0].min() == 1 and dark[0, 0].max() < 0.2
+    below = slice(GAP + cell_side(2) + 2, None)
+    assert light[below].mean() > 0.9 and dark[below].mean() < 0.2 and dark[below].max() > 0.7
+
+
+def test_an_extended_sheet_goes_on_in_its_background() -> None:
+    for dark in (False, True):
+        sheet = contact_sheet([BLUE.expand(8, 8, 3)], ["a"], dark=dark)
+        longer = extend(sheet, len(sheet) + 50)
+        assert len(longer) == len(sheet) + 50 and (longer[len(sheet) :] == sheet[0, 0]).all()

@@ -74,3 +74,11 @@ def test_a_wrong_number_of_images_is_refused() -> None:
         step_sheet([SheetRow("step 1", [filled(BLUE)])], ["a cat", "a dog"])
     with pytest.raises(ValueError, match="needs images"):
         step_sheet([SheetRow("step 1", [])], ["a cat"])
+
+
+def test_a_dark_sheet_has_the_same_places_and_a_marked_row_stands_out_in_it_too() -> None:
+    rows = [SheetRow("step 1", [filled(BLUE)]), SheetRow("step 2", [filled(BLUE)], "automatic", strong=True)]
+    light, dark = (step_sheet(rows, ["a cat"], dark) for dark in (False, True))
+    assert light.shape == dark.shape and place(light, BLUE) == place(dark, BLUE)
+    assert dark[0, 0].max() < 0.2 and dark.amax((0, 1)).min() > 0.6  # the letters
+    assert (dark[-GAP, 2] - dark[0, 0]).abs().max() > 0.05
