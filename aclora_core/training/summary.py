@@ -37,9 +37,7 @@ def training_summary(report: RankReport) -> str:
         size = size_text(facts.file_size or chosen.size)
         sentences.append(f"Truncated to {chosen.name}, {size}, as good as the full LoRA.")
     sentences += _learned_style(report)
-    ranks = list(report.signal.values())
-    restarts = count_noun(len(report.restarts), "restart")
-    sentences.append(f"{count_noun(len(ranks), 'layer')}, signal rank {mean_and_range(ranks)}, {restarts}.")
+    sentences += _restarts(report)
     if skipped := skipped_steps(report.losses):
         sentences.append(f"Steps skipped because their loss was not finite: {skipped}.")
     if facts.chosen_step is None:
@@ -116,6 +114,14 @@ def _used_ranks(report: RankReport) -> list[str]:
         return []
     ranks = f"rank {facts.rank_after:.1f} of {facts.rank_before:.4g}"
     return [f"Truncated to {ranks} on average, {size_text(facts.file_size or facts.truncated_size)}."]
+
+
+def _restarts(report: RankReport) -> list[str]:
+    """Say what the restarts found, if there were any."""
+    if not report.restarts:
+        return []
+    restarts, ranks = count_noun(len(report.restarts), "restart"), list(report.signal.values())
+    return [f"{restarts}; signal rank {mean_and_range(ranks)} over {count_noun(len(ranks), 'layer')}."]
 
 
 def _previews(report: RankReport) -> list[str]:

@@ -75,9 +75,9 @@ class ACLoRAInspect(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, lora_name: str | None, dark: bool | None = None, lora_model: object = None, rank_report: object = None
+        cls, lora_name: str | None, dark: bool | None = None, lora_model: object = False, rank_report: object = None
     ) -> str:
-        return source_state(lora_name)
+        return source_state(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
     def execute(
@@ -103,6 +103,6 @@ class ACLoRAInspect(io.ComfyNode):
         # In a line each, since a node's text has no columns.
         summary = "\n".join(f"{key}: {value}" for key, value in file_rows(found.file))
         images, problem = images_on_node(to_batch([overview_chart(found, ON_NODE, dark)]), cls)
-        summary += problem and f"\n{problem}"
+        summary = "\n".join(filter(None, [lora.remark, summary, problem]))
         host.send_text(summary, node_id)
         return io.NodeOutput(charts, *texts, ui={**images, "text": (summary,)})

@@ -97,14 +97,14 @@ class ACLoRAResize(io.ComfyNode):
     def fingerprint_inputs(
         cls,
         lora_name: str | None,
-        lora_model: object = None,
+        lora_model: object = False,
         rule: object = None,
         max_rank: int | None = None,
         precision: str | None = None,
         dry_run: bool | None = None,
         rank_report: object = None,
     ) -> str:
-        return source_state(lora_name)
+        return source_state(lora_model is not False, lora_name)  # None stands for a link
 
     @classmethod
     def execute(
@@ -128,6 +128,7 @@ class ACLoRAResize(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"{lora.name}: {error}") from error
         notes = [f"{name.capitalize()}: {text}" for name, text in reading_rows(adapter)]
+        notes += [lora.remark] if lora.remark else []
         before = file_size(adapter, dtype=None) if lora.size is None else lora.size
         table = truncation_table(stats, (before, file_size(truncated, dtype=None)), truncated.other, notes)
         text = f"Dry run: no LoRA is output.\n\n{table}" if dry_run else table

@@ -40,5 +40,5 @@ def test_messages_show_names_short_and_printable(pack: ModuleType) -> None:
     with pytest.raises(ValueError, match="leads outside") as told:
         pack.nodes.dataset.folders.resolve_folder(name)
     sentences = [str(told.value), pack.nodes.adapter.files.check_lora_exists(f"aclora/ink_{name}")]
-    sentences.append(pack.nodes.adapter.source.check_source(True, name))
+    sentences.append(pack.nodes.adapter.source.read_source({}, name).remark)
     assert all(each.isprintable() and len(each) < 300 for each in sentences)

@@ -156,7 +156,7 @@ def test_a_bad_file_gets_one_sentence_that_names_it(loras, inspect, resize, cont
     assert list(loras.iterdir()) == [path]
 
 
-def test_exactly_one_lora_must_be_given(loras, inspect, resize):
+def test_a_lora_must_be_given(loras, inspect, resize):
     save_file(lora(), loras / "ink.safetensors")
     for node in (inspect, resize):
         rule = {"rule": {"rule": "knee"}} if node is resize else {}  # the host always hands the rule on
@@ -164,8 +164,20 @@ def test_exactly_one_lora_must_be_given(loras, inspect, resize):
         assert node.validate_inputs("none", lora_model=None, **rule) is True  # None stands for a link
         assert node.validate_inputs(None, **rule) is True
         assert "No LoRA is given" in node.validate_inputs("none", **rule)
-        assert "Two LoRAs are given" in node.validate_inputs("ink.safetensors", lora_model=None, **rule)
+        assert node.validate_inputs("ink.safetensors", lora_model=None, **rule) is True
         assert "no LoRA file 'gone.safetensors'" in node.validate_inputs("gone.safetensors", **rule)
+
+
+def test_a_connected_lora_goes_before_a_chosen_file_and_the_nodes_say_so(pack, inspect, resize, monkeypatch):
+    """One of two errors would be at an input that is right, as ComfyUI repeats it at each of both."""
+    said = []
+    monkeypatch.setattr(pack.nodes.host, "send_text", lambda text, node: said.append(text))
+    inspect.execute("gone.safetensors", lora_model=lora())
+    resize.execute("gone.safetensors", {"rule": "knee"}, lora_model=lora())
+    sentence = "'gone.safetensors' is not used, as lora_model is connected."
+    assert said[0].startswith(f"{sentence}\nname: the connected LoRA") and sentence in said[1]
+    for node in (inspect, resize):
+        assert node.fingerprint_inputs("gone.safetensors", lora_model=None) == ""
 
 
 def test_a_changed_file_makes_the_nodes_run_again(loras, inspect, resize):
