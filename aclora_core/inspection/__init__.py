@@ -8,7 +8,7 @@ from .charts.training import training_chart
 from .charts.training_picture import training_picture
 from .measure import inspect_lora
 from .metadata_table import Rows, metadata_table, reading_rows, truncation_rows
-from .tables import file_rows, inspection_csv, inspection_json, inspection_table, truncation_table
+from .tables import inspection_csv, inspection_json, inspection_table, summary_rows, truncation_table
 
 __all__ = [
     "Rows",
@@ -16,7 +16,6 @@ __all__ = [
     "cell_side",
     "contact_sheet",
     "extend",
-    "file_rows",
     "inspect_lora",
     "inspection_charts",
     "inspection_csv",
@@ -26,6 +25,7 @@ __all__ = [
     "overview_chart",
     "reading_rows",
     "step_sheet",
+    "summary_rows",
     "to_batch",
     "training_chart",
     "training_picture",

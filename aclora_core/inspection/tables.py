@@ -77,10 +77,29 @@ def file_rows(facts: FileFacts) -> list[tuple[str, str]]:
         ("ranks", ", ".join(f"{rank} ({count_noun(count, 'layer')})" for rank, count in facts.ranks.items()) or "none"),
         ("numbers", _listed(facts.dtypes)),
         ("norm", f"{facts.norm:.4g} over all layers, effective rank {facts.effective_rank:.1f} (mean by energy)"),
+        *_unusual_rows(facts),
+        *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
+    ]
+
+
+def summary_rows(facts: FileFacts) -> list[tuple[str, str]]:
+    """Return the few measurements of a LoRA file that a user looks for first, as rows of name and text."""
+    ranks = [rank for rank, count in facts.ranks.items() for _ in range(count)]
+    spread = mean_and_range(ranks) if len(facts.ranks) > 1 else "".join(map(str, facts.ranks)) or "none"
+    return [
+        ("name", facts.name),
+        ("size", size_text(facts.size)),
+        ("layers", f"{len(ranks)} plain LoRA layers in {facts.blocks} blocks, rank {spread}"),
+        *_unusual_rows(facts),
+    ]
+
+
+def _unusual_rows(facts: FileFacts) -> list[tuple[str, str]]:
+    """Return rows on what is no plain LoRA, what changes nothing in ComfyUI, and how the file was read."""
+    return [
         *((f"no plain LoRA: {kind}", name_list(names)) for kind, names in _by_kind(facts.other).items()),
         *(("left out", line) for line in facts.left_out),
         *(("note", remark) for remark in facts.remarks),
-        *((key, " ".join(value.split())) for key, value in facts.metadata.items()),
     ]
 
 

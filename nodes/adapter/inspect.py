@@ -7,13 +7,13 @@ from torch import Tensor
 
 from ...aclora_core.adapter import RankReport
 from ...aclora_core.inspection import (
-    file_rows,
     inspect_lora,
     inspection_charts,
     inspection_csv,
     inspection_json,
     inspection_table,
     overview_chart,
+    summary_rows,
     to_batch,
 )
 from .. import host
@@ -101,7 +101,7 @@ class ACLoRAInspect(io.ComfyNode):
         charts = to_batch(inspection_charts(found, SIZE, dark))
         texts = inspection_table(found), inspection_json(found), inspection_csv(found)
         # In a line each, since a node's text has no columns.
-        summary = "\n".join(f"{key}: {value}" for key, value in file_rows(found.file))
+        summary = "\n".join(f"{key}: {value}" for key, value in summary_rows(found.file))
         images, problem = images_on_node(to_batch([overview_chart(found, ON_NODE, dark)]), cls)
         summary = "\n".join(filter(None, [lora.remark, summary, problem]))
         host.send_text(summary, node_id)

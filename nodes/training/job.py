@@ -19,7 +19,7 @@ from .candidates import StepChoice, training_name
 from .display import LivePreviews, TrainingDisplay
 from .options.options import Options
 from .requests import answering, save_step
-from .status import CANCELLED, STREAMED_INSTEAD, activity_text, result_text
+from .status import CANCELLED, STREAMED_INSTEAD, activity_text, headline, result_text
 
 _NO_CLIP = (
     "Train AC-LoRA outputs a clip only if AC-LoRA Text Encoder Options is connected to its options. Connect the "
@@ -150,17 +150,20 @@ class TrainingJob:
     def _output(self, adapter: Adapter, report: RankReport, choice: StepChoice, remark: str) -> io.NodeOutput:
         lora_model = to_state_dict(adapter)
         sheet = choice.ui(self.node, report.facts.started_at)
-        summary = result_text(report, self.chosen.checkpoints) + self.previews.remark + choice.remark
+        result = result_text(report, self.chosen.checkpoints)
+        summary = result + self.previews.remark + choice.remark + remark
         steps = self.config.steps
         picture, problem = self.display.keep_result(self.node, report, steps, summary, save=choice.trained)
-        summary += remark + (problem and f" {problem}")
-        self.say(summary)  # replaces the status of the last step
+        summary += problem and f" {problem}"
+        shown = summary if problem else headline(result, report.facts.cancelled is not None)
+        self.say(shown)  # replaces the status of the last step
         adapted, clip = host.apply_trained_lora(self.model, self.chosen.clip, lora_model)
         # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.
         losses = [loss for loss in report.losses if math.isfinite(loss)]
         clip_output = clip or host.block_output(_NO_CLIP)
-        shown = {"images": [*picture.get("images", ()), *sheet.get("images", ())], "text": (summary,)}
-        return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui=shown)
+        images = [*picture.get("images", ()), *sheet.get("images", ())]
+        texts = {"text": (summary,), "headline": (shown,)}
+        return io.NodeOutput(adapted, lora_model, {"loss": losses}, report, clip_output, ui={"images": images, **texts})
 
 
 def _with_size(adapter: Adapter, report: RankReport) -> tuple[Adapter, RankReport]:

@@ -5,6 +5,7 @@ A new line of the live text is a line in `status_text`.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from ...aclora_core.adapter import RankReport, Stage, fit_share, recent_loss
@@ -72,6 +73,17 @@ def _now(progress: Progress, bar: host.ProgressBar) -> str:
     # A second pass is as long as the first took to its best step, which is not known yet.
     parts.append(f"up to {time_left}" if progress.remaining else time_left)
     return ", ".join(parts)
+
+
+def headline(result: str, cancelled: bool) -> str:
+    """Return the sentences of a result for the node, beside the picture of the training, which has all of them.
+
+    Args:
+        result: as from `result_text`.
+        cancelled: then its last sentence says what to do next.
+    """
+    first, *others = re.split(r"(?<=\.) ", result)
+    return " ".join([first, *(others[-1:] if cancelled else others[:1])])
 
 
 def result_text(report: RankReport, checkpoints: CheckpointConfig | None) -> str:

@@ -27,10 +27,12 @@ function fitText(node) {
   if (node.size[1] < needed) node.setSize([node.size[0], needed]);
 }
 
-// In Nodes 2.0 the widgets of a node take half of its height as soon as there is a text: the picture gets that room.
-const MARKED = "data-aclora-train";
+// In Nodes 2.0 the widgets of a node take half of its height as soon as there is a text: the picture gets that room. And
+// the lines of a text run together, as it is Markdown there.
+const MARKED = "data-aclora";
 const style = document.createElement("style");
-style.textContent = `[${MARKED}] .lg-node-widgets { flex: 0 0 auto !important; }`;
+style.textContent = `[${MARKED}] .lg-node-widgets { flex: 0 0 auto !important; }
+[${MARKED}] .comfy-markdown-content p { white-space: pre-line; }`;
 document.head.append(style);
 
 function leaveRoom(node, tries = 60) {
@@ -41,7 +43,7 @@ function leaveRoom(node, tries = 60) {
 
 // The front end keeps the images of a node and forgets its text, which the server sends both ways.
 function showText(id, output) {
-  const text = output?.text?.join?.("\n");
+  const text = (output?.headline ?? output?.text)?.join?.("\n"); // the picture of a training has the other sentences
   if (text) api.dispatchCustomEvent("progress_text", { nodeId: String(id), text: text.replaceAll("[[", "[ [") });
 }
 
@@ -52,12 +54,26 @@ function dropLiveImage(node) {
   pinia?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(inSubgraph ? `${node.graph.id}:${node.id}` : `${node.id}`);
 }
 
-// Of several images the nodes of the canvas show small ones side by side: the first comes large, with "1/2" to go on.
+// Of several images nodes show small ones side by side: the first comes large, with "1/2" or dots to go on.
 function showFirst(node, output, tries = 120) {
   const count = output?.images?.length ?? 0;
-  if (count < 2 || !tries) return;
-  if (node.imgs?.length === count) node.imageIndex ??= 0;
+  if (count < 2 || !tries || node.shownFirst === output.images[0].filename) return;
+  if (enlargeFirst(node, count)) node.shownFirst = output.images[0].filename; // once: whoever looks at all of them may
   else requestAnimationFrame(() => showFirst(node, output, tries - 1));
+}
+
+function enlargeFirst(node, count) {
+  if (window.LiteGraph?.vueNodesMode) {
+    const small = document.querySelectorAll(`[data-node-id="${node.id}"] [data-testid="image-grid"] button`);
+    if (small.length !== count) return false;
+    const focused = document.activeElement;
+    small[0].click();
+    setTimeout(() => focused?.focus?.({ preventScroll: true })); // the image takes the focus, from someone who may be typing
+    return true;
+  }
+  if (node.imgs?.length !== count) return false;
+  node.imageIndex ??= 0;
+  return true;
 }
 
 const isOurs = (node) => node?.comfyClass?.startsWith("ACLoRA");
@@ -83,8 +99,9 @@ app.registerExtension({
   setup() {
     api.addEventListener("progress_text", ({ detail }) => {
       const node = app.graph?.getNodeById(detail.nodeId);
-      if (isOurs(node)) fitText(node);
-      if (node?.comfyClass === TRAIN) leaveRoom(node);
+      if (!isOurs(node)) return;
+      fitText(node);
+      leaveRoom(node);
     });
     api.addEventListener("execution_start", () => {
       for (const node of app.graph?.nodes ?? [])
@@ -109,8 +126,9 @@ app.registerExtension({
   onNodeOutputsUpdated(outputs) {
     for (const [id, output] of Object.entries(outputs ?? {})) {
       const node = app.graph?.getNodeById(id);
-      if (isOurs(node)) showText(id, output);
-      if (node?.comfyClass === TRAIN) showFirst(node, output);
+      if (!isOurs(node)) continue;
+      showText(id, output);
+      if (node.comfyClass === TRAIN) showFirst(node, output);
     }
   },
 });

@@ -21,7 +21,7 @@ FONT_SIZE = 21  # pixels
 _LINE_HEIGHT = 28
 _MARGIN, _GAP = 16, 12
 _MAX_COLUMNS = 4
-_TEXT_LINES, _CAPTION_LINES = 12, 2
+_TEXT_LINES, _CAPTION_LINES = 16, 2
 
 
 class Trajectory(Protocol):

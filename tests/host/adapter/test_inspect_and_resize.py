@@ -285,7 +285,7 @@ def test_a_prompt_inspects_cuts_and_saves_through_the_server(server):
     history = server.run(prompt)
     assert len(history["outputs"]["1"]["images"]) == len(history["outputs"]["4"]["images"]) == 1
     assert len(server.images(history)) == 3
-    assert "2 (6 layers)" in history["outputs"]["4"]["text"][0]
+    assert "6 plain LoRA layers in 3 blocks, rank 2" in history["outputs"]["4"]["text"][0]
     assert "Sum of ranks: 36 -> 12" in history["outputs"]["5"]["text"][0]
     assert (server.base / "models" / "loras" / "cut.safetensors").is_file()
 

@@ -62,10 +62,12 @@ def test_after_a_cancel_the_node_says_that_the_work_is_kept(
     pack: ModuleType, model: Any, pictures: Any, said: list[str], cancelled: Any
 ) -> None:
     with cancelled():
-        run_node(pack, model, *pictures, {**SHORT, "steps": 40})
+        shown = run_node(pack, model, *pictures, {**SHORT, "steps": 40}).ui
     told = "Cancelled: finishing what is under way. What was learned is kept."
     assert f"{told}\nTruncating each layer to the rank it uses …" in said
-    assert "Run again to train from the start. Steps to choose from: 1 (automatic). To use another" in said[-1]
+    headline = "Cancelled at step 1: the LoRA is what was learned so far. Run again to train from the start."
+    assert said[-1] == shown["headline"][0] == headline  # the rest is in the picture
+    assert "Run again to train from the start. Steps to choose from: 1 (automatic). To use another" in shown["text"][0]
 
 
 def test_a_cancel_in_the_middle_of_a_long_step_is_noticed_at_once(pack: ModuleType, interrupt: Any) -> None:
@@ -174,3 +176,10 @@ def test_an_error_is_told_on_its_node_before_comfyui_gets_it(pack: ModuleType, m
         assert "leads outside" in checkpoints.validate_inputs("../ink")
     (raised, node), (refused, _) = texts
     assert raised.startswith("⚠ include_layers: ") and node == "12" and refused.startswith("⚠ '../ink' leads outside")
+
+
+def test_the_node_says_the_first_two_sentences_beside_the_picture_of_all(pack: ModuleType) -> None:
+    headline = pack.nodes.training.status.headline
+    whole = "9 steps on 16 images. Stopped by itself: the loss fell to 17 % of the base model's. Truncated to rank 8.5."
+    assert headline(whole, False) == whole.removesuffix(" Truncated to rank 8.5.")
+    assert headline("The LoRA is that of step 7, as chosen.", False) == "The LoRA is that of step 7, as chosen."

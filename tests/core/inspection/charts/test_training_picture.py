@@ -49,6 +49,6 @@ def test_eight_images_stand_in_two_rows_of_four() -> None:
 
 
 def test_a_long_summary_is_cut_and_a_missing_caption_refused() -> None:
-    assert training_picture(REPORT, 10, summary="word " * 2000).height < 2 * CHART_HEIGHT
+    assert training_picture(REPORT, 10, summary="word " * 2000).height < 2.2 * CHART_HEIGHT
     with pytest.raises(ValueError, match="a caption for each image: 1 and 0"):
         training_picture(REPORT, 10, [RED.expand(8, 8, 3)])
