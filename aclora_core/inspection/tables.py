@@ -250,7 +250,7 @@ def trajectory_table(report: RankReport) -> str:
 
 NO_TRUNCATIONS = (
     "No truncation was tried: the training had no validation images, or is too old to have recorded it. To have some "
-    "tried, connect AC-LoRA Validation Options to Train AC-LoRA, with held_out above 0 and 8 images or more."
+    "tried, connect AC-LoRA Validation Options to Train AC-LoRA, with validation_images above 0 and 8 images or more."
 )
 
 

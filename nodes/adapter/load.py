@@ -43,6 +43,7 @@ class ACLoRALoad(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "cut",
+                    display_name="truncate",
                     options=_truncation_options(),
                     optional=True,
                     tooltip="Whether to truncate each layer to a lower rank while loading; the file is not changed. "

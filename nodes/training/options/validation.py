@@ -41,6 +41,7 @@ def _inputs() -> list[Any]:
     return [
         io.Float.Input(
             "held_out",
+            display_name="validation_images",
             default=0.2,  # connecting this node means that validation is wanted
             min=0.0,
             max=0.5,
