@@ -137,7 +137,8 @@ class ACLoRASave(io.ComfyNode):
         written, remark = write_lora(adapter, path, dtype, rank_report, trigger.strip(), thumbnail, format)
         name = str(path.relative_to(folder))
         keys = written.metadata.get(FILE_FORMAT, "")
-        text = f"Saved {name}: {size_text(path.stat().st_size)}, {describe_layers(adapter)}\nin {folder}"
+        size = size_text(path.stat().st_size) + (" with its preview image" if thumbnail else "")
+        text = f"Saved {name}: {size}, {describe_layers(adapter)}\nin {folder}"
         text += f"\nformat: {keys}" if keys else ""
         text += f"\n{remark}" if remark else ""
         text += _replaced_trigger(trigger.strip(), adapter, rank_report)

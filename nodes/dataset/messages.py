@@ -138,4 +138,6 @@ def _size_counts(sizes: Iterable[Size]) -> str:
     counts: dict[Size, int] = {}
     for size in sizes:
         counts[size] = counts.get(size, 0) + 1
+    if len(counts) == 1 and sum(counts.values()) > 1:
+        return f"all at {size_text(*counts)}"
     return ", ".join(f"{count} at {size_text(size)}" for size, count in sorted(counts.items()))

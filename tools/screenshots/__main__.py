@@ -11,43 +11,53 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from launcher.environment import ROOT
 from launcher.host import OWN, given_folder
 from tests.support.browser import open_front_end
 from tests.support.host_server import running
 from tools.screenshots.studio import Studio, View
+from tools.workflow_files import WORKFLOWS
 
 DOCS, HELP = ROOT / "docs" / "images", ROOT / "nodes" / "web" / "docs" / "images"
+OF_HELP = ("images_and_captions", "steps", "training_runs", "saved", "inspected")  # the other pictures are for docs
 VIEWS = [
     View(width, height, newer, dark)
     for (width, height), newer, dark in itertools.product([(1600, 1000), (1366, 768)], [False, True], [True, False])
 ]
 TRAIN, DATASET, PREVIEWS = "ACLoRATrain", "ACLoRADataset", "ACLoRAPreviewOptions"
 PANEL = "dialog.aclora-browser"
+EXAMPLE, OWN_FOLDER = "fluent-emoji-high-contrast", "my_style"
 
 
-def docs(studio: Studio) -> None:
+def docs(studio: Studio, base: Path) -> None:
     """Take the pictures of README, docs and help pages."""
+    make_folder(base)
     studio.look(View(1600, 1000, newer=True))
     studio.open("quickstart")
-    studio.window("quickstart_opened")
+    studio.window("quickstart_opened", 1200)
+    studio.set_widget(DATASET, "folder", OWN_FOLDER)
     show_panel(studio)
+    studio.page.get_by_label("Caption of camera.png").fill("an old camera with a large lens")
     studio.element("images_and_captions", PANEL, 900)
+    studio.page.get_by_role("button", name="Save all").click()
     close_panel(studio)
+    studio.set_widget(DATASET, "folder", f"example: {EXAMPLE}")
     studio.start()
-    studio.page.wait_for_function("() => window.app.graph.nodes.length", timeout=1000)
-    studio.wait_for_text(TRAIN, "training images at")
-    studio.page.wait_for_timeout(40_000)
+    studio.wait_for_text(TRAIN, "training images at 1")  # a while after the first previews
     studio.look(View(1600, 1300, newer=True))
     studio.node("training_runs", TRAIN, width=480)
     studio.wait_for_end()
     studio.look(View(1600, 1000, newer=True))
-    studio.window("quickstart_trained")
+    studio.window("quickstart_trained", 1200)
+    save_sheet(studio, base)
     studio.look(View(1600, 1300, newer=True))
     studio.node("training_ended", TRAIN, width=480)
     studio.node("saved", "ACLoRASave", width=400)
@@ -56,7 +66,7 @@ def docs(studio: Studio) -> None:
     studio.node("error", DATASET, width=400)
 
 
-def views(studio: Studio) -> None:
+def views(studio: Studio, _: Path) -> None:
     """Take every scene in every view."""
     for view in VIEWS:
         studio.look(view)
@@ -82,6 +92,21 @@ def in_all(studio: Studio, take: Callable[[View], None]) -> None:
         take(view)
 
 
+def make_folder(base: Path) -> None:
+    """Make a folder in ComfyUI's input: the example's images, one too small, and one without a caption."""
+    folder = base / "input" / OWN_FOLDER
+    shutil.copytree(WORKFLOWS / "example_pictures" / EXAMPLE, folder)
+    (folder / "butterfly.txt").unlink()
+    with Image.open(folder / "church.png") as image:
+        image.resize((96, 96), Image.Resampling.LANCZOS).save(folder / "church.png")
+
+
+def save_sheet(studio: Studio, base: Path) -> None:
+    """Save the sheet that the training made of its previews."""
+    (sheet,) = (base / "output" / "aclora").glob("*/sheet.png")
+    studio.image("steps", sheet.read_bytes(), 640)
+
+
 def show_panel(studio: Studio) -> None:
     studio.press(DATASET, "Images and captions")
     studio.page.wait_for_selector(f"{PANEL} article")
@@ -99,7 +124,7 @@ def show_error(studio: Studio) -> None:
     studio.wait_for_text(DATASET, "more_resolutions")
 
 
-SETS: dict[str, Callable[[Studio], None]] = {"docs": docs, "views": views}
+SETS: dict[str, Callable[[Studio, Path], None]] = {"docs": docs, "views": views}
 
 
 def main() -> int:
@@ -113,7 +138,8 @@ def main() -> int:
         running(host, Path(base), "screenshots") as server,
         open_front_end(server.server.address) as page,
     ):
-        SETS[options.set](Studio(page, options.folder))
+        folders = dict.fromkeys(OF_HELP, HELP) if options.folder == DOCS else {}
+        SETS[options.set](Studio(page, options.folder, folders), server.base)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,11 @@ class Studio:
     Args:
         page: the front end, ready for a workflow.
         folder: where the screenshots are written.
+        folders: by name of a screenshot, where that is another one.
     """
 
-    def __init__(self, page: Page, folder: Path) -> None:
-        self.page, self.folder = page, folder
+    def __init__(self, page: Page, folder: Path, folders: Mapping[str, Path]) -> None:
+        self.page, self.folder, self.folders = page, folder, folders
         folder.mkdir(parents=True, exist_ok=True)
         self.set("Comfy.Minimap.Visible", False)
         self.set("Comfy.Graph.CanvasInfo", False)
@@ -116,9 +118,9 @@ class Studio:
         widget = f"{NODE}.widgets.find(each => each.name === name)"
         self.page.evaluate(f"([type, name]) => {widget}.callback()", [kind, button])
 
-    def window(self, name: str) -> None:
-        """Save the whole window."""
-        self._save(name, self.page.screenshot())
+    def window(self, name: str, width: int = 0) -> None:
+        """Save the whole window. width: of the file in pixels; 0 leaves it as it is."""
+        self.image(name, self.page.screenshot(), width)
 
     def node(self, name: str, kind: str, scale: float = 1.0, margin: int = 12, width: int = 0) -> None:
         """Save a node of a type at a scale. width: of the file in pixels; 0 leaves it as it is."""
@@ -127,17 +129,18 @@ class Studio:
         self.page.wait_for_timeout(2000)
         x, y, w, h = self.page.evaluate(BOX, kind)
         clip = {"x": x - margin, "y": y - margin, "width": w + 2 * margin, "height": h + 2 * margin}
-        self._save(name, self.page.screenshot(clip=clip), width)
+        self.image(name, self.page.screenshot(clip=clip), width)
         self.page.evaluate("([scale, offset]) => Object.assign(window.app.canvas.ds, {scale, offset})", before)
 
     def element(self, name: str, selector: str, width: int = 0) -> None:
         """Save what a CSS selector finds."""
-        self._save(name, self.page.locator(selector).first.screenshot(), width)
+        self.image(name, self.page.locator(selector).first.screenshot(), width)
 
-    def _save(self, name: str, png: bytes, width: int = 0) -> None:
+    def image(self, name: str, png: bytes, width: int = 0) -> None:
+        """Save an image as WebP."""
         image = Image.open(io.BytesIO(png)).convert("RGB")
         if width and width < image.width:
             image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-        path = self.folder / f"{name}.webp"
+        path = self.folders.get(name, self.folder) / f"{name}.webp"
         image.save(path, quality=QUALITY, method=6)
         print(f"{path.name}: {image.width} × {image.height}, {path.stat().st_size // 1000} kB", flush=True)

@@ -1,4 +1,4 @@
-"""Make the workflows' thumbnails and the README's images, from the images that the workflows saved.
+"""Make the workflows' thumbnails, and images of the README and of help pages, from the images that the workflows saved.
 
     python -m tools.thumbnails OUTPUT_FOLDER [quickstart resume compare_ranks inspect_and_resize evaluate sd15 …]
 
@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tools.thumbnails.sheet import INK, PAPER, SIDE, TILE, in_rows, newest, side_by_side, square, stacked, tiles
 from tools.workflow_files import FILES, WORKFLOWS, workflow_file
 
-IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES, HELP = ROOT / "docs" / "images", ROOT / "nodes" / "web" / "docs" / "images"
 MODELS = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
 NAME_HEIGHT = 150  # pixels of the band with a model's name
 CAPTIONED, CAPTIONED_WIDTH = 4, 680  # images with their captions, and pixels of such a row
@@ -115,13 +116,17 @@ def save(image: Image.Image, path: Path) -> None:
     print(f"{path.name}: {image.width} × {image.height}, {path.stat().st_size // 1000} kB")
 
 
-def readme_images(folder: Path, name: str) -> None:
-    """Save the images of the README that come from a workflow, wider than the thumbnails."""
+def document_images(folder: Path, name: str) -> None:
+    """Save the images of the README and of help pages that come from a workflow, wider than the thumbnails."""
     if name == "quickstart":
         parts = [stacked([(words, six(folder, words.lower()))]) for words in ("Before", "After")]
-        save(side_by_side(parts), IMAGES / "quickstart.webp")
+        for place in (IMAGES, HELP):
+            save(side_by_side(parts), place / "quickstart.webp")
     if name == "inspect_and_resize":
-        save(inspect_and_resize(folder), IMAGES / "inspect_and_resize.webp")
+        for place in (IMAGES, HELP):
+            save(inspect_and_resize(folder), place / "inspect_and_resize.webp")
+    if name == "evaluate":
+        save(evaluate(folder), HELP / "evaluate.webp")
 
 
 def main() -> None:
@@ -132,7 +137,7 @@ def main() -> None:
     for name in options.workflows:
         image = large_model(options.folder, name) if name in MODELS else square(MAKERS[name](options.folder))
         save(image, workflow_file(name, ".jpg"))
-        readme_images(options.folder, name)
+        document_images(options.folder, name)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_regularisation_images_come_last_without_the_trigger_word(calls: Calls, 
     for one, other in zip(latents, before[0], strict=False):
         assert torch.equal(one["samples"], other["samples"])
     assert [cond[0][1]["aclora_caption"] for cond in conditioning][2:] == ["ink, a cat", "a thing", "a thing"]
-    assert "2 regularisation images, with a weight of 0.5 each: 2 at 80 × 48." in output.ui["text"][0]
+    assert "2 regularisation images, with a weight of 0.5 each: all at 80 × 48." in output.ui["text"][0]
     report = trained(calls, latents, conditioning, steps=5)[3]
     assert report.facts.images == 3 and report.facts.regularisation_images == 2
 

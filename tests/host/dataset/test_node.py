@@ -123,7 +123,7 @@ def test_repeats_are_the_same_latent(pack: ModuleType, vae: Any, clip: Any, fold
     assert len(latents) == len(conditioning) == 4
     assert latents[1] is latents[2] is latents[3] is not latents[0]
     assert conditioning[1] is conditioning[3] is not conditioning[0]
-    assert output.ui["text"][0].startswith("2 images, 4 with repeats: 2 at 64 × 64.")
+    assert output.ui["text"][0].startswith("2 images, 4 with repeats: all at 64 × 64.")
 
 
 def test_equal_captions_are_encoded_once(pack: ModuleType, vae: Any, clip: Any, folder: Path) -> None:
