@@ -95,8 +95,21 @@ def test_help_pages_name_every_input(object_info: dict[str, Any]) -> None:
         page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
         rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
         marked = re.findall(r"[*`](\w+)[*`]", page) + re.findall(r"\w+", rows)
-        inputs = {name for group in ("required", "optional") for name in node["input"].get(group, {})}
+        specs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        inputs = {(spec[1].get("display_name") or name) if len(spec) > 1 else name for name, spec in specs.items()}
         assert not sorted(inputs - {*marked, "options"}), f"{node_id}.md does not name these inputs"
+
+
+def test_pictures_of_help_pages_are_served_and_each_main_node_has_one(
+    object_info: dict[str, Any], server: HostServer
+) -> None:
+    for node_id in object_info:
+        page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+        pictures = re.findall(r"!\[[^]]+\]\((images/[^)]+)\)", page)
+        assert pictures or (node_id.endswith("Options") and node_id != "ACLoRAPreviewOptions"), node_id
+        for picture in pictures:
+            served = server.get(f"/extensions/{server.pack_folder}/docs/{picture}")
+            assert served == (DOCS / picture).read_bytes() and len(served) < 100_000, picture
 
 
 def test_every_help_page_belongs_to_a_node(object_info: dict[str, Any]) -> None:

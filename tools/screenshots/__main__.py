@@ -17,8 +17,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from launcher.environment import ROOT
 from launcher.host import OWN, given_folder
 from tests.support.browser import open_front_end
@@ -43,13 +41,15 @@ def docs(studio: Studio, base: Path) -> None:
     studio.look(View(1600, 1000, newer=True))
     studio.open("quickstart")
     studio.window("quickstart_opened", 1200)
-    studio.set_widget(DATASET, "folder", OWN_FOLDER)
+    own = {"folder": OWN_FOLDER, "resolution": 256, "trigger_word": "inkstyle"}
+    before = {name: studio.change(DATASET, name, value) for name, value in own.items()}
     show_panel(studio)
-    studio.page.get_by_label("Caption of camera.png").fill("an old camera with a large lens")
+    studio.page.get_by_label("Caption of butterfly.png").fill("a butterfly with spread wings")
     studio.element("images_and_captions", PANEL, 900)
     studio.page.get_by_role("button", name="Save all").click()
     close_panel(studio)
-    studio.set_widget(DATASET, "folder", f"example: {EXAMPLE}")
+    for name, value in before.items():
+        studio.change(DATASET, name, value)
     studio.start()
     studio.wait_for_text(TRAIN, "training images at 1")  # a while after the first previews
     studio.look(View(1600, 1300, newer=True))
@@ -93,12 +93,11 @@ def in_all(studio: Studio, take: Callable[[View], None]) -> None:
 
 
 def make_folder(base: Path) -> None:
-    """Make a folder in ComfyUI's input: the example's images, one too small, and one without a caption."""
+    """Make a folder in ComfyUI's input: the example's images, one with two captions, and one without a caption."""
     folder = base / "input" / OWN_FOLDER
     shutil.copytree(WORKFLOWS / "example_pictures" / EXAMPLE, folder)
-    (folder / "butterfly.txt").unlink()
-    with Image.open(folder / "church.png") as image:
-        image.resize((96, 96), Image.Resampling.LANCZOS).save(folder / "church.png")
+    (folder / "camera.txt").write_text("a camera\na camera with a large lens\n", encoding="utf-8")
+    (folder / "christmas_tree.txt").unlink()
 
 
 def save_sheet(studio: Studio, base: Path) -> None:
@@ -119,7 +118,7 @@ def close_panel(studio: Studio) -> None:
 
 
 def show_error(studio: Studio) -> None:
-    studio.set_widget(DATASET, "more_resolutions", "big")
+    studio.change(DATASET, "more_resolutions", "big")
     studio.start()
     studio.wait_for_text(DATASET, "more_resolutions")
 

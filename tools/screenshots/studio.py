@@ -108,10 +108,14 @@ class Studio:
             f"([type, words]) => String({text}).includes(words)", arg=[kind, words], timeout=TRAINING_PATIENCE
         )
 
-    def set_widget(self, kind: str, name: str, value: Any) -> None:
-        """Change a value on a node of a type."""
-        change = f"([type, name, value]) => {{ {NODE}.widgets.find(each => each.name === name).value = value; }}"
-        self.page.evaluate(change, [kind, name, value])
+    def change(self, kind: str, name: str, value: Any) -> Any:
+        """Change a value on a node of a type, and return what it was."""
+        change = f"""([type, name, value]) => {{
+          const widget = {NODE}.widgets.find(each => each.name === name), before = widget.value;
+          widget.value = value;
+          return before;
+        }}"""
+        return self.page.evaluate(change, [kind, name, value])
 
     def press(self, kind: str, button: str) -> None:
         """Press a button of a node of a type."""
