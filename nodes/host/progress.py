@@ -13,6 +13,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
+_MEASURED_STEPS = 3  # from which the time left is estimated at the earliest
+
 
 class ProgressBar:
     """A node's progress bar, with a live image and text. A cancel does not raise unless asked for.
@@ -27,7 +29,7 @@ class ProgressBar:
         self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
         self._node_id = node_id
         self.done = 0
-        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the speed began to be measured, and the steps done then
 
     def show(self, done: int, text: str = "", image: Image.Image | None = None) -> None:
         """Move the bar, and show a text and an image below the node. A cancel stays set and does not raise.
@@ -49,14 +51,21 @@ class ProgressBar:
         self.show(self.done + steps)
         raise_if_cancelled()
 
-    def time_left(self, done: int, before: int = 0) -> str:
-        """Return the time left at the average speed so far, as "9:05 left" in minutes and seconds.
+    def time_left(self, done: int) -> str:
+        """Return the time left at the average speed since the first step, as "9:05 left" in minutes and seconds.
+
+        The first step is not counted, as much is prepared in it; "" until a few more are done.
 
         Args:
             done: steps done of the total.
-            before: steps of these that an earlier run had done.
         """
-        seconds = round((time.monotonic() - self._started) / max(1, done - before) * (self.total - done))
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        began, first = self._first
+        if done - first < _MEASURED_STEPS:
+            return ""
+        seconds = round((now - began) / (done - first) * (self.total - done))
         return f"{seconds // 60}:{seconds % 60:02} left"
 
 

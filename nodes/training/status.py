@@ -69,9 +69,9 @@ def _now(progress: Progress, bar: host.ProgressBar) -> str:
         parts.append(f"skipped steps: {progress.skipped_steps}")
     if progress.resumed_at:
         parts.append(f"resumed at step {progress.resumed_at}")
-    time_left = bar.time_left(progress.done, progress.resumed_at)
-    # A second pass is as long as the first took to its best step, which is not known yet.
-    parts.append(f"up to {time_left}" if progress.remaining else time_left)
+    if time_left := bar.time_left(progress.done):
+        # A second pass is as long as the first took to its best step, which is not known yet.
+        parts.append(f"up to {time_left}" if progress.remaining else time_left)
     return ", ".join(parts)
 
 

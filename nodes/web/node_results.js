@@ -62,13 +62,18 @@ function showFirst(node, output, tries = 120) {
   else requestAnimationFrame(() => showFirst(node, output, tries - 1));
 }
 
+function giveBack(focused) {
+  document.activeElement?.blur?.();
+  focused?.focus?.({ preventScroll: true });
+}
+
 function enlargeFirst(node, count) {
   if (window.LiteGraph?.vueNodesMode) {
     const small = document.querySelectorAll(`[data-node-id="${node.id}"] [data-testid="image-grid"] button`);
     if (small.length !== count) return false;
     const focused = document.activeElement;
     small[0].click();
-    setTimeout(() => focused?.focus?.({ preventScroll: true })); // the image takes the focus, from someone who may be typing
+    setTimeout(() => giveBack(focused)); // the image takes the focus, from someone who may be typing
     return true;
   }
   if (node.imgs?.length !== count) return false;

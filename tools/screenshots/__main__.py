@@ -46,7 +46,9 @@ def docs(studio: Studio, base: Path) -> None:
     show_panel(studio)
     studio.page.get_by_label("Caption of butterfly.png").fill("a butterfly with spread wings")
     studio.element("images_and_captions", PANEL, 900)
-    studio.page.get_by_role("button", name="Save all").click()
+    save = studio.page.get_by_role("button", name="Save all")
+    save.click()
+    save.wait_for(state="hidden")
     close_panel(studio)
     for name, value in before.items():
         studio.change(DATASET, name, value)

@@ -246,18 +246,21 @@ def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack
     bar = pack.nodes.host.ProgressBar(10)
     show = display.TrainingDisplay(bar, display.LivePreviews(None), lambda text: None)
     show._last_chart = clock[0] = 60.0  # no chart now
-    progress = display.Progress(10, 2, losses=[0.5, math.nan], learning_rate=1.234e-4, remaining=10)
+    first = display.Progress(10, 1, losses=[0.5], learning_rate=1.234e-4, remaining=10)
+    assert status.status_text(first, bar) == "training, loss 0.500, learning rate 0.00012"  # much is prepared in it
+    show._last_chart = clock[0] = 120.0
+    progress = display.Progress(10, 4, losses=[0.5, math.nan], learning_rate=1.234e-4, remaining=10)
     show(progress)
     assert bar.total == 20
     assert status.status_text(progress, bar) == (
-        "training, loss 0.500, learning rate 0.00012, skipped steps: 1, up to 9:00 left"
+        "training, loss 0.500, learning rate 0.00012, skipped steps: 1, up to 5:20 left"
     )
-    show(display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4))
+    show(display.Progress(10, 4, losses=[0.5, 0.5], learning_rate=5e-4))
     assert bar.total == 10
-    progress = display.Progress(10, 2, losses=[0.5, 0.5], learning_rate=5e-4)
-    assert status.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 4:00 left"
-    progress.fit += [(0, 0.5), (2, 0.17)]
-    told = "training, loss 0.500, training images at 34 % of the base model's loss, learning rate 0.0005, 4:00 left"
+    progress = display.Progress(10, 4, losses=[0.5, 0.5], learning_rate=5e-4)
+    assert status.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 2:00 left"
+    progress.fit += [(0, 0.5), (4, 0.17)]
+    told = "training, loss 0.500, training images at 34 % of the base model's loss, learning rate 0.0005, 2:00 left"
     assert status.status_text(progress, bar) == told
 
 
