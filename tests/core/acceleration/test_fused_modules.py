@@ -256,7 +256,7 @@ def test_a_residual_block_adds_its_shift_within_the_norm(calls: Counter[str]) ->
         assert calls == {"group_norm silu": 1, "group_norm silu shift": 1}
         channels_first = block_and_gradients(block, image().contiguous())
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(channels_first, expected)
+    torch.testing.assert_close(channels_first, expected, rtol=1e-5, atol=1e-5)  # additions in another order
     assert not forwards(block)
 
 
