@@ -133,7 +133,7 @@ def opened(host: Host, cache: Path, trial: Trial, prompts: Sequence[str]) -> Ite
         unused = {"samples": torch.zeros_like(encoded[0]["samples"])}  # prompts have no image
         latents = [*encoded, *[unused] * (len(prompts) + 1)]
         conditioning = [host.encode(text) for text in texts]
-        with training_session(host.pack, host.model, latents, conditioning) as session:
+        with training_session(host.pack, host.model, latents, conditioning, host.encode("")) as session:
             yield Studio(host, session, len(pixels), len(prompts))
 
 

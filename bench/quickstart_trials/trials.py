@@ -13,7 +13,24 @@ from tools.tiny_base.example_pictures import CONCEPTS, KEPT_BACK, STYLE
 
 VERDICT = 96  # things that are drawn and judged
 _SKIPPED = 48  # things in front of them, which other benchmarks learn from
-FEW = CONCEPTS[:16]
+MORE = (  # what the first sixteen lack: a person, a sign, a hand, clothes, things that the base draws in strong colours
+    "construction worker",
+    "down arrow",
+    "thumbs up",
+    "hammer",
+    "cherries",
+    "tropical fish",
+    "t shirt",
+    "wrapped gift",
+    "princess",
+    "blue book",
+    "fire",
+    "stop sign",
+    "ear of corn",
+    "pig face",
+)
+FIRST = CONCEPTS[:16]
+SWAPPED = (*CONCEPTS[:8], *MORE[:8])
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,37 @@ class Trial:
         return [self.caption.format(thing=icons.caption(concept, "").rsplit(",", 1)[0]) for concept in concepts]
 
 
+FLUENT = "{thing}, fluent style"  # the words of the set in the base that is nearest to the style
+_DRAWINGS = (Drawing(), Drawing(strength=1.2), Drawing(guidance=1.5), Drawing(guidance=3))
 TRIALS = (
-    Trial("16 images, no style word", concepts=FEW, drawings=(Drawing(), Drawing(guidance=2))),
-    Trial("16 images, style word", "{thing}, fluent style", FEW, drawings=(Drawing(), Drawing(guidance=3))),
-    Trial("24 images, style word", "{thing}, fluent style", drawings=(Drawing(), Drawing(strength=1.2))),
+    Trial("16 images", concepts=FIRST, drawings=_DRAWINGS),
+    Trial("16 images, fluent", FLUENT, FIRST, drawings=_DRAWINGS),
+    Trial("16 other images, fluent", FLUENT, SWAPPED),
+    Trial("24 images", concepts=FIRST + MORE[:8]),
+    Trial("24 images, fluent", FLUENT, FIRST + MORE[:8], drawings=_DRAWINGS),
+    Trial("24 images, fluent in front", "fluent style, {thing}", FIRST + MORE[:8], drawings=_DRAWINGS),
+    Trial("24 images, a new word", "{thing}, ink style", FIRST + MORE[:8]),
+    Trial("24 images, fluent and a new word", "{thing}, fluent ink style", FIRST + MORE[:8]),
+    Trial("24 images, noto", "{thing}, noto style", FIRST + MORE[:8]),
+    Trial("30 images, fluent", FLUENT, FIRST + MORE, drawings=_DRAWINGS),
+    *(
+        Trial(f"24 images, fluent, {name}", FLUENT, FIRST + MORE[:8], settings)
+        for name, settings in {
+            "320 steps": {"steps": 320},
+            "800 steps": {"steps": 800, "stop_early": False},
+            "caption dropout 0.1": {"caption_dropout": 0.1},
+            "prior 0.02": {"prior_weight": 0.02},
+            "rank 8": {"max_rank": 8},
+            "rank 64": {"max_rank": 64},
+            "learning rate 3e-4": {"learning_rate": 3e-4},
+            "learning rate 1e-3": {"learning_rate": 1e-3},
+            "batch size 8": {"batch_size": 8},
+            "odds of noise x 4": {"timesteps": "uniform", "timestep_shift": 4.0},
+            "EMA 0.99": {"ema_decay": 0.99},
+            "attention": {"layers": "attention"},
+            "attention and feed-forward": {"layers": "attention and feed-forward"},
+        }.items()
+    ),
 )
 
 
