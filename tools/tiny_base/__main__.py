@@ -1,12 +1,13 @@
 """Train the tiny base model from scratch: images, autoencoder, vocabulary, denoiser, evaluation, model card.
 
     python -m tools.tiny_base --host path/to/ComfyUI        # one CUDA GPU, under half an hour on an H100
+    python -m tools.tiny_base --prepare FILE                # the images in one file, for --data where npm is missing
     python -m tools.tiny_base --host path/to/ComfyUI --start assets/tiny_base --derived --fit --seconds 420 --out FOLDER
 
 Intermediate results are kept in --work, so an interrupted run resumes. With --seconds the run stops after that time and
 exits with code 3; the same command then resumes it. With --fit it makes fewer steps instead.
 
-The second command goes on from a finished base, with its autoencoder and vocabulary, and teaches it the styles of
+The last command goes on from a finished base, with its autoencoder and vocabulary, and teaches it the styles of
 derived_styles.py beside the icon sets.
 """
 
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.inprocess import open_host
-from tools.tiny_base import autoencoder, card, denoiser, icons, judge, text
+from tools.tiny_base import autoencoder, card, denoiser, icons, image_file, judge, text
 from tools.tiny_base.derived_styles import DERIVED, Derivation, style_words
 
 log = logging.getLogger("aclora.tiny_base")
@@ -41,7 +42,9 @@ GRID_CONCEPTS = ["rocket", "guitar", "house", "dog face", "bicycle", "cactus", "
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_base", description=__doc__.split("\n")[0])
-    parser.add_argument("--host", type=Path, required=True, help="folder of ComfyUI, whose modules are trained")
+    parser.add_argument("--host", type=Path, help="folder of ComfyUI, whose modules are trained")
+    parser.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE, for --data")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="the images, instead of those drawn from --icons")
     parser.add_argument("--out", type=Path, default=Path("assets/tiny_base"))
     parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="folder of intermediate results")
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder of the icon packages")
@@ -58,7 +61,16 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concepts", type=int, help="train on this many concepts only, to try the script")
     parser.add_argument("--no-compile", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.host or args.prepare):
+        parser.error("--host is needed: the folder of ComfyUI")
+    return args
+
+
+def draw_images(cache: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Fetch the icon sets and draw the base's images; return them with their concepts and style words."""
+    icons.fetch(cache, icons.BASE_STYLES)
+    return icons.base_images(cache)
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
@@ -179,6 +191,9 @@ def read_weights(pair: denoiser.Pair, vae: torch.nn.Module, out: Path) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     args = parse_options()
+    if args.prepare:
+        image_file.write(args.prepare, *draw_images(args.icons))
+        return 0
     open_host(args.host)
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -187,8 +202,7 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    icons.fetch(args.icons, icons.BASE_STYLES)
-    raw, concepts, styles = icons.base_images(args.icons)
+    raw, concepts, styles = image_file.read(args.data) if args.data else draw_images(args.icons)
     if args.concepts:
         kept = set(random.Random(args.seed).sample(sorted(set(concepts)), args.concepts))
         chosen = [number for number, concept in enumerate(concepts) if concept in kept]
@@ -285,7 +299,7 @@ def verdict(pair, vae, tokenizer, images: Tensor, concepts: list[str], styles: l
         "prompts": len(asked),
         "generated": asdict(judge.judge(classifier, draw(asked), *wanted)),
         "real": asdict(judge.judge(classifier, real, *wanted)),
-        "held_out_psnr": held_out_psnr(vae, args.icons, device),
+        "held_out_psnr": held_out_psnr(vae, args.icons, device) or known_psnr(args.start),
         "derived": list(DERIVED) if args.derived else [],
     }
 
@@ -298,6 +312,11 @@ def held_out_psnr(vae: torch.nn.Module, cache: Path, device: torch.device) -> di
             images, _ = icons.held_out_images(cache, key)
             result[key] = round(autoencoder.psnr(vae, to_tensor(images[:200], device)), 1)
     return result
+
+
+def known_psnr(start: Path | None) -> dict[str, float]:
+    """Return the PSNR on held-out styles that the base has which a training went on from, with its autoencoder."""
+    return json.loads((start / "verdict.json").read_text())["held_out_psnr"] if start else {}
 
 
 if __name__ == "__main__":
