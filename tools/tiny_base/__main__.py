@@ -113,7 +113,7 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
     return 1 - torch.nn.functional.grid_sample(1 - images.float(), grid, align_corners=False)
 
 
-def all_latents(model: torch.nn.Module, images: Tensor, seed: int, derive: Derivation, variants: int = 4) -> Tensor:
+def all_latents(model: torch.nn.Module, images: Tensor, seed: int, derive: Derivation, variants: int) -> Tensor:
     """Encode the images as they are and jittered, each drawn in a style: (variants, n, 16, h/8, w/8)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
@@ -140,9 +140,10 @@ def training_set(
 
     derived: names of derived styles, in each of which every image is drawn once more.
     """
-    latents, words = [all_latents(model, images, seed, lambda part: part)], [styles]
+    variants = 2 if derived else 4  # with so many styles each image is seen less often
+    latents, words = [all_latents(model, images, seed, lambda part: part, variants)], [styles]
     for number, name in enumerate(derived, 1):
-        latents.append(all_latents(model, images, seed + number, DERIVED[name]))
+        latents.append(all_latents(model, images, seed + number, DERIVED[name], variants))
         words.append([style_words(style, name) for style in styles])
     shares = [1 - DERIVED_SHARE if derived else 1.0, *[DERIVED_SHARE / len(derived) for _ in derived]]
     odds = torch.tensor(shares, device=images.device).repeat_interleave(len(images))
