@@ -5,8 +5,9 @@
     python -m bench.quickstart_trials --table FILE
 
 The judge is the classifier of bench/eight_styles; where that has not trained it yet, it is trained first: seconds on a
-GPU; on a CPU use --judge-steps 400 --judge-coarse 1600 --judge-batch 128, a quarter of an hour. Writes the rows into
-bench/results/quickstart_trials.json after every training, and a sheet of each into --sheets.
+GPU, hours on a CPU. There --judge-steps 400 --judge-coarse 1600 --judge-batch 128 trains a weaker one in less time; its
+numbers do not compare with those of eight_styles. Writes the rows into bench/results/quickstart_trials.json after every
+training, and a sheet of each into --sheets.
 """
 
 from __future__ import annotations
