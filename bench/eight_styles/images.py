@@ -20,7 +20,7 @@ from tools.tiny_base import icons, judge
 from tools.tiny_base.icon_sets import ALL_STYLES, HELD_OUT_STYLES
 
 TRAINING, VERDICT = 48, 96  # images of each style; the study learns from the first 16
-_INDEX, _IMAGES = "judge/index.json", "judge/images"
+INDEX, _IMAGES = "judge/index.json", "judge/images"
 _QUALITY = 82  # of WEBP; the judge sees them shifted, blurred and noisy in any case
 
 
@@ -69,14 +69,14 @@ def prepare(cache: Path, path: Path, training: int = TRAINING, verdict: int = VE
         "bytes": [len(file) for file in files],
     }
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(_INDEX, json.dumps(index))
+        archive.writestr(INDEX, json.dumps(index))
         archive.writestr(_IMAGES, b"".join(files))
 
 
 def read_judge(path: Path) -> JudgeImages:
     """Read the classifier's images from the file."""
     with zipfile.ZipFile(path) as archive:
-        index = json.loads(archive.read(_INDEX))
+        index = json.loads(archive.read(INDEX))
         stream = io.BytesIO(archive.read(_IMAGES))
     decoded = [np.asarray(Image.open(io.BytesIO(stream.read(count))).convert("RGB")) for count in index.pop("bytes")]
     return JudgeImages(np.stack(decoded), **index)

@@ -17,12 +17,14 @@ from tools.tiny_base import judge
 ICONS, PHOTOS = "icons", "photos"  # the classifier that was trained on the icons; EfficientNet
 
 
-def train_classifier(data: JudgeImages, path: Path, steps: int, seed: int = 0) -> float:
+def train_classifier(
+    data: JudgeImages, path: Path, steps: int, seed: int = 0, coarse: int = 0, batch: int = 512
+) -> float:
     """Train the classifier on all real images, save it, and return the share of concepts it finds among five."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = torch.from_numpy(data.images).to(device).permute(0, 3, 1, 2).float() / 255
     concepts, styles = torch.tensor(data.concepts, device=device), torch.tensor(data.styles, device=device)
-    model = judge.train(images, concepts, styles, steps, seed)
+    model = judge.train(images, concepts, styles, steps, seed, batch, coarse)
     torch.save(model.state_dict(), path)
     return judge.judge(model, images[::7], concepts[::7], styles[::7]).concept_in_five
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,12 @@ class Studio:
             return self.vae.decode(self.vae.encode(self.real(style))).float().clamp(0, 1).clone().cpu()
 
 
+def digest_of_encoders(folder: Path) -> str:
+    """Return a hash of the files that encode images and captions, so that no other base's encodings are taken."""
+    parts = [(folder / f"{name}.safetensors").read_bytes() for name in ("text_encoder", "autoencoder")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
 @contextmanager
 def opened(host: Path, data: Path) -> Iterator[Studio]:
     """Open the tiny base with the images of a file; their encodings are kept beside it."""
@@ -113,7 +120,7 @@ def opened(host: Path, data: Path) -> Iterator[Studio]:
     styles = images.read(data)
     with torch.inference_mode():
         model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
-        kept = data.with_suffix(".encoded.pt")
+        kept = data.with_suffix(f".encoded-{digest_of_encoders(pack.nodes.tiny_base.FOLDER)}.pt")
         encoded = torch.load(kept, weights_only=False) if kept.is_file() else _encode(styles, clip, vae)
         if not kept.is_file():
             torch.save(encoded, kept)

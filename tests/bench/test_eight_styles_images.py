@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bench.eight_styles import images
+from bench.eight_styles.studio import digest_of_encoders
 from bench.no_search import images as verdict_images
 from tools.tiny_base import icons, judge
 from tools.tiny_base.icon_sets import ALL_STYLES, HELD_OUT_STYLES
@@ -56,3 +57,12 @@ def test_captions_lead_to_their_concepts(file: Path) -> None:
     ] == captions
     with pytest.raises(KeyError, match="a unicorn"):
         found.concepts_of(["a unicorn"])
+
+
+def test_another_base_does_not_use_the_encodings_of_this_one(tmp_path: Path) -> None:
+    digests = set()
+    for text_encoder, autoencoder in ((b"a", b"b"), (b"a", b"c"), (b"d", b"b"), (b"a", b"b")):
+        (tmp_path / "text_encoder.safetensors").write_bytes(text_encoder)
+        (tmp_path / "autoencoder.safetensors").write_bytes(autoencoder)
+        digests.add(digest_of_encoders(tmp_path))
+    assert len(digests) == 3

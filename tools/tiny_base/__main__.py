@@ -1,9 +1,14 @@
 """Train the tiny base model from scratch: images, autoencoder, vocabulary, denoiser, evaluation, model card.
 
     python -m tools.tiny_base --host path/to/ComfyUI        # one CUDA GPU, under half an hour on an H100
+    python -m tools.tiny_base --prepare FILE                # the images in one file, for --data where npm is missing
+    python -m tools.tiny_base --host path/to/ComfyUI --start assets/tiny_base --derived --fit --seconds 420 --out FOLDER
 
 Intermediate results are kept in --work, so an interrupted run resumes. With --seconds the run stops after that time and
-exits with code 3; the same command then resumes it.
+exits with code 3; the same command then resumes it. With --fit it makes fewer steps instead.
+
+The last command goes on from a finished base, with its autoencoder and vocabulary, and teaches it the styles of
+derived_styles.py beside the icon sets.
 """
 
 from __future__ import annotations
@@ -12,9 +17,11 @@ import argparse
 import json
 import logging
 import random
+import shutil
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,30 +30,47 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from launcher.inprocess import open_host
-from tools.tiny_base import autoencoder, card, denoiser, icons, judge, text
+from tools.tiny_base import autoencoder, card, denoiser, icons, image_file, judge, text
+from tools.tiny_base.derived_styles import DERIVED, Derivation, style_words
 
 log = logging.getLogger("aclora.tiny_base")
 WORDINGS = ("{caption}", "{caption}", "{concept}, {style} style", "{style} style {concept}", "{plain}", "{style} style")
+DERIVED_SHARE = 0.6  # of the training's images, with --derived
 GRID_CONCEPTS = ["rocket", "guitar", "house", "dog face", "bicycle", "cactus", "castle", "octopus"]
 
 
 def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_base", description=__doc__.split("\n")[0])
-    parser.add_argument("--host", type=Path, required=True, help="folder of ComfyUI, whose modules are trained")
+    parser.add_argument("--host", type=Path, help="folder of ComfyUI, whose modules are trained")
+    parser.add_argument("--prepare", type=Path, metavar="FILE", help="only write the images into FILE, for --data")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="the images, instead of those drawn from --icons")
     parser.add_argument("--out", type=Path, default=Path("assets/tiny_base"))
     parser.add_argument("--work", type=Path, default=Path(".runtime/tiny_base"), help="folder of intermediate results")
     parser.add_argument("--icons", type=Path, default=Path(".runtime/icons"), help="folder of the icon packages")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the denoiser's training")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit up to the written weights")
+    parser.add_argument("--fit", action="store_true", help="shorten the denoiser's training to the time limit")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="a finished base to go on from")
+    parser.add_argument("--derived", action="store_true", help="train on the derived styles too")
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--denoiser-steps", type=int, default=18000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--judge-steps", type=int, default=1500)
     parser.add_argument("--judge-prompts", type=int, default=200)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the denoiser's training, at its highest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concepts", type=int, help="train on this many concepts only, to try the script")
     parser.add_argument("--no-compile", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.host or args.prepare):
+        parser.error("--host is needed: the folder of ComfyUI")
+    return args
+
+
+def draw_images(cache: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Fetch the icon sets and draw the base's images; return them with their concepts and style words."""
+    icons.fetch(cache, icons.BASE_STYLES)
+    return icons.base_images(cache)
 
 
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
@@ -55,11 +79,11 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def make_autoencoder(images: Tensor, args: argparse.Namespace) -> torch.nn.Module:
-    """Load the autoencoder from --work, or train it and save it there."""
-    path = args.work / "autoencoder.safetensors"
+    """Load the autoencoder of --start or from --work, or train it and save it there."""
+    path = (args.start or args.work) / "autoencoder.safetensors"
     if path.is_file():
         model = autoencoder.build().to(images.device)
-        model.load_state_dict(load_file(path))
+        model.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         return model.eval().requires_grad_(False)
     batch = min(128, len(images))
     model = autoencoder.train(images, args.autoencoder_steps, batch, args.seed, progress("autoencoder"))
@@ -89,14 +113,42 @@ def jittered(images: Tensor, generator: torch.Generator) -> Tensor:
     return 1 - torch.nn.functional.grid_sample(1 - images.float(), grid, align_corners=False)
 
 
-def all_latents(model: torch.nn.Module, images: Tensor, seed: int, variants: int = 4) -> Tensor:
-    """Encode the images as they are and jittered: (variants, n, 16, h/8, w/8)."""
+def all_latents(model: torch.nn.Module, images: Tensor, seed: int, derive: Derivation, variants: int) -> Tensor:
+    """Encode the images as they are and jittered, each drawn in a style: (variants, n, 16, h/8, w/8)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for variant in range(variants):
-        chosen = [part if variant == 0 else jittered(part, generator) for part in images.split(512)]
-        parts.append(torch.cat([autoencoder.encode(model, part) for part in chosen]).half())
+        chosen = (part.float() if variant == 0 else jittered(part, generator) for part in images.split(512))
+        parts.append(torch.cat([autoencoder.encode(model, derive(part)).half() for part in chosen]))
     return torch.stack(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What the denoiser learns: the images of the icon sets, and after them those in derived styles."""
+
+    latents: Tensor  # float16 (variants, n, c, h, w)
+    concepts: list[str]  # n
+    styles: list[str]  # n, as captions name them
+    odds: Tensor  # (n,), how often each image is drawn, relative to the others
+
+
+def training_set(
+    model: torch.nn.Module, images: Tensor, concepts: list[str], styles: list[str], derived: Sequence[str], seed: int
+) -> TrainingSet:
+    """Encode all images and list their captions.
+
+    derived: names of derived styles, in each of which every image is drawn once more.
+    """
+    variants = 2 if derived else 4  # with so many styles each image is seen less often
+    latents, words = [all_latents(model, images, seed, lambda part: part, variants)], [styles]
+    for number, name in enumerate(derived, 1):
+        latents.append(all_latents(model, images, seed + number, DERIVED[name], variants))
+        words.append([style_words(style, name) for style in styles])
+    shares = [1 - DERIVED_SHARE if derived else 1.0, *[DERIVED_SHARE / len(derived) for _ in derived]]
+    odds = torch.tensor(shares, device=images.device).repeat_interleave(len(images))
+    every_style = [style for row in words for style in row]
+    return TrainingSet(torch.cat(latents, 1), concepts * len(words), every_style, odds)
 
 
 def all_wordings(concepts: list[str], styles: list[str]) -> list[list[str]]:
@@ -123,6 +175,14 @@ def write_weights(pair: denoiser.Pair, vae: torch.nn.Module, config: dict, out: 
     (out / "config.json").write_text(json.dumps({"text": config, "length": text.LENGTH}, indent=2) + "\n")
 
 
+def started_pair(folder: Path, config: dict) -> denoiser.Pair:
+    """Return the denoiser and text encoder of a finished base, in float32."""
+    pair = denoiser.Pair(autoencoder.CHANNELS, config)
+    for module, name in ((pair.denoiser, "denoiser"), (pair.text, "text_encoder")):
+        module.load_state_dict({key: value.float() for key, value in load_file(folder / f"{name}.safetensors").items()})
+    return pair
+
+
 def read_weights(pair: denoiser.Pair, vae: torch.nn.Module, out: Path) -> None:
     """Load the written weights, so that the shipped weights are evaluated."""
     for module, name in ((pair.denoiser, "denoiser"), (pair.text, "text_encoder"), (vae, "autoencoder")):
@@ -132,6 +192,9 @@ def read_weights(pair: denoiser.Pair, vae: torch.nn.Module, out: Path) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     args = parse_options()
+    if args.prepare:
+        image_file.write(args.prepare, *draw_images(args.icons))
+        return 0
     open_host(args.host)
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,8 +203,7 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    icons.fetch(args.icons, icons.BASE_STYLES)
-    raw, concepts, styles = icons.base_images(args.icons)
+    raw, concepts, styles = image_file.read(args.data) if args.data else draw_images(args.icons)
     if args.concepts:
         kept = set(random.Random(args.seed).sample(sorted(set(concepts)), args.concepts))
         chosen = [number for number, concept in enumerate(concepts) if concept in kept]
@@ -152,17 +214,22 @@ def main() -> int:
     quality = autoencoder.psnr(vae, images[:: max(1, len(images) // 1000)])
     log.info("autoencoder: %.1f dB on the base images, %.0f s", quality, time.monotonic() - started)
 
-    rows = all_wordings(concepts, styles)
+    learned = training_set(vae, images, concepts, styles, tuple(DERIVED) if args.derived else (), args.seed)
+    log.info("training set: %d images encoded, %.0f s", learned.latents.shape[1], time.monotonic() - started)
+    rows = all_wordings(learned.concepts, learned.styles)
     folder = args.out / "tokenizer"
-    text.learn_vocabulary(sorted({caption for row in rows for caption in row}), 3000, folder)
+    if args.start:
+        shutil.copytree(args.start / "tokenizer", folder, dirs_exist_ok=True)
+    else:
+        text.learn_vocabulary(sorted({caption for row in rows for caption in row}), 3000, folder)
     tokenizer = text.load_tokenizer(folder)
     config = text.text_config(len(tokenizer))
     tokens = torch.stack([text.tokenize(tokenizer, row) for row in rows]).to(device)
     empty = text.tokenize(tokenizer, [""])[0].to(device)
-    schedule = denoiser.Schedule(args.denoiser_steps, args.batch)
+    schedule = denoiser.Schedule(args.denoiser_steps, args.batch, args.learning_rate)
     left = args.seconds - (time.monotonic() - started)
     pair = denoiser.train(
-        all_latents(vae, images, args.seed),
+        learned.latents,
         tokens,
         empty,
         config,
@@ -172,6 +239,9 @@ def main() -> int:
         left,
         not args.no_compile,
         progress("denoiser"),
+        odds=learned.odds if args.derived else None,
+        start=started_pair(args.start, config) if args.start else None,
+        fit=args.fit,
     )
     if pair is None:
         log.info("stopped after %.0f s; run the same command again to resume", time.monotonic() - started)
@@ -181,12 +251,21 @@ def main() -> int:
     log.info("weights written, %.0f s", time.monotonic() - started)
     report = verdict(pair, vae, tokenizer, images, concepts, styles, args)
     report |= {"autoencoder_psnr": quality, "pictures": len(images), "concepts": len(set(concepts))}
-    kept = ("autoencoder_steps", "denoiser_steps", "batch", "seed")
-    report |= {"arguments": {key: getattr(args, key) for key in kept}}
+    report |= {"arguments": arguments(args)}
     (args.out / "verdict.json").write_text(json.dumps(report, indent=2) + "\n")
     card.write(args.out, report)
     log.info("%s\n%.0f s", json.dumps(report, indent=2), time.monotonic() - started)
     return 0
+
+
+def arguments(args: argparse.Namespace) -> dict:
+    """Return what the model card says of the training; "before" has the same of the base it went on from."""
+    found = {key: getattr(args, key) for key in ("autoencoder_steps", "denoiser_steps", "batch", "seed")}
+    found["denoiser_steps"] = torch.load(args.work / "denoiser.pt", mmap=True, map_location="cpu")["step"]
+    if args.start:
+        found["before"] = json.loads((args.start / "verdict.json").read_text())["arguments"]
+        found["autoencoder_steps"] = found["before"]["autoencoder_steps"]
+    return found
 
 
 def verdict(pair, vae, tokenizer, images: Tensor, concepts: list[str], styles: list[str], args) -> dict:
@@ -214,11 +293,15 @@ def verdict(pair, vae, tokenizer, images: Tensor, concepts: list[str], styles: l
     real = torch.cat([images[(concept_class == c) & (style_class == s)][:1] for c, s in zip(*wanted, strict=True)])
     grid = [(concept, style) for style in kinds for concept in GRID_CONCEPTS]
     card.save_grid(draw(grid), len(GRID_CONCEPTS), args.out / "grid.png")
+    if args.derived:
+        grid = [(concept, style_words(kinds[0], name)) for name in DERIVED for concept in GRID_CONCEPTS]
+        card.save_grid(draw(grid), len(GRID_CONCEPTS), args.out / "derived.png")
     return {
         "prompts": len(asked),
         "generated": asdict(judge.judge(classifier, draw(asked), *wanted)),
         "real": asdict(judge.judge(classifier, real, *wanted)),
-        "held_out_psnr": held_out_psnr(vae, args.icons, device),
+        "held_out_psnr": held_out_psnr(vae, args.icons, device) or known_psnr(args.start),
+        "derived": list(DERIVED) if args.derived else [],
     }
 
 
@@ -230,6 +313,11 @@ def held_out_psnr(vae: torch.nn.Module, cache: Path, device: torch.device) -> di
             images, _ = icons.held_out_images(cache, key)
             result[key] = round(autoencoder.psnr(vae, to_tensor(images[:200], device)), 1)
     return result
+
+
+def known_psnr(start: Path | None) -> dict[str, float]:
+    """Return the PSNR on held-out styles that the base has which a training went on from, with its autoencoder."""
+    return json.loads((start / "verdict.json").read_text())["held_out_psnr"] if start else {}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ CARD = """# Model card: the tiny base of AC-LoRA
 A text-to-image model of {megabytes:.1f} MB that generates icons at 128 × 128. It ships with the pack so that the \
 quickstart, the tests
 and the measurements run anywhere without a download. \
-It knows {concepts} concepts in four styles and nothing else.
+It knows {concepts} concepts in four styles and nothing else.{derived}
 
 ![Eight concepts in the base styles, one style a row: {rows}](grid.png)
 
@@ -61,7 +61,7 @@ and measures all of this; verdict.json holds the numbers):
 The autoencoder reconstructs base images at {psnr:.1f} dB PSNR. On held-out styles, in dB: {held_out_psnr}.
 
 Training: {autoencoder_steps} steps of the autoencoder, {denoiser_steps} steps of {batch} \
-of the denoiser and text encoder, seed {seed}.
+of the denoiser and text encoder, seed {seed}{before}.
 
 ## Licence
 
@@ -86,6 +86,19 @@ def _shares(verdict: dict[str, float]) -> str:
     return " | ".join(f"{verdict[key]:.0%}" for key in ("concept_first", "concept_in_five", "style"))
 
 
+def _derived(words: list[str]) -> str:
+    """Return the sentence about the derived styles, or nothing where there are none."""
+    if not words:
+        return ""
+    example = f'"a rocket, noto {words[0]} style"'
+    return f"\nEach of them it also draws in {len(words)} derived styles, as in {example}: {', '.join(words)}."
+
+
+def _before(arguments: dict | None) -> str:
+    """Return the clause about the base that the training went on from."""
+    return f", after {arguments['denoiser_steps']} on the four styles alone" if arguments else ""
+
+
 def write(out: Path, report: dict) -> None:
     """Write out/MODEL_CARD.md from the report and the model files in out."""
     names = {"denoiser": "MMDiT, depth 5, width 320", "text_encoder": "CLIP text model", "autoencoder": "TAESD shape"}
@@ -102,6 +115,7 @@ def write(out: Path, report: dict) -> None:
         megabytes=sum(path.stat().st_size for path in files.values()) / 1e6,
         concepts=report["concepts"],
         images=report["pictures"],
+        derived=_derived(report.get("derived", [])),
         rows=", ".join(sorted(s.word for s in icons.BASE_STYLES.values())),
         parts="\n".join(parts),
         sources="\n".join(sources),
@@ -111,6 +125,6 @@ def write(out: Path, report: dict) -> None:
         real=_shares(report["real"]),
         psnr=report["autoencoder_psnr"],
         held_out_psnr=", ".join(f"{key} {value}" for key, value in report["held_out_psnr"].items()) or "not measured",
-        **report["arguments"],
+        **report["arguments"] | {"before": _before(report["arguments"].get("before"))},
     )
     (out / "MODEL_CARD.md").write_text(card, encoding="utf-8")

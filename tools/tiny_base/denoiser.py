@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,13 @@ class Schedule:
         start = self.steps * (1 - self.cool_down)
         fall = 1 - math.sqrt(max(0.0, (step - start) / (self.steps - start)))
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * fall
+
+    def shortened(self, done: int, pace: float, left: float) -> Schedule:
+        """Return the schedule with at most as many steps as fit into the time that is left.
+
+        done: steps so far. pace: seconds of a step. left: in seconds.
+        """
+        return replace(self, steps=min(self.steps, done + max(1, int(left / pace))))
 
 
 def build(channels: int, text_width: int) -> torch.nn.Module:
@@ -91,13 +98,18 @@ def flow_loss(model: Callable[..., Tensor], latents: Tensor, tokens: Tensor, t: 
     return torch.nn.functional.mse_loss(predicted.float(), noise - latents)
 
 
-def training_step(model, latents: Tensor, tokens: Tensor, empty: Tensor, batch: int, generator) -> Tensor:
+def training_step(
+    model, latents: Tensor, tokens: Tensor, empty: Tensor, batch: int, generator, odds: Tensor | None = None
+) -> Tensor:
     """Return the loss of a random batch, with logit-normal times and 10 % empty captions.
 
-    latents: (variants, n, c, h, w); tokens: (wordings, n, length).
+    latents: (variants, n, c, h, w); tokens: (wordings, n, length); odds: (n,), of each image, equal by default.
     """
     device = latents.device
-    pick = torch.randint(latents.shape[1], (batch,), generator=generator, device=device)
+    if odds is None:
+        pick = torch.randint(latents.shape[1], (batch,), generator=generator, device=device)
+    else:
+        pick = torch.multinomial(odds, batch, replacement=True, generator=generator)
     variant = torch.randint(latents.shape[0], (batch,), generator=generator, device=device)
     wording = torch.randint(tokens.shape[0], (batch,), generator=generator, device=device)
     captions = tokens[wording, pick]
@@ -121,6 +133,9 @@ def train(
     seconds: float = math.inf,
     compiled: bool = True,
     on_step: Callable[[int, float], None] | None = None,
+    odds: Tensor | None = None,
+    start: Pair | None = None,
+    fit: bool = False,
 ) -> Pair | None:
     """Train for schedule.steps and return the averaged weights.
 
@@ -131,10 +146,15 @@ def train(
         tokens: (wordings, n, length).
         empty: tokens of the empty caption, (length,).
         seconds: the time limit.
+        odds: how often each image is drawn, (n,), relative to the others; equally often by default.
+        start: the weights to begin with; new ones by default.
+        fit: shorten the schedule to the time limit, by the speed of its warm-up, instead of stopping there.
     """
     device = latents.device
     torch.manual_seed(seed)
     model = Pair(latents.shape[2], config).to(device)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     average = Pair(latents.shape[2], config).to(device)
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(
@@ -148,14 +168,15 @@ def train(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
     run = torch.compile(model) if compiled else model
-    started = time.monotonic()
+    started = halfway = time.monotonic()
     parameters, averages = list(model.parameters()), list(average.parameters())
-    for step in range(first, schedule.steps):
+    step = first
+    while step < schedule.steps:
         # A new generator for each step, so that a resumed run draws the same numbers as an uninterrupted one.
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        loss = training_step(run, latents, tokens, empty, schedule.batch, generator)
+        loss = training_step(run, latents, tokens, empty, schedule.batch, generator, odds)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -165,9 +186,17 @@ def train(
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         if on_step and step % 100 == 0:
             on_step(step, loss.item())
+        if fit and step in (schedule.warm_up // 2, schedule.warm_up):
+            loss.item()  # waits for the device
+            now = time.monotonic()
+            if step == schedule.warm_up:  # the first steps were compiled, and say nothing about the others
+                pace = (now - halfway) / (step - schedule.warm_up // 2)
+                schedule, seconds = schedule.shortened(step + 1, pace, seconds - (now - started)), math.inf
+            halfway = now
         if step % 50 == 0 and time.monotonic() - started > seconds:
             _write_checkpoint(checkpoint, step + 1, model, average, optimizer)
             return None
+        step += 1
     _write_checkpoint(checkpoint, schedule.steps, model, average, optimizer)
     return average.eval().requires_grad_(False)
 

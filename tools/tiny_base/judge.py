@@ -66,26 +66,36 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(images, blurred, share) + noise
 
 
-def train(images: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: int, batch: int = 512) -> Classifier:
-    """Train a classifier on images (n, 3, h, w) in 0..1 with class indices (n,), all on one device."""
+def train(
+    images: Tensor, concepts: Tensor, styles: Tensor, steps: int, seed: int, batch: int = 512, coarse: int = 0
+) -> Classifier:
+    """Train a classifier on images (n, 3, h, w) in 0..1 with class indices (n,), all on one device.
+
+    coarse: steps before the others, on images of half the size, which take a quarter of the time.
+    """
     torch.manual_seed(seed)
     device = images.device
     generator = torch.Generator(device).manual_seed(seed)
-    small = F.interpolate(images.float(), (SIZE, SIZE), mode="area")
-    model = Classifier(int(concepts.max()) + 1, int(styles.max()) + 1).to(device)
+    fine, small = (F.interpolate(images.float(), (size, size), mode="area") for size in (SIZE, SIZE // 2))
+    model = Classifier(int(concepts.max()) + 1, int(styles.max()) + 1).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in range(steps):
-        index = torch.randint(len(small), (batch,), generator=generator, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            concept, style = model(_augment(small[index], generator))
-            loss = F.cross_entropy(concept, concepts[index], label_smoothing=0.1)
-            loss = loss + F.cross_entropy(style, styles[index])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=coarse + steps)
+    for step in range(coarse + steps):
+        index = torch.randint(len(images), (batch,), generator=generator, device=device)
+        seen = _augment((small if step < coarse else fine)[index], generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=_has_fast_bfloat16(device)):
+            concept, style = model(seen.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(concept.float(), concepts[index], label_smoothing=0.1)
+            loss = loss + F.cross_entropy(style.float(), styles[index])
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
     return model.eval()
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def judge(model: Classifier, images: Tensor, concepts: Tensor, styles: Tensor) -> Verdict:

@@ -1,0 +1,1 @@
+"""Which images, captions and settings make the quickstart's style convincing?"""
