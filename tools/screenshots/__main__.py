@@ -77,6 +77,7 @@ def views(studio: Studio, _: Path) -> None:
         show_panel(studio)
         studio.window(f"panel-{view.name}")
         close_panel(studio)
+    studio.look(View())  # the pictures of a training are as dark as ComfyUI was at its start
     studio.open("quickstart", "all views")
     studio.start()
     studio.wait_for_text(TRAIN, "training images at")

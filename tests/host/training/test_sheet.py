@@ -36,9 +36,9 @@ def rows(pack, monkeypatch):
     drawn = []
     real = pack.nodes.training.sheet.step_sheet
 
-    def draw(rows, prompts):
+    def draw(rows, prompts, dark):
         drawn.append(rows)
-        return real(rows, prompts)
+        return real(rows, prompts, dark)
 
     monkeypatch.setattr(pack.nodes.training.sheet, "step_sheet", draw)
     return drawn
