@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
 import os
 import shutil
@@ -33,7 +32,9 @@ if not __package__:  # run as a script: the folder of the script has modules of 
 from launcher.client import TEXT_EVENT, Progress, RunError, explain_refusal, handle, read_text_event  # noqa: E402
 from launcher.console import Step, StepError, say  # noqa: E402
 from launcher.settings import apply_settings  # noqa: E402
-from launcher.workflow import Prompt, WorkflowError, to_prompt  # noqa: E402
+from launcher.workflow import WorkflowError, to_prompt  # noqa: E402
+from workers.devices import NoGpuError, take_own_gpu  # noqa: E402
+from workers.headless import Headless, Prompt  # noqa: E402
 
 SHARED = ("ACLoRADataset", "ACLoRATrain")  # nodes whose work all processes share
 KEEPS = ("ACLoRASave", "SaveLoRA", "SaveLoRANode", "LoraSave")  # nodes that write an adapter
@@ -62,8 +63,8 @@ class Cancel:
         self.interrupt()
 
 
-class Headless:
-    """ComfyUI in this process, with its executor and its nodes.
+class Workflows(Headless):
+    """ComfyUI in this process, for the workflows of the command line.
 
     Args:
         folder: holds ComfyUI's main.py.
@@ -73,24 +74,12 @@ class Headless:
     """
 
     def __init__(self, folder: Path, options: Sequence[str], temp: Path, log: Path | None) -> None:
-        sys.path.insert(0, str(folder))  # first, since the pack too has a module `nodes`
-        sys.argv = [str(folder / "main.py"), *options, "--temp-directory", str(temp)]
-        sys.argv += ["--database-url", "sqlite:///:memory:"]  # a server may have the file open
-        os.chdir(folder)
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             sys.stderr = log.open("w", encoding="utf-8", errors="replace")
-        self._streams = sys.stdout, sys.stderr  # ComfyUI takes over their buffers, which would close with them
-        main = importlib.import_module("main")
-        self._loop, self._server, _ = main.start_comfyui()
-        self._execution, self._nodes = importlib.import_module("execution"), importlib.import_module("nodes")
-        self._folders = importlib.import_module("folder_paths")
-        caches = {"lru": 0, "ram": 0, "ram_inactive": 0}
-        self._executor = self._execution.PromptExecutor(self._server, self._execution.CacheType.CLASSIC, caches)
-
-    def interrupt(self) -> None:
-        """Ask the running node to end."""
-        self._nodes.interrupt_processing(True)
+        # In memory, as a server may have the file of the database open.
+        own = ["--temp-directory", str(temp), "--database-url", "sqlite:///:memory:"]
+        super().__init__(folder, [*options, *own])
 
     def processes(self) -> Any:
         """Return the processes that train together, of which this one may be the only one.
@@ -98,15 +87,15 @@ class Headless:
         Raises:
             WorkflowError: the pack is not among the nodes.
         """
-        train = self._nodes.NODE_CLASS_MAPPINGS.get("ACLoRATrain")
+        train = self.nodes.NODE_CLASS_MAPPINGS.get("ACLoRATrain")
         if train is None:
             raise WorkflowError("ComfyUI has not loaded AC-LoRA; its messages tell why.")
         return sys.modules[train.__module__].host.processes()  # those of the pack, as ComfyUI has loaded it
 
     def definitions(self) -> dict[str, Any]:
         """Return the inputs and the name of every node."""
-        titles = self._nodes.NODE_DISPLAY_NAME_MAPPINGS
-        kinds = self._nodes.NODE_CLASS_MAPPINGS.items()
+        titles = self.nodes.NODE_DISPLAY_NAME_MAPPINGS
+        kinds = self.nodes.NODE_CLASS_MAPPINGS.items()
         return {kind: {"input": cls.INPUT_TYPES(), "display_name": titles.get(kind, kind)} for kind, cls in kinds}
 
     def check(self, prompt: Prompt) -> list[str]:
@@ -115,47 +104,21 @@ class Headless:
         Raises:
             RunError: ComfyUI refuses the prompt, or a part of it.
         """
-        answer = asyncio.run(self._execution.validate_prompt(uuid.uuid4().hex, prompt, None))
+        answer = asyncio.run(self.execution.validate_prompt(uuid.uuid4().hex, prompt, None))
         valid, error, outputs, node_errors = answer
         if not valid or node_errors:
             raise explain_refusal(prompt, {"error": error, "node_errors": node_errors})
         return list(outputs)
 
-    def run(self, prompt: Prompt, wanted: Sequence[str], progress: Any) -> dict[str, Any]:
-        """Run some nodes, and all that they need, and return what the nodes show.
-
-        Args:
-            prompt: in API form.
-            wanted: ids of nodes.
-            progress: called with each event of ComfyUI: its type and its data.
-
-        Raises:
-            RunError: a node failed, or it was cancelled.
-        """
-        prompt_id = uuid.uuid4().hex
-        failures: list[RunError] = []
-
-        def on_event(event: Any, data: Any, *_: Any) -> None:
-            try:
-                progress(event, data, prompt_id)
-            except RunError as error:  # raised below: ComfyUI goes on telling what it knows
-                failures.append(error)
-
-        self._server.send_sync = on_event
-        self._executor.execute(prompt, prompt_id, {"client_id": "headless"}, list(wanted))
-        if failures:
-            raise failures[0]
-        return dict(self._executor.history_result["outputs"])
-
     def adapters(self) -> dict[Path, float]:
         """Return all LoRA files that ComfyUI finds, with the times of their last change."""
-        folders = map(Path, self._folders.get_folder_paths("loras"))
+        folders = map(Path, self.folders.get_folder_paths("loras"))
         files = [file for folder in folders if folder.is_dir() for file in folder.rglob("*.safetensors")]
         return {file: file.stat().st_mtime for file in files}
 
     def output_file(self, image: dict[str, Any]) -> Path:
         """Return the path of an image that a node has saved."""
-        return Path(self._folders.get_output_directory(), image.get("subfolder", ""), image["filename"])
+        return Path(self.folders.get_output_directory(), image.get("subfolder", ""), image["filename"])
 
 
 def show_on(progress: Progress) -> Any:
@@ -183,14 +146,14 @@ def lead(processes: Any, prompt: Prompt, show: Any) -> Any:
     return on_event
 
 
-def follow(comfy: Headless, processes: Any) -> None:
+def follow(comfy: Workflows, processes: Any) -> None:
     """Take part in the nodes that the first process names, until it has ended."""
     prompt = processes.told_by_first(None)
     while (node := processes.told_by_first(None)) is not None:
         comfy.run(prompt, [node], show_on(Progress(prompt)))
 
 
-def report(comfy: Headless, prompt: Prompt, outputs: dict[str, Any], before: dict[Path, float]) -> None:
+def report(comfy: Workflows, prompt: Prompt, outputs: dict[str, Any], before: dict[Path, float]) -> None:
     """Print what was learned, and where adapters and images are."""
     for node_id, shown in outputs.items():
         if prompt.get(node_id, {}).get("class_type") == "ACLoRATrain":
@@ -234,7 +197,7 @@ def work(options: argparse.Namespace, comfy_options: Sequence[str], temp: Path, 
     """
     workflow = read_workflow(options.workflow) if RANK == 0 else {}
     with Step("Starting ComfyUI" + (" on the CPU" if "--cpu" in comfy_options else "")):
-        comfy = Headless(options.comfyui, comfy_options, temp, options.messages)
+        comfy = Workflows(options.comfyui, comfy_options, temp, options.messages)
     cancel.interrupt = comfy.interrupt
     processes = comfy.processes()
     if not processes.is_first:
@@ -261,22 +224,6 @@ def work(options: argparse.Namespace, comfy_options: Sequence[str], temp: Path, 
     return CANCELLED if cancel.asked else 0
 
 
-def own_gpu(rank: int, visible: str) -> str:
-    """Return the GPU of a process on this machine.
-
-    Args:
-        rank: of the process among those of the machine, from 0.
-        visible: the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; empty for all.
-
-    Raises:
-        WorkflowError: there are fewer.
-    """
-    names = visible.split(",") if visible else [str(number) for number in range(rank + 1)]
-    if rank >= len(names):
-        raise WorkflowError(f"There is no GPU for process {rank + 1} of this machine: {len(names)} may be used.")
-    return names[rank]
-
-
 def main(words: Sequence[str]) -> int:
     """Run a workflow. Return 0 on success, 130 after a cancel, else 1."""
     parser = argparse.ArgumentParser(prog="headless.py")
@@ -295,13 +242,12 @@ def main(words: Sequence[str]) -> int:
     temp = Path(tempfile.mkdtemp(prefix="aclora-"))
     try:
         if "LOCAL_RANK" in os.environ and "--cpu" not in theirs:
-            gpu = own_gpu(int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            take_own_gpu()
         return work(options, theirs, temp, cancel)
     except (RunError, StepError) as failure:
         tell(f"Failed in {failure.step}:\n\n{failure.reason}")
         return CANCELLED if cancel.asked and failure.step == "the workflow" else 1
-    except WorkflowError as failure:
+    except (WorkflowError, NoGpuError) as failure:
         tell(f"Failed: {failure}")
         return 1
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from .activity import Activity
 from .candidate_store import CandidateStore, KeptResult
 from .candidates import Candidates, choose, nearest_step, open_candidate_store
+from .checkpoint import last_checkpoint
 from .memory import TooLittleMemoryError
 from .preview_files import PreviewFiles, PreviewSet
 from .previews import Previews
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "TooLittleMemoryError",
     "choose",
+    "last_checkpoint",
     "nearest_step",
     "open_candidate_store",
     "train",

@@ -180,10 +180,7 @@ class CheckpointStore:
 
     def _paths(self) -> list[Path]:
         """Return the checkpoints that are there, in the order of the training."""
-        if not self.settings.folder.is_dir():
-            return []
-        named = [(match, path) for path in self.settings.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(named, key=lambda pair: (STAGES.index(pair[0][1]), int(pair[0][2])))]
+        return _checkpoints(self.settings.folder)
 
     def _read(self, path: Path) -> tuple[Fingerprint, dict[str, Any]] | None:
         """Return what a checkpoint depends on and its state; None where it is damaged, which is noted.
@@ -225,6 +222,19 @@ class CheckpointStore:
                     path.unlink(missing_ok=True)
         for stage in STAGES:
             clear_partial_files(self.settings.folder, f"{stage}_*")
+
+
+def last_checkpoint(folder: Path) -> int | None:
+    """Return the step of its pass at which the last checkpoint in a folder was written; None where there is none."""
+    paths = _checkpoints(folder)
+    return int(paths[-1].stem.rpartition("_")[2]) if paths else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    named = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named, key=lambda pair: (STAGES.index(pair[0][1]), int(pair[0][2])))]
 
 
 def _content(path: Path) -> tuple[Fingerprint, dict[str, Any]]:

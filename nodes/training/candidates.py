@@ -23,7 +23,6 @@ from ...aclora_core.training import (
     Result,
     choose,
     nearest_step,
-    open_candidate_store,
 )
 from .. import host
 from ..paths import check_name
@@ -39,13 +38,26 @@ _chosen_from: set[str] = set()  # trainings whose last result is a chosen step
 log = logging.getLogger("aclora")
 
 
+def candidates_folder() -> Path:
+    """Return the folder of the candidates of this server's trainings, which need not exist yet."""
+    return Path(folder_paths.get_temp_directory(), FOLDER, _SERVER)
+
+
+def may_be_kept(step: int, again: bool) -> bool:
+    """Return whether a step may be there without training, so that it is worth opening the model to look for it.
+
+    Args:
+        step: that is asked for; 0 for the automatic one.
+        again: whether the automatic step of a training that has ended is given once more without training.
+    """
+    return bool(step or again or _chosen_from) and candidates_folder().is_dir()
+
+
 class StepChoice:
     """The choice of a step on the training node.
 
     Args:
-        model: ComfyUI's MODEL, as connected.
-        network: the same, opened for training.
-        images: to learn from.
+        store: of the training's candidates.
         config: the settings.
         step: that is asked for; 0 for the automatic one.
         name: of the training, in names of files.
@@ -55,17 +67,14 @@ class StepChoice:
 
     def __init__(
         self,
-        model: Any,
-        network: host.HostModel,
-        images: host.HostTrainingSet,
+        store: CandidateStore,
         config: TrainConfig,
         step: int,
         name: str,
         prompts: Sequence[str],
         again: bool = False,
     ) -> None:
-        root = Path(folder_paths.get_temp_directory(), FOLDER, _SERVER)
-        self.store: CandidateStore = open_candidate_store(root, network, images, config, host.model_identity(model))
+        self.store = store
         previews = Path(folder_paths.get_output_directory(), PREVIEWS)
         self.files = PreviewFiles(previews, name, prompts, protected=self.store.steps)
         self._config, self._step = config, step
@@ -85,17 +94,17 @@ class StepChoice:
         Of several processes the first decides, and all get what it returns.
         """
         processes = host.processes()
-        kept = self._without_training() if processes.is_first else None
+        kept = self.without_training() if processes.is_first else None
         result = kept if processes.from_first(kept is not None) else train()
         if result is not None and result is not kept and processes.is_first:
-            result = self._after_training(result)
+            result = self.after_training(result)
         if processes.size == 1 and result is not None:
             return result
         # As tensors and text: the pack's classes may have other names on another machine.
         factors, report = processes.from_first(result and (to_state_dict(result.adapter), result.report.to_json()))
         return Result(from_state_dict(factors), RankReport.from_json(report))
 
-    def _without_training(self) -> Result | None:
+    def without_training(self) -> Result | None:
         """Return the step if it was kept.
 
         The automatic step is trained for anew, unless another step of this training was chosen just before, or it is
@@ -114,7 +123,7 @@ class StepChoice:
             log.warning("AC-LoRA: %s", self.problem)
             return None
 
-    def _after_training(self, result: Result) -> Result:
+    def after_training(self, result: Result) -> Result:
         """Return the chosen step of the training that has just ended, or its own result."""
         try:
             self.kept = self.store.read_result()

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from ...aclora_core.adapter import Adapter, RankReport, build_metadata, file_size, to_state_dict
 from ...aclora_core.config import TrainConfig
-from ...aclora_core.training import Requests, Result, TooLittleMemoryError, train
+from ...aclora_core.training import CandidateStore, Result
 from .. import host
 from .cancels import noticed, record_cancel
-from .candidates import StepChoice, training_name
-from .display import LivePreviews, TrainingDisplay
+from .candidates import StepChoice, candidates_folder, may_be_kept
 from .options.options import Options
-from .requests import answering, save_step
-from .status import CANCELLED, STREAMED_INSTEAD, activity_text, headline, result_text
+from .requests import answering
+from .several.count import process_count, sharing_text
+from .several.server import train_on_several
+from .status import CANCELLED, activity_text, headline, result_text
+from .training import Training
 
 _NO_CLIP = (
     "Train AC-LoRA outputs a clip only if AC-LoRA Text Encoder Options is connected to its options. Connect the "
@@ -52,17 +54,11 @@ class TrainingJob:
         step: int,
         before: Sequence[Tensor],
     ) -> None:
-        self.node, self.node_id = node, host.hidden_node_id(node)
-        self.model, self.latents, self.conditioning = model, latents, conditioning
-        self.chosen, self.config, self.step, self.before = chosen, config, step, before
-        self.previews = LivePreviews(chosen.previews)
+        self.node, self.node_id, self.before = node, host.hidden_node_id(node), before
+        self.again = bool(before)  # other images make ComfyUI run the node again, and are no reason to train again
         bar = host.ProgressBar(config.steps, self.node_id)
-        self.display = TrainingDisplay(bar, self.previews, self.say, host.dark_theme())
-
-    @property
-    def name(self) -> str:
-        """The training's name for files; the conditioning has to have been checked."""
-        return training_name(self.conditioning)
+        dark = host.dark_theme()
+        self.training = Training(model, latents, conditioning, chosen, config, step, bar, self.say, dark)
 
     def say(self, text: str) -> None:
         """Show a text on the node."""
@@ -70,94 +66,79 @@ class TrainingJob:
 
     def run(self, remark: str) -> io.NodeOutput:
         """Train, and return the node's output. remark: for the end of the summary, with a space in front, or ""."""
+        chosen, config = self.training.chosen, self.training.config
+        processes = process_count(chosen.gpus)
         self.say(activity_text("loading"))
-        self.display.show_before([image for batch in self.before for image in batch])
+        self.training.display.show_before([image for batch in self.before for image in batch])
+        if processes == 1:
+            choice, result = self._alone()
+        else:
+            choice, result = self._kept_by_several(processes) or self._on_several(processes)
+            remark = f" Trained on {sharing_text(processes, config)}.{remark}"
+        adapter, report = _with_size(result.adapter, result.report)
+        return self._output(adapter, report, choice, remark)
+
+    def _alone(self) -> tuple[StepChoice, Result]:
+        """Return the chosen step, described, from what was kept or by training in this process."""
+        training = self.training
+
+        def learn(network: host.HostModel, images: host.HostTrainingSet) -> tuple[StepChoice, Result]:
+            choice = training.choice(network, images, host.processes().size, self.again)
+            requests = training.requests(network, images)
+            with answering(self.node_id, requests, draws=bool(training.previews.prompts)):
+                result = choice.result(lambda: training.train(network, images, choice, requests))
+            report = training.described(result.report, network.base_name, images.resolution)
+            return choice, replace(result, report=report)
+
         with noticed(lambda: self.say(CANCELLED)):
-            adapter, report, choice = self._learned()
+            learned = training.opened(learn)
         if host.cancelled():
             host.clear_interrupt()
             record_cancel(self.node_id)
-        return self._output(adapter, report, choice, remark)
+        return learned
 
-    def _learned(self) -> tuple[Adapter, RankReport, StepChoice]:
-        """Return the adapter, its report, and what else can be chosen."""
-        previews = self.chosen.previews
-        limits = host.memory_limits(self.config.gpu_memory, previews.vae if previews else None)
-        try:
-            return self._learned_within(limits)
-        except TooLittleMemoryError as error:
-            if not error.whole:
-                raise
-        self.say(STREAMED_INSTEAD)  # outside of the handler, which holds what the failed attempt has allocated
-        return self._learned_within(replace(limits, stream=True))
+    def _kept_by_several(self, processes: int) -> tuple[StepChoice, Result] | None:
+        """Return the chosen step, described, if several processes have kept it before."""
+        training = self.training
 
-    def _learned_within(self, limits: host.MemoryLimits) -> tuple[Adapter, RankReport, StepChoice]:
-        with self._session(limits) as (network, images):
-            # Other images in `before` make ComfyUI run the node again, and are no reason to train again.
-            again, prompts = bool(self.before), self.previews.prompts
-            choice = StepChoice(self.model, network, images, self.config, self.step, self.name, prompts, again)
-            return *self._result(network, images, choice), choice
+        def look(network: host.HostModel, images: host.HostTrainingSet) -> tuple[StepChoice, Result] | None:
+            choice = training.choice(network, images, processes, self.again)
+            result = choice.without_training()
+            if result is None:
+                return None
+            report = training.described(result.report, network.base_name, images.resolution)
+            return choice, replace(result, report=report)
 
-    def _session(self, limits: host.MemoryLimits) -> Any:
-        previews = self.chosen.previews
-        unconditional = self.chosen.unconditional if self.config.needs_unconditional else None
-        prompts = previews.conditionings[:-1] if previews else ()  # the last is the empty prompt
-        return host.training_session(
-            self.model, self.latents, self.conditioning, self.chosen.clip, unconditional, prompts, limits
+        return training.opened(look) if may_be_kept(training.step, self.again) else None
+
+    def _on_several(self, processes: int) -> tuple[StepChoice, Result]:
+        """Return the chosen step, described, by training in several processes beside this one."""
+        training = self.training
+        ended, cancelled = train_on_several(
+            training, processes, host.hidden_prompt(self.node), self.node_id, self.say, candidates_folder()
         )
-
-    def _result(
-        self, network: host.HostModel, images: host.HostTrainingSet, choice: StepChoice
-    ) -> tuple[Adapter, RankReport]:
-        """Return the adapter of the chosen step and its report, with what is known of the node's inputs."""
-
-        def save_now(now: Result) -> str:
-            described = replace(now, report=self._described(now.report, network, images))
-            return save_step(described, self.name, self.previews.images)
-
-        requests = Requests(save_now)
-        with answering(self.node_id, requests, draws=bool(self.previews.prompts)):
-            result = choice.result(lambda: self._train(network, images, choice, requests))
-        return _with_size(result.adapter, self._described(result.report, network, images))
-
-    def _train(
-        self, network: host.HostModel, images: host.HostTrainingSet, choice: StepChoice, requests: Requests
-    ) -> Result:
-        # Of several processes the first one shows, and keeps what there is to choose from.
-        processes = host.processes()
-        return train(
-            network,
-            images,
-            self.config,
-            self.display if processes.is_first else lambda progress: None,
-            host.cancelled,
-            checkpoints=self.chosen.checkpoints,
-            previews=self.previews.for_training(network, images, self.config.seed, choice.files),
-            candidates=choice.candidates() if processes.is_first else None,
-            processes=processes,
-            on_activity=self.display.begins,
-            requests=requests if processes.is_first else None,
-        )
-
-    def _described(self, report: RankReport, network: host.HostModel, images: host.HostTrainingSet) -> RankReport:
-        """Return a report with what is known of the node's inputs."""
-        trigger = host.trigger_word(self.conditioning)
-        facts = replace(report.facts, base_model=network.base_name, resolution=images.resolution, trigger=trigger)
-        if note := host.training_note(self.model):
-            facts = replace(facts, notes=f"{note} {facts.notes}".strip())
-        return replace(report, facts=facts, tags=host.tag_counts(self.latents, self.conditioning))
+        if cancelled:
+            record_cancel(self.node_id)
+        previews, config = training.previews, training.shared_config(processes)
+        previews.images, previews.drawn_at = ended.previews, ended.drawn_at
+        store = CandidateStore(candidates_folder(), ended.key)
+        choice = StepChoice(store, config, training.step, training.name, previews.prompts, self.again)
+        choice.trained = True
+        result = choice.after_training(ended.result)
+        return choice, replace(result, report=training.described(result.report, ended.base_model, ended.resolution))
 
     def _output(self, adapter: Adapter, report: RankReport, choice: StepChoice, remark: str) -> io.NodeOutput:
+        training = self.training
         lora_model = to_state_dict(adapter)
         sheet = choice.ui(self.node, report.facts.started_at)
-        result = result_text(report, self.chosen.checkpoints)
-        summary = result + self.previews.remark + choice.remark + remark
-        steps = self.config.steps
-        picture, problem = self.display.keep_result(self.node, report, steps, summary, save=choice.trained)
+        result = result_text(report, training.chosen.checkpoints)
+        summary = result + training.previews.remark + choice.remark + remark
+        steps = training.config.steps
+        picture, problem = training.display.keep_result(self.node, report, steps, summary, save=choice.trained)
         summary += problem and f" {problem}"
         shown = summary if problem else headline(result, report.facts.cancelled is not None)
         self.say(shown)  # replaces the status of the last step
-        adapted, clip = host.apply_trained_lora(self.model, self.chosen.clip, lora_model)
+        adapted, clip = host.apply_trained_lora(training.model, training.chosen.clip, lora_model)
         # A non-finite number would make ComfyUI's Plot Loss Graph fail, and every node after it.
         losses = [loss for loss in report.losses if math.isfinite(loss)]
         clip_output = clip or host.block_output(_NO_CLIP)

@@ -28,7 +28,7 @@ _PRECISION = "fp16"  # as Save AC-LoRA's default
 _NOTHING_RUNS = "No training is running. While the model is still loading, try again in a moment."
 _OTHER_NODE = "Another training is running now. Press the button on its node."
 _NO_PROMPTS = "This training has no prompts to draw. Connect AC-LoRA Preview Options before you press Run."
-_ENDED = "The training ended before that."
+ENDED = "The training ended before that."
 _LATER = {
     "sample": "Previews will be drawn after the step that is being computed, and appear on the node.",
     "save": "The LoRA will be saved after the step that is being computed; the node's text will say where.",
@@ -62,7 +62,7 @@ def answering(node_id: str | None, requests: Requests, draws: bool) -> Iterator[
         yield
     finally:
         _running = None
-        requests.end(_ENDED)
+        requests.end(ENDED)
 
 
 async def answer(kind: str, content: Mapping[str, Any]) -> tuple[int, str]:

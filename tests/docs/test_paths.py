@@ -15,7 +15,7 @@ PAGES = [
     *sorted(HELP.glob("*.md")),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md", "tests/compatibility/README.md")),
 ]
-FOLDERS = ("aclora_core", "bench", "docs", "launcher", "nodes", "tests", "tools", "workflows")
+FOLDERS = ("aclora_core", "bench", "docs", "launcher", "nodes", "tests", "tools", "workers", "workflows")
 
 
 def page_name(page: Path) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from launcher.headless import own_gpu
 from launcher.settings import apply_settings
 from launcher.workflow import WorkflowError, to_prompt
+from workers.devices import NoGpuError, own_gpu
 
 DEFINITIONS = {
     "Train": {"input": {"required": {"model": ["MODEL"], "steps": ["INT", {"default": 5}]}, "optional": {}}},
@@ -104,5 +104,5 @@ def test_every_process_of_a_machine_has_a_gpu_of_its_own(rank: int, visible: str
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
-    with pytest.raises(WorkflowError, match="There is no GPU for process 2 of this machine: 1 may be used."):
+    with pytest.raises(NoGpuError, match="There is no GPU for process 2 of this machine: 1 may be used."):
         own_gpu(1, "3")

@@ -150,15 +150,20 @@ def ended(process: subprocess.Popen[str], seen: Callable[[], bool], signals: int
     return process.returncode, output
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
-def test_ctrl_c_keeps_what_was_learned_and_the_next_run_resumes(base: Base) -> None:
-    workflow = small(3000)
+def with_options(workflow: dict[str, Any], kind: str, widgets: list[Any]) -> dict[str, Any]:
+    """Return the workflow with an options node in front of its training."""
     train = next(node for node in workflow["nodes"] if node["type"] == "ACLoRATrain")
-    options = {"id": 700, "type": "ACLoRACheckpointOptions", "mode": 0, "inputs": [], "widgets_values": [2, "mine", 2]}
+    options = {"id": 700, "type": kind, "mode": 0, "inputs": [], "widgets_values": widgets}
     options["outputs"] = [{"name": "options", "type": "ACLORA_OPTIONS", "links": [700]}]
     train["inputs"].append({"name": "options", "type": "ACLORA_OPTIONS", "link": 700})
     workflow["nodes"].append(options)
     workflow["links"].append([700, 700, 0, train["id"], len(train["inputs"]) - 1, "ACLORA_OPTIONS"])
+    return workflow
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
+def test_ctrl_c_keeps_what_was_learned_and_the_next_run_resumes(base: Base) -> None:
+    workflow = with_options(small(3000), "ACLoRACheckpointOptions", [2, "mine", 2])
     checkpoints = base.folder / "models" / "aclora_checkpoints" / "mine"
 
     def saved() -> bool:
@@ -209,6 +214,13 @@ def test_two_processes_train_the_adapter_that_one_trains_with_twice_the_batch(ho
 
 def layer_names(weights: dict[str, torch.Tensor]) -> list[str]:
     return sorted({name.removesuffix(".lora_up.weight") for name in weights if name.endswith(".lora_up.weight")})
+
+
+def test_gpus_in_a_workflow_start_processes_without_torchrun(base: Base) -> None:
+    workflow = with_options(small(), "ACLoRASpeedOptions", ["automatic", True, 0.0, "2"])
+    code, output = base.run(workflow)
+    assert code == 0 and "Trained on 2 processes on the CPU" in output, output
+    assert len(base.adapters()) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from launcher.environment import RUNTIME
+from tests.server.test_several_gpus import shared
 from tests.support.host_server import HostServer, running
 from tests.support.published import install_published, write_archive
+from tests.support.server_runs import adapter
+from tests.support.trouble import prompt, says
 from tools.workflow_files import FILES
 
 pytestmark = pytest.mark.slow
@@ -54,6 +57,8 @@ def test_the_archive_has_all_that_the_pack_needs(host: Path, tmp_path: Path) -> 
             }
         )
         assert len(server.images(history)) == 1
+        trained = server.run(shared(server, prompt(server, "installed", steps=2)), 300)
+        assert "Trained on 2 processes on the CPU" in says(trained) and adapter(server, "installed")
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ class Options:
     clip: CLIP | None = None  # a text encoder to train as well
     unconditional: Any = None  # ComfyUI's conditioning of the empty caption
     preset: Preset = "off"  # sets what is left at its default
+    gpus: str = "1"  # how many train together: a number, or "all"
 
     def with_settings(self, settings: Mapping[str, Any]) -> Options:
         """Return a copy with further settings, which override those that are set already."""

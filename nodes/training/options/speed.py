@@ -1,31 +1,43 @@
-"""The options node for memory and speed."""
+"""The options node for memory, speed and several GPUs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
+from ... import host
+from ..several.count import ALL, MOST, process_count
 from .options import Options, options_schema, settings_output
 
 
 class ACLoRASpeedOptions(io.ComfyNode):
-    """AC-LoRA Speed Options: CUDA graphs and activation checkpointing."""
+    """AC-LoRA Speed Options: CUDA graphs, activation checkpointing, and several GPUs."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return options_schema(
             node_id="ACLoRASpeedOptions",
             name="AC-LoRA Speed Options",
-            description="Trades memory for speed. Nothing here changes the trained style.",
+            description="Trades memory for speed, and uses several GPUs.",
             inputs=_inputs(),
-            search_aliases=["gradient checkpointing", "low vram training", "cuda graph"],
+            search_aliases=["gradient checkpointing", "low vram training", "cuda graph", "multi gpu", "several gpus"],
         )
 
     @classmethod
-    def execute(cls, options: Options | None = None, **settings: Any) -> io.NodeOutput:
-        return settings_output(options, settings)
+    def validate_inputs(cls, gpus: str | None = None) -> bool | str:
+        try:
+            if gpus is not None:  # a linked input is not known yet
+                process_count(gpus)
+        except ValueError as error:
+            return host.tell_refusal(str(error))
+        return True
+
+    @classmethod
+    def execute(cls, options: Options | None = None, gpus: str = "1", **settings: Any) -> io.NodeOutput:
+        return settings_output(replace(options or Options(), gpus=gpus), settings)
 
 
 def _inputs() -> list[Any]:
@@ -53,5 +65,14 @@ def _inputs() -> list[Any]:
             optional=True,
             tooltip="GPU memory in GB that ComfyUI may use while it trains; 0: all that is free. Where it is short, "
             "training uses gradient checkpointing and streams weights from main memory, which is slower.",
+        ),
+        io.Combo.Input(
+            "gpus",
+            options=["1", ALL, *map(str, range(2, MOST + 1))],
+            default="1",
+            optional=True,
+            tooltip="How many GPUs of this machine train together. Each takes batch_size images of a step, so two GPUs "
+            "with batch size 2 train what one trains with batch size 4. Each loads the model for itself. Without a "
+            "GPU the number is that of processes on the CPU, which is slow and serves to try it.",
         ),
     ]

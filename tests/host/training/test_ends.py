@@ -33,14 +33,14 @@ def test_a_non_finite_loss_ends_with_a_message_and_an_unchanged_model(pack, mode
 def test_the_loss_map_has_finite_losses_only_and_comfyuis_graph_node_accepts_it(pack, model, pictures, monkeypatch):
     from comfy_extras.nodes_train import LossGraphNode
 
-    real = pack.nodes.training.job.train
+    real = pack.nodes.training.training.train
 
     def with_a_step_left_out(*given, **named):
         result = real(*given, **named)
         result.report.losses[1] = math.nan
         return result
 
-    monkeypatch.setattr(pack.nodes.training.job, "train", with_a_step_left_out)
+    monkeypatch.setattr(pack.nodes.training.training, "train", with_a_step_left_out)
     _, _, loss_map, report, *_ = trained(pack, model, *pictures)
     assert len(report.losses) == 3 and loss_map["loss"] == [report.losses[0], report.losses[2]]
     with pytest.raises(ValueError, match="NaN"):

@@ -29,8 +29,8 @@ def test_every_setting_is_on_one_node_with_its_default(pack: ModuleType) -> None
     assert len(found) == len(dict(found)), "a setting is on two nodes"
     settings = {field.name: field.default for field in fields(config) if field.name != "text_learning"}
     assert CONNECTED.items().isdisjoint(settings.items())
-    # Which of its steps a training gives is no setting of it, and a preset stands for others.
-    assert dict(found) == {**settings, **CONNECTED, "step": 0, "preset": "off"}
+    # Which of its steps a training gives, and where it runs, is no setting of it, and a preset stands for others.
+    assert dict(found) == {**settings, **CONNECTED, "step": 0, "preset": "off", "gpus": "1"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,7 +40,7 @@ def test_chained_options_are_merged_and_inputs_unchanged(pack: ModuleType, kind:
     name, default = next(iter(widgets(node).items()))
     before = options_class({"steps": 5, name: "earlier"}, previews="kept")
     after = node.execute(before, **widgets(node)).result[0]
-    own = {key: value for key, value in widgets(node).items() if key != "preset"}
+    own = {key: value for key, value in widgets(node).items() if key not in ("preset", "gpus")}
     assert after.settings == {"steps": 5, **own} and after.settings[name] == default
     assert after.previews == "kept" and before.settings == {"steps": 5, name: "earlier"}
 
@@ -68,6 +68,14 @@ def test_the_preset_passes_along_the_chain_until_another_is_chosen(pack: ModuleT
     assert ranks.execute(few, **widgets(ranks)).result[0].preset == "few images"
     assert node.execute(few, **widgets(node)).result[0].preset == "few images"
     assert node.execute(few, **{**widgets(node), "preset": "usual"}).result[0].preset == "usual"
+
+
+def test_the_number_of_gpus_passes_along_the_chain(pack: ModuleType) -> None:
+    node, ranks = node_of(pack, "speed"), node_of(pack, "ranks")
+    two = node.execute(**{**widgets(node), "gpus": "2"}).result[0]
+    assert ranks.execute(two, **widgets(ranks)).result[0].gpus == "2"
+    assert node.execute(**{**widgets(node), "gpus": "all"}).result[0].gpus == "all"
+    assert ranks.execute(**widgets(ranks)).result[0].gpus == "1"
 
 
 def test_checkpoints_and_previews_pass_settings_on(pack: ModuleType) -> None:

@@ -32,13 +32,13 @@ def temp(pack, tmp_path, monkeypatch):
 def trainings(pack, monkeypatch):
     """The seeds of the trainings that have run, in order."""
     seeds = []
-    real = pack.nodes.training.job.train
+    real = pack.nodes.training.training.train
 
     def train(network, images, config, *others, **named):
         seeds.append(config.seed)
         return real(network, images, config, *others, **named)
 
-    monkeypatch.setattr(pack.nodes.training.job, "train", train)
+    monkeypatch.setattr(pack.nodes.training.training, "train", train)
     return seeds
 
 

@@ -2,10 +2,12 @@
 
     python -m bench.several_gpus --gpus 2                 # on a machine with two CUDA GPUs
     python -m bench.several_gpus --gpus 2 --cpu           # a check with gloo on the CPU and small models
+    python -m bench.several_gpus --gpus 2 --parts page    # one part, where time is short; the others stay in the file
 
-Models have random weights in their true shapes (bench/step_time/models.py), which every process makes for itself. A row
-is one start of torchrun; the first steps, which compile and capture, are not timed. Writes
-bench/results/several_gpus_cuda.json.
+Parts: rows (the speed), killed (a process of torchrun is killed), page (the same from ComfyUI's page, and the time to
+the first step), copies (of two GPUs: would a model spread over both beat streaming). Models have random weights in
+their true shapes (bench/step_time/models.py), which every process makes for itself. A row is one start of torchrun; the
+first steps, which compile and capture, are not timed. Writes bench/results/several_gpus_cuda.json.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import result_file
+from bench.several_gpus import copies, from_page
 from launcher.environment import ROOT
 
 PATIENCE = 540.0  # seconds for one row
@@ -36,6 +39,8 @@ TABLE = {
 }
 SPLIT = "SDXL 1024², 4 images in all"  # against the first row's single GPU
 SPLIT_WANTED = 1.5
+FIRST_STEP_WANTED, KILLED_WANTED = 20, 30  # seconds, from ComfyUI's page
+PARTS = ("rows", "killed", "page", "copies")
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,44 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def page_table(found: dict[str, Any]) -> str:
+    """Return what was measured from ComfyUI's page as Markdown."""
+    if "failure" in found:
+        return f"From the page: failed: {found['failure']}"
+    first = f"{found['first_step']:.1f} | {FIRST_STEP_WANTED}"
+    lines = [
+        "| from ComfyUI's page | seconds | wanted |",
+        "| --- | --- | --- |",
+        f"| start of the processes to the first step, model in memory | {first} |",
+        f"| SIGKILL of one process to the end of the training | {found['killed_seconds']:.1f} | {KILLED_WANTED} |",
+        f"\nIt said: {found['sentence']}\nProcesses left: {found['left']}. Main memory in GB:",
+    ]
+    for name, memory in found["memory"].items():
+        own = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in memory.items())
+        lines.append(f"- {name}: {own}")
+    return "\n".join(lines)
+
+
+def copies_table(found: dict[str, Any]) -> str:
+    """Return the rates of copies, and the time of a step that follows from them, as Markdown."""
+    lines = [
+        f"Peer access: {found['peer_access']}",
+        "| weights come from | alone, GB/s | beside products, GB/s | Flux.1 bf16 with 16 GiB free, at least |",
+        "| --- | --- | --- | --- |",
+    ]
+    for source in ("main memory", "other card"):
+        row = found[source]
+        rates = f"{row['alone'] / 1e9:.1f} | {row['busy'] / 1e9:.1f}"
+        lines.append(f"| {source} | {rates} | {row['seconds_a_step']:.2f} s a step |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.several_gpus", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--cpu", action="store_true", help="a check with gloo on the CPU and small models")
-    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--host", type=lambda text: Path(text).absolute(), default=ROOT / ".runtime" / "ComfyUI")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "several_gpus_cuda.json")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -167,19 +205,40 @@ def main() -> None:
     if options.worker:
         work(Row(**json.loads(options.row)), options)
         return
-    rows = []
-    for row in rows_of(options.gpus):
-        rows.append(measured(row, options))
-        print(f"{row.name}, {row.gpus} GPUs: {rows[-1].failure or rows[-1].images_a_second}", flush=True)
-    end = killed(options)
+    found: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+    for part in options.parts:
+        if part == "copies" and (options.cpu or options.gpus < 2):
+            continue  # there is no second card
+        found |= measure(part, options)
+        if not options.cpu:  # a check is no result
+            import torch
+
+            facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+            found |= {**facts, "date": time.strftime("%Y-%m-%d")}
+            result_file.write(options.out, {"rows": [], **found})
     if options.cpu:
         print("\nSmall models on the CPU: a check that everything runs, no measurement.")
-    print(f"\n{table(rows)}\n\nSIGKILL of one process: {json.dumps(end)}")
-    if not options.cpu:  # a check is no result
-        import torch
 
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
-        result_file.write(options.out, {**facts, "killed": end, "rows": [asdict(row) for row in rows]})
+
+def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a part, print it, and return it by its name in the file."""
+    if part == "rows":
+        rows = []
+        for row in rows_of(options.gpus):
+            rows.append(measured(row, options))
+            print(f"{row.name}, {row.gpus} GPUs: {rows[-1].failure or rows[-1].images_a_second}", flush=True)
+        print(f"\n{table(rows)}", flush=True)
+        return {"rows": [asdict(row) for row in rows]}
+    if part == "killed":
+        found = killed(options)
+        print(f"\nSIGKILL of one process of torchrun: {json.dumps(found)}", flush=True)
+    elif part == "page":
+        found = from_page.measured(options)
+        print(f"\n{page_table(found)}", flush=True)
+    else:
+        found = copies.measured()
+        print(f"\n{copies_table(found)}", flush=True)
+    return {part: found}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Programs that run ComfyUI's executor without a server, alone or several together."""
