@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ....aclora_core.config import TrainConfig
 from ... import host
-from ..several.count import ALL, MOST, process_count
+from ..several.count import CHOICES, process_count
 from .options import Options, options_schema, settings_output
 
 
@@ -27,7 +27,7 @@ class ACLoRASpeedOptions(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, gpus: str | None = None) -> bool | str:
+    def validate_inputs(cls, gpus: Any = None) -> bool | str:
         try:
             if gpus is not None:  # a linked input is not known yet
                 process_count(gpus)
@@ -68,7 +68,7 @@ def _inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "gpus",
-            options=["1", ALL, *map(str, range(2, MOST + 1))],
+            options=CHOICES,
             default="1",
             optional=True,
             tooltip="How many GPUs of this machine train together. Each takes batch_size images of a step, so two GPUs "

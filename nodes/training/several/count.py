@@ -9,22 +9,23 @@ from ....aclora_core.text import count_noun
 from ... import host
 
 ALL = "all"
-MOST = 16  # that can be chosen by number
+CHOICES = ["1", ALL, *map(str, range(2, 17))]
 
 
-def process_count(gpus: str) -> int:
+def process_count(gpus: object) -> int:
     """Return how many processes train together.
 
     Args:
-        gpus: a number, or "all". Where ComfyUI computes on the CPU, the number is that of processes on the CPU.
+        gpus: one of CHOICES, or anything else that a prompt may hold. Where ComfyUI computes on the CPU, the number is
+            that of processes on the CPU.
 
     Raises:
-        ValueError: it is neither, or there are fewer GPUs.
+        ValueError: it is none of them, or there are fewer GPUs.
     """
     if host.processes().size > 1:  # torchrun has started several already
         return 1
-    if gpus != ALL and not (gpus.isascii() and gpus.isdigit() and int(gpus)):
-        raise ValueError(f"gpus must be '{ALL}' or a number from 1, but is '{gpus}'.")
+    if not isinstance(gpus, str) or gpus not in CHOICES:
+        raise ValueError(f"gpus must be '{ALL}' or a number from 1 to {CHOICES[-1]}.")
     available = host.gpu_count()
     wanted = max(1, available) if gpus == ALL else int(gpus)
     if available and wanted > available:
