@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -139,14 +140,24 @@ def test_a_failure_ends_with_the_sentence_of_the_node(base: Base, settings: list
 
 def ended(process: subprocess.Popen[str], seen: Callable[[], bool], signals: int) -> tuple[int, str]:
     """Send Ctrl-C once something is seen, so many times, and return the exit code and the output."""
+    assert process.stdout is not None
+    output, late = "", threading.Timer(2 * PATIENCE, process.kill)
+    late.start()
     try:
         until(seen, "the training", PATIENCE)
-        for _ in range(signals):
+        process.send_signal(signal.SIGINT)
+        for _ in range(signals - 1):
+            for line in process.stdout:  # two signals that come at once are one
+                output += line
+                if "Once more ends at once." in line:
+                    break
             process.send_signal(signal.SIGINT)
-            time.sleep(1)  # two that come at once are one
-        output, _ = process.communicate(timeout=PATIENCE)
+        output += process.stdout.read()
+        process.wait(PATIENCE)
     finally:
+        late.cancel()
         process.kill()
+        process.stdout.close()
     return process.returncode, output
 
 
