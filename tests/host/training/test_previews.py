@@ -12,6 +12,7 @@ from tests.support.tiny_base import caption, progress, trained, untouched
 
 # Fixtures: the tiny base, two images, and ComfyUI's Cancel.
 parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
+STEPS = 4  # of a preview
 PROMPTS = "a red diamond, mine style\n\n  a blue ball  \n"
 
 
@@ -22,6 +23,13 @@ def preview_settings(pack, parts, prompts=PROMPTS, **changes):
     with torch.inference_mode():
         node = pack.nodes.training.options.previews.ACLoRAPreviewOptions
         return node.execute(**inputs | {"vae": parts[2]} | changes).result[0].previews
+
+
+@pytest.fixture(autouse=True)
+def quickly(pack, monkeypatch):
+    """Previews and the drawings of unseen prompts at the end take few sampling steps."""
+    monkeypatch.setattr(pack.nodes.host.preview_sampling, "STEPS", STEPS)
+    monkeypatch.setattr(pack.aclora_core.training.learned_style, "STEPS", 1)
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def test_a_preview_equals_an_image_sampled_with_the_trained_model(pack, parts, m
     for chosen in (result[0], model):
         with torch.inference_mode():
             empty = {"samples": torch.zeros(1, 16, 16, 16)}
-            latent = nodes.common_ksampler(chosen, 0, 12, 4.0, "euler", "simple", positive, negative, empty)
+            latent = nodes.common_ksampler(chosen, 0, STEPS, 4.0, "euler", "simple", positive, negative, empty)
             found.append(parts[2].decode(latent[0]["samples"])[0])
     torch.testing.assert_close(drawn[-1][0], found[0].clamp(0, 1), rtol=0, atol=0.02)
     torch.testing.assert_close(drawn[0][0], found[1].clamp(0, 1), rtol=0, atol=0.02)  # without the adapter

@@ -25,6 +25,7 @@ def folders(pack, tmp_path, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(pack.nodes.host.preview_sampling, "STEPS", 1)
+    monkeypatch.setattr(pack.aclora_core.training.learned_style, "STEPS", 1)
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     return tmp_path

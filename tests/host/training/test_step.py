@@ -20,9 +20,11 @@ SETTINGS = {"steps": 4, "learning_rate": 1e-2, "smallest": False}
 
 @pytest.fixture(autouse=True)
 def temp(pack, tmp_path, monkeypatch):
-    """An empty temp folder and output folder, so that nothing of another test is found."""
+    """An empty temp folder and output folder, so that nothing of another test is found; images are drawn quickly."""
     import folder_paths
 
+    monkeypatch.setattr(pack.nodes.host.preview_sampling, "STEPS", 1)
+    monkeypatch.setattr(pack.aclora_core.training.learned_style, "STEPS", 1)
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     return tmp_path / "temp"
