@@ -50,7 +50,7 @@ def test_finished_cancelled_and_failed_trainings_leak_nothing(probed: HostServer
     probed.run(drawing(probed, "leaks"))
     (untouched,) = held(probed)["networks"]
     first = rounds(probed, 20)
-    for number in range(3):
+    for number in range(2):
         last = rounds(probed, 30 + 10 * number)
     assert last["networks"] == [untouched] and untouched["hooks"] == untouched["own_forwards"] == 0
     for kind in ("tensors", "threads", "python_threads", "files", "temporary"):
