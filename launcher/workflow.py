@@ -7,11 +7,11 @@ the widgets of another pack's scripts, is refused in a sentence.
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from launcher.widgets import Widget, inputs_of, type_of, value_to_send, widgets_of, wrapped
 
 Prompt = dict[str, dict[str, Any]]  # node id -> class_type, inputs, _meta
 Definitions = Mapping[str, Mapping[str, Any]]  # class -> {"input": {"required": ..., "optional": ...}, "display_name"}
@@ -20,32 +20,12 @@ MUTED, BYPASSED = 2, 4
 NOTES = {"Note", "MarkdownNote"}
 BUTTONS = {"upload"}  # widgets without a value
 SCRIPTED = {"CustomCombo"}  # nodes of ComfyUI whose widgets are made in the browser
-DEFAULTS: dict[str, Any] = {
-    "INT": 0,
-    "FLOAT": 0.0,
-    "STRING": "",
-    "BOOLEAN": False,
-    "COMBO": None,
-    "COLOR": "#ffffff",
-    "IMAGECOMPARE": ["", ""],  # what it compares, which the front end shows
-}
-DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 INPUTS_OF_SUBGRAPH, OUTPUTS_OF_SUBGRAPH = -10, -20  # ids of the nodes at its border
 ADVICE = "Open it in ComfyUI, save it with Workflow > Export (API), and give that file instead."
 
 
 class WorkflowError(ValueError):
     """A workflow that cannot be read or converted; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Widget:
-    """One value of a node that is not a link."""
-
-    name: str
-    default: Any
-    sent: bool = True  # whether the executor gets it; what follows a seed stays in the front end
-    has_choices: bool = False  # whether its text may be written {one|another}
 
 
 @dataclass
@@ -120,7 +100,9 @@ class _Converter:
     def _node(self, graph: Graph, node: dict[str, Any]) -> dict[str, Any]:
         definition = self._definition(node)
         values = self._values(node)
-        inputs = {widget.name: _sent(widget, values[widget.name]) for widget in self._widgets(node) if widget.sent}
+        inputs = {
+            widget.name: value_to_send(widget, values[widget.name]) for widget in self._widgets(node) if widget.sent
+        }
         for name, link in _linked(node):
             origin = self._origin(graph, link, _type_of(node, name, definition))
             if isinstance(origin, _Value):
@@ -159,8 +141,8 @@ class _Converter:
         definition = self._definition(node)
         saved = node.get("widgets_values") or []
         widgets: list[Widget] = []
-        for name, spec in _inputs(definition):
-            widgets += _widgets_of(name, spec, saved, len(widgets))
+        for name, spec in inputs_of(definition):
+            widgets += widgets_of(name, spec, saved, len(widgets))
         known = {widget.name for widget in widgets} | BUTTONS
         shown = [slot["widget"]["name"] for slot in node.get("inputs") or () if slot.get("widget")]
         unknown = [name for name in shown if name not in known]
@@ -197,8 +179,8 @@ class _Converter:
             ways = (["-1", slots[slot]["name"]], [str(node["id"]), name])
             number = next((place for place, each in enumerate(proxies) if list(each) in ways), len(saved))
         if number < len(saved) and saved[number] is not None:
-            return _Value(_wrapped(saved[number]))
-        return _Value(_wrapped(self._values(node)[name]))
+            return _Value(wrapped(saved[number]))
+        return _Value(wrapped(self._values(node)[name]))
 
     def _promoted(self, graph: Graph, slot: int) -> tuple[dict[str, Any], str] | None:
         """Return the node and the widget inside a subgraph whose value its input shows outside; None for a socket."""
@@ -233,7 +215,7 @@ class _Converter:
         if self._is_virtual(node):
             if node["type"] == "PrimitiveNode":
                 values = node.get("widgets_values") or []
-                return _Value(_wrapped(values[0])) if values else None
+                return _Value(wrapped(values[0])) if values else None
             link = next((link for _, link in _linked(node)), None)
             return None if link is None else self._origin(graph, link, wanted)
         return (*graph.path, str(node["id"])), slot
@@ -264,7 +246,7 @@ class _Converter:
         if node["type"] in self.subgraphs:
             slots = {each["name"]: str(each["type"]) for each in self.subgraphs[node["type"]]["inputs"]}
         elif node["type"] in self.definitions:
-            slots = {name: _type(spec) for name, spec in _inputs(self.definitions[node["type"]])}
+            slots = {name: type_of(spec) for name, spec in inputs_of(self.definitions[node["type"]])}
         slots |= {each["name"]: str(each["type"]) for each in node.get("inputs") or ()}
         return list(slots.items())
 
@@ -315,83 +297,7 @@ def _linked(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _type_of(node: Mapping[str, Any], name: str, definition: Mapping[str, Any]) -> str:
     slots = {slot["name"]: str(slot["type"]) for slot in node.get("inputs") or ()}
-    return slots.get(name) or _type(dict(_inputs(definition))[name])
-
-
-def _inputs(definition: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Yield the name and the specification of each input, the required ones first."""
-    given = definition.get("input") or definition  # the options of a dynamic combo hold their inputs alike
-    for kind in ("required", "optional"):
-        yield from (given.get(kind) or {}).items()
-
-
-def _type(spec: Sequence[Any]) -> str:
-    """Return the type of an input; a list of choices is a combo."""
-    return spec[0] if isinstance(spec[0], str) else "COMBO"
-
-
-def _options(spec: Sequence[Any]) -> Mapping[str, Any]:
-    return spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-
-
-def _widgets_of(name: str, spec: Sequence[Any], saved: Any, place: int) -> list[Widget]:
-    """Return the widgets that an input has, none for a socket.
-
-    Args:
-        name: of the input.
-        spec: its type and options.
-        saved: the node's saved values, as the inputs of a dynamic combo depend on what is chosen.
-        place: of the first widget in them.
-    """
-    options = _options(spec)
-    kind = options.get("widgetType") or _type(spec)
-    if options.get("forceInput"):
-        return []
-    if kind == DYNAMIC_COMBO:
-        return _dynamic_combo(name, options, saved, place)
-    if kind not in DEFAULTS:
-        return []
-    default = options.get("default", DEFAULTS[kind])
-    if kind == "COMBO" and "default" not in options:
-        choices = options.get("options") or (spec[0] if not isinstance(spec[0], str) else [])
-        default = choices[0] if choices else None
-    widgets = [Widget(name, default, has_choices=bool(options.get("dynamicPrompts")))]
-    is_seed = kind == "INT" and name in ("seed", "noise_seed")
-    if options.get("control_after_generate", is_seed):
-        widgets.append(Widget(f"{name} control_after_generate", "fixed", sent=False))
-        if kind == "COMBO":
-            widgets.append(Widget(f"{name} control_filter_list", "", sent=False))
-    return widgets
-
-
-def _dynamic_combo(name: str, options: Mapping[str, Any], saved: Any, place: int) -> list[Widget]:
-    """Return a combo, and the widgets that come with what is chosen in it."""
-    choices = {choice["key"]: choice["inputs"] for choice in options.get("options") or ()}
-    default = next(iter(choices), None)
-    named = saved if isinstance(saved, Mapping) else {}
-    chosen = saved[place] if not named and place < len(saved) else named.get(name, default)
-    widgets = [Widget(name, default)]
-    for inner, spec in _inputs(choices.get(chosen) or {}):
-        widgets += _widgets_of(f"{name}.{inner}", spec, saved, place + len(widgets))
-    return widgets
-
-
-def _wrapped(value: Any) -> Any:
-    """Return a value as the executor takes it, for which a bare list would be a link."""
-    return {"__value__": value} if isinstance(value, list) else value
-
-
-def _sent(widget: Widget, value: Any) -> Any:
-    return _wrapped(_with_choices(value) if widget.has_choices and isinstance(value, str) else value)
-
-
-def _with_choices(text: str) -> str:
-    r"""Return a text without comments and with one of each {one|another}; \{, \| and \} stand for themselves."""
-    text = re.sub(r"/\*[\s\S]*?\*/|//.*", "", text)
-    innermost = re.compile(r"(?<!\\)\{([^{}]*)(?<!\\)\}")
-    while found := innermost.search(text):
-        text = text[: found.start()] + random.choice(re.split(r"(?<!\\)\|", found[1])) + text[found.end() :]
-    return re.sub(r"\\([{}|])", r"\1", text)
+    return slots.get(name) or type_of(dict(inputs_of(definition))[name])
 
 
 def _fits(kind: str, other: str) -> bool:
