@@ -221,11 +221,13 @@ def test(pytest_options: list[str]) -> int:
 
 
 def _in_parallel(pytest_options: list[str]) -> list[str]:
-    """Return the options that run a file of tests in each of several processes; none where they share a GPU."""
-    processes = min(4, os.cpu_count() or 1)
-    if processes == 1 or any(option.startswith(("--gpu", "-n", "-s", "--pdb")) for option in pytest_options):
+    """Return the options that run a file of tests in each of two processes; none where they share a GPU.
+
+    A process with its servers takes some 5 GB of memory, so there are no more.
+    """
+    if (os.cpu_count() or 1) < 2 or any(option.startswith(("--gpu", "-n", "-s", "--pdb")) for option in pytest_options):
         return []
-    return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
+    return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 if __name__ == "__main__":
