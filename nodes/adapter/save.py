@@ -109,12 +109,8 @@ class ACLoRASave(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        try:
-            if filename is not None:  # None stands for a link, whose text is not known before the run
-                output_path(with_dates(filename))
-        except ValueError as error:
-            return host.tell_refusal(str(error))
-        return True
+        # None stands for a link, whose text is not known before the run.
+        return True if filename is None else host.refuse_by(lambda: output_path(with_dates(filename)))
 
     @classmethod
     def execute(

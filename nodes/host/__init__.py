@@ -40,7 +40,7 @@ from .several_gpus import (
 from .text_encoder import with_caption
 from .tiny_base import load_tiny_autoencoder, load_tiny_denoiser, load_tiny_text_encoder
 from .tokens import Caption, encode_tokens, tokenize
-from .told_errors import tell_errors, tell_refusal
+from .told_errors import refuse_by, tell_errors, tell_refusal
 from .training_set import HostTrainingSet
 
 __all__ = [
@@ -86,6 +86,7 @@ __all__ = [
     "processes",
     "prompt_id",
     "raise_if_cancelled",
+    "refuse_by",
     "running_node_id",
     "sample_previews",
     "send_text",

@@ -6,6 +6,7 @@ nodes/web/node_results.js takes them away when the next run begins.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -39,3 +40,12 @@ def tell_refusal(answer: bool | str) -> bool | str:
     if isinstance(answer, str):
         send_text(f"{SIGN} {answer}", running_node_id())
     return answer
+
+
+def refuse_by(check: Callable[[], object]) -> bool | str:
+    """Return True, or the sentence of a ValueError that a check raises, which the node then shows."""
+    try:
+        check()
+    except ValueError as error:
+        return tell_refusal(str(error))
+    return True

@@ -19,13 +19,13 @@ from launcher.environment import ROOT
 from launcher.server import HTTP
 from tests.support.dataset_calls import draw
 from tests.support.host_server import HostServer
+from tools.front_end import NEWER, SET
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 IMAGES = 30
 EXAMPLE = "example: fluent-emoji-high-contrast"
-SET_NEWER = "wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)"
 BUTTON = "Images and captions"
 VISIBLE_ROWS = """() => window.app.graph.nodes[1].widgets.filter(each => !each.hidden).map(each => each.name)"""
 
@@ -166,11 +166,11 @@ def graph(request: pytest.FixtureRequest, page: Page, server: HostServer, folder
     load_workflow(
         page, {"last_node_id": 2, "last_link_id": 2, "nodes": [base, dataset], "links": links, "version": 0.4}
     )
-    page.evaluate(SET_NEWER, request.param == "Nodes 2.0")
+    page.evaluate(SET, [NEWER, request.param == "Nodes 2.0"])
     page.evaluate("() => window.app.canvas.ds.fitToBounds([0, -100, 900, 700], {zoom: 0.8})")
     page.wait_for_timeout(1500)  # until the nodes are drawn
     yield page
-    page.evaluate(SET_NEWER, False)
+    page.evaluate(SET, [NEWER, False])
 
 
 def press_button(page: Page) -> None:

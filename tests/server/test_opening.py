@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tools.front_end import NEWER, OPEN, SET
 from tools.workflow_files import FILES, read_workflow
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 READABLE = 0.6  # scale; below 0.57 the front end draws boxes without text
 SCREEN = {"width": 1920, "height": 1080}
 SMALL_WINDOWS = [(1600, 1000), (1366, 768)]
-SET_NEWER = "wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)"
-OPEN = "([workflow, name]) => window.app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"
 # Labels and values that do not fit end in "…": on the canvas in what is drawn, in Nodes 2.0 by the style.
 REMEMBER_CUTS = """() => {
   const draw = CanvasRenderingContext2D.prototype.fillText;
@@ -84,9 +83,9 @@ def newer(page: Page, request: pytest.FixtureRequest) -> Iterator[bool]:
     before = page.viewport_size
     page.set_viewport_size(SCREEN)
     page.evaluate(REMEMBER_CUTS)
-    page.evaluate(SET_NEWER, request.param)
+    page.evaluate(SET, [NEWER, request.param])
     yield request.param
-    page.evaluate(SET_NEWER, False)
+    page.evaluate(SET, [NEWER, False])
     page.set_viewport_size(before)
 
 

@@ -15,6 +15,7 @@ from tests.support import trouble
 from tests.support.host_server import HostServer
 from tests.support.server_runs import adapter, until, was_cached
 from tests.support.trouble import DATASET, SAVE, TRAIN, Browser, says
+from tools.front_end import NEWER, RUN, SET
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -22,15 +23,7 @@ if TYPE_CHECKING:
 NODE, FOLDER = "4", "2"  # in the front end node ids are numbers
 OPEN_WORKFLOW = "window.app.extensionManager.workflow.activeWorkflow.path"
 COMMAND = "name => window.app.extensionManager.command.execute(name)"
-SET = "([name, value]) => window.app.extensionManager.setting.set(name, value)"
 IMAGES = "id => (window.app.nodeOutputs[id]?.images ?? []).map(each => each.subfolder + '/' + each.filename)"
-RUN = """() => {
-  window.ended = 0;
-  const end = () => { window.ended = 1; }, idle = ({detail}) => { if (window.ended && !detail) window.ended = 2; };
-  for (const kind of ["execution_success", "execution_error"]) window.app.api.addEventListener(kind, end);
-  window.app.api.addEventListener("executing", idle);
-  window.app.queuePrompt(0);
-}"""
 # The height of the picture's letters as they are shown at 100 %, in classic nodes and in Nodes 2.0.
 LETTERS = """id => {
   const node = window.app.graph.getNodeById(id);
@@ -132,12 +125,12 @@ def page(server: HostServer) -> Iterator[Page]:
         pytest.skip(f"the front end is not tested, as {MISSING}")
     with open_front_end(server.server.address) as opened:
         yield opened
-        opened.evaluate(SET, ["Comfy.VueNodes.Enabled", False])
+        opened.evaluate(SET, [NEWER, False])
 
 
 @pytest.fixture(params=["classic", "Nodes 2.0"])
 def kind(request: pytest.FixtureRequest, page: Page) -> str:
-    page.evaluate(SET, ["Comfy.VueNodes.Enabled", request.param == "Nodes 2.0"])
+    page.evaluate(SET, [NEWER, request.param == "Nodes 2.0"])
     return str(request.param)
 
 

@@ -19,6 +19,7 @@ from launcher.server import HTTP
 from tests.support.host_server import HostServer
 from tests.support.server_runs import until
 from tests.support.trouble import TRAIN, prompt, says
+from tools.front_end import NEWER, SET
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -128,7 +129,7 @@ def page(server: HostServer) -> Iterator[Page]:
 def buttons(request: pytest.FixtureRequest, page: Page) -> Any:
     """Press a button by its label, as a user does, in either node system."""
     newer = request.param == "nodes_2_0"
-    page.evaluate("wanted => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', wanted)", newer)
+    page.evaluate(SET, [NEWER, newer])
     page.evaluate("() => window.app.canvas.ds.fitToBounds([-100, -100, 900, 700])")
     page.wait_for_timeout(1000)
 

@@ -11,19 +11,11 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page
 
+from tools.front_end import NEWER, OPEN, RUN, SET
 from tools.workflow_files import FILES, read_workflow
 
 TRAINING_PATIENCE = 20 * 60_000  # milliseconds
 QUALITY = 82  # of WebP
-SETTING = "([name, value]) => window.app.extensionManager.setting.set(name, value)"
-OPEN = "([workflow, name]) => window.app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"
-RUN = """() => {
-  window.ended = 0;
-  const end = () => { window.ended = 1; }, idle = ({detail}) => { if (window.ended && !detail) window.ended = 2; };
-  for (const kind of ["execution_success", "execution_error"]) window.app.api.addEventListener(kind, end);
-  window.app.api.addEventListener("executing", idle);
-  window.app.queuePrompt(0);
-}"""
 NODE = "window.app.graph.nodes.find(node => node.type === type)"
 # Shows a node at a scale, in the middle of the free part of the window, and returns its place on the screen.
 SHOW_NODE = f"""([type, scale]) => {{
@@ -76,12 +68,12 @@ class Studio:
 
     def set(self, name: str, value: Any) -> None:
         """Change a setting of the front end."""
-        self.page.evaluate(SETTING, [name, value])
+        self.page.evaluate(SET, [name, value])
 
     def look(self, view: View) -> None:
         """Change the size of the window, the kind of nodes and the colours."""
         self.page.set_viewport_size({"width": view.width, "height": view.height})
-        self.set("Comfy.VueNodes.Enabled", view.newer)
+        self.set(NEWER, view.newer)
         self.set("Comfy.ColorPalette", "dark" if view.dark else "light")
         self.page.wait_for_timeout(1500)
 

@@ -29,12 +29,8 @@ class ACLoRACheckpointOptions(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint_name: str | None = None) -> bool | str:
-        try:
-            if checkpoint_name is not None:  # a linked input is not known yet
-                resolve_checkpoint_folder(checkpoint_name)
-        except ValueError as error:
-            return host.tell_refusal(str(error))
-        return True
+        # A linked input is not known yet.
+        return True if checkpoint_name is None else host.refuse_by(lambda: resolve_checkpoint_folder(checkpoint_name))
 
     @classmethod
     def execute(

@@ -34,12 +34,9 @@ class ACLoRAPreviewOptions(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, preview_prompts: str | None = None) -> bool | str:
         # Only this one is named, since ComfyUI repeats the sentence at every named input.
-        try:
-            if preview_prompts and preview_prompts.strip():  # none is no fault where previews are off
-                _prompts(preview_prompts)
-        except ValueError as error:
-            return host.tell_refusal(str(error))
-        return True
+        if not preview_prompts or not preview_prompts.strip():  # none is no fault where previews are off
+            return True
+        return host.refuse_by(lambda: _prompts(preview_prompts))
 
     @classmethod
     def execute(

@@ -28,12 +28,8 @@ class ACLoRASpeedOptions(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, gpus: Any = None) -> bool | str:
-        try:
-            if gpus is not None:  # a linked input is not known yet
-                process_count(gpus)
-        except ValueError as error:
-            return host.tell_refusal(str(error))
-        return True
+        # A linked input is not known yet.
+        return True if gpus is None else host.refuse_by(lambda: process_count(gpus))
 
     @classmethod
     def execute(cls, options: Options | None = None, gpus: str = "1", **settings: Any) -> io.NodeOutput:
