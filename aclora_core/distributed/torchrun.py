@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from .neighbour import watch_neighbour
 from .processes import ALONE, Processes
 
 # The first process draws previews while the others wait for it. One that has ended is noticed at once all the same.
@@ -32,4 +33,7 @@ def join(environment: Mapping[str, str] = os.environ) -> Processes:
     on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     data = dist.new_group(backend="nccl", timeout=_DATA_PATIENCE) if on_gpu else control
     idle = dist.new_group(backend="gloo", timeout=_IDLE_PATIENCE)
+    if data is not control:
+        # Whatever waits for the other process on the GPU ends then, and the next vote says that it is gone.
+        watch_neighbour(dist.new_group(backend="gloo", timeout=_IDLE_PATIENCE), data.abort)
     return Processes(dist.get_rank(), dist.get_world_size(), control, data, idle)

@@ -148,6 +148,18 @@ def table(rows: list[Row], rate: float) -> str:
     return markdown(header, lines)
 
 
+def table_of(out: Path) -> str:
+    """Return the table of a file."""
+    measured = json.loads(out.read_text(encoding="utf-8"))
+    return table([Row(**row) for row in measured["rows"]], measured["rate_gb_s"])
+
+
+def is_measured(row: Row, out: Path) -> bool:
+    """Return whether a file has the row, without a failure."""
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    return any((each["case"], each["variant"], each["failure"]) == (row.case, row.variant, "") for each in rows)
+
+
 def save(rows: list[Row], rate: float, out: Path) -> None:
     """Write the rows; those of other cases that the file holds stay."""
     measured = {(row.case, row.variant) for row in rows}
@@ -163,6 +175,7 @@ def main() -> None:
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(LIMITS), default=["sd15", "sdxl", "flux"])
     parser.add_argument("--free", type=float, nargs="+", help="GiB: only these limits of each case")
+    parser.add_argument("--keep-reference", action="store_true", help="keep rows without a limit that --out holds")
     parser.add_argument("--table", action="store_true", help="print the table of --out and measure nothing")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")
     parser.add_argument("--seconds", type=float, default=540.0, help="after these no row begins")
@@ -170,8 +183,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     if args.table:
-        measured = json.loads(args.out.read_text(encoding="utf-8"))
-        print(table([Row(**row) for row in measured["rows"]], measured["rate_gb_s"]))
+        print(table_of(args.out))
         return
     open_host(args.host)
     pack = load_pack()
@@ -188,6 +200,8 @@ def main() -> None:
         note(f"{name}: the model is made")
         limits = [limit for limit in LIMITS[name] if not args.free or limit in args.free]
         for row, settings in rows_of(case, limits):
+            if args.keep_reference and row.free_gib is None and is_measured(row, args.out):
+                continue
             if time.perf_counter() - began > args.seconds:
                 row.failure = f"skipped: the time limit of {args.seconds:.0f} seconds is reached"
             else:
@@ -198,7 +212,7 @@ def main() -> None:
                 print(f"    {said}", flush=True)
             save(rows, rate, args.out)
         del model
-    print(table(rows, rate))
+    print(table_of(args.out))
 
 
 if __name__ == "__main__":

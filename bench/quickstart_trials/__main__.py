@@ -41,6 +41,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--trials", nargs="+", metavar="NAME", help='such as "24 images, *"; by default all')
     parser.add_argument("--seeds", nargs="+", type=int, default=[7], help="the workflow has 7")
     parser.add_argument("--judge-steps", type=int, default=1500, help="of the classifier")
+    parser.add_argument("--judge-coarse", type=int, default=0, help="more steps before these, on small images")
+    parser.add_argument("--judge-batch", type=int, default=512, help="images of a step of the classifier")
     parser.add_argument(
         "--sheets", type=Path, default=Path(".runtime/quickstart_trials"), help="folder for the drawings"
     )

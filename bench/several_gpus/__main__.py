@@ -170,7 +170,8 @@ def page_table(found: dict[str, Any]) -> str:
         "| --- | --- | --- |",
         f"| start of the processes to the first step, model in memory | {first} |",
         f"| SIGKILL of one process to the end of the training | {found['killed_seconds']:.1f} | {KILLED_WANTED} |",
-        f"\nIt said: {found['sentence']}\nProcesses left: {found['left']}. Main memory in GB:",
+        f"\nBefore the first step: {found['before']}.\nIt said: {found['sentence']}",
+        f"Processes left: {found['left']}. Main memory in GB:",
     ]
     for name, memory in found["memory"].items():
         own = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in memory.items())

@@ -1,8 +1,9 @@
 """Whether a frozen model larger than a card should be spread over two cards, or streamed from main memory.
 
 Both ways bring the blocks that a card does not hold while it computes. Measured is how fast they come, alone and beside
-products that keep the card busy: from pinned main memory to both cards at once, and from each card to the other at
-once. From the rates follows the time that a step waits, for a model and cards of a given size.
+products that keep the card busy without a pause, which no training does: from pinned main memory to both cards at once,
+and from each card to the other at once. The rate alone gives the least time of a step, for a model and cards of a given
+size; bench.memory measures a step that streams.
 """
 
 from __future__ import annotations
@@ -79,5 +80,5 @@ def measured() -> dict[str, Any]:
     found: dict[str, Any] = {"peer_access": torch.cuda.can_device_access_peer(0, 1)}
     for source in ("main memory", "other card"):
         rates = {"alone": rate(source, False), "busy": rate(source, True)}
-        found[source] = {**rates, "seconds_a_step": seconds_a_step(rates["busy"])}
+        found[source] = {**rates, "seconds_a_step": seconds_a_step(rates["alone"])}
     return found

@@ -27,7 +27,7 @@ from launcher.server import Server
 PATIENCE = 400.0  # seconds for each of the steps below
 ENDLESS = 100_000  # steps of the training whose process is killed
 EXAMPLE = "example: fluent-emoji-high-contrast"
-FIRST_STEP = re.compile(r"the first step ended ([\d.]+) s after the start of \d+ processes")
+STARTED = re.compile(r"start of \d+ processes: (.*), the first step after ([\d.]+) s")
 MEMORY = ("rss", "pss", "uss")  # of a process: all, with shared pages divided by those who share them, its own alone
 
 
@@ -40,17 +40,17 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             _write_checkpoint(options, base / "models" / "checkpoints" / "sdxl.safetensors")
         own = ["--base-directory", scratch, "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         own += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", link_pack(base / "custom_nodes")]
-        log = base / "server.log"
+        log = ROOT / ".runtime" / "logs" / "bench-several-gpus.log"
         with Server(options.host, Path(sys.executable), [*own, *(["--cpu"] if options.cpu else [])], log) as server:
             _history(server, _submitted(server, options, 1, steps=3))
             run = _submitted(server, options, options.gpus, ENDLESS)
             checkpoints = base / "models" / "aclora_checkpoints" / f"gpus_{options.gpus}"
             _until(lambda: any(checkpoints.glob("first_*")) or _ended(server, run), "a checkpoint")
-            found = FIRST_STEP.search(log.read_text(encoding="utf-8", errors="replace"))
+            found = STARTED.search(log.read_text(encoding="utf-8", errors="replace"))
             if found is None:
                 return {"failure": _reason(_history(server, run))}
             memory = _memory(server)
-            return {"first_step": float(found[1]), "memory": memory, **_killed(server, run)}
+            return {"first_step": float(found[2]), "before": found[1], "memory": memory, **_killed(server, run)}
 
 
 def _write_checkpoint(options: argparse.Namespace, path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...aclora_core.storage import as_parameter, map_components
 from .differentiable_ops import replaced_attribute
 
-_WITHOUT_BACKWARD = {"convrot_w4a4"}  # ComfyUI's names of formats
+# ComfyUI's names of formats whose products have no backward pass, or (e5m2 by e5m2) exist on no GPU
+_DEQUANTISED = {"convrot_w4a4", "float8_e5m2"}
 
 
 @contextmanager
@@ -60,10 +61,10 @@ def _alias(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def dequantised_layers(module: torch.nn.Module) -> Iterator[None]:
-    """Let ComfyUI dequantise weights whose products have no backward pass, as it does where a weight has a function."""
+    """Let ComfyUI dequantise weights that cannot be used as they are, as it does where a weight has a function."""
     with ExitStack() as undo:
         for layer in module.modules():
-            if getattr(layer, "quant_format", None) in _WITHOUT_BACKWARD:
+            if getattr(layer, "quant_format", None) in _DEQUANTISED:
                 undo.enter_context(replaced_attribute(layer, "weight_function", lambda own: [*own, _unchanged]))
         yield
 

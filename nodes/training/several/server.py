@@ -136,7 +136,8 @@ class _Following:
         self.group, self.training, self.node_id, self.shared = group, training, node_id, shared
         self.say = lambda text: say(f"{text}\n{shared}")
         self.requests = _SentRequests(lambda kind: group.tell("ask", kind))
-        self.cancelled = self.done = self.stepped = False
+        self.cancelled = self.done = False
+        self.start_times: dict[str, float] = {}  # seconds until all that a first step needs was there
         self.reasons: dict[int, str] = {}  # of processes that have lost another, by rank
         self.joined: set[int] = set()
         self.finished: set[int] = set()  # which may end before the first one has its result
@@ -174,11 +175,13 @@ class _Following:
             self.group.tell("cancel")
         elif kind == "joined":
             self.joined.add(rank)
+            self._note_time("ComfyUI started")
         elif kind == "say":
             self.say(values[0])
         elif kind == "show":
             self._show(*values)
         elif kind == "began":
+            self._note_time("the model loaded")
             self._stack.enter_context(answering(self.node_id, self.requests, draws=values[0]))
         elif kind == "answer":
             self.requests.answer(*values)
@@ -195,13 +198,16 @@ class _Following:
             self._lost()
 
     def _show(self, done: int, total: int, text: str, image: tuple[tuple[int, int], bytes] | None) -> None:
-        if not self.stepped:
-            self.stepped = True
-            seconds = time.monotonic() - self.started
-            log.info("AC-LoRA: the first step ended %.1f s after the start of %d processes.", seconds, self.group.size)
+        if done and "the first step" not in self.start_times:
+            self._note_time("the first step")
+            parts = ", ".join(f"{what} after {seconds:.1f} s" for what, seconds in self.start_times.items())
+            log.info("AC-LoRA: start of %d processes: %s.", self.group.size, parts)
         bar = self.training.display.bar
         bar.total = total
         bar.show(done, text and f"{text}\n{self.shared}", image and Image.frombytes("RGB", *image))
+
+    def _note_time(self, what: str) -> None:
+        self.start_times[what] = time.monotonic() - self.started
 
     def _lost(self) -> None:
         if self.lost_at is None:
