@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Try AC-LoRA with one command.
 
-    python3 run.py quickstart        learn a style from sixteen images and draw with it
+    python3 run.py quickstart        learn a style from 24 images and draw with it
     python3 run.py serve             start ComfyUI with the pack in it and print the address
     python3 run.py train WORKFLOW.json [--set node.input=value ...] [-- OPTIONS of ComfyUI]
                                      run a workflow without a server or a screen
@@ -45,7 +45,7 @@ def main() -> int:
     """Run the command. Return 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="quickstart | serve | train | test")
-    commands.add_parser("quickstart", help="learn a style from sixteen images and draw with it")
+    commands.add_parser("quickstart", help="learn a style from 24 images and draw with it")
     serving = commands.add_parser("serve", help="start ComfyUI with the pack in it")
     serving.add_argument("--port", type=int, default=8188, help="wanted port; another is taken when it is in use")
     commands.add_parser("test", help="run every check and test", add_help=False)

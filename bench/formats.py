@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,12 +77,12 @@ def dataset(pack: ModuleType) -> tuple[list[Any], list[Any]]:
     return latents, [caption] * len(latents)
 
 
-def measured_rows(pack: ModuleType, device: torch.device, names: list[str], steps: int) -> list[Row]:
-    """Train in each format, whole and, on a GPU, streamed."""
+def measured_rows(pack: ModuleType, device: torch.device, names: list[str], steps: int) -> Iterator[Row]:
+    """Train in each format, whole and, on a GPU, streamed; yield a row for each."""
     import comfy.model_management
     from comfy.model_management import VRAMState
 
-    weights, data, rows = quantised.tiny_denoiser(pack.nodes.tiny_base.FOLDER), dataset(pack), list[Row]()
+    weights, data = quantised.tiny_denoiser(pack.nodes.tiny_base.FOLDER), dataset(pack)
     own = comfy.model_management.vram_state
     ways = {"whole": own, "streamed": VRAMState.LOW_VRAM} if device.type == "cuda" else {"whole": own}
     for name in names:
@@ -93,9 +94,8 @@ def measured_rows(pack: ModuleType, device: torch.device, names: list[str], step
                 measure(row, Clock(device, _WARM_UP, steps), work)
             finally:
                 comfy.model_management.vram_state = own
-            rows.append(row)
             print(f"{name}, {way}: {row.failure or f'{row.loss:.4f}, {row.median:.1f} ms'}", flush=True)
-    return rows
+            yield row
 
 
 def table(rows: list[Row]) -> str:
@@ -119,11 +119,13 @@ def main() -> None:
     pack = load_pack()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    rows = measured_rows(pack, device, args.formats, args.steps)
+    facts = {"device": name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    out, rows = args.out or ROOT / "bench" / "results" / f"formats_{device.type}.json", list[Row]()
+    for row in measured_rows(pack, device, args.formats, args.steps):
+        rows.append(row)
+        results = {**facts, "rows": [asdict(row) for row in rows]}
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"\n{name}, torch {torch.__version__}\n\n{table(rows)}")
-    results = {"device": name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
-    out = args.out or ROOT / "bench" / "results" / f"formats_{device.type}.json"
-    out.write_text(json.dumps({**results, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,8 @@ from tools.tiny_base.example_pictures import CONCEPTS, KEPT_BACK, STYLE
 
 VERDICT = 96  # things that are drawn and judged
 _SKIPPED = 48  # things in front of them, which other benchmarks learn from
-MORE = (  # what the first sixteen lack: a person, a sign, a hand, clothes, things that the base draws in strong colours
-    "construction worker",
-    "down arrow",
-    "thumbs up",
-    "hammer",
-    "cherries",
-    "tropical fish",
-    "t shirt",
-    "wrapped gift",
+MORE = (
+    *CONCEPTS[16:],  # what the first sixteen lack: a person, a sign, a hand, clothes, things in strong colours
     "princess",
     "blue book",
     "fire",
@@ -51,7 +44,7 @@ class Trial:
 
     name: str
     caption: str = "{thing}"
-    concepts: Sequence[str] = CONCEPTS
+    concepts: Sequence[str] = FIRST
     settings: dict[str, Any] = field(default_factory=dict)  # of TrainConfig, where they differ from the defaults
     drawings: Sequence[Drawing] = (Drawing(),)
 

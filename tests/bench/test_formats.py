@@ -9,7 +9,7 @@ from bench import formats
 @pytest.fixture(scope="module")
 def rows(pack):
     names = [formats.UNQUANTISED, "int8 row"]
-    return formats.measured_rows(pack, torch.device("cpu"), names, steps=2)
+    return list(formats.measured_rows(pack, torch.device("cpu"), names, steps=2))
 
 
 def test_a_format_has_about_the_loss_of_the_unquantised_weights(rows):

@@ -117,7 +117,7 @@ def test_what_is_not_saved_is_told_why(server: HostServer, folder: Path) -> None
 
 def test_the_examples_are_shown_and_stay_as_they_are(server: HostServer) -> None:
     found = listed(server, EXAMPLE)
-    assert len(found["images"]) == 16 and "Copy the folder" in found["read_only"]
+    assert len(found["images"]) == 24 and "Copy the folder" in found["read_only"]
     image = found["images"][0]
     before = sorted((ROOT / "workflows" / "example_pictures").rglob("*"))
     assert "Copy the folder" in refusal(lambda: save(server, image["name"], "x", image["version"], EXAMPLE))[1]

@@ -119,7 +119,7 @@ def test_it_trains_and_says_where_the_adapter_and_the_images_are(base: Base) -> 
     images = sorted((base.folder / "output" / "aclora").glob("*.png"))
     assert [image.name.split("_")[0] for image in images] == ["after", "before", "training"]
     assert all(str(image) in output for image in images)
-    assert "3 steps on 16 images" in output and "Logging error" not in output
+    assert "3 steps on 24 images" in output and "Logging error" not in output
 
 
 @pytest.mark.parametrize(

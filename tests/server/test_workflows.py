@@ -160,7 +160,7 @@ def test_evaluate_measures_unseen_images_with_and_without_the_lora(server: HostS
     shown, table = history["outputs"][evaluate], history["outputs"][titled(nodes, "The numbers as a table")]
     (text,) = table["text"]
     assert text.startswith(shown["text"][0].splitlines()[0])
-    assert "12 drawn, 12 references, 12 base, 16 training" in text and "Features: denoiser, joint_blocks.1" in text
+    assert "12 drawn, 12 references, 12 base, 24 training" in text and "Features: denoiser, joint_blocks.1" in text
     assert "similarity to its own reference" in text and "No copies of training images among 12 images." in text
     assert pixels(server, history, titled(nodes, "The nearest images")).std() > 0.1
 

@@ -1,6 +1,6 @@
 """Make the example datasets of the pack: captioned images of a style that the tiny base was not trained on.
 
-    python -m tools.tiny_base.example_pictures CACHE OUT            # the 16 images to train on
+    python -m tools.tiny_base.example_pictures CACHE OUT            # the 24 images to train on
     python -m tools.tiny_base.example_pictures CACHE OUT --unseen   # 12 others, to judge what was learned
 
 The base model knows these concepts in each of its four styles. The captions name the concept and not the style, for
@@ -34,6 +34,14 @@ CONCEPTS = (
     "light bulb",
     "church",
     "smiling face with sunglasses",
+    "construction worker",
+    "down arrow",
+    "thumbs up",
+    "hammer",
+    "cherries",
+    "tropical fish",
+    "t shirt",
+    "wrapped gift",
 )
 KEPT_BACK = (
     "rocket",
@@ -49,6 +57,7 @@ KEPT_BACK = (
     "octopus",
     "hot beverage",
 )
+WITHOUT_ARTICLE = ("cherries", "thumbs up")
 LICENCE = """\
 The pictures in this folder are from Microsoft's Fluent Emoji, style "High Contrast",
 {url}, taken from the npm package
@@ -81,6 +90,8 @@ They are used under the MIT License:
 
 def plain_caption(words: str) -> str:
     """Return the caption without the style: "cat" -> "a cat"."""
+    if words in WITHOUT_ARTICLE:
+        return words
     return icons.caption(words, icons.HELD_OUT_STYLES[STYLE].word).rsplit(",", 1)[0]
 
 
