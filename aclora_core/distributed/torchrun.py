@@ -33,7 +33,9 @@ def join(environment: Mapping[str, str] = os.environ) -> Processes:
     on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     data = dist.new_group(backend="nccl", timeout=_DATA_PATIENCE) if on_gpu else control
     idle = dist.new_group(backend="gloo", timeout=_IDLE_PATIENCE)
+    processes = Processes(dist.get_rank(), dist.get_world_size(), control, data, idle)
     if data is not control:
         # Whatever waits for the other process on the GPU ends then, and the next vote says that it is gone.
-        watch_neighbour(dist.new_group(backend="gloo", timeout=_IDLE_PATIENCE), data.abort)
-    return Processes(dist.get_rank(), dist.get_world_size(), control, data, idle)
+        local_rank, local_size = int(environment["LOCAL_RANK"]), int(environment["LOCAL_WORLD_SIZE"])
+        watch_neighbour(processes, local_rank, local_size, data.abort)
+    return processes

@@ -1,10 +1,12 @@
-"""A process notices the end of the next one while its main thread is busy elsewhere."""
+"""Processes notice the end of another while their main threads are busy elsewhere."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,18 +18,34 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 
 PROGRAM = """
 import sys, time
-from datetime import timedelta
 from pathlib import Path
 import torch.distributed as dist
+from aclora_core.distributed import Processes
 from aclora_core.distributed.neighbour import watch_neighbour
 
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+folder, rank, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-watch_neighbour(dist.new_group(backend="gloo", timeout=timedelta(days=1)), (folder / f"noticed by {rank}").touch)
-dist.barrier()
+processes = Processes(rank, 3, control=dist.group.WORLD)
+watch_neighbour(processes, rank, 3, (folder / f"noticed by {rank}").touch)
+processes.gather(None)
 (folder / f"watching {rank}").touch()
-time.sleep(60)
+time.sleep(seconds)
 """
+
+
+@contextmanager
+def three_processes(folder: Path, seconds: float) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Three processes that watch each other and end after a time, all of which have begun."""
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    processes = [subprocess.Popen([*command, str(rank), str(seconds)], cwd=ROOT) for rank in range(3)]
+    try:
+        for rank in range(3):
+            until_exists(folder / f"watching {rank}")
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def until_exists(path: Path) -> None:
@@ -37,19 +55,14 @@ def until_exists(path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_the_one_before_a_killed_process_notices(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)], cwd=ROOT) for rank in range(3)]
-    try:
-        for rank in range(3):
-            until_exists(tmp_path / f"watching {rank}")
+def test_all_notice_a_killed_process(tmp_path: Path) -> None:
+    with three_processes(tmp_path, seconds=60) as processes:
         assert not list(tmp_path.glob("noticed *"))
         processes[2].kill()
         until_exists(tmp_path / "noticed by 1")
-        assert not (tmp_path / "noticed by 0").exists()
-        processes[1].kill()
         until_exists(tmp_path / "noticed by 0")
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+
+
+def test_processes_that_come_to_their_end_do_not_fail(tmp_path: Path) -> None:
+    with three_processes(tmp_path, seconds=0.2) as processes:
+        assert [process.wait(60) for process in processes] == [0, 0, 0]
