@@ -53,37 +53,36 @@ class Trial:
         return [self.caption.format(thing=icons.caption(concept, "").rsplit(",", 1)[0]) for concept in concepts]
 
 
-FLUENT = "{thing}, fluent style"  # the words of the set in the base that is nearest to the style
-_DRAWINGS = (Drawing(), Drawing(strength=1.2), Drawing(guidance=1.5), Drawing(guidance=3))
+FLUENT = "fluent style, {thing}"  # the words of the set in the base that is nearest, as the workflow's trigger word
+MANY = FIRST + MORE[:8]
+_DRAWINGS = (Drawing(), Drawing(strength=0.8), Drawing(strength=0.9), Drawing(strength=1.2), Drawing(guidance=1.5))
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "360 steps": {"steps": 360, "stop_early": False},
+    "800 steps": {"steps": 800, "stop_early": False},
+    "caption dropout 0.1": {"caption_dropout": 0.1},
+    "prior 0.02": {"prior_weight": 0.02},
+    "rank 8": {"max_rank": 8},
+    "rank 64": {"max_rank": 64},
+    "learning rate 3e-4": {"learning_rate": 3e-4},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "batch size 8": {"batch_size": 8},
+    "odds of noise x 4": {"timesteps": "uniform", "timestep_shift": 4.0},
+    "EMA 0.99": {"ema_decay": 0.99},
+    "attention": {"layers": "attention"},
+    "attention and feed-forward": {"layers": "attention and feed-forward"},
+}
 TRIALS = (
-    Trial("16 images", concepts=FIRST, drawings=_DRAWINGS),
-    Trial("16 images, fluent", FLUENT, FIRST, drawings=_DRAWINGS),
+    Trial("16 images"),
+    Trial("16 images, fluent", FLUENT),
     Trial("16 other images, fluent", FLUENT, SWAPPED),
-    Trial("24 images", concepts=FIRST + MORE[:8]),
-    Trial("24 images, fluent", FLUENT, FIRST + MORE[:8], drawings=_DRAWINGS),
-    Trial("24 images, fluent in front", "fluent style, {thing}", FIRST + MORE[:8], drawings=_DRAWINGS),
-    Trial("24 images, a new word", "{thing}, ink style", FIRST + MORE[:8]),
-    Trial("24 images, fluent and a new word", "{thing}, fluent ink style", FIRST + MORE[:8]),
-    Trial("24 images, noto", "{thing}, noto style", FIRST + MORE[:8]),
-    Trial("30 images, fluent", FLUENT, FIRST + MORE, drawings=_DRAWINGS),
-    *(
-        Trial(f"24 images, fluent, {name}", FLUENT, FIRST + MORE[:8], settings)
-        for name, settings in {
-            "320 steps": {"steps": 320},
-            "800 steps": {"steps": 800, "stop_early": False},
-            "caption dropout 0.1": {"caption_dropout": 0.1},
-            "prior 0.02": {"prior_weight": 0.02},
-            "rank 8": {"max_rank": 8},
-            "rank 64": {"max_rank": 64},
-            "learning rate 3e-4": {"learning_rate": 3e-4},
-            "learning rate 1e-3": {"learning_rate": 1e-3},
-            "batch size 8": {"batch_size": 8},
-            "odds of noise x 4": {"timesteps": "uniform", "timestep_shift": 4.0},
-            "EMA 0.99": {"ema_decay": 0.99},
-            "attention": {"layers": "attention"},
-            "attention and feed-forward": {"layers": "attention and feed-forward"},
-        }.items()
-    ),
+    Trial("24 images", concepts=MANY),
+    Trial("24 images, fluent", FLUENT, MANY, drawings=_DRAWINGS),
+    Trial("24 images, fluent behind", "{thing}, fluent style", MANY, drawings=_DRAWINGS),
+    Trial("24 images, a new word", "ink style, {thing}", MANY),
+    Trial("24 images, fluent and a new word", "fluent ink style, {thing}", MANY),
+    Trial("24 images, noto", "noto style, {thing}", MANY),
+    Trial("30 images, fluent", FLUENT, FIRST + MORE),
+    *(Trial(f"24 images, fluent, {name}", FLUENT, MANY, settings) for name, settings in _SETTINGS.items()),
 )
 
 
