@@ -6,6 +6,7 @@ All tests use few threads and the same random examples in every run. ComfyUI is 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -75,7 +76,9 @@ def pack(host: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     ComfyUI's folders are temporary. Its modules (folder_paths, comfy, ...) can be imported after this fixture.
     """
     open_host(host, cpu=True, base_directory=tmp_path_factory.mktemp("comfyui"))
-    return load_pack()
+    pack = load_pack()
+    gc.freeze()  # each training collects garbage, and would look for it among the modules
+    return pack
 
 
 @pytest.fixture(scope="session")
