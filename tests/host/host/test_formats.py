@@ -6,7 +6,7 @@ import torch
 from tests.support import quantised
 from tests.support.tiny_base import parts, pictures, trained, untouched  # noqa: F401
 
-STEPS = {"steps": 8, "batch_size": 2, "max_rank": 4, "layers": "all", "mode": "off", "smallest": False}
+STEPS = {"steps": 4, "batch_size": 2, "max_rank": 4, "layers": "all", "mode": "off", "smallest": False}
 
 
 @pytest.fixture(scope="module")
