@@ -17,7 +17,7 @@ from tests.support.host_server import HostServer
 pytestmark = pytest.mark.slow
 PROMPT = ROOT / "tests" / "prompts" / "quickstart.json"
 PATIENCE = 600  # seconds; one minute on two cores, and other machines are slower
-STEPS = 300  # at most, which is a third; previews are drawn twice in them
+STEPS = 150  # at most, instead of 1000; previews are drawn after 140
 
 
 @pytest.fixture(scope="module")
