@@ -201,6 +201,7 @@ def test(pytest_options: list[str]) -> int:
     """Run every check, also after one that failed, and print a summary. Return 0 if all passed."""
     host = prepare(CHECKOUT, tests=True)
     env = {**os.environ, "COMFYUI_PATH": str(host.folder), "PYTHONUTF8": "1"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # each of some fifty starts of ComfyUI would compile its files anew
     if parallel := _in_parallel(pytest_options):  # each with one thread, which takes no core while it waits
         env = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **env}
     checks = {

@@ -13,3 +13,17 @@ RUN = """() => {
   window.app.api.addEventListener("executing", idle);
   window.app.queuePrompt(0);
 }"""
+# Resolves once no node has moved or changed its size for half a second, or after ten seconds.
+STILL = """async () => {
+  const places = () => JSON.stringify([
+    window.app.graph.nodes.map(node => [...node.getBounding()]),
+    [...document.querySelectorAll('[data-node-id]')].map(element => element.getBoundingClientRect()),
+  ]);
+  const began = performance.now();
+  let last = places(), since = began;
+  while (performance.now() - since < 500 && performance.now() - began < 10000) {
+    await new Promise(requestAnimationFrame);
+    const now = places();
+    if (now !== last) [last, since] = [now, performance.now()];
+  }
+}"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -23,6 +24,7 @@ class Headless:
     """
 
     def __init__(self, folder: Path, options: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> None:
+        gc.disable()  # of some five thousand modules nothing can be freed, and a sixth of the start would look for it
         sys.path.insert(0, str(folder))  # first, since the pack too has a module `nodes`
         sys.argv = [str(folder / "main.py"), *options]
         os.chdir(folder)
@@ -33,6 +35,8 @@ class Headless:
         # As a program main imports this itself, and needs it where its allocator is used, as in a child of the server.
         main.cuda_malloc = importlib.import_module("cuda_malloc")  # type: ignore[attr-defined]
         self._loop, self._server, _ = main.start_comfyui()
+        gc.freeze()
+        gc.enable()
         self.execution, self.nodes = importlib.import_module("execution"), importlib.import_module("nodes")
         self.folders = importlib.import_module("folder_paths")
         caches = {"lru": 0, "ram": 0, "ram_inactive": 0}

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,12 @@ from launcher.environment import ROOT
 
 CPU = torch.device("cpu")
 QUICK = ["--tiny", "--batches", "1", "--steps", "2", "--warm-up", "1", "--native-steps", "1", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """Train on two images, as each training measures its images too."""
+    monkeypatch.setattr(ours, "random_dataset", partial(random_dataset, count=2))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from launcher.environment import ROOT
 from launcher.server import HTTP
 from tests.support.dataset_calls import draw
 from tests.support.host_server import HostServer
-from tools.front_end import NEWER, SET
+from tools.front_end import NEWER, SET, STILL
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -168,7 +168,7 @@ def graph(request: pytest.FixtureRequest, page: Page, server: HostServer, folder
     )
     page.evaluate(SET, [NEWER, request.param == "Nodes 2.0"])
     page.evaluate("() => window.app.canvas.ds.fitToBounds([0, -100, 900, 700], {zoom: 0.8})")
-    page.wait_for_timeout(1500)  # until the nodes are drawn
+    page.evaluate(STILL)
     yield page
     page.evaluate(SET, [NEWER, False])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tools.front_end import NEWER, OPEN, SET
+from tools.front_end import NEWER, OPEN, SET, STILL
 from tools.workflow_files import FILES, read_workflow
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def opened(newer: bool, page: Page, request: pytest.FixtureRequest) -> dict[str,
     workflow = read_workflow(request.param)
     page.evaluate(OPEN, [workflow, request.param])
     page.wait_for_function("wanted => window.app.graph.nodes.length === wanted", arg=len(workflow["nodes"]))
-    page.wait_for_timeout(1500)  # until the nodes have their sizes
+    page.evaluate(STILL)
     return workflow
 
 
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_noticed(newer: bool, page: Page) -> None:
         if node["type"] in ("CheckpointLoaderSimple", "MarkdownNote"):
             node["size"] = [210, 200]
     page.evaluate(OPEN, [workflow, "cut"])
-    page.wait_for_timeout(1500)
+    page.evaluate(STILL)
     page.evaluate("() => { window.cutTexts = []; window.app.canvas.setDirty(true, true); }")
     page.wait_for_timeout(500)
     cut = page.evaluate(CUTS, newer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ PACKAGES = {"Prodigy": "prodigyopt", "AdamWScheduleFree": "schedulefree", "AdamW
 WITHOUT = {f"optimizer {name}" for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None}
 RUN = [case for case in CASES if case not in WITHOUT]
 ENDS = [
+    "to resume",
     "previews",
     "unseen prompts",
     "cancel",
@@ -69,11 +71,20 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of four processes, which go on with a training of two besides."""
     folder = tmp_path_factory.mktemp("four")
-    code, output = launch(folder, ["sizes", "held-out images", "fewer images than processes"], size=4)
+    shutil.copytree(two / "checkpoints", folder / "checkpoints")
+    code, output = launch(folder, ["sizes", "held-out images", "fewer images than processes", "resumed"], size=4)
     assert code == 0, output
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The training of one process that is not interrupted."""
+    checkpoints = CheckpointConfig(tmp_path_factory.mktemp("whole"), every=5)
+    return result_of("", replace(RESTARTS, batch_size=4), checkpoints=checkpoints)
 
 
 @pytest.mark.parametrize("case", RUN)
@@ -144,18 +155,30 @@ def test_a_failure_in_the_second_pass_leaves_what_was_found_before_it_in_all(two
     assert_same(first, second)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
-def test_a_training_is_resumed_by_another_number_of_processes(tmp_path: Path, before: int, after: int) -> None:
-    for case, size in (("to resume", before), ("resumed", after)):
-        code, output = launch(tmp_path, [case], size)
-        assert code == 0, output
-    assert len(read(tmp_path, "to resume", 0)["losses"]) == 7
-    resumed = read(tmp_path, "resumed", after - 1)
+def test_one_process_resumes_what_two_began(two: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    assert len(read(two, "to resume", 0)["losses"]) == 7
+    shutil.copytree(two / "checkpoints", tmp_path / "checkpoints")
+    assert_close(special("resumed", Processes(), tmp_path), whole)
+
+
+def test_two_processes_resume_what_one_began(whole: dict[str, Any], tmp_path: Path) -> None:
+    assert len(special("to resume", Processes(), tmp_path)["losses"]) == 7
+    code, output = launch(tmp_path, ["resumed"])
+    assert code == 0, output
+    resumed = read(tmp_path, "resumed", 1)
     assert isinstance(resumed, dict), resumed
-    expected = result_of("", replace(RESTARTS, batch_size=4), checkpoints=CheckpointConfig(tmp_path / "whole", every=5))
-    assert_close(resumed, expected)
-    assert not (tmp_path / "nothing").exists()  # only the first process writes
+    assert_close(resumed, whole)
+
+
+def test_four_processes_resume_what_two_began(four: Path, whole: dict[str, Any]) -> None:
+    resumed = read(four, "resumed", 3)
+    assert isinstance(resumed, dict), resumed
+    assert_close(resumed, whole)
+
+
+def test_only_the_first_process_writes_checkpoints(two: Path, four: Path) -> None:
+    for folder in (two, four):
+        assert (folder / "checkpoints").is_dir() and not (folder / "nothing").exists()
 
 
 def test_a_process_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 The loss falls, the adapter loads with ComfyUI's own loader, captions are not mixed, and the MODEL is unchanged.
 """
 
-import gc
 import importlib
 import logging
 from collections.abc import Iterator
@@ -45,15 +44,6 @@ class Learned:
 def trained(pack, model, latents, captions, **settings):
     """Run the training node and return its outputs."""
     return train(pack, model, latents, captions, LEARNING | settings)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections(pack) -> Iterator[None]:
-    """Freeze ComfyUI's objects: every training collects garbage, which is slow with so many."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

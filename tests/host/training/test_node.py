@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_adapter(pack, model, pictures):
 def test_the_unconditional_is_used_where_a_setting_asks_for_it_and_only_there(pack, parts, model, pictures):
     empty = caption(parts, "")
     plain, ignored, dropped, held = (
-        trained(pack, model, *pictures, steps=6, **more)
+        trained(pack, model, *pictures, steps=3, **more)
         for more in (
             {},
             {"unconditional": empty},
@@ -92,7 +92,7 @@ def test_the_unconditional_is_used_where_a_setting_asks_for_it_and_only_there(pa
     for key, tensor in plain[1].items():
         assert torch.equal(tensor, ignored[1][key]), key
     with pytest.raises(ValueError, match="to unconditional of AC-LoRA Learning Options"):
-        trained(pack, model, *pictures, steps=6, prior_weight=1.0)
+        trained(pack, model, *pictures, steps=3, prior_weight=1.0)
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 1]])
