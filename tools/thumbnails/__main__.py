@@ -26,7 +26,7 @@ CAPTIONED, CAPTIONED_WIDTH = 4, 680  # images with their captions, and pixels of
 SOME = (1, 2, 4)  # of the six images: castle, cat face, house
 NEAREST_ROWS = 0.567  # height of three rows, over the width of the sheet
 RANKS = {"rank_1": "Rank 1", "rank_32": "Rank 32", "ac": "AC-LoRA"}
-SIZES = {"whole": "The whole LoRA, 1.1 MB"} | {
+SIZES = {"whole": "The whole LoRA, 1.3 MB"} | {
     f"small_{size}_kB": f"At most 0.{size // 100} MB" for size in (600, 300, 100)
 }
 
@@ -132,9 +132,9 @@ def document_images(folder: Path, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.thumbnails", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("workflows", nargs="*", choices=list(FILES), default=list(FILES))
+    parser.add_argument("workflows", nargs="*", choices=[*FILES, []], help="all of them by default", metavar="NAME")
     options = parser.parse_args()
-    for name in options.workflows:
+    for name in options.workflows or FILES:
         image = large_model(options.folder, name) if name in MODELS else square(MAKERS[name](options.folder))
         save(image, workflow_file(name, ".jpg"))
         document_images(options.folder, name)
