@@ -10,7 +10,6 @@ with ComfyUI's --lowvram. Writes bench/results/formats_DEVICE.json; on a CPU, wh
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from bench import result_file
 from bench.no_search.tables import markdown
 from bench.step_time.clock import Clock, Measured, measure
 from bench.training_session import make_config, training_session
@@ -123,8 +123,7 @@ def main() -> None:
     out, rows = args.out or ROOT / "bench" / "results" / f"formats_{device.type}.json", list[Row]()
     for row in measured_rows(pack, device, args.formats, args.steps):
         rows.append(row)
-        results = {**facts, "rows": [asdict(row) for row in rows]}
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        result_file.write(out, {**facts, "rows": [result_file.finite(asdict(row)) for row in rows]})
     print(f"\n{name}, torch {torch.__version__}\n\n{table(rows)}")
 
 

@@ -154,17 +154,21 @@ def table_of(out: Path) -> str:
     return table([Row(**row) for row in measured["rows"]], measured["rate_gb_s"])
 
 
+def rows_in(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; none if it does not exist."""
+    return list(json.loads(out.read_text(encoding="utf-8"))["rows"]) if out.is_file() else []
+
+
 def is_measured(row: Row, out: Path) -> bool:
     """Return whether a file has the row, without a failure."""
-    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
-    return any((each["case"], each["variant"], each["failure"]) == (row.case, row.variant, "") for each in rows)
+    found = {(each["case"], each["variant"]) for each in rows_in(out) if not each["failure"]}
+    return (row.case, row.variant) in found
 
 
 def save(rows: list[Row], rate: float, out: Path) -> None:
     """Write the rows; those of other cases that the file holds stay."""
     measured = {(row.case, row.variant) for row in rows}
-    before = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
-    kept = [row for row in before if (row["case"], row["variant"]) not in measured]
+    kept = [row for row in rows_in(out) if (row["case"], row["variant"]) not in measured]
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rate_gb_s": rate}
     results = {**facts, "date": time.strftime("%Y-%m-%d"), "rows": [*kept, *[asdict(row) for row in rows]]}
     out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

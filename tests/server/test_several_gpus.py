@@ -60,14 +60,14 @@ def _drawn(server: HostServer, base: dict[str, Any]) -> dict[str, Any]:
     return {**base, "drawn": drawn, TRAIN: train}
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], within: float) -> None:
     """The same adapter within rounding, of which Adam makes more where a gradient is almost nothing.
 
     tests/core/distributed compares every number, to 1e-5.
     """
     assert found.keys() == expected.keys()
     for name, factor in expected.items():
-        assert (found[name] - factor).norm() <= 1e-3 * factor.norm(), name
+        assert (found[name] - factor).norm() <= within * factor.norm(), name
 
 
 def test_two_processes_train_the_adapter_that_one_trains_with_twice_the_batch(server: HostServer) -> None:
@@ -79,7 +79,7 @@ def test_two_processes_train_the_adapter_that_one_trains_with_twice_the_batch(se
         history = server.wait(run, PATIENCE)
     assert history["status"]["status_str"] == "success", history["status"]["messages"][-1]
     expected, found = adapter(server, "one"), adapter(server, "two")
-    assert_close(found, expected)
+    assert_close(found, expected, within=2e-4)
     summary = says(history)
     assert "Trained on 2 processes on the CPU, 2 images each a step." in summary
     assert "Steps to choose from:" in summary and "Previews of the steps: output/aclora/" in summary
@@ -112,7 +112,7 @@ def test_everything_that_the_server_hands_over_counts(server: HostServer) -> Non
     server.run(shared(server, _with_all_that_is_handed_over(server, two)), PATIENCE)
     expected, found = adapter(server, "one_all"), adapter(server, "two_all")
     assert any(name.startswith("text_encoders.") for name in found)
-    assert_close(found, expected)
+    assert_close(found, expected, within=1e-3)  # restarts make more of a rounding than a plain training does
 
 
 @contextlib.contextmanager

@@ -132,6 +132,7 @@ def document_images(folder: Path, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.thumbnails", description=__doc__)
     parser.add_argument("folder", type=Path)
+    # Python 3.11 looks for the empty list among the choices too.
     parser.add_argument("workflows", nargs="*", choices=[*FILES, []], help="all of them by default", metavar="NAME")
     options = parser.parse_args()
     for name in options.workflows or FILES:

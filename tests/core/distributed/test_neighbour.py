@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from launcher.environment import ROOT
+from tests.support.server_runs import until
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -40,7 +40,7 @@ def three_processes(folder: Path, seconds: float) -> Iterator[list[subprocess.Po
     processes = [subprocess.Popen([*command, str(rank), str(seconds)], cwd=ROOT) for rank in range(3)]
     try:
         for rank in range(3):
-            until_exists(folder / f"watching {rank}")
+            until((folder / f"watching {rank}").exists, f"process {rank}")
         yield processes
     finally:
         for process in processes:
@@ -48,19 +48,12 @@ def three_processes(folder: Path, seconds: float) -> Iterator[list[subprocess.Po
             process.wait()
 
 
-def until_exists(path: Path) -> None:
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, path
-        time.sleep(0.05)
-
-
 def test_all_notice_a_killed_process(tmp_path: Path) -> None:
     with three_processes(tmp_path, seconds=60) as processes:
         assert not list(tmp_path.glob("noticed *"))
         processes[2].kill()
-        until_exists(tmp_path / "noticed by 1")
-        until_exists(tmp_path / "noticed by 0")
+        for rank in (1, 0):
+            until((tmp_path / f"noticed by {rank}").exists, f"a notice of process {rank}")
 
 
 def test_processes_that_come_to_their_end_do_not_fail(tmp_path: Path) -> None:
