@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.step_time.models import Case, case_named, in_fp8
+from bench.step_time.models import Case, case_named
 
 LIMITS = {  # GiB free
     "sd15": (3.0,),
@@ -20,5 +20,4 @@ LIMITS = {  # GiB free
 def case_of(name: str) -> Case:
     """Return the case of a name in LIMITS or of bench.step_time, in its true size."""
     memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    case = case_named(name.removesuffix("_fp8"), False, memory)
-    return in_fp8(case) if name.endswith("_fp8") else case
+    return case_named(name, False, memory)

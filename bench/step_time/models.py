@@ -157,9 +157,12 @@ def case_named(name: str, miniature: bool, memory: int) -> Case:
     """Return a case.
 
     Args:
+        name: of CASES; with "_fp8" behind it, the weights are kept in that type.
         miniature: whether to return a small model of the same kind.
         memory: bytes of GPU memory; Flux is truncated to the blocks that fit.
     """
+    if name.endswith("_fp8"):
+        return _in_fp8(case_named(name.removesuffix("_fp8"), miniature, memory))
     case = CASES[name]
     if miniature:
         network = case.network | _SMALL_NETWORKS[name]
@@ -167,7 +170,7 @@ def case_named(name: str, miniature: bool, memory: int) -> Case:
     return _truncated_flux(case, memory) if name == "flux" else case
 
 
-def in_fp8(case: Case) -> Case:
+def _in_fp8(case: Case) -> Case:
     """Return a case whose weights are kept in float8_e4m3fn, and computed with in bfloat16."""
     title = case.title.replace(" ", " fp8 ", 1)
     return replace(case, name=f"{case.name}_fp8", title=title, dtype=torch.float8_e4m3fn)

@@ -1,6 +1,6 @@
 """Profile a training: the start, up to the tenth step, by the pack's functions, and a step by kernels.
 
-    python -m bench.step_time.profile --host path/to/ComfyUI [--cases sd15 sdxl flux] [--batch 1]
+    python -m bench.step_time.profile --host path/to/ComfyUI [--cases sd15 sdxl flux_fp8] [--batch 1] [--recompute]
 
 The models are those of bench.step_time. The start is sampled: a thread reads the main thread's stack every 10 ms. GPU
 time shows in the kernels. To profile the first training on a machine, use a new process and an empty kernel cache.
@@ -21,7 +21,7 @@ import torch
 
 from bench.step_time import aclora as ours
 from bench.step_time.clock import Clock, TimingComplete
-from bench.step_time.models import CASES, case_named
+from bench.step_time.models import case_named
 from launcher.inprocess import load_pack, open_host
 
 _INTERVAL = 0.01  # seconds between two samples
@@ -93,26 +93,26 @@ class ProfilingClock:
             self._profiler.stop()
             raise TimingComplete
 
-    def print(self, title: str) -> None:
+    def print(self, title: str, lines: int) -> None:
         """Print both profiles."""
         seconds = self._clock.seconds
         print(f"\n### {title}: first step after {seconds['first']:.1f} s, tenth after {seconds['tenth']:.1f} s\n")
-        for function, spent in self._sampler.seconds.most_common(_LINES):
+        for function, spent in self._sampler.seconds.most_common(lines):
             print(f"{spent:8.2f} s  {function}")
         kind = "device_time_total" if self._cuda else "self_cpu_time_total"
         events = [(getattr(event, kind), event.count, event.key) for event in self._profiler.key_averages()]
         print(f"\n{sum(spent for spent, *_ in events) / 1000 / _STEPS:.2f} ms of kernels in a step; of these\n")
-        for spent, count, name in sorted(events, reverse=True)[:_LINES]:
+        for spent, count, name in sorted(events, reverse=True)[:lines]:
             print(f"{spent / _STEPS:10.1f} µs  {count / _STEPS:7.1f} ×  {name[:100]}")
 
 
-def profile(training: Callable[[Any], None], device: torch.device, title: str) -> None:
+def profile(training: Callable[[Any], None], device: torch.device, title: str, lines: int = _LINES) -> None:
     """Run a training until its steps are profiled and print the profile."""
     clock = ProfilingClock(device)
     try:
         training(clock)
     except TimingComplete:
-        clock.print(title)
+        clock.print(title, lines)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -120,8 +120,10 @@ def main(words: Sequence[str] | None = None) -> None:
         prog="python -m bench.step_time.profile", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["sd15"])
+    parser.add_argument("--cases", nargs="+", default=["sd15"], help="of bench.step_time, also with _fp8 behind")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--recompute", action="store_true", help="activation checkpointing of every block")
+    parser.add_argument("--lines", type=int, default=_LINES, help="rows of a table")
     parser.add_argument("--tiny", action="store_true", help="miniatures of the models, to try the script")
     args = parser.parse_args(words)
     open_host(args.host)
@@ -132,7 +134,9 @@ def main(words: Sequence[str] | None = None) -> None:
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     for name in args.cases:
         case = case_named(name, args.tiny, memory)
-        profile(ours.training(pack, case, args.batch, {}), device, f"{case.title}, batch {args.batch}")
+        settings = {"checkpointing": "all"} if args.recompute else {}
+        title = f"{case.title}, batch {args.batch}{', recomputed' if args.recompute else ''}"
+        profile(ours.training(pack, case, args.batch, settings), device, title, args.lines)
 
 
 if __name__ == "__main__":
