@@ -45,17 +45,21 @@ _NOTHING_FUSABLE = FusableModules()
 
 @contextmanager
 def fuse_modules(
-    network: nn.Module, is_unpatched: Callable[[nn.Module], bool], classes: FusableModules = _NOTHING_FUSABLE
+    network: nn.Module,
+    is_unpatched: Callable[[nn.Module], bool],
+    classes: FusableModules = _NOTHING_FUSABLE,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[None]:
     """Compute a network's norms, gates and blocks by fused kernels, where there are any; restored on exit.
 
     Args:
         network: the network; its modules' `forward` attributes are set.
         is_unpatched: whether an instance of a subclass of nn.GroupNorm, nn.LayerNorm or nn.RMSNorm computes as those
-            do.
+            do; it may convert its weight to the dtype of its input.
         classes: module classes of known structure.
+        dtype: that the network computes in.
     """
-    find = _kernels_for(network)
+    find = _kernels_for(network, dtype)
     with ExitStack() as undo:
         for module, group, make in _replacements(network, is_unpatched, classes):
             kernels = find(group)
@@ -66,11 +70,10 @@ def fuse_modules(
         yield
 
 
-def _kernels_for(network: nn.Module) -> Callable[[KernelGroup], Kernels | None]:
-    """Return a function that finds a group of kernels for the network's GPU and the dtype of its weights there."""
-    weights = (weight for weight in network.parameters() if weight.is_cuda and weight.dtype in DTYPES)
-    weight = next(weights, None)
-    return lambda group: None if weight is None else find_kernels(weight.device, weight.dtype, group)
+def _kernels_for(network: nn.Module, dtype: torch.dtype) -> Callable[[KernelGroup], Kernels | None]:
+    """Return a function that finds a group of kernels for the network's GPU and the dtype it computes in."""
+    weight = next((weight for weight in network.parameters() if weight.is_cuda), None)
+    return lambda group: None if weight is None else find_kernels(weight.device, dtype, group)
 
 
 def _restore(module: nn.Module, forward: Forward) -> None:
@@ -115,11 +118,21 @@ def _can_norm(module: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> b
     )
 
 
+def _weights(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a norm as its kernel reads them."""
+    return _converted(norm.weight, x), _converted(norm.bias, x)
+
+
+def _converted(weight: Tensor, x: Tensor) -> Tensor:
+    """A norm's weight in the dtype of its input; float32 stays, as it is more exact."""
+    return weight if weight.dtype == torch.float32 else weight.to(x.dtype)
+
+
 def _group_norm(module: nn.GroupNorm, own: Forward, kernels: Kernels) -> Forward:
     def forward(input: Tensor) -> Tensor:
         if not kernels.group_norm.supports(input):
             return own(input)
-        return kernels.group_norm(input, module.num_groups, module.weight, module.bias, module.eps)
+        return kernels.group_norm(input, module.num_groups, *_weights(module, input), module.eps)
 
     return forward
 
@@ -128,7 +141,7 @@ def _layer_norm(module: nn.LayerNorm, own: Forward, kernels: Kernels) -> Forward
     def forward(input: Tensor) -> Tensor:
         if not kernels.layer_norm.supports(input):
             return own(input)
-        return kernels.layer_norm(input, module.weight, module.bias, module.eps)
+        return kernels.layer_norm(input, *_weights(module, input), module.eps)
 
     return forward
 
@@ -140,7 +153,7 @@ def _rms_norm(module: nn.RMSNorm, own: Forward, kernels: Kernels) -> Forward:
     def forward(x: Tensor) -> Tensor:
         if not kernels.rms_norm.supports(x):
             return own(x)
-        return kernels.rms_norm(x, module.weight, eps)
+        return kernels.rms_norm(x, _converted(module.weight, x), eps)
 
     return forward
 
@@ -199,7 +212,7 @@ def _sequence(pairs: list[tuple[nn.Module, nn.Module | None]], kernels: Kernels)
                 input = module(input)
             elif kernels.group_norm.supports(input):
                 norm: Any = module
-                input = kernels.group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps, True, shift)
+                input = kernels.group_norm(input, norm.num_groups, *_weights(norm, input), norm.eps, True, shift)
             else:
                 input = silu(module(input if shift is None else input + shift[:, :, None, None]))
             shift = None
@@ -251,7 +264,7 @@ def _residual_norm(norm: Any, kernels: Kernels) -> Callable[[Tensor, Tensor | No
 
     def add_and_norm(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         if kernels.residual_norm.supports(x, residual):
-            return kernels.residual_norm(x, residual, norm.weight, norm.bias, norm.eps)
+            return kernels.residual_norm(x, residual, *_weights(norm, x), norm.eps)
         x = x if residual is None else residual + x
         return x, norm(x)
 

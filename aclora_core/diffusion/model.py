@@ -61,7 +61,10 @@ class DiffusionModel(Protocol):
         """
 
     def is_unpatched(self, layer: nn.Module) -> bool:
-        """Return whether a layer computes with its own weight as it is, so that it can be fused with its branch."""
+        """Return whether a layer computes with its own weight and nothing else, so that it can be fused with its branch.
+
+        It may convert the weight to the dtype of its input.
+        """
 
     def free_memory(self, wanted: int) -> int | None:
         """Return the bytes free on the device after others made room for `wanted`; None where nobody knows."""

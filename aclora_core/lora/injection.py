@@ -32,8 +32,8 @@ def injected(
     Args:
         layers: name -> layer; at least those that have a branch.
         branches: name -> branch.
-        is_unpatched: whether a layer computes with its own weight as it is, and nothing else. Such a layer is computed
-            together with its branch, which is faster.
+        is_unpatched: whether a layer computes with its own weight and nothing else; it may convert the weight to the
+            dtype of its input. Such a layer is computed together with its branch, which is faster.
 
     Yields:
         A function to call after a first forward pass. From then on layers that had the same input in it are computed
@@ -63,13 +63,25 @@ def injected(
         yield fuse
 
 
-def _adapted_forward(layer: nn.Module, branch: LoraLayer, siblings: SharedInputs) -> Callable[[Tensor], Tensor] | None:
+def _adapted_forward(layer: Any, branch: LoraLayer, siblings: SharedInputs) -> Callable[[Tensor], Tensor] | None:
     """Return a forward that computes layer and branch; None for layers that must compute their product themselves."""
-    if layer.weight.dtype != branch.down.compute.dtype:  # the host keeps some layers in another dtype
+    dtype = branch.down.compute.dtype
+    if is_linear(layer):
+        return _with_own_dtype(layer, branch, siblings.add(AdaptedLayer(layer.weight, layer.bias, branch)))
+    if layer.weight.dtype != dtype:  # the host keeps some layers in another dtype
         return None
-    if isinstance(layer, nn.Linear):
-        return siblings.add(AdaptedLayer(layer.weight, layer.bias, branch))
-    return adapted_convolution(layer, branch) if can_adapt(layer) else None  # type: ignore[arg-type]
+    return adapted_convolution(layer, branch) if can_adapt(layer) else None
+
+
+def _with_own_dtype(layer: nn.Module, branch: LoraLayer, adapted: Callable[[Tensor], Tensor]) -> Any:
+    """Let a layer compute an input in another dtype than its branch by itself, as the output has the input's dtype."""
+    own, add = layer.forward, _linear_hook(branch)
+
+    def forward(x: Tensor) -> Tensor:
+        result: Tensor = adapted(x) if x.dtype == branch.down.compute.dtype else add(layer, (x,), own(x))
+        return result
+
+    return forward
 
 
 def _linear_hook(branch: LoraLayer) -> Any:

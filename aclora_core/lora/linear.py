@@ -17,15 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..acceleration import find_kernels
+from .dense_weight import dense_weight
 from .parameters import Factor, LoraLayer
 
 
 class AdaptedLayer(NamedTuple):
-    """A frozen linear layer and its branch, whose compute dtype is that of the weight."""
+    """A frozen linear layer and its branch.
+
+    A weight in another dtype than the branch computes in, or in a quantised format, is converted in the forward pass
+    and again in the backward pass, and not kept in between.
+    """
 
     weight: Tensor  # (out, in)
     bias: Tensor | None  # (out,)
     branch: LoraLayer  # of a linear layer, or of a 1x1 convolution
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that layer and branch compute in."""
+        return self.branch.down.compute.dtype
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -94,7 +104,8 @@ def _rows(gradient: Tensor) -> Tensor:
 
 def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor], Tensor]:
     """Return the output (n, out) of each layer, and x_down (layers, n, rank)."""
-    weights, biases, downs, ups = _tensors(layers)
+    weights, downs, ups = _tensors(layers)
+    biases = [layer.bias.to(layer.dtype) for layer in layers if layer.bias is not None]  # of none or of all
     scale = layers[0].branch.scale
     kernels = find_kernels(x.device, x.dtype, "lora")
     if kernels is not None and kernels.lora_linear.supports(x, weights, downs):
@@ -102,8 +113,8 @@ def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor
         return stacked.unbind(), x_down
     x_down = torch.stack([x @ down.t() for down in downs]) if len(layers) > 1 else (x @ downs[0].t())[None]
     outputs = []
-    for layer, h, up in zip(layers, x_down, ups, strict=True):
-        output = F.linear(x, layer.weight, layer.bias)
+    for index, (weight, h, up) in enumerate(zip(weights, x_down, ups, strict=True)):
+        output = F.linear(x, weight, biases[index] if biases else None)
         outputs.append(output.addmm_(h, up.t(), alpha=scale))
     return outputs, x_down
 
@@ -112,7 +123,7 @@ def _backward(
     x: Tensor, x_down: Tensor, grad_outputs: list[Tensor], layers: Sequence[AdaptedLayer], needs_grad_input: bool
 ) -> Tensor | None:
     """Return the gradient of x (n, in), if needed, and add those of the factors to their .grad."""
-    weights, _, downs, ups = _tensors(layers)
+    weights, downs, ups = _tensors(layers)
     branches = [layer.branch for layer in layers]
     kernels = find_kernels(x.device, x.dtype, "lora")
     if needs_grad_input and kernels is not None and kernels.lora_linear_backward.supports(grad_outputs, weights, downs):
@@ -128,11 +139,10 @@ def _backward(
     return result
 
 
-def _tensors(layers: Sequence[AdaptedLayer]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Weights, biases (empty if the layers have none), downs and ups."""
+def _tensors(layers: Sequence[AdaptedLayer]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, downs and ups, all in the dtype that the layers compute in."""
     downs, ups = zip(*(layer.factors for layer in layers), strict=True)
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    return [layer.weight for layer in layers], biases, list(downs), list(ups)
+    return [dense_weight(layer.weight, layer.dtype) for layer in layers], list(downs), list(ups)
 
 
 def _add_gradients(
@@ -177,7 +187,10 @@ def _gradient(factor: Factor) -> Tensor:
 
 
 class LinearBranch(torch.autograd.Function):
-    """output (..., out) -> output + s · (x downᵀ) upᵀ, for layers that compute their own product, such as quantised."""
+    """output (..., out) -> output + s · (x downᵀ) upᵀ, for layers that compute their own product.
+
+    Such are layers that quantise their input too.
+    """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, branch: LoraLayer):  # type: ignore[no-untyped-def]

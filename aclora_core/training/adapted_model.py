@@ -48,7 +48,7 @@ class AdaptedModel:
         Yields a function to call after a forward pass: from then on, layers that read the same tensor share a launch.
         """
         model = self.model
-        fused = fuse_modules(model.network, model.is_unpatched, model.fusable)
+        fused = fuse_modules(model.network, model.is_unpatched, model.fusable, model.dtype)
         branches = injected(self.layers, self.parameters.layers, model.is_unpatched)
         streamed = model.weight_stream.attached() if model.weight_stream else nullcontext()
         with fused, branches as join_shared_inputs, streamed, self.checkpointing.attached():

@@ -65,9 +65,10 @@ def dequantised_layers(module: torch.nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for layer in module.modules():
             if getattr(layer, "quant_format", None) in _DEQUANTISED:
-                undo.enter_context(replaced_attribute(layer, "weight_function", lambda own: [*own, _unchanged]))
+                undo.enter_context(replaced_attribute(layer, "weight_function", lambda own: [*own, unchanged_weight]))
         yield
 
 
-def _unchanged(weight: Tensor) -> Tensor:
+def unchanged_weight(weight: Tensor) -> Tensor:
+    """Return the weight; as a layer's weight function it has ComfyUI dequantise it."""
     return weight

@@ -12,8 +12,9 @@ from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTra
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor
 
-from ...aclora_core.acceleration import FusableModules, WeightStream
+from ...aclora_core.acceleration import FusableModules, WeightStream, is_linear
 from ...aclora_core.diffusion import Objective
+from .differentiable import unchanged_weight
 from .loading import UNLIMITED, MemoryLimits
 from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
@@ -29,6 +30,20 @@ MODEL_PREFIX = "diffusion_model."  # in front of every layer's name in ComfyUI's
 def base_name(model: Any) -> str:
     """Return ComfyUI's name for the kind of a MODEL, such as SDXL."""
     return type(getattr(getattr(model, "model", None), "model_config", None)).__name__
+
+
+def _has_own_product(layer: Any) -> bool:
+    """Whether a layer's weight is of a class that multiplies in its own way: ComfyUI's quantised ones, unless a layer
+    dequantises them first, and those of other packs, such as for GGUF files.
+    """
+    if not hasattr(layer.weight, "__tensor_flatten__"):
+        return type(layer.weight) not in (Tensor, torch.nn.Parameter)
+    dequantises = (
+        getattr(layer, "_full_precision_mm", False)
+        or getattr(layer, "comfy_force_cast_weights", False)
+        or bool(layer.weight_function)
+    )
+    return not dequantises or getattr(layer, "pre_quant_scale", None) is not None
 
 
 @dataclass
@@ -88,15 +103,17 @@ class HostModel:
         return [self.text.encode(Caption(prompt)) for prompt in (*prompts, "")] if self.text else []
 
     def is_unpatched(self, layer: torch.nn.Module) -> bool:
-        """Return whether ComfyUI neither casts, patches, quantises nor moves the layer's weight as it is used."""
+        """Return whether ComfyUI neither patches nor moves the layer's weight, and quantises nothing, as it computes.
+
+        It may convert or dequantise the weight to the dtype of the input.
+        """
         return (
-            isinstance(layer, _PLAIN_CLASSES)
+            (isinstance(layer, _PLAIN_CLASSES) or is_linear(layer))
             and type(layer).forward.__module__ in _PLAIN_MODULES
-            and not getattr(layer, "comfy_cast_weights", False)
-            and not getattr(layer, "weight_function", None)
+            and set(getattr(layer, "weight_function", ())) <= {unchanged_weight}
             and not getattr(layer, "bias_function", None)
-            and not hasattr(layer.weight, "__tensor_flatten__")
             and layer.weight.device.type == self.device.type
+            and not _has_own_product(layer)
         )
 
     def free_memory(self, wanted: int) -> int | None:

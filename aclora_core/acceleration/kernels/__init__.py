@@ -51,6 +51,7 @@ class Kernels:
     def __init__(self, device: str) -> None:
         from . import (
             adamw,
+            from_float8,
             geglu,
             gelu,
             group_norm,
@@ -70,6 +71,7 @@ class Kernels:
         self.lora_linear = lora_linear.KERNEL.on(device)
         self.lora_linear_backward = lora_linear_backward.KERNEL.on(device)
         self.lora_linear_gradients = lora_linear_gradients.KERNEL.on(device)
+        self.from_float8 = from_float8.KERNEL.on(device)
         self.adamw = adamw.KERNEL.on(device)
         self.geglu = geglu.KERNEL.on(device)
         self.group_norm = group_norm.KERNEL.on(device)

@@ -97,7 +97,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Put the references in the kernels' place, and count their calls."""
     counted: Counter[str] = Counter()
     ours = reference_kernels(Kernels, counted)
-    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network: lambda group: ours)
+    monkeypatch.setattr(module_under_test, "_kernels_for", lambda network, dtype: lambda group: ours)
     return counted
 
 

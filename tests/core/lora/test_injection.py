@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -218,3 +219,35 @@ def test_a_quantised_layer_with_the_interface_of_linear_is_trained_too() -> None
         added = model["layer"](x) - before
     expected = x @ (branches["layer"].lora_up @ branches["layer"].lora_down).T
     torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
+
+
+def _noting(kept: list[torch.Size], saved: Tensor) -> Tensor:
+    kept.append(saved.shape)
+    return saved
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_a_weight_that_is_converted_learns_as_its_dense_copy(dtype: torch.dtype) -> None:
+    """And no converted weight is kept between the passes."""
+    torch.manual_seed(2)
+    dense = nn.Linear(6, 5).requires_grad_(False)
+    dense.weight.copy_(dense.weight.to(dtype))
+    dense.bias.copy_(dense.bias.to(dtype))
+    short = copy.deepcopy(dense).to(dtype)
+    kept: list[torch.Size] = []
+    found = []
+    for layer in (dense, short):
+        branches = random_branches({"layer": layer}, 3, 1.5)
+        x = torch.randn(7, 6, generator=seeded(), requires_grad=True)
+        with (
+            injected({"layer": layer}, branches, lambda module: True),
+            torch.autograd.graph.saved_tensors_hooks(partial(_noting, kept), lambda it: it),
+        ):
+            output = layer(x)
+        output.square().sum().backward()
+        branch = branches["layer"]
+        found.append([output.detach(), x.grad, branch.down.compute.grad, branch.up.compute.grad])
+    assert dense.weight.shape not in kept and kept
+    for with_dense, with_short in zip(*found, strict=True):
+        torch.testing.assert_close(with_short, with_dense, rtol=1e-6, atol=1e-6)
+        assert with_short.any()

@@ -186,8 +186,7 @@ def test_float16_weights_are_trained_in_a_dtype_that_suits_the_network(pack, mon
     with pack.nodes.host.training_session(build(family), *pictures(family)) as (frozen, images):
         layers = pack.aclora_core.lora.targets.preset_layers(frozen.network, "all").values()
         assert frozen.dtype == wanted and {layer.weight.dtype for layer in layers} == {torch.float16}
-        # Layer and branch are fused only if the dtypes are equal.
-        assert {frozen.is_unpatched(layer) for layer in layers} == {wanted == torch.float16}
+        assert all(frozen.is_unpatched(layer) for layer in layers)  # which may convert their weights
 
 
 def foreign(model, monkeypatch, dynamic):

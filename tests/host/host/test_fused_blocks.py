@@ -29,7 +29,7 @@ def both_ways(pack, monkeypatch, make, given):
         with opened as (frozen, images), torch.inference_mode(False), torch.enable_grad():
             network, found, counted = frozen.network, [], Counter()
             ours = reference_kernels(kernels.Kernels, counted)
-            monkeypatch.setattr(fast, "_kernels_for", lambda network: lambda group: ours)
+            monkeypatch.setattr(fast, "_kernels_for", lambda network, dtype: lambda group: ours)
             layers = lora.targets.preset_layers(network, "all")
             for quick in (False, True):
                 kernels_found = ours if quick else None
