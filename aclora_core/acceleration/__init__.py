@@ -6,6 +6,7 @@ from .fused_modules import FusableModules, fuse_modules
 from .inplace import InplaceAddLog, NoInplaceAdd
 from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
+from .selective_checkpointing import is_kept
 from .weight_streaming import Region, WeightStream, gather_weights
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "find_kernels",
     "fuse_modules",
     "gather_weights",
+    "is_kept",
     "is_linear",
     "is_plain_convolution",
 ]

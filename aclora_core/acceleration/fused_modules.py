@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .kernels import DTYPES, KernelGroup, Kernels, find_kernels
+from .kernels import KernelGroup, Kernels, find_kernels
 
 Forward = Callable[..., Any]
 

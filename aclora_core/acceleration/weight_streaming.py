@@ -132,6 +132,19 @@ class WeightStream:
         """Bytes of each block's weights."""
         return [host.numel() for host in self._hosts]
 
+    def measured_rate(self) -> float:
+        """Return how many bytes a second are copied to a CUDA device, measured with the largest streamed block."""
+        assert self._copies is not None
+        index = max(self.streamed, key=lambda index: self._hosts[index].numel())
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        began.record(self._copies)
+        self._start(self._positions[index])
+        ended.record(self._copies)
+        torch.cuda.synchronize(self.device)
+        self.forget()
+        return 1000 * self._hosts[index].numel() / began.elapsed_time(ended)
+
     def keep_within(self, memory: int) -> None:
         """Keep as many blocks on the device as fit in so many bytes; those that are streamed are spread evenly."""
         count, sizes = len(self.blocks), self.sizes

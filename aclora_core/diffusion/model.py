@@ -61,7 +61,7 @@ class DiffusionModel(Protocol):
         """
 
     def is_unpatched(self, layer: nn.Module) -> bool:
-        """Return whether a layer computes with its own weight and nothing else, so that it can be fused with its branch.
+        """Return whether a layer computes with its own weight and nothing else: it can be fused with its branch.
 
         It may convert the weight to the dtype of its input.
         """

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..acceleration import find_kernels
+from ..acceleration import find_kernels, is_kept
 from .dense_weight import dense_weight
 from .parameters import Factor, LoraLayer
 
@@ -115,7 +115,8 @@ def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor
     outputs = []
     for index, (weight, h, up) in enumerate(zip(weights, x_down, ups, strict=True)):
         output = F.linear(x, weight, biases[index] if biases else None)
-        outputs.append(output.addmm_(h, up.t(), alpha=scale))
+        add = torch.addmm if is_kept(*weight.t().shape) else torch.Tensor.addmm_
+        outputs.append(add(output, h, up.t(), alpha=scale))
     return outputs, x_down
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..acceleration import ActivationSizes
+from ..acceleration import ActivationSizes, WeightStream
 from ..diffusion import Batch
 from ..optim import Stepper
 from .adapted_model import AdaptedModel
@@ -28,6 +28,8 @@ log = logging.getLogger("aclora")
 # The run before a capture and the graph itself do not fit into each other's memory exactly.
 _LEFT_FREE = 500 * 10**6  # bytes
 
+
+_HIDDEN = 0.2  # of the time of a step: copies of streamed weights that take no longer delay no pass
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's messages
 _TIMED = 10  # steps until the time of a step is known
@@ -97,22 +99,29 @@ class MemoryPlan:
             return
         if sizes.used > free + _LEFT_FREE:  # it has just run, so that free memory is limited by a setting
             raise TooLittleMemoryError(sizes.used - free - _LEFT_FREE, self.adapted)
-        expected = self._fit(sizes, rows, free)
-        if self._keep_weights(free - checkpointing.room(expected)):
+        stream = model.weight_stream
+        expected = self._fit(sizes, rows, free, spare=stream is not None)
+        if stream:
+            self._keep_weights(stream, sizes, rows, free - checkpointing.room(expected))
             free = self._plannable(expected) or 0
             expected = self._fit(sizes, rows, free)
         self._plan = self._sentence(expected, free, rows)
         # A step that is replayed from a graph, with blocks that are not recomputed or not streamed, takes less.
         most = rows * self.stream.config.accumulate * sizes.seconds
-        self.progress.memory = f"{self._plan}, under {_duration(most)} a step" if most else self._plan
+        how = "about" if sizes.gpu_bound else "under"
+        self.progress.memory = f"{self._plan}, {how} {_duration(most)} a step" if most else self._plan
         log.info("AC-LoRA: %s.", self.progress.memory)
 
-    def _fit(self, sizes: ActivationSizes, rows: int, free: int) -> int:
-        """Choose blocks to recompute and rows of a micro-batch; return the bytes that a step needs then."""
+    def _fit(self, sizes: ActivationSizes, rows: int, free: int, spare: bool = False) -> int:
+        """Choose blocks to recompute and rows of a micro-batch; return the bytes that a step needs then.
+
+        Args:
+            spare: keep nothing of recomputed blocks, as weights come first.
+        """
         checkpointing = self.adapted.checkpointing
         if not self.automatic:
             return sizes.peak(rows, checkpointing.recomputed | checkpointing.required)
-        expected, self.stream.rows = checkpointing.fit(sizes, rows, free)
+        expected, self.stream.rows = checkpointing.fit(sizes, rows, free, spare)
         return expected
 
     def _sentence(self, expected: int, free: int, rows: int) -> str:
@@ -122,7 +131,9 @@ class MemoryPlan:
             how = "" if stream.all_pinned else " (slowly, as main memory could not be pinned)"
             parts.append(f"the weights of {len(stream.streamed)} of {len(stream.blocks)} blocks streamed{how}")
         recomputed = checkpointing.recomputed | checkpointing.required
-        parts.append(f"{len(recomputed)} of {len(checkpointing.blocks)} blocks recomputed")
+        in_part = len(recomputed & checkpointing.selective)
+        selective = f" ({in_part} in part)" if in_part else ""
+        parts.append(f"{len(recomputed)} of {len(checkpointing.blocks)} blocks recomputed{selective}")
         if self.stream.rows < rows:
             parts.append(f"images {self.stream.rows} at a time")
         return ", ".join(parts)
@@ -132,14 +143,17 @@ class MemoryPlan:
         free = self.adapted.model.free_memory(wanted)
         return None if free is None else max(0, free - _LEFT_FREE)
 
-    def _keep_weights(self, memory: int) -> bool:
-        """Keep as many streamed blocks on the device as fit; return whether there are any to keep."""
-        stream = self.adapted.model.weight_stream
-        if stream is None:
-            return False
+    def _keep_weights(self, stream: WeightStream, sizes: ActivationSizes, rows: int, memory: int) -> None:
+        """Keep as many streamed blocks on the device as fit into so many bytes, unless their copies cost no time.
+
+        A forward pass takes a quarter of a step in which all is recomputed. What is copied in less time leaves more
+        memory for activations. The time is known only where the GPU sets it, as with large models on most cards.
+        """
+        if sizes.gpu_bound:
+            free_of_charge = _HIDDEN * stream.measured_rate() * sizes.seconds * rows
+            memory = min(memory, sum(stream.sizes) - int(free_of_charge))
         stream.keep_within(max(0, memory))
         self.adapted.require_recomputing()
-        return True
 
     def step_ended(self) -> None:
         """Put the measured time of a step into the plan's sentence, once it is known."""

@@ -33,8 +33,9 @@ def base_name(model: Any) -> str:
 
 
 def _has_own_product(layer: Any) -> bool:
-    """Whether a layer's weight is of a class that multiplies in its own way: ComfyUI's quantised ones, unless a layer
-    dequantises them first, and those of other packs, such as for GGUF files.
+    """Whether a layer's weight is of a class that multiplies in its own way.
+
+    Such are ComfyUI's quantised weights, unless a layer dequantises them, and those of other packs for GGUF files.
     """
     if not hasattr(layer.weight, "__tensor_flatten__"):
         return type(layer.weight) not in (Tensor, torch.nn.Parameter)

@@ -1,12 +1,16 @@
 """Activation checkpointing: equal gradients for less memory, and no more blocks recomputed than needed."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing, ActivationSizes, find_blocks
 from aclora_core.config.train_config import TrainConfig
@@ -67,6 +71,51 @@ def test_recomputed_blocks_give_equal_gradients(network: Network, recomputed: se
     assert all("forward" not in vars(block) for block in network.blocks)
 
 
+class Attention(nn.Module):
+    """A block with an attention, and a layer whose input is twice as wide as its output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attend, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> tuple[Tensor, Tensor]:
+        heads = self.attend(x)[None, None]
+        return x + self.out(F.scaled_dot_product_attention(heads, heads, heads)[0, 0]) * shift, shift
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counted[function._opname] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_blocks_recomputed_selectively_give_equal_gradients_with_less_computing(network: Network) -> None:
+    network.blocks = nn.ModuleList(Attention(6) for _ in range(3)).requires_grad_(False)
+    memory = ActivationCheckpointing(network)
+
+    def computed() -> tuple[Tensor, Counter[str]]:
+        with Operations() as operations:
+            return gradients(network, memory), operations.counted
+
+    expected, once = computed()
+    (attention,) = [name for name in once if "attention" in name and "backward" not in name]
+    memory.recomputed = {0, 1, 2}
+    found, twice = computed()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    memory.selective = {1, 2}
+    found, selective = computed()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [count[attention] for count in (once, twice, selective)] == [3, 6, 4]
+    assert twice["addmm"] - selective["addmm"] == 2  # of two layers the second, in two blocks
+    assert twice["mm"] > selective["mm"]  # of branches, whose rank is small
+
+
 def test_without_gradients_nothing_is_recomputed(network: Network) -> None:
     memory = ActivationCheckpointing(network)
     memory.recompute_all()
@@ -104,6 +153,28 @@ def test_a_step_fits_in_the_least_time(
     assert memory.fit(SIZES, rows, free) == (fitting * peak_per_row, fitting) and memory.recomputed == recomputed
 
 
+@pytest.mark.parametrize(
+    ("free", "recomputed", "selective"),
+    [
+        (1400, set(), set()),
+        (1250, {1}, {1}),
+        (900, {0, 1, 2}, {0, 1, 2}),
+        (790, {0, 1, 2}, {0, 1}),  # all but the largest
+        (760, {0, 1, 2}, {0}),
+        (725, {0, 1, 2}, set()),
+    ],
+)
+def test_costly_outputs_are_kept_as_far_as_they_fit(free: int, recomputed: set[int], selective: set[int]) -> None:
+    memory, sizes = ActivationCheckpointing(Network()), replace(SIZES, costly=[20, 30, 50])
+    expected, _ = memory.fit(sizes, 1, free)
+    assert (memory.recomputed, memory.selective) == (recomputed, selective)
+    assert expected == 650 + sum(SIZES.blocks[index] for index in {0, 1, 2} - recomputed) + sum(
+        sizes.costly[index] for index in selective
+    )
+    memory.fit(sizes, 1, free, spare=True)
+    assert not memory.selective
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("free", range(500, 12_000, 700))
 def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
@@ -118,6 +189,8 @@ def test_recompute_all_returns_whether_it_changes_anything() -> None:
     memory = ActivationCheckpointing(Network())
     assert memory.recompute_all() and memory.recomputed == {0, 1, 2}
     assert not memory.recompute_all()
+    memory.selective = {1}
+    assert memory.recompute_all() and not memory.selective
 
 
 @pytest.fixture

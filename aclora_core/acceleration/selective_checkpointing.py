@@ -1,0 +1,36 @@
+"""Selective activation checkpointing: what a recomputed block keeps, as it is small and took long to compute.
+
+Of a transformer's block these are the output of its attention and that of a layer with a wide input, such as the last
+one of its MLP (Korthikanti et al. 2022, arXiv 2205.05198, section 5, recomputes all but what is costly).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+_WIDER = 2  # so many times as wide as its output is the input of a layer whose output is kept
+
+_aten = torch.ops.aten
+_PRODUCTS = _aten.mm.default, _aten.addmm.default  # their last two arguments are the matrices
+
+
+def is_kept(inputs: int, outputs: int) -> bool:
+    """Return whether the output of a layer is kept. It may not be changed in place then."""
+    return inputs >= _WIDER * outputs
+
+
+def contexts() -> Any:
+    """Return the two contexts of a block, as torch.utils.checkpoint takes them: to run it, and to recompute it."""
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if operation in _PRODUCTS:
+        rows, columns = args[-2:]
+        keep = is_kept(rows.shape[1], columns.shape[1])
+    else:
+        keep = "scaled_dot_product" in str(operation)  # of each of PyTorch's attentions
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
