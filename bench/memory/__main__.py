@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(LIMITS), default=["sd15", "sdxl", "flux"])
-    parser.add_argument("--free", type=float, nargs="+", help="GiB: only these limits of each case")
+    parser.add_argument("--free", type=float, nargs="+", help="GiB: these limits instead")
     parser.add_argument("--keep-reference", action="store_true", help="keep rows without a limit that --out holds")
     parser.add_argument("--table", action="store_true", help="print the table of --out and measure nothing")
     parser.add_argument("--steps", type=int, default=20, help="timed steps")
@@ -202,8 +202,7 @@ def main() -> None:
         with torch.inference_mode():
             model = weights_in_main_memory(case)
         note(f"{name}: the model is made")
-        limits = [limit for limit in LIMITS[name] if not args.free or limit in args.free]
-        for row, settings in rows_of(case, limits):
+        for row, settings in rows_of(case, args.free or LIMITS[name]):
             if args.keep_reference and row.free_gib is None and is_measured(row, args.out):
                 continue
             if time.perf_counter() - began > args.seconds:

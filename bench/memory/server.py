@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -82,7 +84,7 @@ async def follow(address: str, prompt: Prompt, patience: float) -> tuple[dict[in
             message = json.loads(event.data) if event.type == aiohttp.WSMsgType.TEXT else {"type": "", "data": {}}
             kind, data = message["type"], message["data"]
             if kind == "progress" and str(data.get("node")) == trainer:
-                ends[int(data["value"])] = time.perf_counter()
+                ends.setdefault(int(data["value"]), time.perf_counter())  # later stages tell the last step again
             elif kind == "execution_error":
                 error = str(data["exception_message"]).strip().splitlines()
                 return ends, f"{data['exception_type']}: {error[0] if error else ''}"
@@ -102,10 +104,14 @@ def run(server: Server, prompt: Prompt, row: Row, patience: float) -> None:
     if server.process is not None and server.process.poll() is not None:
         row.failure = f"the server ended with {server.process.returncode}"
     row.steps = max(ends, default=0)
-    later = [step for step in ends if step >= (_WARM_UP if row.trainer == OURS else _NATIVE_WARM_UP)]
-    if len(later) > 1:
-        first, last = min(later), max(later)
-        row.ms = 1000 * (ends[last] - ends[first]) / (last - first)
+    row.ms = median_step(ends, _WARM_UP if row.trainer == OURS else _NATIVE_WARM_UP)
+
+
+def median_step(ends: Mapping[int, float], warm_up: int) -> float | None:
+    """Return the median time of a step in ms after the warm-up, from when steps ended; None of fewer than two."""
+    times = [end for step, end in sorted(ends.items()) if step >= warm_up]
+    steps = [1000 * (later - earlier) for earlier, later in itertools.pairwise(times)]
+    return statistics.median(steps) if steps else None
 
 
 def measured(

@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ours, without cuDNN's attention": {ours.WITHOUT: "attention"},
 }
 BARE = "bare loop"
+COMPILED = "bare loop, blocks compiled"  # only where --variants names it
 _MAX_SECONDS = 40.0  # of one row; a slow one is timed over fewer steps
 _DEFAULTS: dict[str, Any] = {"batches": [1, 4], "steps": 20, "rounds": 5, "seconds": math.inf}
 _AGAINST_DEFAULTS = {"cases": ["sd15", "sdxl"], "batches": [1], "steps": 100, "rounds": 3, "seconds": 330.0}
@@ -99,6 +100,8 @@ class Bench:
 
     def _ours(self, case: Case, batch: int) -> None:
         rows = [(Measured(case.name, batch, "bare", BARE), bare.training(case, batch))]
+        if self.device.type == "cuda" and COMPILED in (self.args.variants or ()):  # compiling takes minutes
+            rows.append((Measured(case.name, batch, "bare", COMPILED), bare.training(case, batch, compiled=True)))
         for variant, settings in VARIANTS.items():
             if ours.WITHOUT in settings and batch != self.args.batches[0]:
                 continue  # single optimizations are compared at one batch size
@@ -158,7 +161,7 @@ def results_file(args: argparse.Namespace, device: torch.device) -> Path | None:
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    variants = [*native.MODES, BARE, *VARIANTS]
+    variants = [*native.MODES, BARE, COMPILED, *VARIANTS]
     parser = argparse.ArgumentParser(prog="python -m bench.step_time", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="by default all that suit the device")

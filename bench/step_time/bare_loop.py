@@ -17,15 +17,16 @@ from bench.step_time.clock import Clock, release
 from bench.step_time.models import Case, build_model, random_dataset
 
 _RANK, _SCALE = 16, 0.5
+_BLOCKS = "BasicTransformerBlock", "DoubleStreamBlock", "SingleStreamBlock"
 
 
-def training(case: Case, batch: int) -> Callable[[Clock], None]:
-    """Return a function that trains eagerly, without gradient checkpointing."""
+def training(case: Case, batch: int, compiled: bool = False) -> Callable[[Clock], None]:
+    """Return a function that trains without gradient checkpointing: eagerly, or with blocks that torch.compile made."""
 
     def run(clock: Clock) -> None:
         with _opened(case) as (base, device):
             data = _Data(base, case, device)
-            with _adapted(base.diffusion_model) as factors:
+            with _adapted(base.diffusion_model) as factors, _compiled(base.diffusion_model, compiled):
                 optimizer = torch.optim.AdamW(factors, lr=5e-4, fused=True)
                 clock.start()
                 while True:
@@ -105,28 +106,40 @@ class _Data:
 @contextmanager
 def _adapted(network: nn.Module) -> Iterator[list[Tensor]]:
     """Add a LoRA branch to every Linear and convolution; yields the trainable factors."""
-    factors, handles = [], []
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            outputs, *inputs = layer.weight.shape
-            rank = min(_RANK, outputs, math.prod(inputs))
-            down = torch.randn(rank, *inputs, device=layer.weight.device) / math.sqrt(math.prod(inputs))
-            up = torch.zeros(outputs, rank, *(1 for _ in inputs[1:]), device=layer.weight.device)
-            factors += [down.requires_grad_(), up.requires_grad_()]
-            handles.append(layer.register_forward_hook(_hook(down, up)))
+    handles, layers = [], [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        outputs, *inputs = layer.weight.shape
+        rank = min(_RANK, outputs, math.prod(inputs))
+        down = torch.randn(rank, *inputs, device=layer.weight.device) / math.sqrt(math.prod(inputs))
+        up = torch.zeros(outputs, rank, *(1 for _ in inputs[1:]), device=layer.weight.device)
+        # As parameters of the layer and in one function for all, so that equal blocks are compiled once.
+        layer.register_parameter("bench_down", nn.Parameter(down))
+        layer.register_parameter("bench_up", nn.Parameter(up))
+        handles.append(layer.register_forward_hook(_add_branch))
     try:
-        yield factors
+        yield [factor for layer in layers for factor in (layer.bench_down, layer.bench_up)]
     finally:
-        for handle in handles:
+        for handle, layer in zip(handles, layers, strict=True):
             handle.remove()
+            del layer.bench_down, layer.bench_up
 
 
-def _hook(down: Tensor, up: Tensor) -> Any:
-    def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        first, second = down.to(output.dtype), up.to(output.dtype)
-        if down.ndim == 2:
-            return output + _SCALE * F.linear(F.linear(inputs[0], first), second)
-        x_down = F.conv2d(inputs[0], first, None, layer.stride, layer.padding, layer.dilation)
-        return output + _SCALE * F.conv2d(x_down, second)
+def _add_branch(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    first, second = layer.bench_down.to(output.dtype), layer.bench_up.to(output.dtype)
+    if first.ndim == 2:
+        return output + _SCALE * F.linear(F.linear(inputs[0], first), second)
+    x_down = F.conv2d(inputs[0], first, None, layer.stride, layer.padding, layer.dilation)
+    return output + _SCALE * F.conv2d(x_down, second)
 
-    return add
+
+@contextmanager
+def _compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compile the forward of every block of a transformer with torch.compile."""
+    blocks = [block for block in network.modules() if type(block).__name__ in _BLOCKS and wanted]
+    for block in blocks:
+        block.forward = torch.compile(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
