@@ -61,6 +61,7 @@ class Kernels:
             lora_linear,
             lora_linear_backward,
             lora_linear_gradients,
+            modulate,
             residual_norm,
             rms_norm,
             rope,
@@ -83,6 +84,7 @@ class Kernels:
         self.rms_norm = rms_norm.KERNEL.on(device)
         self.rope = rope.KERNEL.on(device)
         self.gelu = gelu.KERNEL.on(device)
+        self.modulate = modulate.KERNEL.on(device)
 
     def by_name(self) -> dict[str, Kernel[..., ..., Any]]:
         """Return the kernels by the names of their operations."""

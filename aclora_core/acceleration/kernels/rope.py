@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._strided_rows import as_rows, restore_order, row_counts, row_offset, row_strides, row_tile, stride_order
+from ._strided_rows import restore_order, row_strides, stride_order
 from ._triton import tl, triton
 from .kernel import MAX_ROW_WIDTH, Draw, Kernel
 from .launch import launch
 
-_TILE_ELEMENTS = 2048  # of a program's tile, which holds whole rows
+_TILE_ELEMENTS = 1024  # of a head in a program's tile, which holds whole rows
+_MAX_HEADS = 8  # in a tile; they share the matrices, which are twice as wide as a row and float32
+_WARPS = 4
 
 
 def rope(x: Tensor, table: Tensor) -> Tensor:
@@ -72,62 +74,91 @@ class _Rope(torch.autograd.Function):
 
 def _rotate(x: Tensor, table: Tensor, transposed: bool) -> Tensor:
     """Multiply by the matrices of a table (a, b, c, 2d), or by the transposed ones, which rotate back."""
-    order = stride_order(x)
-    rows, matrices = as_rows(x, order), table.permute(*order, 3)
-    output, width = torch.empty(rows.shape, dtype=x.dtype, device=x.device), rows.shape[-1]
-    tile_columns = triton.next_power_of_2(width)
-    tile_rows = max(1, _TILE_ELEMENTS // tile_columns)
+    order, width = stride_order(x), x.shape[-1]
+    output = restore_order(x.new_empty([*(x.shape[axis] for axis in order), width]), order)
+    axes = _axes(x, table)
+    rows, matrices, rotated = (it.permute(*axes, 3) for it in (x, table, output))
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    n, tokens, heads = rows.shape[:3]
+    tile = _tile(width, heads if matrices.shape[2] == 1 else 1)
     with torch.cuda.device_of(x):
         launch(
             _rope,
-            (triton.cdiv(row_counts(rows)[0], tile_rows),),
+            (triton.cdiv(tokens, tile[0]), triton.cdiv(heads, tile[1]), n),
             rows,
             matrices,
-            output,
-            *row_counts(rows),
+            rotated,
+            tokens,
+            heads,
             width,
             *row_strides(rows),
             *row_strides(matrices),
+            *row_strides(rotated),
             transposed,
-            tile_rows,
-            tile_columns,
+            *tile,
+            num_warps=_WARPS,
         )
-    return restore_order(output, order)
+    return output
 
 
-@triton.jit(do_not_specialize=["rows", "rows_per_n", "rows_per_m"])
+def _axes(x: Tensor, table: Tensor) -> tuple[int, int, int]:
+    """The axes of x as (n, tokens, heads), where all heads share the matrices of a token if the table allows it."""
+    shared = [axis for axis in range(3) if table.shape[axis] == 1]
+    heads = max(shared, key=lambda axis: x.shape[axis]) if shared else min(range(3), key=lambda axis: x.shape[axis])
+    n, tokens = sorted({0, 1, 2} - {heads}, key=lambda axis: x.shape[axis])
+    return n, tokens, heads
+
+
+def _tile(width: int, heads: int) -> tuple[int, int, int]:
+    """Tokens, heads and columns of a program."""
+    columns = triton.next_power_of_2(width)
+    tokens = max(1, _TILE_ELEMENTS // columns)
+    most = max(1, _TILE_ELEMENTS * _MAX_HEADS // (tokens * columns))
+    return tokens, min(triton.next_power_of_2(heads), most), columns
+
+
+@triton.jit(do_not_specialize=["tokens", "heads"])
 def _rope(  # type: ignore[no-untyped-def]
     x,
     table,
     output,
-    rows,
-    rows_per_n,
-    rows_per_m,
+    tokens,
+    heads,
     width,
     stride_n: tl.int64,
-    stride_m: tl.int64,
-    stride_k: tl.int64,
+    stride_token: tl.int64,
+    stride_head: tl.int64,
     table_stride_n: tl.int64,
-    table_stride_m: tl.int64,
-    table_stride_k: tl.int64,
+    table_stride_token: tl.int64,
+    table_stride_head: tl.int64,
+    output_stride_n: tl.int64,
+    output_stride_token: tl.int64,
+    output_stride_head: tl.int64,
     TRANSPOSED: tl.constexpr,
-    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row, column, mask = row_tile(rows, width, ROWS, COLUMNS)
-    start = row_offset(row, rows_per_n, rows_per_m, stride_n, stride_m, stride_k)[:, None]
-    values = tl.load(x + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    entry = tl.arange(0, 2 * COLUMNS)
-    table_mask = (row < rows)[:, None] & (entry < 2 * width)[None, :]
-    start = row_offset(row, rows_per_n, rows_per_m, table_stride_n, table_stride_m, table_stride_k)[:, None]
-    matrices = tl.load(table + start + entry[None, :], mask=table_mask, other=0.0)
-    x0, x1 = tl.split(tl.reshape(values, (ROWS, COLUMNS // 2, 2)))
-    left, right = tl.split(tl.reshape(matrices, (ROWS, COLUMNS // 2, 2, 2)))  # columns of each matrix
+    n, first_head = tl.program_id(2), tl.program_id(1) * HEADS
+    token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None, None]
+    entry = tl.arange(0, 2 * COLUMNS)[None, None, :]
+    start = table + n * table_stride_n + token * table_stride_token + first_head * table_stride_head
+    matrices = tl.load(start + entry, mask=(token < tokens) & (entry < 2 * width), other=0.0)
+
+    head = first_head + tl.arange(0, HEADS)[None, :, None]
+    column = tl.arange(0, COLUMNS)[None, None, :]
+    mask = (token < tokens) & (head < heads) & (column < width)
+    start = x + n * stride_n + token * stride_token + head * stride_head
+    values = tl.load(start + column, mask=mask, other=0.0).to(tl.float32)
+
+    left, right = tl.split(tl.reshape(matrices, (TOKENS, 1, COLUMNS // 2, 2, 2)))  # columns of each matrix
     m00, m10 = tl.split(left)
     m01, m11 = tl.split(right)
+    x0, x1 = tl.split(tl.reshape(values, (TOKENS, HEADS, COLUMNS // 2, 2)))
     if TRANSPOSED:
         rotated = tl.join(m00 * x0 + m10 * x1, m01 * x0 + m11 * x1)
     else:
         rotated = tl.join(m00 * x0 + m01 * x1, m10 * x0 + m11 * x1)
-    offset = row.to(tl.int64)[:, None] * width + column[None, :]
-    tl.store(output + offset, tl.reshape(rotated, (ROWS, COLUMNS)), mask=mask)
+    start = output + n * output_stride_n + token * output_stride_token + head * output_stride_head
+    tl.store(start + column, tl.reshape(rotated, (TOKENS, HEADS, COLUMNS)), mask=mask)

@@ -10,6 +10,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from aclora_core.acceleration.kernels import Kernels, _tiles, lora_conv_gradients, lora_linear_gradients, self_test
+from aclora_core.acceleration.kernels import modulate as modulate_module
 from aclora_core.acceleration.kernels import short_key_attention as attention_module
 from aclora_core.acceleration.kernels.adamw import adamw
 from aclora_core.acceleration.kernels.geglu import geglu
@@ -20,6 +21,7 @@ from aclora_core.acceleration.kernels.layer_norm import layer_norm
 from aclora_core.acceleration.kernels.lora_conv import lora_conv
 from aclora_core.acceleration.kernels.lora_linear import lora_linear
 from aclora_core.acceleration.kernels.lora_linear_backward import lora_linear_backward
+from aclora_core.acceleration.kernels.modulate import modulate
 from aclora_core.acceleration.kernels.residual_norm import residual_norm
 from aclora_core.acceleration.kernels.rms_norm import rms_norm
 from aclora_core.acceleration.kernels.rope import rope
@@ -438,6 +440,74 @@ def test_rope_equals_float64(places: tuple[int, ...], dtype: torch.dtype) -> Non
     ours, pairs = rope(x, table), exact.unflatten(-1, (24, 1, 2))
     compare(ours, x, (pairs * table.double()).sum(-1).flatten(-2), exact)
     assert ours.stride() == torch.empty_like(x).stride()
+
+
+# A row of its own for each head, as a table of all three axes; heads that fill several tiles; one head for each token.
+ROPE_TABLES = [((2, 3, 21), (2, 3, 21)), ((1, 19, 5), (1, 1, 5)), ((2, 19, 3), (2, 1, 1)), ((3, 1, 4), (1, 1, 4))]
+
+
+@pytest.mark.parametrize("places, of_table", ROPE_TABLES, ids=str)
+def test_rope_shares_matrices_as_the_table_does(places: tuple[int, ...], of_table: tuple[int, ...]) -> None:
+    x = draw(*places, 48).requires_grad_()
+    table, exact = draw(*of_table, 24, 2, 2, seed=1), x.detach().double().requires_grad_()
+    right = (exact.unflatten(-1, (24, 1, 2)) * table.double()).sum(-1).flatten(-2)
+    compare(rope(x, table), x, right, exact)
+
+
+def test_rope_of_wide_rows_and_of_spread_elements_equals_float64() -> None:
+    for x in (draw(1, 9, 3, 2048), draw(1, 9, 48, 3).mT):
+        x, width = x.detach().requires_grad_(), x.shape[-1]
+        table, exact = draw(1, 1, 3, width // 2, 2, 2, seed=1), x.detach().double().requires_grad_()
+        right = (exact.unflatten(-1, (width // 2, 1, 2)) * table.double()).sum(-1).flatten(-2)
+        compare(rope(x, table), x, right, exact)
+
+
+# Images, tokens and width: partly filled tiles; several splits and tiles of columns; one element.
+MODULATED = [((2, 21, 90), torch.float32), ((1, 70, 600), torch.float16), ((3, 1, 1), torch.bfloat16)]
+
+
+@pytest.mark.parametrize("addend", ["none", "vector", "tokens"])
+@pytest.mark.parametrize("shape, dtype", MODULATED, ids=str)
+def test_modulate_equals_float64(
+    shape: tuple[int, int, int], dtype: torch.dtype, addend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modulate_module, "_BACKWARD_PROGRAMS", 8)  # so that a program takes several tiles
+    monkeypatch.setattr(modulate_module, "_REDUCE_SPLITS", 2)
+    n, tokens, width = shape
+    x = draw(n, tokens, width + 3)[..., 3:].to(dtype)  # parts of wider rows
+    shift, scale = (draw(n, 1, 2 * width, seed=1) / 2).to(dtype).chunk(2, dim=-1)
+    given = [x, 1 + scale]
+    given += {"none": [], "vector": [shift], "tokens": [draw(*shape, seed=2).to(dtype)]}[addend]
+    given = [tensor.detach().requires_grad_() for tensor in given]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    ours = modulate(*given, *[None] * (addend == "none"))
+    right = exact[0] * exact[1] + (exact[2] if len(exact) > 2 else 0)
+    gradient = draw(*shape, seed=9).to(dtype)
+    found = ours, *torch.autograd.grad(ours, given, gradient)
+    wanted = right, *torch.autograd.grad(right, exact, gradient.double())
+    for one, other in zip(found, wanted, strict=True):
+        error = (one.double() - other).abs().max() / other.abs().max()
+        assert one.dtype == dtype and one.shape == other.shape and error <= 2 * TOLERANCE[dtype], error
+
+
+@pytest.mark.parametrize("wanted", [(0,), (0, 1), (0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("addend", ["vector", "tokens"])
+def test_modulate_computes_the_gradients_that_are_asked_for(addend: str, wanted: tuple[int, ...]) -> None:
+    given = [draw(2, 9, 30), draw(2, 1, 30, seed=1), draw(2, 1 if addend == "vector" else 9, 30, seed=2)]
+    given = [tensor.requires_grad_(index in wanted) for index, tensor in enumerate(given)]
+    leaves = [given[index] for index in wanted]
+    gradient = draw(30, 9, 2, seed=3).transpose(0, 2)  # its elements are not side by side
+    found = torch.autograd.grad(modulate(*given), leaves, gradient)
+    right = torch.autograd.grad(torch.addcmul(given[2], given[0], given[1]), leaves, gradient)
+    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+
+
+def test_modulate_keeps_no_tokens_for_a_constant_factor() -> None:
+    saved: list[Tensor] = []
+    x, factor = draw(2, 9, 30).requires_grad_(), draw(2, 1, 30, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda it: saved.append(it) or it, lambda it: it):
+        modulate(x, factor, None)
+    assert [tensor.shape for tensor in saved] == [factor.shape]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
