@@ -13,6 +13,20 @@ from tests.support.kernel_stand_ins import reference_kernels
 # Families with different implementations of rotary embeddings.
 ROTATING = ["Flux.2", "Chroma", "Lumina 2", "Z-Image", "Qwen-Image", "Wan 2.1", "HiDream", "Cosmos Predict 2"]
 
+# Networks that modulate in functions of their own: how often they scale or gate, and do so with a sum.
+MODULATING = {
+    "SD3": (0, 4),
+    "SD3.5": (0, 5),
+    "AuraFlow": (0, 7),
+    "Flux.2": (5, 6),
+    "Chroma": (5, 5),
+    "Hunyuan Image 2.1": (5, 6),
+    "Lumina 2": (9, 0),
+    "Z-Image": (9, 0),
+    "Qwen-Image": (0, 6),
+    "Kandinsky 5 Image": (0, 10),
+}
+
 
 def both_ways(pack, monkeypatch, make, given):
     """Return outputs and gradients of a small model without and with fused modules, the call counts and the modules.
@@ -70,15 +84,19 @@ def test_the_blocks_of_a_unet_give_the_same_when_fused(name, pack, monkeypatch):
 
 
 def test_flux_gives_the_same_when_fused(pack, monkeypatch):
+    import comfy.ldm.flux.layers
     import comfy.ldm.flux.math
 
-    own = comfy.ldm.flux.math._apply_rope1
+    own = comfy.ldm.flux.math._apply_rope1, comfy.ldm.flux.layers.apply_mod
     case = models.case_named("flux", True, 0)
     counted, blocks = both_ways(pack, monkeypatch, lambda: models.build_model(case), models.random_dataset(case))
     attentions = blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
     assert counted["rope"] == 2 * attentions and counted["gelu tanh"] == blocks["SingleStreamBlock"] > 0
     assert counted["rms_norm"] == blocks["RMSNorm"] > 0
-    assert comfy.ldm.flux.math._apply_rope1 is own
+    doubles, singles = 4 * blocks["DoubleStreamBlock"], blocks["SingleStreamBlock"]
+    assert counted["modulate"] == doubles + singles  # gates
+    assert counted["modulate addend"] == doubles + singles + blocks["LastLayer"]
+    assert (comfy.ldm.flux.math._apply_rope1, comfy.ldm.flux.layers.apply_mod) == own
 
 
 @pytest.mark.parametrize("name", ROTATING)
@@ -87,3 +105,29 @@ def test_other_transformers_give_the_same_when_fused(name, pack, monkeypatch):
     counted, _ = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
     assert counted["rms_norm"] > 0
     assert counted["rope"] > 0 or name.startswith("Cosmos")  # which uses ComfyUI's own fused kernels
+
+
+@pytest.mark.parametrize("name", list(MODULATING))
+def test_modulation_gives_the_same_when_fused(name, pack, monkeypatch):
+    family = families.FAMILIES[name]
+    counted, _ = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
+    assert (counted["modulate"], counted["modulate addend"]) == MODULATING[name]
+
+
+def test_parts_of_an_image_with_modulations_of_their_own_are_left_to_comfyui(pack, monkeypatch):
+    import comfy.ldm.flux.layers
+    import comfy.ldm.lumina.model
+
+    counted = Counter()
+    kernels = importlib.import_module(f"{pack.__name__}.aclora_core.acceleration.kernels")
+    ours = reference_kernels(kernels.Kernels, counted)
+    monkeypatch.setattr(pack.nodes.host.differentiable_ops, "find_kernels", lambda *_: ours)
+    x, factor = torch.randn(1, 6, 8), torch.randn(2, 1, 8)
+    right = torch.cat([x[:, :2] * factor[0], x[:, 2:] * factor[1]], 1)
+    with pack.nodes.host.differentiable_ops.differentiable_operations():
+        flux = comfy.ldm.flux.layers.apply_mod(x.clone(), factor.transpose(0, 1), None, [(0, 2, 0), (2, 6, 1)])
+        lumina = comfy.ldm.lumina.model.apply_gate(factor, x.clone(), [(2, 6)])
+        torch.testing.assert_close((flux, lumina), (right, right))
+        assert not counted
+        comfy.ldm.lumina.model.apply_gate(factor[:1], x)
+        assert counted["modulate"] == 1

@@ -148,6 +148,9 @@ def test_self_test_measures_the_error_of_results_and_gradients() -> None:
     def without_gradient(*given: Any) -> Tensor:
         return right.layer_norm(*given).detach() + 0 * given[0]
 
+    def without_addend(x: Tensor, factor: Tensor, addend: Tensor | None) -> Tensor:
+        return right.modulate(x, factor, None if addend is None else 0 * addend)
+
     def error(**operations: Any) -> float:
         return self_test_error(right, **operations)
 
@@ -158,6 +161,8 @@ def test_self_test_measures_the_error_of_results_and_gradients() -> None:
     assert error(layer_norm=without_gradient) == pytest.approx(1)
     assert error(rms_norm=lambda x, weight, eps: right.rms_norm(x, 1 + 0 * weight, eps)) > 0.1
     assert error(rope=lambda x, table: right.rope(x, table.mT)) > 0.1  # the other way
+    assert error(modulate=without_addend) > 0.1
+    assert error(modulate=lambda x, factor, addend: right.modulate(x, factor.detach(), addend) + 0 * factor) > 0.1
     assert error(gelu=lambda x, tanh: right.gelu(x, not tanh)) > 1e-4
 
 
@@ -287,3 +292,14 @@ def test_rope_supports_tables_that_broadcast_to_the_input() -> None:
         assert not rope.supports(x, other)
     assert not rope.supports(x[..., :6], table) and not rope.supports(x[0], table)
     assert not rope.supports(x.double(), table) and not rope.supports(x[:, :, :0], table[:, :, :0])
+
+
+def test_modulate_supports_one_vector_of_each_image_in_one_dtype() -> None:
+    modulate = Kernels("cpu").modulate
+    x, vector = torch.zeros(2, 5, 8), torch.zeros(2, 1, 8)
+    assert all(modulate.supports(x, vector, addend) for addend in (None, vector, x))
+    assert modulate.supports(x.half(), vector.half(), vector.half())
+    for other in (vector[:1], vector[..., :1], x, vector[0], vector.half(), vector.to("meta")):
+        assert not modulate.supports(x, other, None)
+        assert other is x or not modulate.supports(x, vector, other)
+    assert not modulate.supports(x[:, :0], vector, None) and not modulate.supports(x[0], vector, None)
