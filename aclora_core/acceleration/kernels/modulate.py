@@ -20,7 +20,7 @@ from .launch import launch
 # adds up its part of their gradients.
 _WARPS, _COLUMNS = 2, 512
 _ROWS = 8  # of a tile
-_BACKWARD_PROGRAMS = 1024  # that rows are split among at most, enough for all multiprocessors
+_BACKWARD_PROGRAMS = 1024  # about as many at most, as each leaves partial sums
 _REDUCE_SPLITS, _REDUCE_COLUMNS = 64, 32  # of a tile of partial sums
 _MAX_GRID = 65535  # programs along the second and third axis
 
@@ -171,6 +171,7 @@ def _forward(  # type: ignore[no-untyped-def]
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     mask = (row < rows) & (column < width)
+    # Vectors first: Triton computes in the layout of the last load, and moves what was loaded before to it.
     factors = tl.load(factor + n * factor_stride + column, mask=column < width, other=0.0).to(tl.float32)
     if ADDEND_OF_ROWS:
         start = addend + n * addend_stride_n + row * addend_stride

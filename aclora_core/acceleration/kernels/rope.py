@@ -1,6 +1,7 @@
 """Rotary position embedding in one memory pass forward and one backward.
 
 Step by step, PyTorch converts queries and keys to float32 and reads and writes them some ten times in each direction.
+A program takes several heads of a token, as the matrices that they share are four times as many bytes as one of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .kernel import MAX_ROW_WIDTH, Draw, Kernel
 from .launch import launch
 
 _TILE_ELEMENTS = 1024  # of a head in a program's tile, which holds whole rows
-_MAX_HEADS = 8  # in a tile; they share the matrices, which are twice as wide as a row and float32
+_MAX_HEADS = 8  # in a tile
 _WARPS = 4
 
 
@@ -140,6 +141,8 @@ def _rope(  # type: ignore[no-untyped-def]
     HEADS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    # Threads are spread over columns and tokens, so each keeps its matrices for all heads of the tile. The matrices are
+    # loaded first: Triton computes in the layout of the last load, and moves what was loaded before to it.
     n, first_head = tl.program_id(2), tl.program_id(1) * HEADS
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS))[:, None, None]
     entry = tl.arange(0, 2 * COLUMNS)[None, None, :]
