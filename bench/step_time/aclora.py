@@ -32,7 +32,9 @@ _KERNEL_USERS = (  # modules that import find_kernels
     "aclora_core.lora.linear",
     "aclora_core.lora.convolution",
     "aclora_core.training.warmup",
+    "aclora_core.lora.dense_weight",
     "nodes.host.differentiable_ops",
+    "nodes.host.fused_modulation",
 )
 
 

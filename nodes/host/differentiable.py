@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...aclora_core.storage import as_parameter, map_components
-from .differentiable_ops import replaced_attribute
+from .replaced import replaced_attribute
 
 # ComfyUI's names of formats whose products have no backward pass, or (e5m2 by e5m2) exist on no GPU
 _DEQUANTISED = {"convrot_w4a4", "float8_e5m2"}

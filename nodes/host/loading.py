@@ -12,7 +12,7 @@ import torch
 from comfy.model_management import VRAMState
 
 from ...aclora_core.acceleration import Region, WeightStream, gather_weights
-from .differentiable_ops import replaced_attribute
+from .replaced import replaced_attribute
 
 # Of the free memory weights may take so much, so that a step fits beside them. A model that is streamed has as many of
 # its blocks on the device as fit beside a step in any case.

@@ -14,13 +14,14 @@ import torch
 
 from .conditioning import latent_masks, prepare_inputs, regularisation_weights, variant_indices
 from .differentiable import dequantised_layers, differentiable_weights
-from .differentiable_ops import differentiable_operations, replaced_attribute
+from .differentiable_ops import differentiable_operations
 from .families import training_note, training_options
 from .input_checks import check_inputs, check_unconditional
 from .loading import UNLIMITED, MemoryLimits, loaded_weights, streamed_weights
 from .model import HostModel
 from .objective import make_objective
 from .reload import plain_copy
+from .replaced import replaced_attribute
 from .text_encoder import TextEncoder, check_text_encoder
 from .tokens import Caption
 from .training_set import HostTrainingSet

@@ -47,8 +47,8 @@ def both_ways(pack, monkeypatch, make, given):
             layers = lora.targets.preset_layers(network, "all")
             for quick in (False, True):
                 kernels_found = ours if quick else None
-                differentiable_ops = pack.nodes.host.differentiable_ops
-                monkeypatch.setattr(differentiable_ops, "find_kernels", lambda *_, found=kernels_found: found)
+                for user in (pack.nodes.host.differentiable_ops, pack.nodes.host.fused_modulation):
+                    monkeypatch.setattr(user, "find_kernels", lambda *_, found=kernels_found: found)
                 weights = lora.make_parameters(
                     layers, lora.LoraSpec(4, 4.0), torch.Generator().manual_seed(0), torch.device("cpu")
                 )
@@ -121,7 +121,7 @@ def test_parts_of_an_image_with_modulations_of_their_own_are_left_to_comfyui(pac
     counted = Counter()
     kernels = importlib.import_module(f"{pack.__name__}.aclora_core.acceleration.kernels")
     ours = reference_kernels(kernels.Kernels, counted)
-    monkeypatch.setattr(pack.nodes.host.differentiable_ops, "find_kernels", lambda *_: ours)
+    monkeypatch.setattr(pack.nodes.host.fused_modulation, "find_kernels", lambda *_: ours)
     x, factor = torch.randn(1, 6, 8), torch.randn(2, 1, 8)
     right = torch.cat([x[:, :2] * factor[0], x[:, 2:] * factor[1]], 1)
     with pack.nodes.host.differentiable_ops.differentiable_operations():
