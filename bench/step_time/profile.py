@@ -67,7 +67,7 @@ def pack_functions(frame: Any) -> set[str]:
 class ProfilingClock:
     """A Clock that samples the stack up to the tenth step, skips ten steps and profiles the last three."""
 
-    total = 20 + _STEPS
+    total = 20 + _STEPS + 1  # the last step, after which the images are measured, is not profiled
 
     def __init__(self, device: torch.device) -> None:
         self._clock, self._sampler, self._done = Clock(device, 1, self.total), StackSampler(), 0
@@ -85,9 +85,9 @@ class ProfilingClock:
             self._clock.tick(loss)
         if self._done == 10:
             self._sampler.stop()
-        if self._done == self.total - _STEPS:
+        if self._done == self.total - 1 - _STEPS:
             self._profiler.start()
-        if self._done == self.total:
+        if self._done == self.total - 1:
             if self._cuda:
                 torch.cuda.synchronize()
             self._profiler.stop()
