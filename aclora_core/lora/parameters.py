@@ -23,6 +23,7 @@ from ..adapter import Layer
 log = logging.getLogger("aclora")
 
 _ALIGNMENT = 64  # elements; matrix products want their operands to start at a multiple of 16 bytes
+_CHUNK = 2**20  # numbers that are drawn, and copied to the device, at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,27 +189,43 @@ def make_parameters(
             f"The maximum rank is {spec.rank}, but the model's largest layer can only have rank {largest}. "
             f"Set the maximum rank to {largest} or less."
         )
-    initial: dict[str, Layer] = {}
-    lowered = 0
-    for name, shape in shapes.items():
-        wanted = spec.rank_pattern.get(name, spec.rank)
-        rank = min(wanted, _full_rank(shape))
-        lowered += rank < wanted
-        alpha = spec.alpha * rank / spec.rank * spec.alpha_scales.get(name, 1.0)
-        initial[name] = _initial_layer(shape, rank, alpha, generator)
-    if lowered:
+    wanted = {name: spec.rank_pattern.get(name, spec.rank) for name in shapes}
+    ranks = {name: min(wanted[name], _full_rank(shape)) for name, shape in shapes.items()}
+    if lowered := sum(ranks[name] < wanted[name] for name in shapes):
         log.info(
             "AC-LoRA: %d of %d layers are too small for their rank and get the largest that fits.", lowered, len(layers)
         )
+    downs = _draw_downs([(ranks[name], *shape[1:]) for name, shape in shapes.items()], generator, device)
+    initial: dict[str, Layer] = {}
+    for (name, (outputs, *_)), down in zip(shapes.items(), downs, strict=True):
+        alpha = spec.alpha * ranks[name] / spec.rank * spec.alpha_scales.get(name, 1.0)
+        initial[name] = Layer(down, _zero_up(outputs, down), alpha)
     return FlatParameters(initial, device, dtype)
 
 
-def _initial_layer(shape: tuple[int, ...], rank: int, alpha: float, generator: torch.Generator) -> Layer:
-    outputs, *inputs = shape
-    bound = 1 / math.sqrt(math.prod(inputs))
-    down = (torch.rand(rank, *inputs, generator=generator) * 2 - 1) * bound
-    up = torch.zeros(outputs, rank, *(1 for _ in inputs[1:]))
-    return Layer(down, up, alpha)
+def _draw_downs(shapes: Sequence[tuple[int, ...]], generator: torch.Generator, device: torch.device) -> list[Tensor]:
+    """Draw lora_down of each layer, uniform in ±1/√fan_in. shapes: (rank, in) or (rank, in, *kernel)."""
+    sizes = [math.prod(shape) for shape in shapes]
+    drawn = _draw_uniform(sum(sizes), generator, device).mul_(2).sub_(1).split(sizes)
+    bounds = [1 / math.sqrt(math.prod(inputs)) for _, *inputs in shapes]
+    return [down.mul_(bound).view(shape) for down, bound, shape in zip(drawn, bounds, shapes, strict=True)]
+
+
+def _draw_uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw numbers between 0 and 1 on the CPU, (count,) on the device; any number of calls draws the same.
+
+    Fresh main memory for all of them would take longer than to draw them, so they go to the device chunk by chunk.
+    """
+    drawn = torch.empty(count, device=device)
+    chunk = torch.empty(min(count, _CHUNK))
+    for part in drawn.split(_CHUNK):
+        part.copy_(torch.rand(len(part), generator=generator, out=chunk[: len(part)]))
+    return drawn
+
+
+def _zero_up(outputs: int, down: Tensor) -> Tensor:
+    """Return lora_up of a new layer: a view of one zero, which takes no memory."""
+    return down.new_zeros(()).expand(outputs, len(down), *(1 for _ in down.shape[2:]))
 
 
 def _full_rank(shape: tuple[int, ...]) -> int:

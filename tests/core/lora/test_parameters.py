@@ -1,12 +1,14 @@
 """The parameters of a new adapter: their flat layout, ranks, scales and initial values."""
 
 import logging
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from aclora_core.adapter.adapter import Layer
+from aclora_core.lora import parameters
 from aclora_core.lora.parameters import FlatParameters, LoraLayer, LoraSpec, make_parameters
 
 CPU = torch.device("cpu")
@@ -42,6 +44,22 @@ def test_initial_weights_depend_on_the_generator_alone() -> None:
     for name in layers:
         assert torch.equal(first[name].lora_down, again[name].lora_down)
         assert not torch.equal(first[name].lora_down, other[name].lora_down)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_initial_weights_are_those_of_one_draw_a_layer(
+    chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parameters, "_CHUNK", chunk)
+    layers = {"linear": nn.Linear(21, 9), "convolution": nn.Conv2d(5, 8, 3), "small": nn.Linear(3, 2)}
+    generator, other = seeded(), seeded()
+    branches = make_parameters(layers, LoraSpec(4, 4.0), generator, CPU, dtype).layers
+    for name, shape in {"linear": (4, 21), "convolution": (4, 5, 3, 3), "small": (2, 3)}.items():
+        down = (torch.rand(shape, generator=other) * 2 - 1) * (1 / math.sqrt(math.prod(shape[1:])))
+        assert torch.equal(branches[name].lora_down, down) and not branches[name].lora_up.any()
+        assert torch.equal(branches[name].down.compute, down.to(dtype))
+    assert torch.equal(generator.get_state(), other.get_state())  # what is drawn next stays the same too
 
 
 def test_rank_pattern_overrides_the_rank_and_keeps_the_scale() -> None:
