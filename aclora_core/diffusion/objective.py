@@ -129,8 +129,10 @@ def c_out(objective: Objective, sigma: Tensor, noisy: Tensor) -> Tensor:
 
 def prediction_target(objective: Objective, sigma: Tensor, noisy: Tensor, latent: Tensor) -> Tensor:
     """Return the raw output that would be right: ε, v, flow velocity or x0, whichever the model predicts."""
-    zero = objective.denoised(sigma, torch.zeros_like(noisy), noisy)
-    return (latent - zero) / c_out(objective, sigma, noisy)
+    nothing = torch.zeros_like(noisy)
+    zero = objective.denoised(sigma, nothing, noisy)
+    slope = objective.denoised(sigma, nothing + 1, noisy) - zero  # c_out, which would compute zero again
+    return (latent - zero) / slope
 
 
 def snr(objective: Objective, sigma: Tensor) -> Tensor:
@@ -178,11 +180,22 @@ def target_variance(objective: Objective, latents: Sequence[Tensor], seed: int, 
     total = squares = torch.zeros(latents[0].shape[1])
     count = 0
     for latent in latents:
-        latent = latent.float().cpu().expand(draws, *latent.shape[1:])
-        noise = torch.randn(latent.shape, generator=generator)
-        sigma = draw_sigmas(objective, draws, generator, latent)
-        wanted = prediction_target(objective, sigma, objective.add_noise(sigma, noise, latent), latent)
-        wanted = wanted.transpose(0, 1).flatten(1)  # (channels, everything else)
-        total, squares = total + wanted.sum(1), squares + wanted.square().sum(1)
-        count += wanted.shape[1]
+        targets = _draw_targets(objective, latent.float().cpu(), draws, generator)
+        count += targets.shape[1]
+        total = total + targets.sum(1)
+        squares = squares + targets.square_().sum(1)
     return float((squares / count - (total / count).square()).mean())
+
+
+def _draw_targets(objective: Objective, latent: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Return the targets of one latent for drawn noise at drawn noise levels, (channels, everything else).
+
+    One draw at a time, so that what comes in between stays in the cache and needs no fresh memory.
+    """
+    noise = torch.randn((draws, *latent.shape[1:]), generator=generator)
+    sigmas = draw_sigmas(objective, draws, generator, latent)
+    targets = []
+    for sigma, drawn in zip(sigmas.split(1), noise.split(1), strict=True):
+        target = prediction_target(objective, sigma, objective.add_noise(sigma, drawn, latent), latent)
+        targets.append(target.squeeze(0).flatten(1))
+    return torch.cat(targets, 1)

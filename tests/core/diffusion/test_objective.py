@@ -185,6 +185,22 @@ def test_the_target_variance_follows_the_seed_alone() -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_target_variance_is_to_the_bit_that_of_all_draws_of_a_latent_at_once(name: str) -> None:
+    """Checkpoints and reports have losses in this unit."""
+    objective, latents, generator = KINDS[name].objective, pictures(), torch.Generator().manual_seed(7)
+    targets = []
+    for latent in latents:
+        repeated = latent.expand(8, 4, 8, 8)
+        noise = torch.randn(repeated.shape, generator=generator)
+        sigma = draw_sigmas(objective, 8, generator)
+        noisy = objective.add_noise(sigma, noise, repeated)
+        targets.append(prediction_target(objective, sigma, noisy, repeated).transpose(0, 1).flatten(1))
+    count = sum(target.shape[1] for target in targets)
+    mean, square = (sum(part.sum(1) for part in parts) / count for parts in (targets, [it**2 for it in targets]))
+    assert target_variance(objective, latents, 7) == float((square - mean**2).mean())
+
+
 SHARES = Objective(exploding, lambda s, out, x: out, lambda share: share, "uniform")  # noise levels are the shares
 
 
