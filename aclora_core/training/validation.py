@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .sampler import group_by_key, style_indices
 NOISE_FRACTIONS = (0.15, 0.35, 0.55, 0.75)  # between clean and noise; their mean stands for all levels
 MIN_IMAGES = 8  # with fewer, each is worth more to the training than to the validation
 MAX_HELD_OUT = 12  # more would only be measured more rarely
+FIRST_STEPS = 10  # that a user waits for, so the loss of the model alone comes after them if nothing needs it before
 
 # A forward pass alone takes some 40 % of a step on the same images. A measurement comes when 25 times its cost has been
 # spent on steps, which leaves it 4 % of the time.
@@ -50,21 +52,29 @@ class ValidationSet:
     ) -> None:
         self.processes = processes
         self.model, self.images, self.indices = model, images, list(indices)
+        self._seed, self._batch_size, self._mask_floor = seed, batch_size, mask_floor
         self._graphs = graphs or CudaGraphRunner(model.device, enabled=False)
-        self._batches: list[Batch] = []
-        for level in range(len(NOISE_FRACTIONS)):
-            for group in group_by_key(indices, images.batch_keys, batch_size):
-                self._batches.append(self._batch_at(level, group, seed, mask_floor))
 
-    def _batch_at(self, level: int, indices: Sequence[int], seed: int, mask_floor: float) -> Batch:
-        noise = torch.cat([self._noise(index, seed, level) for index in indices])
-        sigma = torch.full((len(indices),), self.model.objective.sigma_at(NOISE_FRACTIONS[level]))
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        """The images level by level, made when they are first measured; all levels share an image's conditioning."""
+        groups = group_by_key(self.indices, self.images.batch_keys, self._batch_size)
         with torch.no_grad():  # else the history of text encoders that learn would live as long as this set
-            return make_batch(self.images, indices, noise, sigma, mask_floor=mask_floor)
+            first = [make_batch(self.images, it, *self._noise(it, 0), mask_floor=self._mask_floor) for it in groups]
+        batches = list(first)
+        for level in range(1, len(NOISE_FRACTIONS)):
+            for batch in first:
+                noise, sigma = self._noise(batch.indices, level)
+                batches.append(replace(batch, noise=noise, sigma=sigma))
+        return batches
 
-    def _noise(self, index: int, seed: int, level: int) -> Tensor:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + index * 31 + level) % 2**63)
-        return torch.randn(self.images.latents[index].shape, generator=generator)
+    def _noise(self, indices: Sequence[int], level: int) -> tuple[Tensor, Tensor]:
+        """Return the noise of images with one batch key at a level, (n, channels, ...), and its noise levels, (n,)."""
+        rows = []
+        for index in indices:
+            generator = torch.Generator().manual_seed((self._seed * 1_000_003 + index * 31 + level) % 2**63)
+            rows.append(torch.randn(self.images.latents[index].shape, generator=generator))
+        return torch.cat(rows), torch.full((len(rows),), self.model.objective.sigma_at(NOISE_FRACTIONS[level]))
 
     def losses(self) -> Tensor:
         """Return the loss of each image at each level, float64 on the CPU, always in the same order."""
@@ -134,8 +144,8 @@ class Measurements:
         self.last_restart = 0  # step of the last restart, after which a share of the adapter is fresh noise
 
     def is_due(self, step: int, last_step: int) -> bool:
-        """Return whether to measure after this step."""
-        return step % self.interval == 0 or step == last_step
+        """Return whether to measure the adapter after this step."""
+        return step > 0 and (step % self.interval == 0 or step == last_step)
 
     def is_overdue(self, step: int, last_step: int) -> bool:
         """Return whether a measurement is due at this step and is missing, as one that was interrupted."""
@@ -189,6 +199,10 @@ class EarlyStopping(Measurements):
         self.parameters = parameters
         self.best_step, self.best_loss = 0, math.inf
         self._best = parameters.master.clone()
+
+    def is_due(self, step: int, last_step: int) -> bool:
+        """Return whether to measure after this step. The model alone comes first: users are shown the latest loss."""
+        return step == 0 or super().is_due(step, last_step)
 
     def record(self, step: int, loss: float) -> None:
         """Take a loss into the history; the untrained adapter, at step 0, is never the best."""

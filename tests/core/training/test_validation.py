@@ -77,6 +77,19 @@ def test_a_measurement_is_the_same_again_and_in_other_batches() -> None:
     assert mean_denoising_loss(model, model, [1, 4, 7, 9], 5) == pytest.approx(float(found[0].mean()), rel=1e-5)
 
 
+def test_conditionings_are_made_once_for_all_levels_and_not_before_the_first_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, asked = toy(12, objective=FLOW, batch_keys=["wide", "tall"] * 6), list[list[int]]()
+    conditioning = model.conditioning
+    monkeypatch.setattr(model, "conditioning", lambda indices: (asked.append(list(indices)), conditioning(indices))[1])
+    images = ValidationSet(model, model, [1, 4, 7, 9], 5, 2)
+    assert not asked
+    images.losses()
+    images.losses()
+    assert asked == [[1, 7], [9], [4]]
+
+
 def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
     model = toy(12, objective=FLOW)
     layers = preset_layers(model.network, "all", model.prefix)
