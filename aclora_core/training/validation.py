@@ -112,11 +112,13 @@ def hold_out(images: TrainingSet, indices: Sequence[int], fraction: float, seed:
     Copies of an image are never on both sides. Nothing is held out of fewer than eight different images, or where the
     fraction is 0. Regularisation images are neither counted nor held out, as they do not belong to the style.
     """
+    if fraction == 0:
+        return list(indices), []
     copies: dict[bytes, list[int]] = {}
     for index in style_indices(images, indices):
         content = images.latents[index].contiguous().cpu().view(torch.uint8).numpy().tobytes()
         copies.setdefault(hashlib.blake2b(content).digest(), []).append(index)
-    if fraction == 0 or len(copies) < MIN_IMAGES:
+    if len(copies) < MIN_IMAGES:
         return list(indices), []
     count = min(max(1, round(fraction * len(copies))), MAX_HELD_OUT, len(copies) - 1)
     order = torch.randperm(len(copies), generator=torch.Generator().manual_seed(seed)).tolist()
