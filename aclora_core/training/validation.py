@@ -25,7 +25,10 @@ from .sampler import group_by_key, style_indices
 NOISE_FRACTIONS = (0.15, 0.35, 0.55, 0.75)  # between clean and noise; their mean stands for all levels
 MIN_IMAGES = 8  # with fewer, each is worth more to the training than to the validation
 MAX_HELD_OUT = 12  # more would only be measured more rarely
-FIRST_STEPS = 10  # that a user waits for, so the loss of the model alone comes after them if nothing needs it before
+
+# Steps before the model alone is measured, where nothing shows its loss until there is a second measurement: a user
+# waits for the first steps. Of a training that is stopped before that, the mean loss of as many is compared with it.
+FIRST_STEPS = 10
 
 # A forward pass alone takes some 40 % of a step on the same images. A measurement comes when 25 times its cost has been
 # spent on steps, which leaves it 4 % of the time.
