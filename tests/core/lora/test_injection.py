@@ -251,3 +251,21 @@ def test_a_weight_that_is_converted_learns_as_its_dense_copy(dtype: torch.dtype)
     for with_dense, with_short in zip(*found, strict=True):
         torch.testing.assert_close(with_short, with_dense, rtol=1e-6, atol=1e-6)
         assert with_short.any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [2, 5, 30])  # narrow, and so wide that the product is added to the branch
+def test_layer_and_branch_together_give_what_they_give_apart(outputs: int, bias: bool) -> None:
+    torch.manual_seed(3)
+    layer = nn.Linear(6, outputs, bias=bias).requires_grad_(False)
+    found = []
+    for together in (False, True):
+        branches = random_branches({"layer": layer}, 2, 1.5)
+        x = torch.randn(7, 6, generator=seeded(), requires_grad=True)
+        with injected({"layer": layer}, branches, lambda module, together=together: together):
+            output = layer(x)
+        output.square().sum().backward()
+        branch = branches["layer"]
+        found.append([output.detach(), x.grad, branch.down.compute.grad, branch.up.compute.grad])
+    for apart, joint in zip(*found, strict=True):
+        torch.testing.assert_close(joint, apart, rtol=1e-5, atol=1e-5)
