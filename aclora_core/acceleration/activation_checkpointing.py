@@ -1,18 +1,15 @@
-"""Activation checkpointing that is sized to the free GPU memory.
+"""Activation checkpointing of chosen blocks, and what each block saves by it.
 
 A step needs most of its memory for the activations that its backward pass reads. A block of the network can discard
 its own and recompute them when they are needed (Chen et al. 2016, arXiv 1604.06174), at a third more time, or at less
-if it keeps some of them (selective_checkpointing.py). Alternatively the rows of a step are split into micro-batches,
-whose gradients add up.
+if it keeps some of them (selective_checkpointing.py). Which blocks do is planned in step_plan.py.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,51 +20,10 @@ from ..storage import map_tensors, tensors_in
 from . import selective_checkpointing
 from .inplace import NoInplaceAdd
 from .layers import is_linear
+from .step_plan import ActivationSizes, StepPlan
 
-_USABLE = 0.9  # share of the free memory to plan for: libraries need some, and allocators leave gaps
-
-# Times in units of one row's: of each micro-batch, and of recomputing all blocks for a row. Measured for SDXL at 1024²
-# on an H100 (bench/README.md): 59 ms for one row and 182 for four; with all blocks recomputed 82 and 252.
-_MICRO_BATCH_TIME, _RECOMPUTE_TIME = 0.45, 0.38
-_SELECTIVE = (
-    0.6  # of the time to recompute a block that keeps its costly outputs; measured for Flux.1 (bench/README.md)
-)
-_ENQUEUED = 0.8  # of a step's time: in less, the GPU has been given all work of a step that it does not wait for
-
-
-@dataclass(frozen=True)
-class ActivationSizes:
-    """What a step of one row needs: memory in bytes, and time."""
-
-    blocks: list[int]  # activations that each block saves for the backward pass
-    least: int  # a step that recomputes every block, with the gaps that the allocator leaves
-    used: int  # of that by tensors at its peak
-    seconds: float = 0.0  # that such a step took, launched kernel by kernel; 0 if not measured
-    gpu_bound: bool = False  # whether that is the GPU's time, and not the CPU's that launches
-    costly: list[int] = field(default_factory=list)  # of what each block saves, if it is recomputed selectively
-
-    def peak(self, rows: int, recomputed: set[int], selective: Set[int] = frozenset()) -> int:
-        """Return the peak memory of a step in bytes.
-
-        Args:
-            rows: the number of rows in a micro-batch.
-            recomputed: indices of the blocks that are recomputed.
-            selective: indices of those that keep their costly outputs.
-        """
-        saved = sum(size for index, size in enumerate(self.blocks) if index not in recomputed)
-        saved += sum(self.costly[index] for index in recomputed & selective)
-        return rows * (self.least + saved)
-
-
-class _Plan(NamedTuple):
-    """A way to run a step."""
-
-    fits: bool
-    time: float  # in units of one row's
-    peak: int  # bytes
-    rows: int  # of a micro-batch
-    recomputed: set[int]  # indices of blocks
-    selective: set[int]
+_CYCLES = 3e9  # of a GPU in a second, at most
+_LONGEST_LAUNCH = 0.1  # seconds; it takes longer only where something is compiled
 
 
 def find_blocks(network: nn.Module) -> list[nn.Module]:
@@ -103,7 +59,7 @@ class ActivationCheckpointing:
         self.required: set[int] = set()
         self.selective: set[int] = set()
         self.no_inplace_add = False
-        self._measured: list[_Saved] | None = None
+        self._measured: list[_Measured] | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -135,10 +91,14 @@ class ActivationCheckpointing:
 
     def _measure_block(self, index: int, compute: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._measured is not None
+        began = time.perf_counter()
         _, costly = _saved_bytes(lambda: self._checkpointed(compute, args, kwargs, selective=True))
-        output, everything = _saved_bytes(lambda: compute(*args, **kwargs))
+        with _gpu_seconds(time.perf_counter() - began) as seconds:
+            output, everything = _saved_bytes(lambda: compute(*args, **kwargs))
         before = self._measured[index]  # of an earlier call of the block
-        self._measured[index] = _Saved(before.everything + everything, before.costly + costly)
+        self._measured[index] = _Measured(
+            before.everything + everything, before.costly + costly, before.seconds + seconds()
+        )
         return output
 
     def measure(self, loss: Callable[[], Tensor]) -> ActivationSizes:
@@ -155,69 +115,20 @@ class ActivationCheckpointing:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             tensors, memory = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-            torch.cuda.synchronize()
-            began = time.perf_counter()
             loss().backward()
-            enqueued = time.perf_counter() - began
             torch.cuda.synchronize()
-            seconds = time.perf_counter() - began
             used = torch.cuda.max_memory_allocated() - tensors
             least = max(used, torch.cuda.max_memory_reserved() - memory)
-            self._measured = [_Saved() for _ in self.blocks]
+            self._measured = [_Measured() for _ in self.blocks]
             loss()
-            everything = [saved.everything for saved in self._measured]
-            costly = [saved.costly for saved in self._measured]
-            return ActivationSizes(everything, least, used, seconds, enqueued < _ENQUEUED * seconds, costly)
+            everything, costly, seconds = (list(column) for column in zip(*self._measured, strict=True))
+            return ActivationSizes(everything, least, used, costly, seconds)
         finally:
             self.recomputed, self._measured = chosen, None
 
-    @staticmethod
-    def room(peak: int) -> int:
-        """Return how many bytes have to be free for a step with such a peak."""
-        return math.ceil(peak / _USABLE)
-
-    def fit(self, sizes: ActivationSizes, rows: int, free: int, spare: bool = False) -> tuple[int, int]:
-        """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.
-
-        Args:
-            sizes: from measure.
-            rows: the number of rows of a step.
-            free: free memory in bytes.
-            spare: keep nothing of recomputed blocks, to leave more memory for other uses.
-
-        Returns:
-            The expected peak in bytes, and the rows of a micro-batch: all, unless fewer are faster or only they fit.
-        """
-        plans = [self._plan(sizes, rows, micro_batches, free, spare) for micro_batches in range(1, rows + 1)]
-        best = min(plans, key=lambda plan: (not plan.fits, plan.time if plan.fits else plan.peak))
-        self.recomputed, self.selective = best.recomputed, best.selective
-        return best.peak, best.rows
-
-    def _plan(self, sizes: ActivationSizes, rows: int, micro_batches: int, free: int, spare: bool) -> _Plan:
-        """Recompute as few blocks as possible, the largest first, with equal micro-batches.
-
-        As many of these as possible keep their costly outputs, as nothing else saves so much time for its memory.
-        """
-        rows_each = math.ceil(rows / micro_batches)
-        recomputed = set(self.required)
-        selective = set() if spare else {index for index, size in enumerate(sizes.costly) if size}
-
-        def fits() -> bool:
-            return self.room(sizes.peak(rows_each, recomputed, selective)) <= free
-
-        for index in _largest_first(sizes.blocks, set(range(len(self.blocks))) - recomputed):
-            if fits():
-                break
-            recomputed.add(index)
-        for index in _largest_first(sizes.costly, set(selective)):
-            if fits():
-                break
-            selective.remove(index)
-        selective &= recomputed
-        whole, in_part = (sum(sizes.blocks[index] for index in part) for part in (recomputed - selective, selective))
-        share = (whole + _SELECTIVE * in_part) / max(1, sum(sizes.blocks))
-        time = _MICRO_BATCH_TIME * math.ceil(rows / rows_each) + rows * (1 + _RECOMPUTE_TIME * share)
-        return _Plan(fits(), time, sizes.peak(rows_each, recomputed, selective), rows_each, recomputed, selective)
+    def use(self, plan: StepPlan) -> None:
+        """Recompute from now on what a plan recomputes."""
+        self.recomputed, self.selective = plan.recomputed, plan.selective
 
     def recompute_all(self) -> bool:
         """Recompute every block from now on, all of it, and return whether that changes anything."""
@@ -226,11 +137,28 @@ class ActivationCheckpointing:
         return changed
 
 
-class _Saved(NamedTuple):
-    """Bytes of activations that a block saves for the backward pass."""
+class _Measured(NamedTuple):
+    """What a block's forward pass saves for the backward pass, in bytes, and how long it takes."""
 
     everything: int = 0
     costly: int = 0  # if it is recomputed selectively
+    seconds: float = 0.0
+
+
+@contextmanager
+def _gpu_seconds(launching: float) -> Iterator[Callable[[], float]]:
+    """Yield a function that returns, afterwards, how long the GPU computed.
+
+    Args:
+        launching: seconds in which all kernels are launched. The GPU begins when they are, as it would wait for the CPU
+            between them otherwise, which it does not in a graph.
+    """
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(min(launching, _LONGEST_LAUNCH) * _CYCLES))
+    began.record()
+    yield lambda: began.elapsed_time(ended) / 1000
+    ended.record()
+    ended.synchronize()
 
 
 def _saved_bytes(compute: Callable[[], Any]) -> tuple[Any, int]:
@@ -241,7 +169,3 @@ def _saved_bytes(compute: Callable[[], Any]) -> tuple[Any, int]:
     # Detached, so that the activations are freed before the next block runs.
     detached = map_tensors(output, lambda it: it.detach().requires_grad_() if it.is_floating_point() else it)
     return detached, max(0, taken)
-
-
-def _largest_first(sizes: Sequence[int], indices: Set[int]) -> list[int]:
-    return sorted(indices, key=lambda index: -sizes[index])

@@ -68,6 +68,14 @@ class _Part(NamedTuple):
         self.tensor.data = flat.as_strided(self.tensor.size(), self.tensor.stride())
 
 
+class Streamed(NamedTuple):
+    """A way to stream some blocks."""
+
+    indices: list[int]
+    copied: int  # bytes in each pass
+    more: int  # bytes on the device beyond what is there while every block is streamed
+
+
 class WeightStream:
     """Streams the blocks of a network to a device; everything else of the model is moved there.
 
@@ -112,7 +120,7 @@ class WeightStream:
                 if id(tensor) not in inside:
                     undo.callback(setattr, tensor, "data", tensor.data)
                     tensor.data = tensor.data.to(self.device)
-            self._stream(range(len(self.blocks)))
+            self.stream(range(len(self.blocks)))
             _rebuild_quantised(self._model, undo)
             yield
 
@@ -133,8 +141,9 @@ class WeightStream:
         return [host.numel() for host in self._hosts]
 
     def measured_rate(self) -> float:
-        """Return how many bytes a second are copied to a CUDA device, measured with the largest streamed block."""
-        assert self._copies is not None
+        """Return how many bytes a second are copied to the device, measured with the largest streamed block."""
+        if not self._copies:
+            return math.inf  # nothing is copied beside the computing
         index = max(self.streamed, key=lambda index: self._hosts[index].numel())
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
@@ -145,22 +154,38 @@ class WeightStream:
         self.forget()
         return 1000 * self._hosts[index].numel() / began.elapsed_time(ended)
 
-    def keep_within(self, memory: int) -> None:
-        """Keep as many blocks on the device as fit in so many bytes; those that are streamed are spread evenly."""
+    def choices(self) -> list[Streamed]:
+        """Return ways to stream some blocks, from none to all; they are spread evenly."""
         count, sizes = len(self.blocks), self.sizes
         ring = sum(buffer.numel() for buffer in self._ring)
+        found = []
         for number in range(count + 1):
             chosen = _spread(number, count)
-            needed = sum(sizes) - sum(sizes[index] for index in chosen)
-            if needed <= memory + (0 if number else ring):
-                self._stream(chosen)
-                return
+            copied = sum(sizes[index] for index in chosen)
+            found.append(Streamed(chosen, copied, sum(sizes) - copied - (0 if number else ring)))
+        return found
+
+    def stream(self, indices: Sequence[int]) -> None:
+        """Stream these blocks from now on, and keep the others on the device."""
+        kept = set(range(len(self.blocks))) - set(indices)
+        for index in self._kept - kept:  # their memory may be what the ring needs
+            self._point(index, self._hosts[index])
+        self._make_ring(max((self._hosts[index].numel() for index in indices), default=0))
+        if self._copies:
+            torch.cuda.empty_cache()  # weights in gaps between freed activations would keep these from being used again
+        for index in kept - self._kept:
+            self._point(index, self._hosts[index].to(self.device))
+        self.streamed, self._kept = sorted(indices), kept
+        self._positions = {index: position for position, index in enumerate(self.streamed)}
+        for index, position in self._positions.items():
+            self._point(index, self._ring[position % _SLOTS])
+        self.forget()
 
     def stream_more(self) -> bool:
         """Stream another tenth of the blocks, at least two; return whether that changes anything."""
         changed, count = bool(self._kept), len(self.blocks)
         if changed:
-            self._stream(_spread(min(count, len(self.streamed) + max(2, math.ceil(count / 10))), count))
+            self.stream(_spread(min(count, len(self.streamed) + max(2, math.ceil(count / 10))), count))
         return changed
 
     # --- the ring between passes; CUDA graphs rely on it ---
@@ -184,22 +209,6 @@ class WeightStream:
         self._held, self._coming, self._joining = [None] * _SLOTS, [False] * _SLOTS, False
 
     # --- where weights lie ---
-
-    def _stream(self, indices: Sequence[int]) -> None:
-        """Stream these blocks and keep the others on the device."""
-        kept = set(range(len(self.blocks))) - set(indices)
-        for index in self._kept - kept:  # their memory may be what the ring needs
-            self._point(index, self._hosts[index])
-        self._make_ring(max((self._hosts[index].numel() for index in indices), default=0))
-        if self._copies:
-            torch.cuda.empty_cache()  # weights in gaps between freed activations would keep these from being used again
-        for index in kept - self._kept:
-            self._point(index, self._hosts[index].to(self.device))
-        self.streamed, self._kept = sorted(indices), kept
-        self._positions = {index: position for position, index in enumerate(self.streamed)}
-        for index, position in self._positions.items():
-            self._point(index, self._ring[position % _SLOTS])
-        self.forget()
 
     def _make_ring(self, size: int) -> None:
         """Allocate buffers of so many bytes; the old ones are freed first."""

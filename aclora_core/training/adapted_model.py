@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -60,9 +60,13 @@ class AdaptedModel:
     def require_recomputing(self) -> None:
         """Have streamed blocks recomputed, whose weights are gone when the backward pass needs them."""
         if stream := self.model.weight_stream:
-            streamed = {id(stream.blocks[index]) for index in stream.streamed}
-            blocks = self.checkpointing.blocks
-            self.checkpointing.required = {index for index, block in enumerate(blocks) if id(block) in streamed}
+            self.checkpointing.required = self.recomputed_if_streamed(stream.streamed)
+
+    def recomputed_if_streamed(self, indices: Sequence[int]) -> set[int]:
+        """Return which blocks have to be recomputed if these of the weight stream's are streamed."""
+        stream = self.model.weight_stream
+        streamed = {id(stream.blocks[index]) for index in indices} if stream else set()
+        return {index for index, block in enumerate(self.checkpointing.blocks) if id(block) in streamed}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (training loss, reported loss) of a batch on the device, both scalars."""

@@ -11,12 +11,12 @@ import re
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 
 import torch
 
-from ..acceleration import ActivationSizes, WeightStream
+from ..acceleration import ActivationSizes, StepPlan, WeightStream, best_plan, given_plan
 from ..diffusion import Batch
 from ..optim import Stepper
 from .adapted_model import AdaptedModel
@@ -28,9 +28,7 @@ log = logging.getLogger("aclora")
 # The run before a capture and the graph itself do not fit into each other's memory exactly.
 _LEFT_FREE = 500 * 10**6  # bytes
 
-
-_HIDDEN = 0.2  # of the time of a step: copies of streamed weights that take no longer delay no pass
-
+_BESIDE_COMPUTING = 1.1  # so many times as long take copies that run beside the computing (bench/README.md)
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's messages
 _TIMED = 10  # steps until the time of a step is known
 
@@ -99,30 +97,50 @@ class MemoryPlan:
             return
         if sizes.used > free + _LEFT_FREE:  # it has just run, so that free memory is limited by a setting
             raise TooLittleMemoryError(sizes.used - free - _LEFT_FREE, self.adapted)
-        stream = model.weight_stream
-        expected = self._fit(sizes, rows, free, spare=stream is not None)
-        if stream:
-            self._keep_weights(stream, sizes, rows, free - checkpointing.room(expected))
-            free = self._plannable(expected) or 0
-            expected = self._fit(sizes, rows, free)
-        self._plan = self._sentence(expected, free, rows)
-        # A step that is replayed from a graph, with blocks that are not recomputed or not streamed, takes less.
-        most = rows * self.stream.config.accumulate * sizes.seconds
-        how = "about" if sizes.gpu_bound else "under"
-        self.progress.memory = f"{self._plan}, {how} {_duration(most)} a step" if most else self._plan
+        copying = 0.0
+        if stream := model.weight_stream:
+            plan, copying = self._stream_best(stream, sizes, rows, free)
+            free = self._plannable(plan.peak) or 0
+        plan = self._planned(sizes, rows, free, checkpointing.required, copying)
+        if self.automatic:
+            checkpointing.use(plan)
+            self.stream.rows = plan.rows
+        self._plan = self._sentence(plan.peak, free, rows)
+        seconds = self.stream.config.accumulate * plan.seconds
+        timed = bool(sizes.forward) and self.adapted.graphs.active  # else the CPU sets the time
+        self.progress.memory = f"{self._plan}, about {_duration(seconds)} a step" if timed else self._plan
         log.info("AC-LoRA: %s.", self.progress.memory)
 
-    def _fit(self, sizes: ActivationSizes, rows: int, free: int, spare: bool = False) -> int:
-        """Choose blocks to recompute and rows of a micro-batch; return the bytes that a step needs then.
+    def _planned(
+        self, sizes: ActivationSizes, rows: int, free: int, required: Set[int], copying: float = 0.0
+    ) -> StepPlan:
+        """Return the best plan; that of the setting, if it is not ours to make. Arguments as in best_plan."""
+        if self.automatic:
+            return best_plan(sizes, rows, free, required, copying)
+        recomputed = self.adapted.checkpointing.recomputed | required
+        return given_plan(sizes, rows, rows, free, recomputed, copying=copying)
 
-        Args:
-            spare: keep nothing of recomputed blocks, as weights come first.
+    def _stream_best(
+        self, stream: WeightStream, sizes: ActivationSizes, rows: int, free: int
+    ) -> tuple[StepPlan, float]:
+        """Stream the blocks with which a step takes the least time; of equal ways that which streams least.
+
+        Weights that are kept save copies, and activations that are kept save computing; both need the same memory.
+
+        Returns:
+            The plan of the step, and the seconds that the copies take in each pass.
         """
-        checkpointing = self.adapted.checkpointing
-        if not self.automatic:
-            return sizes.peak(rows, checkpointing.recomputed | checkpointing.required)
-        expected, self.stream.rows = checkpointing.fit(sizes, rows, free, spare)
-        return expected
+        rate = stream.measured_rate()
+        ways = []
+        for way in stream.choices():
+            copying = _BESIDE_COMPUTING * way.copied / rate
+            required = self.adapted.recomputed_if_streamed(way.indices)
+            ways.append((self._planned(sizes, rows, free - way.more, required, copying), copying, way))
+        fitting = [way for way in ways if way[0].fits] or ways[-1:]  # all streamed, if nothing fits
+        plan, copying, best = min(fitting, key=lambda way: way[0].seconds)
+        stream.stream(best.indices)
+        self.adapted.require_recomputing()
+        return plan, copying
 
     def _sentence(self, expected: int, free: int, rows: int) -> str:
         checkpointing, stream = self.adapted.checkpointing, self.adapted.model.weight_stream
@@ -142,18 +160,6 @@ class MemoryPlan:
         """Return the bytes that a step may need, after others made room; None where nobody knows."""
         free = self.adapted.model.free_memory(wanted)
         return None if free is None else max(0, free - _LEFT_FREE)
-
-    def _keep_weights(self, stream: WeightStream, sizes: ActivationSizes, rows: int, memory: int) -> None:
-        """Keep as many streamed blocks on the device as fit into so many bytes, unless their copies cost no time.
-
-        A forward pass takes a quarter of a step in which all is recomputed. What is copied in less time leaves more
-        memory for activations. The time is known only where the GPU sets it, as with large models on most cards.
-        """
-        if sizes.gpu_bound:
-            free_of_charge = _HIDDEN * stream.measured_rate() * sizes.seconds * rows
-            memory = min(memory, sum(stream.sizes) - int(free_of_charge))
-        stream.keep_within(max(0, memory))
-        self.adapted.require_recomputing()
 
     def step_ended(self) -> None:
         """Put the measured time of a step into the plan's sentence, once it is known."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing, ActivationSizes, find_blocks
+from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing, find_blocks
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
 from aclora_core.lora.parameters import LoraSpec, make_parameters
@@ -131,59 +131,6 @@ def test_blocks_are_the_smallest_parts_with_two_layers() -> None:
     outer = nn.ModuleList([nn.ModuleDict({"group": nn.ModuleList([inner, single])})])
     assert find_blocks(nn.ModuleDict({"outer": outer})) == [inner]
     assert find_blocks(nn.Linear(2, 2)) == []
-
-
-SIZES = ActivationSizes([100, 300, 200], 650, 600)
-
-
-@pytest.mark.parametrize(
-    ("rows", "free", "recomputed", "fitting", "peak_per_row"),
-    [
-        (2, 10_000, set(), 2, 650 + 600),
-        (2, 2500, {1}, 2, 650 + 300),  # the largest first: it alone is enough
-        (2, 1700, set(), 1, 650 + 600),  # one after the other is faster than recomputing two thirds
-        (2, 1300, {1}, 1, 650 + 300),
-        (5, 4650, set(), 3, 650 + 600),  # 3 and 2, as equal as possible
-        (4, 1, {0, 1, 2}, 1, 650),  # as little as possible
-    ],
-)
-def test_a_step_fits_in_the_least_time(
-    rows: int, free: int, recomputed: set[int], fitting: int, peak_per_row: int
-) -> None:
-    memory = ActivationCheckpointing(Network())
-    assert memory.fit(SIZES, rows, free) == (fitting * peak_per_row, fitting) and memory.recomputed == recomputed
-
-
-@pytest.mark.parametrize(
-    ("free", "recomputed", "selective"),
-    [
-        (1400, set(), set()),
-        (1250, {1}, {1}),
-        (900, {0, 1, 2}, {0, 1, 2}),
-        (790, {0, 1, 2}, {0, 1}),  # all but the largest
-        (760, {0, 1, 2}, {0}),
-        (725, {0, 1, 2}, set()),
-    ],
-)
-def test_costly_outputs_are_kept_as_far_as_they_fit(free: int, recomputed: set[int], selective: set[int]) -> None:
-    memory, sizes = ActivationCheckpointing(Network()), replace(SIZES, costly=[20, 30, 50])
-    expected, _ = memory.fit(sizes, 1, free)
-    assert (memory.recomputed, memory.selective) == (recomputed, selective)
-    assert expected == 650 + sum(SIZES.blocks[index] for index in {0, 1, 2} - recomputed) + sum(
-        sizes.costly[index] for index in selective
-    )
-    memory.fit(sizes, 1, free, spare=True)
-    assert not memory.selective
-
-
-@pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("free", range(500, 12_000, 700))
-def test_a_step_that_can_fit_does(rows: int, free: int) -> None:
-    memory = ActivationCheckpointing(Network())
-    expected, fitting = memory.fit(SIZES, rows, free)
-    assert expected == SIZES.peak(fitting, memory.recomputed) and 1 <= fitting <= rows
-    if 0.9 * free >= SIZES.peak(1, {0, 1, 2}):
-        assert expected <= 0.9 * free
 
 
 def test_recompute_all_returns_whether_it_changes_anything() -> None:

@@ -82,13 +82,11 @@ def keep_nothing(stream: WeightStream) -> None:
 
 
 def keep_some(stream: WeightStream) -> None:
-    stream.keep_within(3 * stream.sizes[0])
-    assert 0 < len(stream.streamed) < BLOCKS
+    stream.stream([0, 1, 3, 5])
 
 
 def keep_all(stream: WeightStream) -> None:
-    stream.keep_within(10**9)
-    assert stream.streamed == []
+    stream.stream([])
 
 
 def keep_all_and_stream_more_and_more(stream: WeightStream) -> None:
@@ -132,13 +130,15 @@ def test_weights_made_in_inference_mode_can_be_gathered() -> None:
     assert [region.block for region in regions] == list(network.blocks)
 
 
-def test_blocks_that_are_streamed_are_spread_evenly(network: Network) -> None:
+def test_choices_are_spread_evenly_and_know_their_memory(network: Network) -> None:
     stream = WeightStream(network, network, gather_weights(network), torch.device("cpu"))
+    size = stream.sizes[0]
     with stream.loaded():
-        stream.keep_within(3 * stream.sizes[0])
-        assert stream.streamed == [0, 1, 3, 5]
-        stream.keep_within(4 * stream.sizes[0])  # without the ring all of them fit
-        assert stream.streamed == []
+        choices = stream.choices()
+    assert [len(choice.indices) for choice in choices] == list(range(BLOCKS + 1))
+    assert choices[4].indices == [0, 1, 3, 5] and choices[4].copied == 4 * size
+    assert choices[4].more == (BLOCKS - 4) * size and choices[BLOCKS].more == 0
+    assert choices[0].more == (BLOCKS - 3) * size  # without the ring
 
 
 def test_types_of_weights_are_kept(network: Network) -> None:
