@@ -125,7 +125,7 @@ def recent_loss(losses: Sequence[float]) -> float | None:
 def fit_share(fit: Sequence[tuple[int, float]]) -> float | None:
     """Return the share of the model's own loss of its training images that is left: 1 at the start, 0 at best.
 
-    None where it is not known: the images were not measured without the adapter or not since, or a loss is no number.
+    None where it is not known: the images were not measured before the first step or not since, or a loss is no number.
 
     Args:
         fit: (step, loss) of training images at fixed noise, in their order.

@@ -15,7 +15,7 @@ from .first_pass import FirstPass
 from .resume import save_checkpoint
 from .run import TrainingRun
 from .trainer import Trainer
-from .validation import FIRST_STEPS, Measurements
+from .validation import Measurements
 from .verdict import OUT_OF_RANGE
 
 log = logging.getLogger("aclora")
@@ -50,8 +50,6 @@ def run_pass(
         if measurements and run.config.stop_early and measurements.should_stop():
             log.info("AC-LoRA: stopped at step %d: %s.", progress.step, measurements.reason)
             break
-        if measurements and progress.step >= FIRST_STEPS:
-            run.measure_model(trainer, measurements)
 
         # One step: the loss and the gradient of its micro-batches, then the optimizer.
         step = trainer.stream.next_step()

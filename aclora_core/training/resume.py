@@ -76,6 +76,9 @@ def resume_pass(
     progress = run.progress
     with restoring():
         _restore(run, state, trainer, measurements)
+    measures_fit = measurements is not None and not isinstance(measurements, EarlyStopping)
+    if measurements and measures_fit and progress.step and not measurements.history:
+        run.measure_model(trainer, measurements)  # the first measurement was cancelled, or never made
     if measurements and progress.restarts:
         measurements.last_restart = progress.restarts[-1].step
     asks_for_more = state["planned"] < run.config.steps

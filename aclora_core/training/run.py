@@ -153,18 +153,14 @@ class TrainingRun:
                 raise
 
     def measure(self, trainer: Trainer, measurements: Measurements) -> None:
-        """Measure images with the adapter as it would be given now, and first without it where that is not done."""
-        self.measure_model(trainer, measurements)
-        if self.progress.step:
-            with self._measuring(), trainer.stepper.evaluation_weights():
-                trainer.memory.retried(lambda: measurements.measure(self.progress.step, self.callbacks.should_stop))
+        """Measure images with the adapter as it would be given now."""
+        with self._measuring(), trainer.stepper.evaluation_weights():
+            trainer.memory.retried(lambda: measurements.measure(self.progress.step, self.callbacks.should_stop))
         if isinstance(measurements, EarlyStopping):
             self.expect_refit(measurements)
 
     def measure_model(self, trainer: Trainer, measurements: Measurements) -> None:
-        """Measure images without the adapter, if none was measured before."""
-        if measurements.history:
-            return
+        """Measure images without the adapter, where that was not done before the first step."""
         with self._measuring(), trainer.adapted.parameters.switched_off():
             trainer.memory.retried(lambda: measurements.measure(0, self.callbacks.should_stop))
 

@@ -26,10 +26,6 @@ NOISE_FRACTIONS = (0.15, 0.35, 0.55, 0.75)  # between clean and noise; their mea
 MIN_IMAGES = 8  # with fewer, each is worth more to the training than to the validation
 MAX_HELD_OUT = 12  # more would only be measured more rarely
 
-# Steps before the model alone is measured, where nothing shows its loss until there is a second measurement: a user
-# waits for the first steps. Of a training that is stopped before that, the mean loss of as many is compared with it.
-FIRST_STEPS = 10
-
 # A forward pass alone takes some 40 % of a step on the same images. A measurement comes when 25 times its cost has been
 # spent on steps, which leaves it 4 % of the time.
 _STEPS_PER_PASS = 0.4 * 25
@@ -149,8 +145,8 @@ class Measurements:
         self.last_restart = 0  # step of the last restart, after which a share of the adapter is fresh noise
 
     def is_due(self, step: int, last_step: int) -> bool:
-        """Return whether to measure the adapter after this step."""
-        return step > 0 and (step % self.interval == 0 or step == last_step)
+        """Return whether to measure after this step."""
+        return step % self.interval == 0 or step == last_step
 
     def is_overdue(self, step: int, last_step: int) -> bool:
         """Return whether a measurement is due at this step and is missing, as one that was interrupted."""
@@ -204,10 +200,6 @@ class EarlyStopping(Measurements):
         self.parameters = parameters
         self.best_step, self.best_loss = 0, math.inf
         self._best = parameters.master.clone()
-
-    def is_due(self, step: int, last_step: int) -> bool:
-        """Return whether to measure after this step. The model alone comes first: users are shown the latest loss."""
-        return step == 0 or super().is_due(step, last_step)
 
     def record(self, step: int, loss: float) -> None:
         """Take a loss into the history; the untrained adapter, at step 0, is never the best."""

@@ -49,9 +49,9 @@ def test_the_node_says_what_it_does_before_the_first_step_and_after_the_last(
         "Loading the model",
         "Trying one step",
         "Measuring how much memory a step takes",
+        "Measuring the loss",
         "First step",
-        "Measuring the loss",  # at the last step: without the LoRA
-        "Measuring the loss",  # and with it
+        "Measuring the loss",  # at the last step
         "Truncating each layer to the rank it uses",
         "Counting the ranks of the layers",
     ]

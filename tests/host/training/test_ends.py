@@ -12,6 +12,7 @@ from tests.support.train_node import run_node
 
 # Fixtures: the tiny base, two images, ComfyUI's Cancel.
 parts, model, pictures, interrupt = tiny.parts, tiny.model, tiny.pictures, tiny.interrupt
+MEASURED = 4  # calls of the network before the first step: both images together, at each of four noise levels
 
 
 def test_an_error_during_training_leaves_the_model_unchanged(pack, model, pictures):
@@ -79,7 +80,7 @@ def test_a_cancel_during_a_step_finishes_and_keeps_the_step(pack, model, picture
 
     def press_cancel(*inputs, **named):
         calls.append(1)
-        if len(calls) == 1 + 2:  # after a trial run, in the second step
+        if len(calls) == 1 + MEASURED + 2:  # after a trial run, in the second step
             interrupt()
         return forward(*inputs, **named)
 
@@ -87,7 +88,7 @@ def test_a_cancel_during_a_step_finishes_and_keeps_the_step(pack, model, picture
         monkeypatch.setattr(final, "forward", press_cancel)
         _, lora_model, loss_map, *_ = trained(pack, model, *pictures, steps=40)
         monkeypatch.undo()
-    assert len(loss_map["loss"]) == 2 and len(calls) == 1 + 2 and all(map(math.isfinite, loss_map["loss"]))
+    assert len(loss_map["loss"]) == 2 and len(calls) == 1 + MEASURED + 2 and all(map(math.isfinite, loss_map["loss"]))
     assert not comfy.model_management.processing_interrupted()
     whole = trained(pack, model, *pictures, steps=2)
     assert whole[2] == loss_map
@@ -108,7 +109,7 @@ def test_a_cancel_during_recomputation_in_the_backward_pass_keeps_the_step(
 
     def press_cancel(*inputs, **named):
         calls.append(torch._C._current_graph_task_id())
-        if len(calls) == 2 + 2:  # forward and backward pass of the trial run and of the first step
+        if len(calls) == 2 + MEASURED + 2:  # forward and backward pass of the trial run and of the first step
             interrupt()
         return forward(*inputs, **named)
 
@@ -117,7 +118,7 @@ def test_a_cancel_during_recomputation_in_the_backward_pass_keeps_the_step(
         _, _, loss_map, *_ = trained(pack, model, *pictures, **settings)
         monkeypatch.undo()
     in_backward = [task >= 0 for task in calls]
-    assert len(loss_map["loss"]) == 1 and in_backward == [False, True, False, True]
+    assert len(loss_map["loss"]) == 1 and in_backward == [False, True, *[False] * MEASURED, False, True]
     assert not comfy.model_management.processing_interrupted()
 
 
