@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import statistics
 import time
@@ -31,6 +32,9 @@ _LEFT_FREE = 500 * 10**6  # bytes
 _BESIDE_COMPUTING = 1.1  # so many times as long take copies that run beside the computing (bench/README.md)
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's messages
 _TIMED = 10  # steps until the time of a step is known
+_MUCH_LONGER = 3  # so many times as long as planned take steps for which the driver has to move memory
+_HELPED = 0.7  # share of the time before, at most, if it was memory that a step took long for
+_TIGHT = 0.4  # share of the free memory; where a step takes less, it is not for its memory that it takes long
 
 _WHAT_HELPS = (
     "Close other programs that use the GPU, use smaller images (resolution on Load AC-LoRA Dataset), choose "
@@ -78,6 +82,8 @@ class MemoryPlan:
         self._plan = ""  # as a sentence, without the time of a step
         self._fallback = ""  # what changes after an attempt that ran out of memory
         self._ends: list[float] = []  # when steps ended, in seconds, since the plan was last changed
+        self._taken = math.inf  # seconds of a step, measured before steps were made to need less
+        self._expected = 0.0  # seconds of a step; 0 if unknown, or if memory cannot be what it takes long for
 
     def make(self) -> None:
         """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs.
@@ -108,6 +114,7 @@ class MemoryPlan:
         self._plan = self._sentence(plan.peak, free, rows)
         seconds = self.stream.config.accumulate * plan.seconds
         timed = bool(sizes.forward) and self.adapted.graphs.active  # else the CPU sets the time
+        self._expected = seconds if timed and plan.peak > _TIGHT * free else 0.0
         self.progress.memory = f"{self._plan}, about {_duration(seconds)} a step" if timed else self._plan
         log.info("AC-LoRA: %s.", self.progress.memory)
 
@@ -162,14 +169,30 @@ class MemoryPlan:
         return None if free is None else max(0, free - _LEFT_FREE)
 
     def step_ended(self) -> None:
-        """Put the measured time of a step into the plan's sentence, once it is known."""
+        """Put the measured time of a step into the plan's sentence, once it is known.
+
+        Where it is many times what was planned, later steps need less memory.
+        """
         if not self.progress.memory or len(self._ends) > _TIMED:
             return
         self._ends.append(time.perf_counter())
-        if len(self._ends) > _TIMED:
-            seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
-            self.progress.memory = f"{self._plan}, {_duration(seconds)} a step"
-            log.info("AC-LoRA: %s a step.", _duration(seconds))
+        if len(self._ends) <= _TIMED:
+            return
+        seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
+        self.progress.memory = f"{self._plan}, {_duration(seconds)} a step"
+        log.info("AC-LoRA: %s a step.", _duration(seconds))
+        if self._expected and seconds > _MUCH_LONGER * self._expected and seconds < _HELPED * self._taken:
+            self._taken = seconds
+            self._relax(seconds)
+
+    def _relax(self, seconds: float) -> None:
+        """Have steps that took so many seconds need less memory, as far as they can, and measure again."""
+        if self.automatic and (change := self._need_less(rows=1)):
+            how_long = f"A step takes {_duration(seconds)} instead of {_duration(self._expected)}"
+            self.adapted.graphs.clear()
+            self._fall_back(f"{how_long}, as if memory were short: {change}.")
+            self._plan = self.progress.memory = "steps need less memory than planned"
+            self._ends.clear()
 
     def attempts(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of a step; again in a way that needs less, as long as memory ran out.
@@ -183,7 +206,7 @@ class MemoryPlan:
             yield batches
             if not self._fallback:
                 return
-            self._fall_back()
+            self._fall_back(self._fallback)
 
     def retried(self, work: Callable[[], None]) -> None:
         """Do work that is no step, such as a measurement; again in a way that needs less, as long as memory ran out."""
@@ -192,11 +215,11 @@ class MemoryPlan:
                 work()
             if not self._fallback:
                 return
-            self._fall_back()
+            self._fall_back(self._fallback)
 
-    def _fall_back(self) -> None:
-        log.info("AC-LoRA: %s", self._fallback)
-        self.progress.note(self._fallback)
+    def _fall_back(self, sentence: str) -> None:
+        log.info("AC-LoRA: %s", sentence)
+        self.progress.note(sentence)
         self.progress.memory = ""  # the plan has failed
         self._fallback = ""
         self.stepper.clear_gradients()
@@ -217,28 +240,23 @@ class MemoryPlan:
             traceback.clear_frames(error.__traceback__)  # these hold what the failed attempt has allocated
             self.adapted.graphs.clear()
             rows = max((len(batch.sigma) for batch in batches), default=0)
-            self._fallback = self._need_less(rows) if self.automatic else ""
-            if not self._fallback:
+            change = self._need_less(rows) if self.automatic else ""
+            if not change:
                 raise
+            self._fallback = f"Out of memory: {change}."
 
     def _need_less(self, rows: int) -> str:
-        """Make later steps of so many rows need less, and return a sentence; empty where nothing more can be done."""
+        """Make later steps of so many rows need less, and say what changes; empty where nothing more can be done."""
         if self.adapted.checkpointing.recompute_all():
-            return (
-                "Out of memory: from now on, gradient checkpointing recomputes every block, which needs less memory "
-                "and is slower."
-            )
+            return "from now on, gradient checkpointing recomputes every block, which needs less memory and is slower"
         if (stream := self.adapted.model.weight_stream) and stream.stream_more():
             self.adapted.require_recomputing()
             blocks = f"{len(stream.streamed)} of {len(stream.blocks)} blocks"
-            return f"Out of memory: the weights of {blocks} are streamed from now on, which is slower."
+            return f"the weights of {blocks} are streamed from now on, which is slower"
         if rows < 2:
             return ""
         self.stream.rows = rows // 2
-        return (
-            f"Out of memory: images go through the model {rows // 2} at a time from now on, which needs less memory "
-            "and is slower."
-        )
+        return f"images go through the model {rows // 2} at a time from now on, which needs less memory and is slower"
 
 
 def bytes_missing(error: torch.cuda.OutOfMemoryError) -> int:

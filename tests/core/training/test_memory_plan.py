@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,9 @@ class Planned:
         self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB, forward=[SECONDS] * BLOCKS)
         monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
         model = SimpleNamespace(device=torch.device("cuda"), weight_stream=self.stream, free_memory=lambda _: self.free)
-        self.progress = SimpleNamespace(memory="")
+        self.notes: list[str] = []
+        self.cleared = 0
+        self.progress = SimpleNamespace(memory="", note=self.notes.append)
         config = SimpleNamespace(accumulate=2)
         batches = SimpleNamespace(indices=[0], images=None, rows=1, trial=lambda index: None, config=config)
         adapted = SimpleNamespace(
@@ -44,13 +47,16 @@ class Planned:
             checkpointing=self.checkpointing,
             require_recomputing=self._require,
             recomputed_if_streamed=set,
-            graphs=SimpleNamespace(active=True),
+            graphs=SimpleNamespace(active=True, clear=self._clear),
         )
         stepper = SimpleNamespace(clear_gradients=lambda: None)
         self.plan = MemoryPlan(*[as_any(it) for it in (adapted, stepper, batches, self.progress)], "automatic")
 
     def _require(self) -> None:
         self.checkpointing.required = set(self.stream.streamed) if self.stream else set()
+
+    def _clear(self) -> None:
+        self.cleared += 1
 
     @property
     def on_device(self) -> int:
@@ -150,6 +156,36 @@ def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.Monkey
     for _ in range(20):
         it.plan.step_ended()
     assert it.progress.memory.endswith(", 95 ms a step") and it.progress.memory.count("ms a step") == 1
+
+
+@pytest.mark.parametrize(
+    ("total", "seconds", "changes"),
+    [
+        (44, [9.0, 4.0, 0.3], 2),  # it helps until the time is as expected
+        (44, [9.0, 4.0, 3.9], 2),  # the second change does not help, so it is not memory
+        (44, [1.0], 0),
+        (400, [9.0], 0),  # there is much more memory than steps need
+    ],
+)
+def test_steps_that_take_much_longer_than_planned_need_less_memory(
+    monkeypatch: pytest.MonkeyPatch, total: int, seconds: list[float], changes: int
+) -> None:
+    it = Planned(monkeypatch, total, 1, 2, True)
+    assert it.stream
+    with it.stream.loaded():
+        it._require()
+        it.plan.make()
+        before = len(it.checkpointing.recomputed)
+        now = itertools.accumulate(seconds[min(count // 11, len(seconds) - 1)] for count in itertools.count())
+        monkeypatch.setattr(memory.time, "perf_counter", lambda: next(now))
+        for _ in range(60):
+            it.plan.step_ended()
+        assert len(it.notes) == it.cleared == changes and before < BLOCKS
+        assert len(it.checkpointing.recomputed) == (BLOCKS if changes else before)
+        if changes:
+            assert it.notes[0].startswith("A step takes 9.0 s instead of 384 ms, as if memory were short: from now on")
+            assert "blocks are streamed from now on" in it.notes[1] and it.stream.streamed
+        assert it.progress.memory.endswith((f"{1000 * seconds[-1]:.0f} ms a step", f"{seconds[-1]:.1f} s a step"))
 
 
 @pytest.mark.parametrize(
