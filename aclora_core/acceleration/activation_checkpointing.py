@@ -22,10 +22,11 @@ from .inplace import NoInplaceAdd
 from .layers import is_linear
 from .step_plan import ActivationSizes, StepPlan
 
-# Share of the free memory that a step may take: libraries need some, and allocators leave gaps. With the allocator that
-# ComfyUI chooses, the driver keeps the memory of graphs apart from all other. Steps of SDXL that needed three quarters
-# of it took four to forty times as long, presumably as memory moved between the two; with 60 % they did not.
-_USABLE, _USABLE_BESIDE_GRAPHS = 0.9, 0.65
+# Bytes that are left free, and the share that a step may take of the others. The run before a capture and the graph do
+# not fit into each other's memory exactly, libraries need some, and allocators leave gaps. With the allocator of a
+# ComfyUI server the driver keeps the memory of graphs apart from all other, and ComfyUI's loader watches how much is
+# free: steps of SDXL for which less was left took four to forty times as long.
+_LEFT_FREE = {"native": (500 * 10**6, 0.9), "cudaMallocAsync": (10**9, 0.65)}
 _CYCLES = 3e9  # of a GPU in a second, at most
 _LONGEST_LAUNCH = 0.1  # seconds; it takes longer only where something is compiled
 
@@ -126,8 +127,8 @@ class ActivationCheckpointing:
             self._measured = [_Measured() for _ in self.blocks]
             loss()
             everything, costly, seconds = (list(column) for column in zip(*self._measured, strict=True))
-            usable = _USABLE_BESIDE_GRAPHS if torch.cuda.get_allocator_backend() == "cudaMallocAsync" else _USABLE
-            return ActivationSizes(everything, least, used, costly, seconds, usable)
+            left_free, usable = _LEFT_FREE.get(torch.cuda.get_allocator_backend(), _LEFT_FREE["cudaMallocAsync"])
+            return ActivationSizes(everything, least, used, costly, seconds, left_free, usable)
         finally:
             self.recomputed, self._measured = chosen, None
 

@@ -26,7 +26,8 @@ class ActivationSizes:
     used: int  # of that by tensors at its peak
     costly: list[int] = field(default_factory=list)  # of what each block saves, if it is recomputed selectively
     forward: list[float] = field(default_factory=list)  # seconds of the GPU for each block's forward pass
-    usable: float = 0.9  # share of the free memory that a step may take
+    left_free: int = 0  # bytes that no step may take
+    usable: float = 0.9  # share that a step may take of what is free beyond these
 
     def peak(self, rows: int, recomputed: Set[int], selective: Set[int] = frozenset()) -> int:
         """Return the peak memory of a step in bytes.

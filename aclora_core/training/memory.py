@@ -26,9 +26,6 @@ from .progress import Progress
 
 log = logging.getLogger("aclora")
 
-# The run before a capture and the graph itself do not fit into each other's memory exactly.
-_LEFT_FREE = 500 * 10**6  # bytes
-
 _BESIDE_COMPUTING = 1.1  # so many times as long take copies that run beside the computing (bench/README.md)
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's messages
 _TIMED = 10  # steps until the time of a step is known
@@ -98,15 +95,16 @@ class MemoryPlan:
         one_row = self.stream.trial(index)
         sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0])
         self.stepper.clear_gradients()
-        free = self._plannable(sizes.least)
-        if free is None:
+        found = model.free_memory(sizes.least)
+        if found is None:
             return
-        if sizes.used > free + _LEFT_FREE:  # it has just run, so that free memory is limited by a setting
-            raise TooLittleMemoryError(sizes.used - free - _LEFT_FREE, self.adapted)
+        if sizes.used > found:  # it has just run, so that free memory is limited by a setting
+            raise TooLittleMemoryError(sizes.used - found, self.adapted)
+        free = max(0, found - sizes.left_free)
         copying = 0.0
         if stream := model.weight_stream:
             plan, copying = self._stream_best(stream, sizes, rows, free)
-            free = self._plannable(plan.peak) or 0
+            free = max(0, (model.free_memory(plan.peak) or 0) - sizes.left_free)
         plan = self._planned(sizes, rows, free, checkpointing.required, copying)
         if self.automatic:
             checkpointing.use(plan)
@@ -162,11 +160,6 @@ class MemoryPlan:
         if self.stream.rows < rows:
             parts.append(f"images {self.stream.rows} at a time")
         return ", ".join(parts)
-
-    def _plannable(self, wanted: int) -> int | None:
-        """Return the bytes that a step may need, after others made room; None where nobody knows."""
-        free = self.adapted.model.free_memory(wanted)
-        return None if free is None else max(0, free - _LEFT_FREE)
 
     def step_ended(self) -> None:
         """Put the measured time of a step into the plan's sentence, once it is known.

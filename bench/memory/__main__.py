@@ -46,6 +46,7 @@ class Row(Measured):
     weights_gb: float = 0.0
     streamed_gb: float = 0.0  # bytes of the streamed blocks, which come twice a step
     main_memory_gb: float = 0.0  # resident size of the process while it trains; 0 where it was not measured
+    date: str = ""  # when it was measured
 
 
 def weights_in_main_memory(case: Case) -> Any:
@@ -98,6 +99,7 @@ def run_row(pack: ModuleType, model: Any, case: Case, row: Row, settings: dict[s
     with torch.inference_mode():  # the mode in which the weights were made
         model.unpatch_model(torch.device("cpu"))
     row.weights_gb = model.model_size() / GB
+    row.date = time.strftime("%Y-%m-%d")
 
 
 def rows_of(case: Case, limits: Sequence[float]) -> list[tuple[Row, dict[str, Any]]]:
@@ -132,6 +134,7 @@ def table(rows: list[Row], rate: float) -> str:
                 f"{row.main_memory_gb:.0f}" if row.main_memory_gb else "",
                 f"{100 * largest_difference(row, full):.2f} %" if ours and full else "",
                 next((said for said in row.said if "takes some" in said), ""),
+                row.date,
             ]
         )
     header = [
@@ -144,6 +147,7 @@ def table(rows: list[Row], rate: float) -> str:
         "main memory, GB",
         "losses",
         "plan",
+        "date",
     ]
     return markdown(header, lines)
 

@@ -29,7 +29,6 @@ class Planned:
         self, monkeypatch: pytest.MonkeyPatch, total: int, activations: int, least: int, streamed: bool
     ) -> None:
         monkeypatch.setattr(memory, "largest_batch", lambda *_: (1, 0))
-        monkeypatch.setattr(memory, "_LEFT_FREE", 0)
         network = nn.ModuleList(nn.ModuleList([nn.Linear(500, 1000), nn.Linear(1000, 500)]) for _ in range(BLOCKS))
         self.stream = WeightStream(network, network, gather_weights(network), torch.device("cpu")) if streamed else None
         self.total, self.weights = total * MB, sum(4 * parameter.numel() for parameter in network.parameters())
