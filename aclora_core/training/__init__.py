@@ -4,12 +4,12 @@ from .activity import Activity
 from .candidate_store import CandidateStore, KeptResult
 from .candidates import Candidates, choose, nearest_step, open_candidate_store
 from .checkpoint import last_checkpoint
-from .memory import TooLittleMemoryError
 from .preview_files import PreviewFiles, PreviewSet
 from .previews import Previews
 from .progress import Progress, Result
 from .requests import RequestKind, Requests
 from .summary import training_summary
+from .too_little_memory import TooLittleMemoryError
 from .train import train
 
 __all__ = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import re
 import statistics
 import time
 import traceback
@@ -23,41 +22,15 @@ from ..optim import Stepper
 from .adapted_model import AdaptedModel
 from .batches import BatchStream, largest_batch, split_rows
 from .progress import Progress
+from .too_little_memory import TooLittleMemoryError
 
 log = logging.getLogger("aclora")
 
 _BESIDE_COMPUTING = 1.1  # so many times as long take copies that run beside the computing (bench/README.md)
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's messages
 _TIMED = 10  # steps until the time of a step is known
 _MUCH_LONGER = 3  # so many times as long as planned take steps for which the driver has to move memory
 _HELPED = 0.7  # share of the time before, at most, if it was memory that a step took long for
 _TIGHT = 0.4  # share of the free memory; where a step takes less, it is not for its memory that it takes long
-
-_WHAT_HELPS = (
-    "Close other programs that use the GPU, use smaller images (resolution on Load AC-LoRA Dataset), choose "
-    "'attention' for layers, or lower max_rank."
-)
-_WHAT_HELPS_WITH_WEIGHTS = " A smaller file of the model, in fp8 or GGUF, leaves more room too."
-
-
-class TooLittleMemoryError(ValueError):
-    """One image does not fit on the GPU.
-
-    Attributes:
-        whole: whether all weights were on the GPU, so that streaming them would leave more memory.
-    """
-
-    def __init__(self, missing: int, adapted: AdaptedModel) -> None:
-        """Tell how many bytes are missing, 0 if unknown, and what helps."""
-        self.whole = adapted.model.weight_stream is None
-        how = "with every block recomputed" + ("" if self.whole else " and all weights streamed")
-        amount = (
-            f"at least {missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
-        )
-        more = _WHAT_HELPS_WITH_WEIGHTS if self.whole else ""
-        super().__init__(
-            f"There is too little GPU memory to train on one image at a time, {how}: {amount}. {_WHAT_HELPS}{more}"
-        )
 
 
 class MemoryPlan:
@@ -180,9 +153,9 @@ class MemoryPlan:
 
     def _relax(self, seconds: float) -> None:
         """Have steps that took so many seconds need less memory, as far as they can, and measure again."""
+        self.adapted.graphs.clear()  # first, as a step that was launched ahead may still read the weights
         if self.automatic and (change := self._need_less(rows=1)):
             how_long = f"A step takes {_duration(seconds)} instead of {_duration(self._expected)}"
-            self.adapted.graphs.clear()
             self._fall_back(f"{how_long}, as if memory were short: {change}.")
             self._plan = self.progress.memory = "steps need less memory than planned"
             self._ends.clear()
@@ -250,15 +223,6 @@ class MemoryPlan:
             return ""
         self.stream.rows = rows // 2
         return f"images go through the model {rows // 2} at a time from now on, which needs less memory and is slower"
-
-
-def bytes_missing(error: torch.cuda.OutOfMemoryError) -> int:
-    """Return how many bytes PyTorch's message says are missing at the least; 0 where it does not say."""
-    numbers = re.search(r"Tried to allocate ([0-9.]+ \w+).*?([0-9.]+ \w+) is free", str(error), re.DOTALL)
-    if numbers is None:
-        return 0
-    wanted, free = (float(amount) * _UNITS.get(unit, 0) for amount, unit in map(str.split, numbers.groups()))
-    return max(0, int(wanted - free))
 
 
 def _duration(seconds: float) -> str:

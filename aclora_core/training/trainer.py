@@ -15,9 +15,10 @@ from ..optim import Stepper, learning_rate_at
 from .activity import OnActivity, ignore
 from .adapted_model import AdaptedModel
 from .batches import BatchStream
-from .memory import MemoryPlan, TooLittleMemoryError, bytes_missing
+from .memory import MemoryPlan
 from .progress import Progress
 from .restarts import Restarts
+from .too_little_memory import TooLittleMemoryError, bytes_missing
 from .verdict import OUT_OF_RANGE
 from .warmup import warm_up
 

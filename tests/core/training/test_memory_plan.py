@@ -15,6 +15,7 @@ from aclora_core.acceleration import ActivationCheckpointing, ActivationSizes, W
 from aclora_core.config import TrainConfig
 from aclora_core.training import memory
 from aclora_core.training.memory import MemoryPlan
+from aclora_core.training.too_little_memory import bytes_missing
 from tests.support.toy import toy, train
 
 BLOCKS = 8
@@ -199,7 +200,7 @@ def test_steps_that_take_much_longer_than_planned_need_less_memory(
     ],
 )
 def test_what_is_missing_is_read_from_the_error(message: str, missing: int) -> None:
-    assert memory.bytes_missing(torch.cuda.OutOfMemoryError(message)) == missing
+    assert bytes_missing(torch.cuda.OutOfMemoryError(message)) == missing
 
 
 def test_a_trial_step_that_runs_out_of_memory_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
