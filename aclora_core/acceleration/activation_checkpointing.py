@@ -126,9 +126,16 @@ class ActivationCheckpointing:
             least = max(used, torch.cuda.max_memory_reserved() - memory)
             self._measured = [_Measured() for _ in self.blocks]
             loss()
-            everything, costly, seconds = (list(column) for column in zip(*self._measured, strict=True))
             left_free, usable = _LEFT_FREE.get(torch.cuda.get_allocator_backend(), _LEFT_FREE["cudaMallocAsync"])
-            return ActivationSizes(everything, least, used, costly, seconds, left_free, usable)
+            return ActivationSizes(
+                blocks=[block.everything for block in self._measured],
+                least=least,
+                used=used,
+                costly=[block.costly for block in self._measured],
+                forward=[block.seconds for block in self._measured],
+                left_free=left_free,
+                usable=usable,
+            )
         finally:
             self.recomputed, self._measured = chosen, None
 

@@ -48,7 +48,7 @@ class ActivationSizes:
     @property
     def times(self) -> list[float]:
         """Seconds of each block's forward pass; equal shares of 1 where they were not measured."""
-        return self.forward or [1 / len(self.blocks)] * len(self.blocks)
+        return self.forward or [1 / len(self.blocks) for _ in self.blocks]
 
 
 class StepPlan(NamedTuple):

@@ -75,3 +75,8 @@ def test_times_follow_the_measured_forward_passes() -> None:
 def test_a_pass_takes_as_long_as_its_copies_at_least(copying: float, seconds: float) -> None:
     sizes = replace(SIZES, forward=[0.1, 0.2, 0.3])
     assert best_plan(sizes, 1, 10_000, {0, 1, 2}, copying).seconds == pytest.approx(seconds)
+
+
+def test_a_network_without_blocks_is_split_by_rows_alone() -> None:
+    sizes = ActivationSizes([], 650, 600)
+    assert best_plan(sizes, 4, 1600)[:4] == (True, 0.0, 1300, 2)
