@@ -22,6 +22,7 @@ FILES = {
     "inspect_and_resize": "8 Inspect and resize a LoRA - AC-LoRA style",
     "evaluate": "9 Evaluate a LoRA style - AC-LoRA",
     "caption_my_folder": "Captions for a LoRA style - AC-LoRA",  # no number: 10 would sort before 2
+    "qwen_image": "5b Train a LoRA style - AC-LoRA Qwen-Image",
 }
 IDS_EACH = 1000  # node ids of a workflow
 FIRST_NODE = {name: IDS_EACH * number for number, name in enumerate(FILES, start=1)}

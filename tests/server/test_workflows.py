@@ -21,7 +21,7 @@ from tools.workflow_files import WORKFLOWS, nodes_of, read_workflow
 
 pytestmark = pytest.mark.slow
 PROMPTS = ROOT / "tests" / "prompts"
-LARGE = ("sd15", "sdxl", "flux", "z_image", "caption_my_folder")
+LARGE = ("sd15", "sdxl", "flux", "z_image", "qwen_image", "caption_my_folder")
 FOLDERS = {
     "ckpt_name": "checkpoints",
     "unet_name": "diffusion_models",

@@ -20,8 +20,8 @@ from tools.workflow_files import FILES, WORKFLOWS, workflow_file
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES, HELP = ROOT / "docs" / "images", ROOT / "nodes" / "web" / "docs" / "images"
-MODELS = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image"}
-NAME_HEIGHT = 150  # pixels of the band with a model's name
+MODELS = {"sd15": "SD1.5", "sdxl": "SDXL", "flux": "Flux.1 dev", "z_image": "Z-Image", "qwen_image": "Qwen-Image"}
+NAME_HEIGHT, NAME_SIZE = 150, 104  # pixels of the band with a model's name, and of the name if it fits
 CAPTIONED, CAPTIONED_WIDTH = 4, 680  # images with their captions, and pixels of such a row
 SOME = (1, 2, 4)  # of the six images: castle, cat face, house
 NEAREST_ROWS = 0.567  # height of three rows, over the width of the sheet
@@ -90,8 +90,8 @@ def large_model(folder: Path, name: str) -> Image.Image:
     sheet = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((0, 0, SIDE, NAME_HEIGHT), fill="#17181f")
-    font = ImageFont.load_default(104)
-    draw.text((SIDE / 2, NAME_HEIGHT / 2), MODELS[name], "white", font, anchor="mm")
+    size = NAME_SIZE * min(1.0, (SIDE - 60) / draw.textlength(MODELS[name], font=ImageFont.load_default(NAME_SIZE)))
+    draw.text((SIDE / 2, NAME_HEIGHT / 2), MODELS[name], "white", ImageFont.load_default(size), anchor="mm")
     scale = (SIDE - NAME_HEIGHT - 60) / below.height
     below = below.resize((round(below.width * scale), round(below.height * scale)), Image.Resampling.LANCZOS)
     sheet.paste(below, ((SIDE - below.width) // 2, NAME_HEIGHT + 12))
