@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from .replaced import replaced_attribute
 
 # ComfyUI's names of formats whose products have no backward pass, or (e5m2 by e5m2) exist on no GPU
 _DEQUANTISED = {"convrot_w4a4", "float8_e5m2"}
+# How a class of tensors computes that defines no operations
+_BY_PYTORCH = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+_HOST_CODE = "comfy.", "torch."  # where layers are defined that know no classes of other packs
 
 
 @contextmanager
@@ -30,7 +34,7 @@ def differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
                 for name, tensor in store.items():
                     if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
                         swapped.append((store, name, tensor))
-                        store[name] = _alias(tensor)
+                        store[name] = _alias(tensor, _class_matters(part, tensor))
         yield
     finally:
         for store, name, tensor in swapped:
@@ -46,14 +50,26 @@ def _forget_graphs(module: torch.nn.Module) -> None:
                 setattr(part, name, value.detach())
 
 
-def _alias(tensor: Tensor) -> Tensor:
+def _class_matters(layer: torch.nn.Module, weight: Tensor) -> bool:
+    """Return whether a weight's own class has a part in what its layer computes.
+
+    ComfyUI's loader leaves weights of its own layers, such as norms, in the class that ComfyUI-GGUF made for layers of
+    that pack. There it changes no value, but passes on to activations, and its detach() returns the tensor itself.
+    """
+    own = type(weight).__torch_function__
+    has_operations = not inspect.ismethod(own) or own.__func__ is not _BY_PYTORCH
+    return has_operations or not type(layer).__module__.startswith(_HOST_CODE)
+
+
+def _alias(tensor: Tensor, keep_class: bool = True) -> Tensor:
     """Return a tensor over the same memory that autograd accepts as a constant."""
     if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight, made of other tensors, without memory of its own
         alias = map_components(tensor, _alias)
     else:
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-        if type(tensor) not in (Tensor, torch.nn.Parameter):  # such as that of GGUF files, which knows its own type
+        own = type(tensor) not in (Tensor, torch.nn.Parameter)
+        if own and keep_class:  # such as that of GGUF files, which knows its own type
             alias = alias.as_subclass(type(tensor))
             vars(alias).update(vars(tensor))
     return as_parameter(alias) if isinstance(tensor, torch.nn.Parameter) else alias
