@@ -1,0 +1,323 @@
+"""Train small models from GGUF files, loaded by the node pack ComfyUI-GGUF, and compare with float32.
+
+    pip install --target SITE gguf --no-deps
+    git clone https://github.com/city96/ComfyUI-GGUF PACK
+    python -m bench.gguf --pack PACK --site SITE --host path/to/ComfyUI                # a Flux in every type
+    python -m bench.gguf --pack PACK --site SITE --host path/to/ComfyUI --families     # every family in one type
+
+On the CPU. Random weights are written as that pack's files have them: matrices of layers in the type, other matrices in
+F16, vectors in F32. The same weights, dequantised to float32 and loaded by ComfyUI alone, take the same steps from the
+same noise. So an adapter differs from that of float32 by what the pack rounds: it dequantises in float16. The table has
+the cosine of the two adapters' products, all layers together, for each way to hold the blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import math
+import sys
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.no_search.tables import markdown
+from bench.training_session import make_config, training_session
+from launcher.inprocess import load_pack, open_host
+from tests.support.families import FAMILIES, Family, build, pictures
+
+SETTINGS: dict[str, Any] = {
+    "steps": 4,
+    "batch_size": 2,
+    "max_rank": 4,
+    "layers": "all",
+    "mode": "off",
+    "smallest": False,
+    "stop_early": False,
+}
+WAYS = ("whole", "recomputed", "streamed", "on a LoRA")
+# ComfyUI detects it by its weights. Its rows are multiples of 256, as the K types need.
+_FLUX_SIZES = {"hidden_size": 256, "num_heads": 2, "axes_dim": [16, 56, 56], "context_in_dim": 256, "vec_in_dim": 256}
+FLUX = Family("Flux", FAMILIES["Flux.1"].network | _FLUX_SIZES, (16, 8, 8), text=(7, 256), pooled=256)
+_FILE = "model.gguf"
+_ANOTHER_IMAGE = 0.01  # relative difference from float32's
+
+
+class Scales(NamedTuple):
+    """Where a block has its float16 scale and that of its minimum, and their ratio for a mean of about 0."""
+
+    scale: int  # byte
+    minimum: int | None = None  # byte
+    ratio: float = 0.0
+
+
+# Types that the package gguf reads and does not write.
+RANDOM_BLOCKS = {
+    "Q6_K": Scales(208),
+    "Q5_K": Scales(0, 2, 15.5),
+    "Q4_K": Scales(0, 2, 7.5),
+    "Q3_K": Scales(108),
+    "Q2_K": Scales(80, 82, 1.5),
+    "IQ4_NL": Scales(0),
+    "IQ4_XS": Scales(0),
+}
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", *RANDOM_BLOCKS)
+
+
+# --- files ---
+
+
+def random_blocks(kind: Any, rows: int, columns: int) -> np.ndarray[Any, Any]:
+    """Return the bytes of a random matrix (rows, columns) in a type, scaled to keep activations near 1."""
+    import gguf
+
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
+    _set_scale(blocks, RANDOM_BLOCKS[kind.name], 1.0)
+    deviation = gguf.dequantize(blocks.reshape(rows, -1), kind).std()
+    _set_scale(blocks, RANDOM_BLOCKS[kind.name], columns**-0.5 / deviation)
+    return blocks.reshape(rows, -1)
+
+
+def _set_scale(blocks: np.ndarray[Any, Any], scales: Scales, scale: float) -> None:
+    for start, value in ((scales.scale, scale), (scales.minimum, scale * scales.ratio)):
+        if start is not None:
+            blocks[..., start : start + 2] = np.array([value], dtype=np.float16).view(np.uint8)
+
+
+def stored(weight: Tensor, name: str) -> tuple[np.ndarray[Any, Any], Any]:
+    """Return a weight as a file holds it, and its type there: the one named, or F16 where that does not divide it.
+
+    As in files of UNets, rows that the type does not divide are joined and cut anew.
+    """
+    import gguf
+
+    values, kind = weight.float().numpy(), gguf.GGMLQuantizationType[name]
+    size = gguf.GGML_QUANT_SIZES[kind][0]
+    if values.size % size:
+        kind = gguf.GGMLQuantizationType.F16
+    elif values.shape[-1] % size:
+        values = values.reshape(-1, size)
+    if values.ndim > 4:  # a file has at most four dimensions
+        values = values.reshape(len(values), -1)
+    if kind.name in RANDOM_BLOCKS:
+        return random_blocks(kind, *values.reshape(-1, values.shape[-1]).shape), kind
+    return gguf.quantize(values, kind), kind
+
+
+def write_file(path: Path, name: str, network: nn.Module) -> dict[str, Tensor]:
+    """Write a network as a GGUF file, the matrices of its layers in a type, and return the weights dequantised."""
+    import gguf
+
+    layers = {f"{key}.weight" for key, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    writer, dequantised = gguf.GGUFWriter(path, "flux"), {}
+    for key, weight in network.state_dict().items():
+        data, kind = stored(weight, "F32" if weight.ndim < 2 else name if key in layers else "F16")
+        values = np.array(gguf.dequantize(data, kind))
+        if values.shape != tuple(weight.shape):
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", tuple(weight.shape))
+        writer.add_tensor(key, data, raw_dtype=kind)
+        dequantised[key] = torch.from_numpy(values).reshape(weight.shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return dequantised
+
+
+# --- models ---
+
+
+def load_gguf_pack(folder: Path) -> Any:
+    """Load ComfyUI-GGUF and return its node that loads a diffusion model."""
+    spec = importlib.util.spec_from_file_location(
+        "gguf_pack", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]()
+
+
+def known_as(family: Family) -> AbstractContextManager[Any]:
+    """Let ComfyUI take the next weights for a family whose true sizes are larger."""
+    import comfy.model_detection
+    import comfy.supported_models
+
+    config = getattr(comfy.supported_models, family.config)(dict(family.network))
+    config.unet_config |= family.network
+    return patch.object(comfy.model_detection, "model_config_from_unet", lambda *_, **__: config)
+
+
+def load(loader: Any, folder: Path, name: str, family: Family) -> tuple[Any, Any]:
+    """Return the MODEL of a GGUF file with random weights of a type, and that of the same weights in float32."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        weights = write_file(folder / _FILE, name, build(family).model.diffusion_model)
+        models = []
+        for make in (
+            lambda: loader.load_unet(_FILE)[0],
+            lambda: comfy.sd.load_diffusion_model_state_dict(dict(weights), {"dtype": torch.float32}),
+        ):
+            with nullcontext() if family is FLUX else known_as(family), family.building():
+                models.append(make())
+    return models[0], models[1]
+
+
+def with_lora(model: Any, lora: dict[str, Tensor]) -> Any:
+    """Return a MODEL with a LoRA, as ComfyUI's node loads it."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+
+def drawn(model: Any, family: Family, caption: Any) -> Tensor:
+    """Return the denoised latent of pure noise: one step of ComfyUI's KSampler."""
+    import nodes
+
+    with torch.inference_mode():
+        empty = {"samples": torch.zeros(1, *family.latent)}
+        latent, *_ = nodes.common_ksampler(model, 3, 1, 1.0, "euler", "simple", caption, caption, empty)
+    return torch.as_tensor(latent["samples"])
+
+
+def weights_of(model: Any) -> dict[str, tuple[Any, ...]]:
+    """Return class, type, shape and bytes of each weight of a MODEL, with its own patches applied."""
+    import comfy.model_management
+
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        return {name: _facts(weight) for name, weight in model.model.named_parameters()}
+
+
+def _facts(weight: Tensor) -> tuple[Any, ...]:
+    held = weight.data.as_subclass(Tensor).contiguous().view(torch.uint8).numpy().tobytes()
+    own = vars(weight)
+    return type(weight), own.get("tensor_type"), tuple(weight.shape), len(own.get("patches", [])), held
+
+
+# --- trainings ---
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training gives."""
+
+    losses: list[float]
+    lora: dict[str, Tensor]
+    delta: Tensor  # the products of all layers, flat
+
+
+def train(pack: ModuleType, model: Any, data: tuple[list[Any], list[Any]], way: str) -> Learned:
+    """Train an adapter in one of the ways."""
+    fits = patch.object(pack.nodes.host.loading, "fits", lambda patcher, limits: way != "streamed")
+    config = make_config(pack, **SETTINGS, checkpointing="all" if way == "recomputed" else "off")
+    with fits, torch.inference_mode(), training_session(pack, model, *data) as session:
+        assert (session.network.weight_stream is not None) == (way == "streamed")
+        result = session.train(config)
+    core = importlib.import_module(f"{pack.__name__}.aclora_core.adapter")
+    products = [
+        layer.scale * layer.lora_up.double().flatten(1) @ layer.lora_down.double().flatten(1)
+        for layer in result.adapter.layers.values()
+    ]
+    delta = torch.cat([product.flatten() for product in products])
+    return Learned(list(result.report.losses), core.to_state_dict(result.adapter), delta)
+
+
+@dataclass
+class Row:
+    """What was found of a file."""
+
+    name: str
+    failure: str = ""
+    losses: float = 0.0  # largest relative difference from a loss of float32
+    cosines: dict[str, float] = field(default_factory=dict)  # of the adapter and float32's, by way
+    moved: tuple[float, float] = (math.nan, math.nan)  # relative change of the image by the LoRA; and in float32
+    restored: bool = False  # whether the model has the same weights after all trainings, and draws the same
+
+    def cells(self) -> list[str]:
+        if self.failure:
+            return [self.name, self.failure, *[""] * (len(WAYS) + 2)]
+        cosines = [f"{self.cosines[way]:.5f}" for way in WAYS]
+        moved = " / ".join(f"{share:.2%}" for share in self.moved)
+        return [self.name, f"{self.losses:.1e}", *cosines, moved, "the same" if self.restored else "CHANGED"]
+
+
+def compare(pack: ModuleType, models: tuple[Any, Any], family: Family, row: Row) -> None:
+    """Train both models in every way; what is found goes into the row."""
+    data = pictures(family)
+    before, weights = [drawn(model, family, data[1][0]) for model in models], weights_of(models[0])
+    if (difference := relative(*before)) > _ANOTHER_IMAGE:
+        row.failure = f"draws another image than float32 ({difference:.0%}), before any training"
+        return
+    lora: dict[str, Tensor] = {}
+    for way in WAYS:
+        bases = [with_lora(model, lora) if way == "on a LoRA" else model for model in models]
+        ours, plain = (train(pack, base, data, way) for base in bases)
+        lora = ours.lora
+        row.losses = max(row.losses, *(abs(a / b - 1) for a, b in zip(ours.losses, plain.losses, strict=True)))
+        row.cosines[way] = float(ours.delta @ plain.delta / ours.delta.norm() / plain.delta.norm())
+    after = [drawn(with_lora(model, lora), family, data[1][0]) for model in models]
+    row.moved = relative(after[0], before[0]), relative(after[1], before[1])
+    row.restored = weights_of(models[0]) == weights and relative(drawn(models[0], family, data[1][0]), before[0]) < 1e-5
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of a difference, relative to the expected one."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def measured(pack: ModuleType, loader: Any, folder: Path, family: Family, name: str, kind: str) -> Row:
+    """Train from a file of a family in a type, and return what was found."""
+    row = Row(name)
+    try:
+        compare(pack, load(loader, folder, kind, family), family, row)
+    except Exception as error:
+        row.failure = f"{type(error).__name__}: {error}"
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.gguf", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--pack", type=Path, required=True, help="the folder of ComfyUI-GGUF")
+    parser.add_argument("--site", type=Path, help="where the package gguf is, if not in this environment")
+    parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
+    parser.add_argument("--families", action="store_true", help="every family in Q4_0, and not a Flux in every type")
+    args = parser.parse_args()
+    if args.site:
+        sys.path.append(str(args.site))
+    open_host(args.host, cpu=True)
+    pack, loader = load_pack(), load_gguf_pack(args.pack)
+    import folder_paths
+
+    logging.disable(logging.WARNING)
+    jobs = [(FLUX, kind, kind) for kind in args.types]
+    if args.families:
+        plain = [name for name, family in FAMILIES.items() if family.dtype == torch.float32 and not family.loading]
+        jobs = [(FAMILIES[name], name, "Q4_0") for name in plain]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.add_model_folder_path("diffusion_models", folder)
+        for job in jobs:
+            rows.append(measured(pack, loader, Path(folder), *job).cells())
+            print(*rows[-1], sep=", ", flush=True)
+    header = ["file", "losses differ by", *WAYS, "the LoRA moves the image by, and in float32", "the model afterwards"]
+    print(f"\ngguf {version('gguf')}, torch {torch.__version__}\n\n{markdown(header, rows)}")
+
+
+if __name__ == "__main__":
+    main()
