@@ -147,9 +147,14 @@ class MemoryPlan:
         seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
         self.progress.memory = f"{self._plan}, {_duration(seconds)} a step"
         log.info("AC-LoRA: %s a step.", _duration(seconds))
-        if self._expected and seconds > _MUCH_LONGER * self._expected and seconds < _HELPED * self._taken:
+        if self._is_short_of_memory(seconds):
             self._taken = seconds
             self._relax(seconds)
+
+    def _is_short_of_memory(self, seconds: float) -> bool:
+        """Whether steps take so long, in graphs, that memory must be what they wait for."""
+        much_longer = 0 < _MUCH_LONGER * self._expected < seconds < _HELPED * self._taken
+        return much_longer and self.adapted.graphs.active
 
     def _relax(self, seconds: float) -> None:
         """Have steps that took so many seconds need less memory, as far as they can, and measure again."""

@@ -144,6 +144,20 @@ def test_fast_copies_leave_memory_for_activations(monkeypatch: pytest.MonkeyPatc
     assert slow_streamed < streamed and slow_recomputed > recomputed
 
 
+def test_steps_that_cannot_be_captured_are_not_taken_for_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Planned(monkeypatch, 44, 1, 2, True)
+    assert it.stream
+    with it.stream.loaded():
+        it._require()
+        it.plan.make()
+        it.plan.adapted.graphs.active = False
+        now = iter(range(100))
+        monkeypatch.setattr(memory.time, "perf_counter", lambda: 9.0 * next(now))
+        for _ in range(30):
+            it.plan.step_ended()
+    assert it.progress.memory.endswith(", 9.0 s a step") and not it.notes
+
+
 def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Planned(monkeypatch, 80, 1, 1, False)
     it.plan.make()
