@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import re
 import shutil
@@ -57,6 +56,7 @@ class Row:
     free_gib: float | None
     steps: int = 0  # that were taken
     ms: float | None = None  # of a step after the warm-up
+    each: dict[int, int] = field(default_factory=dict)  # ms from the step before, by step
     seconds: float = 0.0  # from the prompt to its end, with loading the model
     said: list[str] = field(default_factory=list)
     failure: str = ""
@@ -104,14 +104,14 @@ def run(server: Server, prompt: Prompt, row: Row, patience: float) -> None:
     if server.process is not None and server.process.poll() is not None:
         row.failure = f"the server ended with {server.process.returncode}"
     row.steps = max(ends, default=0)
-    row.ms = median_step(ends, _WARM_UP if row.trainer == OURS else _NATIVE_WARM_UP)
+    row.each = {step: round(1000 * (ends[step] - ends[step - 1])) for step in sorted(ends) if step - 1 in ends}
+    row.ms = median_step(row.each, _WARM_UP if row.trainer == OURS else _NATIVE_WARM_UP)
 
 
-def median_step(ends: Mapping[int, float], warm_up: int) -> float | None:
-    """Return the median time of a step in ms after the warm-up, from when steps ended; None of fewer than two."""
-    times = [end for step, end in sorted(ends.items()) if step >= warm_up]
-    steps = [1000 * (later - earlier) for earlier, later in itertools.pairwise(times)]
-    return statistics.median(steps) if steps else None
+def median_step(each: Mapping[int, int], warm_up: int) -> float | None:
+    """Return the median time of the steps after the warm-up, in ms; None where there are none."""
+    later = [milliseconds for step, milliseconds in each.items() if step > warm_up]
+    return statistics.median(later) if later else None
 
 
 def measured(

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.memory import prompts
-from bench.memory.server import OURS, Row, read, save, table
+from bench.memory.server import OURS, Row, median_step, read, save, table
 from bench.step_time.models import CASES
 
 DEFINITIONS = {
@@ -37,3 +37,9 @@ def test_without_a_file_there_are_no_rows(tmp_path):
     assert prompts.defaults(DEFINITIONS, "ACLoRATrain") == {"steps": 1000}
     with pytest.raises(KeyError):
         prompts.defaults(DEFINITIONS, "Unknown")
+
+
+def test_the_time_of_a_step_is_the_median_after_the_warm_up():
+    each = {2: 900, 3: 100, 4: 110, 5: 500}
+    assert median_step(each, 2) == 110 and median_step(each, 4) == 500
+    assert median_step(each, 5) is None and median_step({}, 0) is None
