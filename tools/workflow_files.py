@@ -24,7 +24,7 @@ FILES = {
     "caption_my_folder": "Captions for a LoRA style - AC-LoRA",  # no number: 10 would sort before 2
     "qwen_image": "5b Train a LoRA style - AC-LoRA Qwen-Image",
 }
-IDS_EACH = 1000  # node ids of a workflow
+IDS_EACH = 1000  # node ids of a workflow; its place above says which, so new ones come last
 FIRST_NODE = {name: IDS_EACH * number for number, name in enumerate(FILES, start=1)}
 
 
