@@ -7,6 +7,7 @@ if it keeps some of them (selective_checkpointing.py). Which blocks do is planne
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,6 +22,8 @@ from . import selective_checkpointing
 from .inplace import NoInplaceAdd
 from .layers import is_linear
 from .step_plan import ActivationSizes, StepPlan
+
+log = logging.getLogger("aclora")
 
 # Bytes that are left free, and the share that a step may take of the others. The run before a capture and the graph do
 # not fit into each other's memory exactly, libraries need some, and allocators leave gaps. With the allocator of a
@@ -97,7 +100,7 @@ class ActivationCheckpointing:
     def _measure_block(self, index: int, compute: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert self._measured is not None
         began = time.perf_counter()
-        _, costly = _saved_bytes(lambda: self._checkpointed(compute, args, kwargs, selective=True))
+        _, costly = _saved_bytes(lambda: self._checkpointed(compute, args, kwargs, bool(self.selective)))
         with _gpu_seconds(time.perf_counter() - began) as seconds:
             output, everything = _saved_bytes(lambda: compute(*args, **kwargs))
         before = self._measured[index]  # of an earlier call of the block
@@ -115,12 +118,12 @@ class ActivationCheckpointing:
         Raises:
             torch.cuda.OutOfMemoryError: one row does not fit, though every block is recomputed.
         """
-        chosen, self.recomputed = self.recomputed, set(range(len(self.blocks)))
+        chosen = self.recomputed, self.selective
         try:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             tensors, memory = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-            loss().backward()
+            self._step_recomputed(loss)
             torch.cuda.synchronize()
             used = torch.cuda.max_memory_allocated() - tensors
             least = max(used, torch.cuda.max_memory_reserved() - memory)
@@ -131,13 +134,26 @@ class ActivationCheckpointing:
                 blocks=[block.everything for block in self._measured],
                 least=least,
                 used=used,
-                costly=[block.costly for block in self._measured],
+                costly=[block.costly for block in self._measured] if self.selective else [],
                 forward=[block.seconds for block in self._measured],
                 left_free=left_free,
                 usable=usable,
             )
         finally:
-            self.recomputed, self._measured = chosen, None
+            (self.recomputed, self.selective), self._measured = chosen, None
+
+    def _step_recomputed(self, loss: Callable[[], Tensor]) -> None:
+        """Take a step that recomputes every block, one of each kind selectively if the network allows that."""
+        self.recomputed = set(range(len(self.blocks)))
+        self.selective = set({type(block): index for index, block in enumerate(self.blocks)}.values())
+        try:
+            loss().backward()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a network does while operations are watched
+            self.selective = set()
+            loss().backward()
+            log.info("AC-LoRA: recomputed blocks keep nothing (%s).", str(error).split("\n")[0])
 
     def use(self, plan: StepPlan) -> None:
         """Recompute from now on what a plan recomputes."""
@@ -167,7 +183,8 @@ def _gpu_seconds(launching: float) -> Iterator[Callable[[], float]]:
             between them otherwise, which it does not in a graph.
     """
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(int(min(launching, _LONGEST_LAUNCH) * _CYCLES))
+    if sleep := getattr(torch.cuda, "_sleep", None):  # without it, the time of launching counts where it is longer
+        sleep(int(min(launching, _LONGEST_LAUNCH) * _CYCLES))
     began.record()
     yield lambda: began.elapsed_time(ended) / 1000
     ended.record()

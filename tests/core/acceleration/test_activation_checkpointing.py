@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from aclora_core.acceleration import selective_checkpointing
 from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing, find_blocks
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
@@ -115,6 +116,36 @@ def test_blocks_recomputed_selectively_give_equal_gradients_with_less_computing(
     assert [count[attention] for count in (once, twice, selective)] == [3, 6, 4]
     assert [count["addmm 12"] for count in (once, twice, selective)] == [3, 6, 4]  # of the layer with the wide input
     assert once["addmm 6"] < twice["addmm 6"] == selective["addmm 6"]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_network_that_cannot_be_recomputed_selectively_is_recomputed_whole(
+    network: Network, works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Any:
+        raise RuntimeError("an operation that nobody may watch\nand more")
+
+    if not works:
+        monkeypatch.setattr(selective_checkpointing, "contexts", fail)
+    memory, steps = ActivationCheckpointing(network), list[int]()
+
+    def loss() -> Tensor:
+        steps.append(1)
+        return network(torch.ones(5, 4, requires_grad=True)).square().sum()
+
+    with memory.attached(), caplog.at_level("INFO", "aclora"):
+        memory._step_recomputed(loss)
+    assert memory.recomputed == {0, 1, 2} and memory.selective == ({2} if works else set())
+    assert len(steps) == (1 if works else 2)
+    assert ("keep nothing (an operation that nobody may watch)" in caplog.text) == (not works)
+
+
+def test_memory_that_runs_out_is_no_reason_to_recompute_whole(network: Network) -> None:
+    def full() -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        ActivationCheckpointing(network)._step_recomputed(full)
 
 
 def test_without_gradients_nothing_is_recomputed(network: Network) -> None:
