@@ -98,7 +98,7 @@ def _plan(
         if fits():
             break
         recomputed.add(index)
-    for index in _largest_first(sizes.costly, set(selective)):
+    for index in _largest_first(sizes.costly, selective):
         if fits():
             break
         selective.remove(index)

@@ -21,7 +21,7 @@ from .dense_weight import dense_weight
 from .parameters import Factor, LoraLayer
 
 # So many times as wide as its input is an output that takes longer to change than to write: the branch is written
-# first, and the product, which takes long in any case, is added to it. 10 % less for Flux.1's widest layer.
+# first, and the product, which takes long in any case, is added to it (bench/README.md).
 _WIDE = 4
 
 

@@ -1,7 +1,7 @@
 """Weights in float8, converted to the dtype that a model computes in.
 
-PyTorch's conversion takes five times as long as its memory traffic. Triton's own needs a GPU that computes in float8,
-so the bits are moved here by hand.
+PyTorch's conversion takes several times as long as its memory traffic. Triton's own needs a GPU that computes in
+float8, so the bits are moved here by hand.
 """
 
 from __future__ import annotations
