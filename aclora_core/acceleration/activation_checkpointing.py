@@ -25,11 +25,6 @@ from .step_plan import ActivationSizes, StepPlan
 
 log = logging.getLogger("aclora")
 
-# Bytes that are left free, and the share that a step may take of the others. The run before a capture and the graph do
-# not fit into each other's memory exactly, libraries need some, and allocators leave gaps. With the allocator of a
-# ComfyUI server the driver keeps the memory of graphs apart from all other, and ComfyUI's loader watches how much is
-# free: steps of SDXL for which less was left took four to forty times as long.
-_LEFT_FREE = {"native": (500 * 10**6, 0.9), "cudaMallocAsync": (10**9, 0.65)}
 _CYCLES = 3e9  # of a GPU in a second, at most
 _LONGEST_LAUNCH = 0.1  # seconds; it takes longer only where something is compiled
 
@@ -129,15 +124,12 @@ class ActivationCheckpointing:
             least = max(used, torch.cuda.max_memory_reserved() - memory)
             self._measured = [_Measured() for _ in self.blocks]
             loss()
-            left_free, usable = _LEFT_FREE.get(torch.cuda.get_allocator_backend(), _LEFT_FREE["cudaMallocAsync"])
             return ActivationSizes(
                 blocks=[block.everything for block in self._measured],
                 least=least,
                 used=used,
                 costly=[block.costly for block in self._measured] if self.selective else [],
                 forward=[block.seconds for block in self._measured],
-                left_free=left_free,
-                usable=usable,
             )
         finally:
             (self.recomputed, self.selective), self._measured = chosen, None

@@ -11,6 +11,8 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+_USABLE = 0.9  # share of the free memory that a step may take: libraries need some, and allocators leave gaps
+
 # In units of the forward pass, measured on an H100 and an H200 (bench/README.md).
 _BACKWARD = 1.4  # the backward pass, without recomputing: 1.27 for Flux.1, 1.65 for SDXL
 _MICRO_BATCH = 0.45  # more per micro-batch, in rows: SDXL takes 59 ms for one row and 182 for four
@@ -26,8 +28,6 @@ class ActivationSizes:
     used: int  # of that by tensors at its peak
     costly: list[int] = field(default_factory=list)  # of what each block saves, if it is recomputed selectively
     forward: list[float] = field(default_factory=list)  # seconds of the GPU for each block's forward pass
-    left_free: int = 0  # bytes that no step may take
-    usable: float = 0.9  # share that a step may take of what is free beyond these
 
     def peak(self, rows: int, recomputed: Set[int], selective: Set[int] = frozenset()) -> int:
         """Return the peak memory of a step in bytes.
@@ -40,10 +40,6 @@ class ActivationSizes:
         saved = sum(size for index, size in enumerate(self.blocks) if index not in recomputed)
         saved += sum(self.costly[index] for index in recomputed & selective)
         return rows * (self.least + saved)
-
-    def fits(self, peak: int, free: int) -> bool:
-        """Return whether a step with such a peak fits into so much free memory, both in bytes."""
-        return math.ceil(peak / self.usable) <= free
 
     @property
     def times(self) -> list[float]:
@@ -92,7 +88,7 @@ def _plan(
     recomputed, selective = set(required), {index for index, size in enumerate(sizes.costly) if size}
 
     def fits() -> bool:
-        return sizes.fits(sizes.peak(rows_each, recomputed, selective), free)
+        return _fits(sizes.peak(rows_each, recomputed, selective), free)
 
     for index in _largest_first(sizes.blocks, set(range(len(sizes.blocks))) - recomputed):
         if fits():
@@ -122,7 +118,12 @@ def given_plan(
     each = max(growth * forward, copying) + max(growth * (_BACKWARD * forward + again), copying)
     peak = sizes.peak(rows_each, recomputed, selective)
     seconds = math.ceil(rows / rows_each) * each
-    return StepPlan(sizes.fits(peak, free), seconds, peak, rows_each, set(recomputed), set(selective))
+    return StepPlan(_fits(peak, free), seconds, peak, rows_each, set(recomputed), set(selective))
+
+
+def _fits(peak: int, free: int) -> bool:
+    """Return whether a step with such a peak fits into so much free memory, both in bytes."""
+    return math.ceil(peak / _USABLE) <= free
 
 
 def _largest_first(sizes: Sequence[int], indices: Set[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """A LoRA as data: file formats, metadata, ranks, truncation, the rank report."""
 
-from .adapter import Adapter, Layer, with_dtype
+from .adapter import Adapter, Layer, is_finite, with_dtype
 from .file_formats import FILE_FORMAT, FILE_NAMES, FormatChoice
 from .file_size import file_size
 from .key_formats import KEY_FORMATS, KeyFormat, find_key_format, suffixes_by_base, to_comfyui_keys
@@ -56,6 +56,7 @@ __all__ = [
     "find_key_format",
     "fit_share",
     "from_state_dict",
+    "is_finite",
     "layer_sort_key",
     "left_out_lines",
     "load",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..acceleration import is_linear
-from ..adapter import Layer
+from ..adapter import Layer, is_finite
 
 log = logging.getLogger("aclora")
 
@@ -56,12 +56,6 @@ class LoraLayer:
     def scale(self) -> float:
         """alpha / rank, as in every LoRA file."""
         return self.alpha / self.lora_down.shape[0]
-
-    def to_layer(self) -> Layer:
-        """Copy the float32 factors to main memory."""
-        down = self.lora_down.to("cpu", copy=True).contiguous()
-        up = self.lora_up.to("cpu", copy=True).contiguous()
-        return Layer(down, up, self.alpha)
 
 
 class FlatParameters:
@@ -126,6 +120,26 @@ class FlatParameters:
                 branch.lora_down.zero_()[: layer.rank] = layer.lora_down
                 branch.lora_up.zero_()[:, : layer.rank] = layer.lora_up * (layer.scale / branch.scale)
         self.refresh()
+
+    def to_layers(self, dtype: torch.dtype = torch.float32) -> dict[str, Layer]:
+        """Copy all factors to main memory in a dtype.
+
+        They come in one piece, and nothing is computed on the CPU: a thousand small operations there take seconds
+        while other programs keep its cores busy.
+
+        Raises:
+            ValueError: a weight is not finite in that dtype.
+        """
+        flat = self.master.detach().to(dtype)
+        if dtype != self.master.dtype and not is_finite(flat):
+            raise ValueError(f"The LoRA holds NaN, infinity, or a number that is too large for {dtype}.")
+        flat = flat.to("cpu")
+
+        def own(factor: Factor) -> Tensor:
+            part = _view(flat[self.span(factor.master)], factor.master.shape)
+            return part.clone(memory_format=torch.contiguous_format)
+
+        return {name: Layer(own(layer.down), own(layer.up), layer.alpha) for name, layer in self.layers.items()}
 
     def span(self, factor: Tensor) -> slice:
         """The elements of the flat tensors that a factor's master is a view of."""

@@ -84,9 +84,13 @@ class AdaptedModel:
         with torch.no_grad(), self.parameters.switched_off():
             return self.model.denoise(noisy, batch.sigma, batch.conditioning).float()
 
-    def adapter(self) -> Adapter:
-        """Return a copy of the adapter in main memory."""
-        return Adapter({name: layer.to_layer() for name, layer in self.parameters.layers.items()})
+    def adapter(self, dtype: torch.dtype = torch.float32) -> Adapter:
+        """Return a copy of the adapter in main memory, in a dtype.
+
+        Raises:
+            ValueError: a weight is not finite in that dtype.
+        """
+        return Adapter(self.parameters.to_layers(dtype))
 
     def weight_addresses(self) -> list[int]:
         """Return where the network's weights lie; captured graphs are void once one has moved."""

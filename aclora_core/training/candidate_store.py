@@ -65,14 +65,13 @@ class CandidateStore:
         return sorted(int(match[1]) for match in matches if match)
 
     def write_step(self, step: int, adapter: Adapter, progress: Progress) -> None:
-        """Keep the adapter of a step in float16, with the trajectory that led to it.
+        """Keep the adapter of a step, with the trajectory that led to it.
 
         Raises:
-            ValueError: the adapter holds NaN, infinity, or a number that is too large for float16.
             OSError: the file cannot be written.
         """
         content = {"progress": progress.state_dict()}
-        self._write(f"step_{step:07}.safetensors", to_state_dict(with_dtype(adapter, torch.float16)), content)
+        self._write(f"step_{step:07}.safetensors", to_state_dict(adapter), content)
 
     def read_step(self, step: int) -> tuple[Adapter, Progress]:
         """Return the adapter of a step in float32, and the trajectory that led to it.

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ..adapter import Adapter, Stage, Truncation
 from ..config import TrainConfig
 from ..diffusion import DiffusionModel, TrainingSet
@@ -57,7 +59,12 @@ class Candidates:
         store: where they are kept.
         planned: steps of the training.
         wanted: further steps to keep.
+
+    Attributes:
+        dtype: in which adapters are kept.
     """
+
+    dtype = torch.float16
 
     def __init__(self, store: CandidateStore, planned: int, wanted: Collection[int] = ()) -> None:
         self.store = store
@@ -84,11 +91,11 @@ class Candidates:
 
         Args:
             step: 0 stands for the model without an adapter, of which nothing is kept.
-            adapter: whole, as the training would return it at this step.
+            adapter: whole, in `dtype`, as the training would return it at this step.
             progress: of the pass that trained it.
 
         Raises:
-            ValueError, OSError: it cannot be kept.
+            OSError: it cannot be kept.
         """
         self._kept.add((progress.stage, step))
         if step:

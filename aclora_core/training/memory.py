@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import statistics
 import time
 import traceback
@@ -26,11 +25,10 @@ from .too_little_memory import TooLittleMemoryError
 
 log = logging.getLogger("aclora")
 
+# Bytes: the run before a capture and the graph itself do not fit into each other's memory exactly.
+_LEFT_FREE = 500 * 10**6
 _BESIDE_COMPUTING = 1.1  # so many times as long take copies that run beside the computing (bench/README.md)
 _TIMED = 10  # steps until the time of a step is known
-_MUCH_LONGER = 3  # so many times as long as planned take steps for which the driver has to move memory
-_HELPED = 0.7  # share of the time before, at most, if it was memory that a step took long for
-_TIGHT = 0.4  # share of the free memory; where a step takes less, it is not for its memory that it takes long
 
 
 class MemoryPlan:
@@ -51,9 +49,7 @@ class MemoryPlan:
         self.automatic = checkpointing == "automatic"
         self._plan = ""  # as a sentence, without the time of a step
         self._fallback = ""  # what changes after an attempt that ran out of memory
-        self._ends: list[float] = []  # when steps ended, in seconds, since the plan was last changed
-        self._taken = math.inf  # seconds of a step, measured before steps were made to need less
-        self._expected = 0.0  # seconds of a step; 0 if unknown, or if memory cannot be what it takes long for
+        self._ends: list[float] = []  # when steps ended, in seconds
 
     def make(self) -> None:
         """Choose the fastest way in which the largest batch fits on the CUDA device, and report what it needs.
@@ -73,11 +69,11 @@ class MemoryPlan:
             return
         if sizes.used > found:  # it has just run, so that free memory is limited by a setting
             raise TooLittleMemoryError(sizes.used - found, self.adapted)
-        free = max(0, found - sizes.left_free)
+        free = max(0, found - _LEFT_FREE)
         copying = 0.0
         if stream := model.weight_stream:
             plan, copying = self._stream_best(stream, sizes, rows, free)
-            free = max(0, (model.free_memory(plan.peak) or 0) - sizes.left_free)
+            free = max(0, (model.free_memory(plan.peak) or 0) - _LEFT_FREE)
         plan = self._planned(sizes, rows, free, checkpointing.required, copying)
         if self.automatic:
             checkpointing.use(plan)
@@ -85,7 +81,6 @@ class MemoryPlan:
         self._plan = self._sentence(plan.peak, free, rows)
         seconds = self.stream.config.accumulate * plan.seconds
         timed = bool(sizes.forward) and self.adapted.graphs.active  # else the CPU sets the time
-        self._expected = seconds if timed and plan.peak > _TIGHT * free else 0.0
         self.progress.memory = f"{self._plan}, about {_duration(seconds)} a step" if timed else self._plan
         log.info("AC-LoRA: %s.", self.progress.memory)
 
@@ -135,35 +130,14 @@ class MemoryPlan:
         return ", ".join(parts)
 
     def step_ended(self) -> None:
-        """Put the measured time of a step into the plan's sentence, once it is known.
-
-        Where it is many times what was planned, later steps need less memory.
-        """
+        """Put the measured time of a step into the plan's sentence, once it is known."""
         if not self.progress.memory or len(self._ends) > _TIMED:
             return
         self._ends.append(time.perf_counter())
-        if len(self._ends) <= _TIMED:
-            return
-        seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
-        self.progress.memory = f"{self._plan}, {_duration(seconds)} a step"
-        log.info("AC-LoRA: %s a step.", _duration(seconds))
-        if self._is_short_of_memory(seconds):
-            self._taken = seconds
-            self._relax(seconds)
-
-    def _is_short_of_memory(self, seconds: float) -> bool:
-        """Whether steps take so long, in graphs, that memory must be what they wait for."""
-        much_longer = 0 < _MUCH_LONGER * self._expected < seconds < _HELPED * self._taken
-        return much_longer and self.adapted.graphs.active
-
-    def _relax(self, seconds: float) -> None:
-        """Have steps that took so many seconds need less memory, as far as they can, and measure again."""
-        self.adapted.graphs.clear()  # first, as a step that was launched ahead may still read the weights
-        if self.automatic and (change := self._need_less(rows=1)):
-            how_long = f"A step takes {_duration(seconds)} instead of {_duration(self._expected)}"
-            self._fall_back(f"{how_long}, as if memory were short: {change}.")
-            self._plan = self.progress.memory = "steps need less memory than planned"
-            self._ends.clear()
+        if len(self._ends) > _TIMED:
+            seconds = statistics.median(later - earlier for earlier, later in itertools.pairwise(self._ends))
+            self.progress.memory = f"{self._plan}, {_duration(seconds)} a step"
+            log.info("AC-LoRA: %s a step.", _duration(seconds))
 
     def attempts(self, batches: Sequence[Batch]) -> Iterator[list[Batch]]:
         """Yield the micro-batches of a step; again in a way that needs less, as long as memory ran out.
@@ -177,7 +151,7 @@ class MemoryPlan:
             yield batches
             if not self._fallback:
                 return
-            self._fall_back(self._fallback)
+            self._fall_back()
 
     def retried(self, work: Callable[[], None]) -> None:
         """Do work that is no step, such as a measurement; again in a way that needs less, as long as memory ran out."""
@@ -186,11 +160,11 @@ class MemoryPlan:
                 work()
             if not self._fallback:
                 return
-            self._fall_back(self._fallback)
+            self._fall_back()
 
-    def _fall_back(self, sentence: str) -> None:
-        log.info("AC-LoRA: %s", sentence)
-        self.progress.note(sentence)
+    def _fall_back(self) -> None:
+        log.info("AC-LoRA: %s", self._fallback)
+        self.progress.note(self._fallback)
         self.progress.memory = ""  # the plan has failed
         self._fallback = ""
         self.stepper.clear_gradients()

@@ -127,7 +127,7 @@ class TrainingRun:
             self.progress.note(problem)
         with self.sparing_candidates(candidates):
             with trainer.stepper.evaluation_weights():
-                adapter = trainer.adapted.adapter()
+                adapter = trainer.adapted.adapter(candidates.dtype)
             candidates.keep(step, adapter, self.progress)
 
     def helping_to_draw(self, trainer: Trainer) -> AbstractContextManager[None]:

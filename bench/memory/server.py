@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import shutil
 import statistics
@@ -120,7 +121,7 @@ def measured(
     """Start a server with the row's free memory, run the prompt that make returns for its nodes, and return the row."""
     from bench.memory.ballast import left_free
 
-    log = ROOT / ".runtime" / "logs" / "bench-memory-server.log"
+    log = ROOT / ".runtime" / "logs" / f"bench-memory-server-{os.getpid()}.log"
     with left_free(row.free_gib), Server(host, Path(sys.executable), options, log) as server:
         run(server, make(json.loads(server.get("/object_info"))), row, patience)
     said = log.read_text(encoding="utf-8", errors="replace")

@@ -68,20 +68,6 @@ def test_a_branch_adds_the_output_of_its_delta_weight(kind: str) -> None:
         torch.testing.assert_close(layer(x), without, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_to_layer_has_the_shape_of_the_weight_and_the_scale_of_the_branch(kind: str) -> None:
-    layer = LAYERS[kind][0]()
-    branch = random_branches({"layer": layer}, 3, 1.5)["layer"]
-    saved = branch.to_layer()
-    assert saved.lora_down.shape[1:] == layer.get_parameter("weight").shape[1:]
-    assert saved.rank == 3 and saved.scale == branch.scale == 0.5
-    before = saved.lora_up.clone()
-    with torch.no_grad():
-        branch.lora_up.add_(1)
-    torch.testing.assert_close(saved.lora_up, before, rtol=0, atol=0)
-    assert not saved.lora_down.requires_grad and not saved.lora_up.requires_grad
-
-
 @pytest.mark.parametrize("is_unpatched", [True, False])
 @pytest.mark.parametrize("x", [torch.ones(2, 7, 6), torch.ones(6, 7, 2).mT.transpose(0, 1), torch.ones(0, 6)])
 def test_models_may_add_in_place_to_an_output(is_unpatched: bool, x: Tensor) -> None:

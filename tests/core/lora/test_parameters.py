@@ -104,7 +104,33 @@ def test_loading_a_lower_rank_pads_with_zeros() -> None:
     weights = FlatParameters({"layer": Layer(torch.randn(4, 7), torch.randn(5, 4), 4.0)}, CPU)
     smaller = Layer(torch.randn(2, 7), torch.randn(5, 2), 6.0)  # scale 3
     weights.load({"layer": smaller})
-    loaded = weights.layers["layer"].to_layer()
+    loaded = weights.to_layers()["layer"]
     delta = loaded.scale * loaded.lora_up @ loaded.lora_down
     torch.testing.assert_close(delta, smaller.scale * smaller.lora_up @ smaller.lora_down)
     assert not loaded.lora_down[2:].any() and not loaded.lora_up[:, 2:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_copies_have_the_shapes_of_the_weights_and_memory_of_their_own(dtype: torch.dtype) -> None:
+    layers = {"linear": nn.Linear(6, 5), "convolution": nn.Conv2d(4, 5, 3)}
+    weights = make_parameters(layers, LoraSpec(3, 1.5), seeded(), CPU)
+    weights.master.normal_(generator=seeded(9))
+    expected = {name: (layer.lora_down.to(dtype), layer.lora_up.to(dtype)) for name, layer in weights.layers.items()}
+    copies = weights.to_layers(dtype)
+    weights.master.add_(1)
+    for name, layer in copies.items():
+        assert layer.lora_down.shape[1:] == layers[name].weight.shape[1:]
+        assert layer.rank == 3 and layer.scale == weights.layers[name].scale == 0.5
+        for factor, wanted in zip((layer.lora_down, layer.lora_up), expected[name], strict=True):
+            assert torch.equal(factor, wanted) and factor.dtype == dtype
+            assert factor.is_contiguous() and not factor.requires_grad
+            assert factor.untyped_storage().nbytes() == factor.nbytes
+
+
+@pytest.mark.parametrize("number", [1e5, math.inf, math.nan])
+def test_a_copy_that_is_not_finite_is_refused(number: float) -> None:
+    weights = make_parameters({"layer": nn.Linear(6, 5)}, LoraSpec(3, 1.5), seeded(), CPU)
+    weights.layers["layer"].lora_up[1, 1] = number
+    with pytest.raises(ValueError, match=r"too large for torch\.float16"):
+        weights.to_layers(torch.float16)
+    assert not torch.equal(weights.to_layers()["layer"].lora_up, torch.zeros(5, 3))

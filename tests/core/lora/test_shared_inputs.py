@@ -142,7 +142,7 @@ def test_an_input_changed_in_place_is_computed_anew(calls: list[int]) -> None:
         x += 1
         after = module.to_k(x)
     assert calls[-2:] == [3, 1]
-    own = branches["attn.to_k"].to_layer()
+    own = branches["attn.to_k"]
     delta = own.scale * own.lora_up @ own.lora_down
     torch.testing.assert_close(after, x @ (module.to_k.weight + delta).T + module.to_k.bias)
 
