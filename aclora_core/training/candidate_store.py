@@ -64,14 +64,13 @@ class CandidateStore:
         matches = (_STEP.fullmatch(path.name) for path in self._files(self.folder))
         return sorted(int(match[1]) for match in matches if match)
 
-    def write_step(self, step: int, adapter: Adapter, progress: Progress) -> None:
-        """Keep the adapter of a step, with the trajectory that led to it.
+    def write_step(self, step: int, adapter: Adapter, progress: Mapping[str, Any]) -> None:
+        """Keep the adapter of a step, with the state of the progress that led to it.
 
         Raises:
             OSError: the file cannot be written.
         """
-        content = {"progress": progress.state_dict()}
-        self._write(f"step_{step:07}.safetensors", to_state_dict(adapter), content)
+        self._write(f"step_{step:07}.safetensors", to_state_dict(adapter), {"progress": progress})
 
     def read_step(self, step: int) -> tuple[Adapter, Progress]:
         """Return the adapter of a step in float32, and the trajectory that led to it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from .fingerprint import training_fingerprint
 from .progress import Progress, Result
 from .report import make_report
 from .sampler import captioned_indices
+
+# Steps are taken while a file is hashed and written, which takes a second for a LoRA of 100 MB.
+_WRITER = ThreadPoolExecutor(1, thread_name_prefix="AC-LoRA candidates")
 
 COUNT = 8  # evenly spaced steps; the last step and the returned one are kept besides
 
@@ -71,10 +76,13 @@ class Candidates:
         self.steps = {*candidate_steps(planned), *wanted}
         self.failed = False  # whether one could not be kept; then none is any more
         self._kept: set[tuple[Stage, int]] = set()
+        self._writing: Future[None] | None = None
 
     def begin(self, resumed: bool) -> None:
         """Start a training; one that is not resumed has no candidates yet."""
         self._kept.clear()
+        with suppress(OSError):  # of an attempt before
+            self._wait()
         if not resumed:
             self.store.clear()
 
@@ -87,7 +95,7 @@ class Candidates:
         return not self.failed and (stage, step) not in self._kept
 
     def keep(self, step: int, adapter: Adapter, progress: Progress) -> None:
-        """Keep the adapter of a step.
+        """Keep the adapter of a step; it is written while the training goes on.
 
         Args:
             step: 0 stands for the model without an adapter, of which nothing is kept.
@@ -95,11 +103,12 @@ class Candidates:
             progress: of the pass that trained it.
 
         Raises:
-            OSError: it cannot be kept.
+            OSError: the one before it cannot be kept.
         """
         self._kept.add((progress.stage, step))
         if step:
-            self.store.write_step(step, adapter, progress)
+            self._wait()
+            self._writing = _WRITER.submit(self.store.write_step, step, adapter, progress.state_dict())
 
     def finish(self, result: Result, step: int, truncation: Truncation) -> None:
         """Keep what the training returns; without it no candidate can be chosen.
@@ -112,7 +121,18 @@ class Candidates:
         Raises:
             ValueError, OSError: it cannot be kept.
         """
+        self._wait()
         self.store.write_result(result, step, truncation)
+
+    def _wait(self) -> None:
+        """Wait until the last step is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
 
 def choose(store: CandidateStore, kept: KeptResult, step: int, config: TrainConfig) -> Result:

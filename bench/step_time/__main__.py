@@ -33,7 +33,7 @@ from bench.step_time import check
 from bench.step_time import native_node as native
 from bench.step_time.clock import Clock, Measured, measure, peak_flops, sentence
 from bench.step_time.compare_versions import compare_versions
-from bench.step_time.models import CASES, Case, case_named
+from bench.step_time.models import CASES, Case, case_named, in_fp16
 from bench.step_time.table import Table
 from launcher.environment import ROOT
 from launcher.inprocess import load_pack, open_host
@@ -144,7 +144,7 @@ def chosen_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
     usual = ["sdxl", "sd15", "flux"] if cuda or args.tiny else []
     cases = [case_named(name, args.tiny, memory) for name in args.cases or [*usual, *([] if cuda else ["tiny"])]]
     if args.weights == "fp16":
-        cases = [replace(case, title=f"{case.title}, weights in fp16", dtype=torch.float16) for case in cases]
+        cases = [in_fp16(case) for case in cases]
     return cases
 
 

@@ -157,17 +157,24 @@ def case_named(name: str, miniature: bool, memory: int) -> Case:
     """Return a case.
 
     Args:
-        name: of CASES; with "_fp8" behind it, the weights are kept in that type.
+        name: of CASES; with "_fp8" or "_fp16" behind it, the weights are kept in that type.
         miniature: whether to return a small model of the same kind.
         memory: bytes of GPU memory; Flux is truncated to the blocks that fit.
     """
     if name.endswith("_fp8"):
         return _in_fp8(case_named(name.removesuffix("_fp8"), miniature, memory))
+    if name.endswith("_fp16"):
+        return in_fp16(case_named(name.removesuffix("_fp16"), miniature, memory))
     case = CASES[name]
     if miniature:
         network = case.network | _SMALL_NETWORKS[name]
         return replace(case, title=f"{case.title.split()[0]} in miniature", network=network, **_SMALL_SIZES[name])
     return _truncated_flux(case, memory) if name == "flux" else case
+
+
+def in_fp16(case: Case) -> Case:
+    """Return a case with weights in float16, the type that ComfyUI loads files of SD1.5 and SDXL in."""
+    return replace(case, name=f"{case.name}_fp16", title=f"{case.title}, weights in fp16", dtype=torch.float16)
 
 
 def _in_fp8(case: Case) -> Case:

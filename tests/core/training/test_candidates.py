@@ -202,7 +202,7 @@ def test_the_bytes_of_all_trainings_are_bounded(tmp_path: Path) -> None:
 def write_steps(store: CandidateStore, result: Result, count: int) -> int:
     """Keep the adapter as steps 1 to `count`, and return the bytes of all files."""
     for step in range(1, count + 1):
-        store.write_step(step, result.adapter, Progress(0))
+        store.write_step(step, result.adapter, Progress(0).state_dict())
     return sum(path.stat().st_size for path in store.folder.iterdir())
 
 
