@@ -120,9 +120,7 @@ def main(words: Sequence[str] | None = None) -> None:
         prog="python -m bench.step_time.profile", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
-    parser.add_argument(
-        "--cases", nargs="+", default=["sd15"], help="of bench.step_time, also with _fp8 or _fp16 behind"
-    )
+    parser.add_argument("--cases", nargs="+", default=["sd15"], help="of bench.step_time, also with _fp8 or _fp16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing of every block")
     parser.add_argument("--lines", type=int, default=_LINES, help="rows of a table")

@@ -1,8 +1,6 @@
-"""A plain copy of a MODEL whose weights ComfyUI streams, for loaders without a reload function.
+"""Models that ComfyUI's dynamic loader streams, with plain weights.
 
 Streamed weights are loaded and dropped while the network runs, so LoRA branches cannot be trained beside them.
-ComfyUI's own loaders register a function that loads the model again with plain weights; those of other packs often do
-not.
 """
 
 from __future__ import annotations
@@ -12,10 +10,48 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import torch
+from torch import nn
+
+_PLAIN = torch.Tensor, nn.Parameter
 
 
-def plain_copy(model: Any) -> Any:
-    """Return the MODEL with its patches on a new network, which shares the weights' memory.
+def without_streaming(patcher: Any) -> Any:
+    """Return a clone of a dynamic patcher, with plain weights in the dtypes that its network is made for.
+
+    Raises:
+        ValueError: the patcher comes from a loader that leaves no way to load it again, and ComfyUI cannot build
+            another network of its kind.
+    """
+    clone = patcher.clone(disable_dynamic=True) if patcher.cached_patcher_init else _plain_copy(patcher)
+    if convert_to_declared(clone.model):
+        clone.size = 0  # ComfyUI measures it again
+    return clone
+
+
+def convert_to_declared(network: nn.Module) -> bool:
+    """Convert weights to the dtypes that their network is made for, and return whether any was of another.
+
+    With its dynamic loader, ComfyUI keeps the weights of linear layers as they are in the file, and converts them when
+    it copies them to the GPU. Plain weights would be converted in every step, and float32 takes twice the memory.
+    """
+    converted = False
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            declared = getattr(module, f"{name}_comfy_model_dtype", None)
+            if declared in (None, weight.dtype) or type(weight) not in _PLAIN or type(weight.data) is not torch.Tensor:
+                continue
+            if weight.is_floating_point() and declared.is_floating_point:
+                weight.data = weight.data.to(declared)
+                converted = True
+    return converted
+
+
+def _plain_copy(model: Any) -> Any:
+    """Return a MODEL with its patches on a new network, which shares the weights' memory.
+
+    ComfyUI's own loaders register a function that loads the model again with plain weights; those of other packs often
+    do not.
 
     Raises:
         ValueError: ComfyUI cannot build another network of this kind.

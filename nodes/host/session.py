@@ -20,7 +20,7 @@ from .input_checks import check_inputs, check_unconditional
 from .loading import UNLIMITED, MemoryLimits, loaded_weights, streamed_weights
 from .model import HostModel
 from .objective import make_objective
-from .reload import plain_copy
+from .reload import without_streaming
 from .replaced import replaced_attribute
 from .text_encoder import TextEncoder, check_text_encoder
 from .tokens import Caption
@@ -119,15 +119,13 @@ def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:
             "it with one of ComfyUI's own nodes, such as Load Checkpoint or Load CLIP, or start ComfyUI with "
             "--disable-dynamic-vram."
         )
-    return TextEncoder(clip, clip.patcher.clone(disable_dynamic=True), conditioning)
+    patcher = without_streaming(clip.patcher) if clip.patcher.is_dynamic() else clip.patcher.clone()
+    return TextEncoder(clip, patcher, conditioning)
 
 
 def _patcher_for_training(model: Any) -> Any:
     """Return a clone whose weights stay in place, and which computes in a type with enough range for gradients."""
-    if model.is_dynamic():
-        patcher = model.clone(disable_dynamic=True) if model.cached_patcher_init else plain_copy(model)
-    else:
-        patcher = model.clone()
+    patcher = without_streaming(model) if model.is_dynamic() else model.clone()
     base = patcher.model
     in_float16 = base.get_dtype_inference() == torch.float16
     if in_float16 and not _prefers_float16(base) and comfy.model_management.should_use_bf16(patcher.load_device):

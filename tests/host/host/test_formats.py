@@ -65,3 +65,31 @@ def test_a_base_with_weights_of_a_class_of_their_own_learns_about_the_same(
     assert alike(adapter, in_float32[1]) > 0.9
     kinds = {type(weight) for weight in model.model.diffusion_model.parameters()}
     assert quantised.PackedWeight in kinds
+
+
+@pytest.mark.parametrize("in_file", [torch.float16, torch.float64])
+def test_a_streamed_base_gets_the_type_that_its_network_is_made_for(in_file, monkeypatch, pack, weights, pictures):  # noqa: F811
+    """ComfyUI's dynamic loader keeps linear layers as they are in the file. It needs a GPU, so it is only said to run."""
+    import comfy.memory_management
+    import comfy.sd
+
+    def load(in_file, disable_dynamic=False):
+        file = {name: weight.to(in_file) for name, weight in weights.items()}
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model_state_dict(file, {"dtype": torch.float32})
+        model.cached_patcher_init = (load, (in_file,))
+        model.model.model_sampling.set_parameters(shift=1.0)
+        return model
+
+    expected = learned(pack, load(in_file), pictures)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    model = load(in_file)
+    assert in_file in {weight.dtype for weight in model.model.diffusion_model.parameters()}
+    monkeypatch.setattr(model, "is_dynamic", lambda: True)
+    with pack.nodes.host.training_session(model, *pictures) as (frozen, _):
+        assert {weight.dtype for weight in frozen.network.parameters()} == {torch.float32}
+        assert frozen.patcher.model_size() >= sum(weight.nbytes for weight in frozen.network.parameters())
+        assert frozen.patcher.model_size() < 1.2 * sum(weight.nbytes for weight in frozen.network.parameters())
+    found = learned(pack, model, pictures)
+    assert found[0] == expected[0]
+    assert all(torch.equal(tensor, expected[1][name]) for name, tensor in found[1].items())
