@@ -69,7 +69,7 @@ def test_a_base_with_weights_of_a_class_of_their_own_learns_about_the_same(
 
 @pytest.mark.parametrize("in_file", [torch.float16, torch.float64])
 def test_a_streamed_base_gets_the_type_that_its_network_is_made_for(in_file, monkeypatch, pack, weights, pictures):  # noqa: F811
-    """ComfyUI's dynamic loader keeps linear layers as they are in the file. It needs a GPU, so it is only said to run."""
+    """ComfyUI keeps linear layers as they are in the file where its dynamic loader runs, here only presumably."""
     import comfy.memory_management
     import comfy.sd
 
