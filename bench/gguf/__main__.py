@@ -5,10 +5,11 @@
     python -m bench.gguf --pack PACK --site SITE --host path/to/ComfyUI                # a Flux in every type
     python -m bench.gguf --pack PACK --site SITE --host path/to/ComfyUI --families     # every family in one type
 
-On the CPU. Random weights are written as that pack's files have them: matrices of layers in the type, other matrices in
-F16, vectors in F32. The same weights, dequantised to float32 and loaded by ComfyUI alone, take the same steps from the
-same noise. So an adapter differs from that of float32 by what the pack rounds: it dequantises in float16. The table has
-the cosine of the two adapters' products, all layers together, for each way to hold the blocks.
+On the CPU, or with --gpu on a CUDA GPU. Random weights are written as that pack's files have them: matrices of layers
+in the type, other matrices in F16, vectors in F32. The same weights, dequantised to float32 and loaded by ComfyUI alone,
+take the same steps from the same noise. So an adapter differs from that of float32 by what the pack rounds: it
+dequantises in float16. The table has the cosine of the two adapters' products, all layers together, for each way to
+hold the blocks.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def weights_of(model: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _facts(weight: Tensor) -> tuple[Any, ...]:
-    held = weight.data.as_subclass(Tensor).contiguous().view(torch.uint8).numpy().tobytes()
+    held = weight.data.as_subclass(Tensor).contiguous().view(torch.uint8).cpu().numpy().tobytes()
     own = vars(weight)
     return type(weight), own.get("tensor_type"), tuple(weight.shape), len(own.get("patches", [])), held
 
@@ -208,11 +209,12 @@ def main() -> None:
     parser.add_argument("--site", type=Path, help="where the package gguf is, if not in this environment")
     parser.add_argument("--host", type=Path, default=Path(".runtime/ComfyUI"))
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA GPU")
     parser.add_argument("--families", action="store_true", help="every family in Q4_0, and not a Flux in every type")
     args = parser.parse_args()
     if args.site:
         sys.path.append(str(args.site))
-    open_host(args.host, cpu=True)
+    open_host(args.host, cpu=not args.gpu)
     pack, loader = load_pack(), load_gguf_pack(args.pack)
     import folder_paths
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -57,7 +58,7 @@ class Row:
     free_gib: float | None
     steps: int = 0  # that were taken
     ms: float | None = None  # of a step after the warm-up
-    each: dict[int, int] = field(default_factory=dict)  # ms from the step before, by step
+    each: dict[int, int] = field(default_factory=dict)  # ms by step
     seconds: float = 0.0  # from the prompt to its end, with loading the model
     said: list[str] = field(default_factory=list)
     failure: str = ""
@@ -105,8 +106,20 @@ def run(server: Server, prompt: Prompt, row: Row, patience: float) -> None:
     if server.process is not None and server.process.poll() is not None:
         row.failure = f"the server ended with {server.process.returncode}"
     row.steps = max(ends, default=0)
-    row.each = {step: round(1000 * (ends[step] - ends[step - 1])) for step in sorted(ends) if step - 1 in ends}
+    row.each = times_of_steps(ends)
     row.ms = median_step(row.each, _WARM_UP if row.trainer == OURS else _NATIVE_WARM_UP)
+
+
+def times_of_steps(ends: Mapping[int, float]) -> dict[int, int]:
+    """Return ms by step; ComfyUI does not tell the end of each quick step, so those between two have equal parts.
+
+    ends: seconds by step.
+    """
+    each = {}
+    for earlier, later in itertools.pairwise(sorted(ends)):
+        milliseconds = round(1000 * (ends[later] - ends[earlier]) / (later - earlier))
+        each |= dict.fromkeys(range(earlier + 1, later + 1), milliseconds)
+    return each
 
 
 def median_step(each: Mapping[int, int], warm_up: int) -> float | None:

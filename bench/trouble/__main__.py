@@ -1,12 +1,13 @@
 """Measure a real server's memory over many trainings, with a thousand images and with very large images.
 
     python -m bench.trouble --host path/to/ComfyUI --runs 20
-    python -m bench.trouble --only-runs --checkpoint FILE --resolution 512
+    python -m bench.trouble --only-runs --checkpoint FILE --resolution 512 --free 3
 
 With the tiny base or a checkpoint, on a CUDA GPU if there is one. A run encodes the dataset (from the cache), trains 10
 steps with restarts, saves and samples, with a new seed each time; every third trains the text encoder too, and every
-fourth is cancelled. --only-runs skips the measurements with images. Writes bench/results/trouble.json, on a GPU
-trouble_cuda.json; with a checkpoint its name is added.
+fourth is cancelled. --only-runs skips the measurements with images. With --free another process occupies the rest of
+the GPU's memory, so that weights are streamed. Writes bench/results/trouble.json, on a GPU trouble_cuda.json; with a
+checkpoint its name is added, and with --free the limit.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from bench.memory.ballast import left_free
 from launcher.environment import ROOT, has_cuda
 from launcher.host import OWN, link_pack
 from launcher.server import COMPARABLE_MEMORY, Server
@@ -188,6 +190,7 @@ def main() -> None:
     parser.add_argument("--only-runs", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="instead of the tiny base; only with --only-runs")
     parser.add_argument("--resolution", type=int, default=128, help="of the images in the runs")
+    parser.add_argument("--free", type=float, help="GiB of GPU memory that are left free")
     options = parser.parse_args()
     if options.checkpoint and not options.only_runs:
         parser.error("--checkpoint needs --only-runs: the other measurements always use the tiny base.")
@@ -204,7 +207,8 @@ def main() -> None:
         words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
         words += [] if cuda else ["--cpu"]
         python, log = Path(sys.executable), base / "server.log"
-        with Server(options.host, python, words, log, environment=COMPARABLE_MEMORY) as server:
+        server = Server(options.host, python, words, log, environment=COMPARABLE_MEMORY)
+        with left_free(options.free), server:
             run = Run(server, base)
             found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
             if not options.only_runs:
@@ -212,7 +216,8 @@ def main() -> None:
     for name in found.keys() - {"runs"}:
         for which, row in found[name].items():
             print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
-    name = "_".join(filter(None, ["trouble", "cuda" if cuda else "", Path(file).stem]))
+    limit = f"{options.free:g}_gib_free" if options.free else ""
+    name = "_".join(filter(None, ["trouble", "cuda" if cuda else "", Path(file).stem, limit]))
     target = ROOT / "bench" / "results" / f"{name}.json"
     before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}  # of what was left out now
     target.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.memory import prompts
-from bench.memory.server import OURS, Row, median_step, read, save, table
+from bench.memory.server import OURS, Row, median_step, read, save, table, times_of_steps
 from bench.step_time.models import CASES
 
 DEFINITIONS = {
@@ -43,3 +43,8 @@ def test_the_time_of_a_step_is_the_median_after_the_warm_up():
     each = {2: 900, 3: 100, 4: 110, 5: 500}
     assert median_step(each, 2) == 110 and median_step(each, 4) == 500
     assert median_step(each, 5) is None and median_step({}, 0) is None
+
+
+def test_steps_between_two_that_are_told_have_equal_parts() -> None:
+    assert times_of_steps({1: 10.0, 2: 10.5, 5: 11.1, 6: 12.0}) == {2: 500, 3: 200, 4: 200, 5: 200, 6: 900}
+    assert times_of_steps({3: 1.0}) == times_of_steps({}) == {}
