@@ -6,8 +6,8 @@
     python -m bench.gguf --pack PACK --site SITE --host path/to/ComfyUI --families     # every family in one type
 
 On the CPU, or with --gpu on a CUDA GPU. Random weights are written as that pack's files have them: matrices of layers
-in the type, other matrices in F16, vectors in F32. The same weights, dequantised to float32 and loaded by ComfyUI alone,
-take the same steps from the same noise. So an adapter differs from that of float32 by what the pack rounds: it
+in the type, other matrices in F16, vectors in F32. The same weights, dequantised to float32 and loaded by ComfyUI
+alone, take the same steps from the same noise. So an adapter differs from that of float32 by what the pack rounds: it
 dequantises in float16. The table has the cosine of the two adapters' products, all layers together, for each way to
 hold the blocks.
 """
