@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..acceleration import CONVOLUTIONS, is_linear
 from .convolution import adapted_convolution, can_adapt, channels_last
-from .linear import AdaptedLayer, LinearBranch
+from .linear import AdaptedLayer, ConvertedLinear, LinearBranch
 from .parameters import LoraLayer
 from .shared_inputs import SharedInputs
 
@@ -67,18 +67,20 @@ def _adapted_forward(layer: Any, branch: LoraLayer, siblings: SharedInputs) -> C
     """Return a forward that computes layer and branch; None for layers that must compute their product themselves."""
     dtype = branch.down.compute.dtype
     if is_linear(layer):
-        return _with_own_dtype(layer, branch, siblings.add(AdaptedLayer(layer.weight, layer.bias, branch)))
+        return _in_any_dtype(layer, branch, siblings.add(AdaptedLayer(layer.weight, layer.bias, branch)))
     if layer.weight.dtype != dtype:  # the host keeps some layers in another dtype
         return None
     return adapted_convolution(layer, branch) if can_adapt(layer) else None
 
 
-def _with_own_dtype(layer: nn.Module, branch: LoraLayer, adapted: Callable[[Tensor], Tensor]) -> Any:
-    """Let a layer compute an input in another dtype than its branch by itself, as the output has the input's dtype."""
-    own, add = layer.forward, _linear_hook(branch)
+def _in_any_dtype(layer: Any, branch: LoraLayer, adapted: Callable[[Tensor], Tensor]) -> Any:
+    """Let a layer compute an input in another dtype than its branch apart, as the output has the input's dtype."""
+    add = _linear_hook(branch)
 
     def forward(x: Tensor) -> Tensor:
-        result: Tensor = adapted(x) if x.dtype == branch.down.compute.dtype else add(layer, (x,), own(x))
+        if x.dtype == branch.down.compute.dtype:
+            return adapted(x)
+        result: Tensor = add(layer, (x,), ConvertedLinear.apply(x, layer.weight, layer.bias))
         return result
 
     return forward

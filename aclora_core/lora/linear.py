@@ -200,6 +200,25 @@ def _gradient(factor: Factor) -> Tensor:
     return factor.compute.grad.flatten(1)
 
 
+class ConvertedLinear(torch.autograd.Function):
+    """x Wᵀ + b in the dtype of x (..., in); a weight of another dtype is converted in each pass, and not kept.
+
+    A text encoder of float16 weights that computes in float32 would keep its weights a second time for each caption.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the output (..., out)."""
+        ctx.weight = weight
+        return F.linear(x, dense_weight(weight, x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor):  # type: ignore[no-untyped-def]
+        """Return the gradient of the input."""
+        return grad_output @ dense_weight(ctx.weight, grad_output.dtype), None, None
+
+
 class LinearBranch(torch.autograd.Function):
     """output (..., out) -> output + s · (x downᵀ) upᵀ, for layers that compute their own product.
 

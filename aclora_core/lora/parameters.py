@@ -124,16 +124,15 @@ class FlatParameters:
     def to_layers(self, dtype: torch.dtype = torch.float32) -> dict[str, Layer]:
         """Copy all factors to main memory in a dtype.
 
-        They come in one piece, and nothing is computed on the CPU: a thousand small operations there take seconds
-        while other programs keep its cores busy.
+        They come in one piece: a thousand small operations on the CPU take seconds while other programs keep its
+        cores busy. They are converted there, as the device may have no memory left.
 
         Raises:
             ValueError: a weight is not finite in that dtype.
         """
-        flat = self.master.detach().to(dtype)
+        flat = self.master.detach().to("cpu").to(dtype)
         if dtype != self.master.dtype and not is_finite(flat):
             raise ValueError(f"The LoRA holds NaN, infinity, or a number that is too large for {dtype}.")
-        flat = flat.to("cpu")
 
         def own(factor: Factor) -> Tensor:
             part = _view(flat[self.span(factor.master)], factor.master.shape)

@@ -76,10 +76,21 @@ class BatchStream:
         return steps_per_epoch(len(self.indices), self.config.batch_size, self.config.accumulate)
 
     def next_step(self) -> StepBatches:
-        """Return the next step, prefetched or not."""
-        step = self._upcoming or self._draw_step()
-        self._upcoming = None
-        return step
+        """Return the next step, prefetched or not.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: its captions do not fit, of a text encoder that learns; the next call returns
+                the same step.
+        """
+        if self._upcoming is not None:
+            step, self._upcoming = self._upcoming, None
+            return step
+        position = self._position()
+        try:
+            return self._draw_step()
+        except torch.cuda.OutOfMemoryError:
+            self.load_state_dict(position)
+            raise
 
     def prefetch(self) -> Sequence[Batch]:
         """Draw the next step while the GPU works on this one, and return its batches.

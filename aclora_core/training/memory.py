@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,8 @@ from .progress import Progress
 from .too_little_memory import TooLittleMemoryError
 
 log = logging.getLogger("aclora")
+
+Value = TypeVar("Value")
 
 # Bytes: the run before a capture and the graph itself do not fit into each other's memory exactly.
 _LEFT_FREE = 500 * 10**6
@@ -69,11 +72,12 @@ class MemoryPlan:
             return
         if sizes.used > found:  # it has just run, so that free memory is limited by a setting
             raise TooLittleMemoryError(sizes.used - found, self.adapted)
-        free = max(0, found - _LEFT_FREE)
+        kept = _LEFT_FREE + self._captions(index)
+        free = max(0, found - kept)
         copying = 0.0
         if stream := model.weight_stream:
             plan, copying = self._stream_best(stream, sizes, rows, free)
-            free = max(0, (model.free_memory(plan.peak) or 0) - _LEFT_FREE)
+            free = max(0, (model.free_memory(plan.peak) or 0) - kept)
         plan = self._planned(sizes, rows, free, checkpointing.required, copying)
         if self.automatic:
             checkpointing.use(plan)
@@ -83,6 +87,21 @@ class MemoryPlan:
         timed = bool(sizes.forward) and self.adapted.graphs.active  # else the CPU sets the time
         self.progress.memory = f"{self._plan}, about {_duration(seconds)} a step" if timed else self._plan
         log.info("AC-LoRA: %s.", self.progress.memory)
+
+    def _captions(self, index: int) -> int:
+        """Return the bytes that the captions of a step take beside it, where text encoders learn.
+
+        They are encoded before the step, all of them, with what the backward pass needs.
+
+        index: of an image whose caption is measured.
+        """
+        if not self.adapted.model.text_encoders:
+            return 0
+        before = torch.cuda.memory_allocated()
+        encoded = self.stream.images.conditioning([index])
+        each = torch.cuda.memory_allocated() - before
+        del encoded
+        return each * self.stream.rows * self.stream.config.accumulate
 
     def _planned(
         self, sizes: ActivationSizes, rows: int, free: int, required: Set[int], copying: float = 0.0
@@ -153,13 +172,14 @@ class MemoryPlan:
                 return
             self._fall_back()
 
-    def retried(self, work: Callable[[], None]) -> None:
-        """Do work that is no step, such as a measurement; again in a way that needs less, as long as memory ran out."""
+    def retried(self, work: Callable[[], Value]) -> Value:
+        """Return what work returns that is no step, such as a measurement.
+
+        As long as memory runs out, it is done again in a way that needs less.
+        """
         while True:
             with self.out_of_memory_caught():
-                work()
-            if not self._fallback:
-                return
+                return work()
             self._fall_back()
 
     def _fall_back(self) -> None:

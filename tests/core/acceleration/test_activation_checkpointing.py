@@ -233,3 +233,21 @@ def test_if_recomputing_is_not_enough_micro_batches_give_an_equal_adapter(full_a
     full_at(lambda number, most: number > 2)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         train(with_blocks(), CONFIG)
+
+
+def test_a_step_whose_captions_do_not_fit_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, model = train(with_blocks(), CONFIG), with_blocks()
+    condition, calls = model.conditioning, list[list[int]]()
+
+    def conditioning(indices):
+        calls.append(list(indices))
+        if len(calls) == 6:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return condition(indices)
+
+    monkeypatch.setattr(model, "conditioning", conditioning)
+    monkeypatch.setattr("aclora_core.training.batches.BatchStream.prefetch", lambda stream: ())  # as with text encoders
+    found = train(model, CONFIG)
+    assert calls[5] == calls[6] and len(calls[5]) == 4
+    assert found.report.losses == whole.report.losses
+    assert found.report.facts.notes.startswith("Out of memory: from now on, gradient checkpointing recomputes every")

@@ -255,3 +255,24 @@ def test_layer_and_branch_together_give_what_they_give_apart(outputs: int, bias:
         found.append([output.detach(), x.grad, branch.down.compute.grad, branch.up.compute.grad])
     for apart, joint in zip(*found, strict=True):
         torch.testing.assert_close(joint, apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_converted_is_not_kept_for_the_backward_pass(dtype: torch.dtype) -> None:
+    layer = nn.Linear(64, 64, dtype=torch.bfloat16).requires_grad_(False)
+    weights = make_parameters({"layer": layer}, LoraSpec(2, 1.0), seeded(), CPU, torch.bfloat16)
+    x, kept = torch.randn(3, 64, dtype=dtype, requires_grad=True), list[torch.Size]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with (
+        injected({"layer": layer}, weights.layers, lambda module: True),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        output = layer(x)
+    assert output.dtype == dtype and kept and torch.Size([64, 64]) not in kept
+    output.sum().backward()
+    expected = torch.ones(3, 64) @ layer.weight.float()
+    torch.testing.assert_close(x.grad.float(), expected, rtol=2e-2, atol=2e-2)

@@ -115,7 +115,10 @@ def test_copies_have_the_shapes_of_the_weights_and_memory_of_their_own(dtype: to
     layers = {"linear": nn.Linear(6, 5), "convolution": nn.Conv2d(4, 5, 3)}
     weights = make_parameters(layers, LoraSpec(3, 1.5), seeded(), CPU)
     weights.master.normal_(generator=seeded(9))
-    expected = {name: (layer.lora_down.to(dtype), layer.lora_up.to(dtype)) for name, layer in weights.layers.items()}
+    expected = {
+        name: [factor.clone().to(dtype) for factor in (layer.lora_down, layer.lora_up)]
+        for name, layer in weights.layers.items()
+    }
     copies = weights.to_layers(dtype)
     weights.master.add_(1)
     for name, layer in copies.items():

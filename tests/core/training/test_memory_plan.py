@@ -26,7 +26,13 @@ class Planned:
     """A plan for a network whose memory is made up, in MB, on a GPU that is not there."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, total: int, activations: int, least: int, streamed: bool
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        total: int,
+        activations: int,
+        least: int,
+        streamed: bool,
+        caption: int = 0,
     ) -> None:
         monkeypatch.setattr(memory, "_LEFT_FREE", 0)
         monkeypatch.setattr(memory, "largest_batch", lambda *_: (1, 0))
@@ -36,10 +42,18 @@ class Planned:
         self.checkpointing = ActivationCheckpointing(network)
         self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB, forward=[SECONDS] * BLOCKS)
         monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
-        model = SimpleNamespace(device=torch.device("cuda"), weight_stream=self.stream, free_memory=lambda _: self.free)
+        self.allocated = 0
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.allocated)
+        model = SimpleNamespace(
+            device=torch.device("cuda"),
+            weight_stream=self.stream,
+            free_memory=lambda _: self.free,
+            text_encoders={"text.": None} if caption else {},
+        )
         self.progress = SimpleNamespace(memory="")
         config = SimpleNamespace(accumulate=2)
-        batches = SimpleNamespace(indices=[0], images=None, rows=1, trial=lambda index: None, config=config)
+        images = SimpleNamespace(conditioning=lambda indices: self._encode(caption * MB))
+        batches = SimpleNamespace(indices=[0], images=images, rows=1, trial=lambda index: None, config=config)
         adapted = SimpleNamespace(
             model=model,
             checkpointing=self.checkpointing,
@@ -49,6 +63,9 @@ class Planned:
         )
         stepper = SimpleNamespace(clear_gradients=lambda: None)
         self.plan = MemoryPlan(*[as_any(it) for it in (adapted, stepper, batches, self.progress)], "automatic")
+
+    def _encode(self, size: int) -> None:
+        self.allocated += size
 
     def _require(self) -> None:
         self.checkpointing.required = set(self.stream.streamed) if self.stream else set()
@@ -137,6 +154,15 @@ def test_fast_copies_leave_memory_for_activations(monkeypatch: pytest.MonkeyPatc
             counts.append((len(it.stream.streamed), len(it.checkpointing.recomputed)))
     (slow_streamed, slow_recomputed), (streamed, recomputed) = counts
     assert slow_streamed < streamed and slow_recomputed > recomputed
+
+
+def test_captions_that_are_encoded_before_a_step_leave_less_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, learning = (Planned(monkeypatch, 48, 2, 2, False, caption=caption) for caption in (0, 2))
+    for it in (plain, learning):
+        it.plan.make()
+    free = learning.free - 2 * 2 * MB  # a step has two micro-batches of one image
+    assert learning.step <= free < plain.step
+    assert f"of {free / 1e9:.1f} GB free" in learning.progress.memory
 
 
 def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
