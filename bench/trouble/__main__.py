@@ -4,16 +4,17 @@
     python -m bench.trouble --only-runs --checkpoint FILE --resolution 512 --free 3
 
 With the tiny base or a checkpoint, on a CUDA GPU if there is one. A run encodes the dataset (from the cache), trains 10
-steps with restarts, saves and samples, with a new seed each time; every third trains the text encoder too, and every
-fourth is cancelled. --only-runs skips the measurements with images. With --free another process occupies the rest of
-the GPU's memory, so that weights are streamed. Writes bench/results/trouble.json, on a GPU trouble_cuda.json; with a
-checkpoint its name is added, and with --free the limit.
+steps with restarts, saves and samples, with a new seed each time; every third trains the text encoder too, every fifth
+draws previews, and every fourth is cancelled. --only-runs skips the measurements with images. With --free another
+process occupies the rest of the GPU's memory, so that weights are streamed. Writes bench/results/trouble.json, on a GPU
+trouble_cuda.json; with a checkpoint its name is added, and with --free the limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -34,22 +35,29 @@ from launcher.host import OWN, link_pack
 from launcher.server import COMPARABLE_MEMORY, Server
 
 PROBE = ROOT / "bench" / "trouble" / "probe.py"
+SAID = re.compile(r"AC-LoRA: (a step takes.*|Out of memory.*|.*[Pp]review.*|.*slower.*)")
 SIDE = 10_000  # pixels of a very large image
 EXAMPLE = "example: fluent-emoji-high-contrast"
 
 
-def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = False, file: str = "") -> dict[str, Any]:
+def prompt(
+    folder: str, resolution: int, seed: int, steps: int, text: bool = False, file: str = "", previews: bool = False
+) -> dict[str, Any]:
     """Return the workflow: dataset, training, saving, sampling.
 
     Args:
         text: whether the text encoder is trained too.
         file: name of the checkpoint; "" for the tiny base.
+        previews: whether some are drawn.
     """
     images = {"folder": folder, "resolution": resolution, "trigger_word": "", "vae": ["base", 2], "clip": ["base", 1]}
     training = {"steps": steps, "learning_rate": 5e-4, "batch_size": 4, "max_rank": 16, "layers": "all", "seed": seed}
     links = {"model": ["base", 0], "latents": ["data", 0], "conditioning": ["data", 1], "options": ["ranks", 0]}
     ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
-    whole = {"held_out": 0.0, **({"options": ["reader", 0]} if text else {})}
+    shown = {"preview_every": 5, "preview_prompts": "a rocket", "preview_guidance": 1.0, "clip": ["base", 1]}
+    shown |= {"vae": ["base", 2], "preview_share": 1.0}
+    more = "reader" if text else "shown" if previews else ""
+    whole = {"held_out": 0.0, **({"options": [more, 0]} if more else {})}
     sampling = {"steps": 4, "cfg": 1.0, "seed": 1, "denoise": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     drawn = {"model": ["train", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     saved = {"lora_model": ["train", 1], "filename": "bench", "precision": "fp16", "overwrite": True}
@@ -66,8 +74,11 @@ def prompt(folder: str, resolution: int, seed: int, steps: int, text: bool = Fal
         "draw": ("KSampler", sampling | drawn),
         "see": ("VAEDecode", {"samples": ["draw", 0], "vae": ["base", 2]}),
         "look": ("PreviewImage", {"images": ["see", 0]}),
-        **({"reader": ("ACLoRATextEncoderOptions", {"clip": ["base", 1], "text_learning": 0.5})} if text else {}),
+        "reader": ("ACLoRATextEncoderOptions", {"clip": ["base", 1], "text_learning": 0.5}),
+        "shown": ("ACLoRAPreviewOptions", shown),
     }
+    for unused in {"reader", "shown"} - {more}:
+        del nodes[unused]
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
@@ -126,20 +137,27 @@ class Run:
         return found | {"memory": found["memory"] / 1e6, "gpu": found["gpu"] / 1e6}
 
 
-def many_runs(run: Run, runs: int, resolution: int, file: str) -> list[dict[str, Any]]:
-    """Return the probe's report after each training."""
-    rows = []
+def many_runs(run: Run, runs: int, resolution: int, file: str, log: Path) -> list[dict[str, Any]]:
+    """Return the probe's report after each training, and what its plan and its troubles were."""
+    rows, told = [], 0
     for number in range(runs):
         cancelled, text = number % 4 == 3, number % 3 == 1
-        nodes = prompt(EXAMPLE, resolution, number, 400 if cancelled else 10, text, file)
+        previews = number % 5 == 2
+        nodes = prompt(EXAMPLE, resolution, number, 400 if cancelled else 10, text, file, previews)
         run.do(nodes, 3.0 if cancelled else 0.0)
         held = run.held()
         network = held["networks"][0]
         row = {name: held[name] for name in ("memory", "gpu", "tensors", "threads")}
         row |= {"files": len(held["files"]), "temporary": len(held["temporary"]), "networks": len(held["networks"])}
         row |= {"hooks": network["hooks"] + network["own_forwards"]}
+        said = SAID.findall(log.read_text(encoding="utf-8", errors="replace"))
+        row |= {"said": said[told:]}
+        told = len(said)
         rows.append(row)
-        print(f"{number + 1:3}", "cancelled" if cancelled else "ended    ", row, flush=True)
+        what = [
+            word for word, is_so in (("text encoder", text), ("previews", previews), ("cancelled", cancelled)) if is_so
+        ]
+        print(f"{number + 1:3}", ", ".join(what) or "plain", row, flush=True)
     return rows
 
 
@@ -210,7 +228,7 @@ def main() -> None:
         server = Server(options.host, python, words, log, environment=COMPARABLE_MEMORY)
         with left_free(options.free), server:
             run = Run(server, base)
-            found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file)}
+            found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file, log)}
             if not options.only_runs:
                 found |= {"thousand": thousand(run, options.images), "huge": huge(run)}
     for name in found.keys() - {"runs"}:
