@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -138,14 +139,9 @@ class ActivationCheckpointing:
         """Take a step that recomputes every block, one of each kind selectively if the network allows that."""
         self.recomputed = set(range(len(self.blocks)))
         self.selective = set({type(block): index for index, block in enumerate(self.blocks)}.values())
-        try:
-            loss().backward()
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a network does while operations are watched
+        if not _works(loss):
             self.selective = set()
             loss().backward()
-            log.info("AC-LoRA: recomputed blocks keep nothing (%s).", str(error).split("\n")[0])
 
     def use(self, plan: StepPlan) -> None:
         """Recompute from now on what a plan recomputes."""
@@ -164,6 +160,19 @@ class _Measured(NamedTuple):
     everything: int = 0
     costly: int = 0  # if it is recomputed selectively
     seconds: float = 0.0
+
+
+def _works(loss: Callable[[], Tensor]) -> bool:
+    """Take a step, and return whether the network allows that operations are watched."""
+    try:
+        loss().backward()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a network does then
+        log.info("AC-LoRA: recomputed blocks keep nothing (%s).", str(error).split("\n")[0])
+        traceback.clear_frames(error.__traceback__)  # until then the block that failed watches all operations
+        return False
+    return True
 
 
 @contextmanager
