@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..storage import map_tensors, tensors_in
+from .graph_memory import release_graph_memory
 
 log = logging.getLogger("aclora")
 
@@ -183,6 +184,7 @@ class CudaGraphRunner:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
+            release_graph_memory(self.device)
 
     def _capture(self, function: Callable[[Any], Any], argument: Any) -> _Captured:
         try:

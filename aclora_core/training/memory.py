@@ -67,7 +67,7 @@ class MemoryPlan:
         one_row = self.stream.trial(index)
         sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0])
         self.stepper.clear_gradients()
-        found = model.free_memory(sizes.least)
+        found = model.free_memory(_LEFT_FREE + sizes.peak(rows, set()))  # others make room for the fastest step
         if found is None:
             return
         if sizes.used > found:  # it has just run, so that free memory is limited by a setting
