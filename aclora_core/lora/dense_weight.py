@@ -13,7 +13,12 @@ _FLOAT8 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def dense_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight as a plain tensor of a dtype: itself, or converted from a shorter type or a quantised format."""
+    """Return a weight as a plain tensor of a dtype: itself, or converted from a shorter type or a quantised format.
+
+    A weight of a class of its own has its values from a method to_dense(dtype), which the host gives it.
+    """
+    if to_dense := vars(weight).get("to_dense"):
+        return to_dense(dtype)
     if hasattr(weight, "__tensor_flatten__"):  # a tensor made of others, as quantised ones are
         quantised: Any = weight
         dequantised: Tensor = quantised.dequantize()

@@ -109,7 +109,7 @@ def _rows(gradient: Tensor) -> Tensor:
 def _forward(x: Tensor, layers: Sequence[AdaptedLayer]) -> tuple[Sequence[Tensor], Tensor]:
     """Return the output (n, out) of each layer, and x_down (layers, n, rank)."""
     weights, downs, ups = _tensors(layers)
-    biases = [layer.bias.to(layer.dtype) for layer in layers if layer.bias is not None]  # of none or of all
+    biases = [dense_weight(layer.bias, layer.dtype) for layer in layers if layer.bias is not None]  # of none or of all
     scale = layers[0].branch.scale
     kernels = find_kernels(x.device, x.dtype, "lora")
     if kernels is not None and kernels.lora_linear.supports(x, weights, downs):
@@ -210,7 +210,7 @@ class ConvertedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output (..., out)."""
         ctx.weight = weight
-        return F.linear(x, dense_weight(weight, x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(x, dense_weight(weight, x.dtype), None if bias is None else dense_weight(bias, x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

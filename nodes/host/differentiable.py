@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...aclora_core.acceleration import is_linear
 from ...aclora_core.storage import as_parameter, map_components
+from .packed_weights import make_dense
 from .replaced import replaced_attribute
 
 # ComfyUI's names of formats whose products have no backward pass, or (e5m2 by e5m2) exist on no GPU
@@ -35,6 +37,8 @@ def differentiable_weights(module: torch.nn.Module) -> Iterator[None]:
                     if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
                         swapped.append((store, name, tensor))
                         store[name] = _alias(tensor, _class_matters(part, tensor))
+                        if is_linear(part):
+                            make_dense(part, store[name])
         yield
     finally:
         for store, name, tensor in swapped:

@@ -16,6 +16,7 @@ from ...aclora_core.acceleration import FusableModules, WeightStream, is_linear
 from ...aclora_core.diffusion import Objective
 from .differentiable import unchanged_weight
 from .loading import UNLIMITED, MemoryLimits
+from .packed_weights import is_dense
 from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
 from .tokens import Caption
@@ -35,10 +36,11 @@ def base_name(model: Any) -> str:
 def _has_own_product(layer: Any) -> bool:
     """Whether a layer's weight is of a class that multiplies in its own way.
 
-    Such are ComfyUI's quantised weights, unless a layer dequantises them, and those of other packs for GGUF files.
+    Such are ComfyUI's quantised weights, unless a layer dequantises them, and those of other packs whose values no
+    method of the layer tells.
     """
     if not hasattr(layer.weight, "__tensor_flatten__"):
-        return type(layer.weight) not in (Tensor, torch.nn.Parameter)
+        return not (is_dense(layer.weight) and is_dense(getattr(layer, "bias", None)))
     dequantises = (
         getattr(layer, "_full_precision_mm", False)
         or getattr(layer, "comfy_force_cast_weights", False)

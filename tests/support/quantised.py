@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 class Format(NamedTuple):
@@ -115,8 +116,11 @@ class PackedWeight(torch.Tensor):
         return self.tensor_shape
 
 
-def packed_linear(linear: Any) -> Any:
-    """Return a linear layer of ComfyUI's kind whose weight is packed."""
+def packed_linear(linear: Any, tells: bool) -> Any:
+    """Return a linear layer of ComfyUI's kind whose weight is packed.
+
+    tells: whether it has ComfyUI-GGUF's method for the values of its weight.
+    """
     import comfy.ops
 
     class Linear(comfy.ops.manual_cast.Linear):
@@ -126,18 +130,24 @@ def packed_linear(linear: Any) -> Any:
             bias = None if self.bias is None else self.bias.to(input)
             return nn.functional.linear(input, self.weight.unpacked(input.dtype), bias)
 
-    layer = Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    class Telling(Linear):
+        def get_weight(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+            assert not _get_current_dispatch_mode_stack()  # with which ComfyUI-GGUF fails
+            return tensor.unpacked(dtype) if isinstance(tensor, PackedWeight) else tensor.to(dtype)
+
+    kind = Telling if tells else Linear
+    layer = kind(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
     layer.weight = nn.Parameter(PackedWeight.pack(linear.weight), requires_grad=False)
     layer.bias = linear.bias
     return layer
 
 
-def pack_blocks(model: Any) -> Any:
+def pack_blocks(model: Any, tells: bool = True) -> Any:
     """Replace the linear layers in the blocks of a MODEL that is in main memory by packed ones, and return it."""
     network = model.model.diffusion_model
     with torch.inference_mode():
         for name, module in list(network.named_modules()):
             if name.startswith("joint_blocks.") and isinstance(module, nn.Linear):
                 parent, _, child = name.rpartition(".")
-                setattr(network.get_submodule(parent), child, packed_linear(module))
+                setattr(network.get_submodule(parent), child, packed_linear(module, tells))
     return model

@@ -52,14 +52,16 @@ def test_a_base_in_a_quantised_format_learns_about_the_same(name, loading, pack,
     assert alike(adapter, in_float32[1]) > 0.75
 
 
+@pytest.mark.parametrize("tells", [True, False])
 def test_a_base_with_weights_of_a_class_of_their_own_learns_about_the_same(
     loading,
+    tells,
     pack,
     weights,
     pictures,  # noqa: F811
     in_float32,
 ):
-    model = quantised.pack_blocks(quantised.load(weights, None, disable_dynamic=True))
+    model = quantised.pack_blocks(quantised.load(weights, None, disable_dynamic=True), tells)
     losses, adapter = learned(pack, model, pictures)
     assert losses == pytest.approx(in_float32[0], rel=0.1)
     assert alike(adapter, in_float32[1]) > 0.9
