@@ -197,6 +197,6 @@ def _saved_bytes(compute: Callable[[], Any]) -> tuple[Any, int]:
     before = torch.cuda.memory_allocated()
     output = compute()
     taken = torch.cuda.memory_allocated() - before - sum(tensor.nbytes for tensor in tensors_in(output))
-    # Detached, so that the activations are freed before the next block runs.
-    detached = map_tensors(output, lambda it: it.detach().requires_grad_() if it.is_floating_point() else it)
+    # Detached, so that the activations are freed before the next block runs; copied, as networks add to it in place.
+    detached = map_tensors(output, lambda it: it.detach().requires_grad_().clone() if it.is_floating_point() else it)
     return detached, max(0, taken)
