@@ -7,7 +7,7 @@ from .inplace import InplaceAddLog, NoInplaceAdd
 from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
 from .selective_checkpointing import is_kept
-from .step_plan import ActivationSizes, StepPlan, best_plan, given_plan
+from .step_plan import ActivationSizes, StepPlan, best_plan, given_plan, room
 from .weight_streaming import Region, WeightStream, gather_weights
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "fuse_modules",
     "gather_weights",
     "given_plan",
+    "room",
     "is_kept",
     "is_linear",
     "is_plain_convolution",

@@ -88,7 +88,7 @@ def _plan(
     recomputed, selective = set(required), {index for index, size in enumerate(sizes.costly) if size}
 
     def fits() -> bool:
-        return _fits(sizes.peak(rows_each, recomputed, selective), free)
+        return room(sizes.peak(rows_each, recomputed, selective)) <= free
 
     for index in _largest_first(sizes.blocks, set(range(len(sizes.blocks))) - recomputed):
         if fits():
@@ -118,12 +118,12 @@ def given_plan(
     each = max(growth * forward, copying) + max(growth * (_BACKWARD * forward + again), copying)
     peak = sizes.peak(rows_each, recomputed, selective)
     seconds = math.ceil(rows / rows_each) * each
-    return StepPlan(_fits(peak, free), seconds, peak, rows_each, set(recomputed), set(selective))
+    return StepPlan(room(peak) <= free, seconds, peak, rows_each, set(recomputed), set(selective))
 
 
-def _fits(peak: int, free: int) -> bool:
-    """Return whether a step with such a peak fits into so much free memory, both in bytes."""
-    return math.ceil(peak / _USABLE) <= free
+def room(peak: int) -> int:
+    """Return how many bytes have to be free for a step with such a peak."""
+    return math.ceil(peak / _USABLE)
 
 
 def _largest_first(sizes: Sequence[int], indices: Set[int]) -> list[int]:

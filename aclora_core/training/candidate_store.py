@@ -54,6 +54,7 @@ class CandidateStore:
     def __init__(self, root: Path, key: str, trainings: int = TRAININGS, max_bytes: int = MAX_BYTES) -> None:
         self.folder, self._root = root / key, root
         self._trainings, self._max_bytes = trainings, max_bytes
+        self.coming: set[int] = set()  # steps whose files are being written
 
     def clear(self) -> None:
         """Delete what is kept of this training."""
@@ -63,6 +64,10 @@ class CandidateStore:
         """Return the steps whose adapters are there, sorted."""
         matches = (_STEP.fullmatch(path.name) for path in self._files(self.folder))
         return sorted(int(match[1]) for match in matches if match)
+
+    def steps_to_show(self) -> set[int]:
+        """Return the steps that can be chosen, or can as soon as their files are written."""
+        return {*self.steps(), *self.coming}
 
     def write_step(self, step: int, adapter: Adapter, progress: Mapping[str, Any]) -> None:
         """Keep the adapter of a step, with the state of the progress that led to it.

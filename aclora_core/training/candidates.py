@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -81,10 +81,10 @@ class Candidates:
     def begin(self, resumed: bool) -> None:
         """Start a training; one that is not resumed has no candidates yet."""
         self._kept.clear()
-        with suppress(OSError):  # of an attempt before
-            self._wait()
+        with suppress(Exception):  # of an attempt before
+            self.wait()
         if not resumed:
-            self.store.clear()
+            _WRITER.submit(self.store.clear).result()  # there, as a training that failed may still write
 
     def is_due(self, step: int) -> bool:
         """Return whether to keep the adapter after this step."""
@@ -107,7 +107,8 @@ class Candidates:
         """
         self._kept.add((progress.stage, step))
         if step:
-            self._wait()
+            self.wait()
+            self.store.coming = {step}
             self._writing = _WRITER.submit(self.store.write_step, step, adapter, progress.state_dict())
 
     def finish(self, result: Result, step: int, truncation: Truncation) -> None:
@@ -121,10 +122,10 @@ class Candidates:
         Raises:
             ValueError, OSError: it cannot be kept.
         """
-        self._wait()
+        self.wait()
         self.store.write_result(result, step, truncation)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Wait until the last step is written.
 
         Raises:
@@ -132,6 +133,8 @@ class Candidates:
         """
         writing, self._writing = self._writing, None
         if writing:
+            wait([writing])
+            self.store.coming = set()
             writing.result()
 
 

@@ -52,14 +52,14 @@ def run_pass(
             break
 
         # One step: the loss and the gradient of its micro-batches, then the optimizer.
-        step = trainer.memory.retried(trainer.stream.next_step)
+        step = trainer.memory.retried(trainer.stream.next_step, trainer.stream.rows)
         restart_due = restarts.is_due(step, progress.step + 1)
         if not step.reports_style:
             restarts.leave_out(progress.step)
         stepper.learning_rate = trainer.learning_rate_at(progress.step)
         prefetch = partial(_prefetch, trainer.stream, begin=not restart_due)
         for batches in trainer.memory.attempts(step.batches):
-            with trainer.memory.out_of_memory_caught(batches):
+            with trainer.memory.out_of_memory_caught(max((len(batch.sigma) for batch in batches), default=0)):
                 loss = stepper.step(batches, prefetch)
         trainer.memory.step_ended()
         progress.record(loss / run.unit, stepper.learning_rate)

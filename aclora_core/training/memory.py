@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from ..acceleration import ActivationSizes, StepPlan, WeightStream, best_plan, given_plan
+from ..acceleration import ActivationSizes, StepPlan, WeightStream, best_plan, given_plan, room
 from ..diffusion import Batch
 from ..optim import Stepper
 from .adapted_model import AdaptedModel
@@ -67,12 +67,12 @@ class MemoryPlan:
         one_row = self.stream.trial(index)
         sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0])
         self.stepper.clear_gradients()
-        found = model.free_memory(_LEFT_FREE + sizes.peak(rows, set()))  # others make room for the fastest step
+        kept = _LEFT_FREE + self._captions(index)
+        found = model.free_memory(kept + room(sizes.peak(rows, set())))  # others make room for the fastest step
         if found is None:
             return
         if sizes.used > found:  # it has just run, so that free memory is limited by a setting
             raise TooLittleMemoryError(sizes.used - found, self.adapted)
-        kept = _LEFT_FREE + self._captions(index)
         free = max(0, found - kept)
         copying = 0.0
         if stream := model.weight_stream:
@@ -172,13 +172,15 @@ class MemoryPlan:
                 return
             self._fall_back()
 
-    def retried(self, work: Callable[[], Value]) -> Value:
+    def retried(self, work: Callable[[], Value], rows: int = 0) -> Value:
         """Return what work returns that is no step, such as a measurement.
 
         As long as memory runs out, it is done again in a way that needs less.
+
+        rows: of the micro-batches beside which it is done, which may be split for it.
         """
         while True:
-            with self.out_of_memory_caught():
+            with self.out_of_memory_caught(rows):
                 return work()
             self._fall_back()
 
@@ -190,11 +192,11 @@ class MemoryPlan:
         self.stepper.clear_gradients()
 
     @contextmanager
-    def out_of_memory_caught(self, batches: Sequence[Batch] = ()) -> Iterator[None]:
+    def out_of_memory_caught(self, rows: int = 0) -> Iterator[None]:
         """Let what runs out of memory end quietly, where the next attempt needs less.
 
         Args:
-            batches: of the step, which may be split.
+            rows: of the largest micro-batch, which may be split.
 
         Raises:
             torch.cuda.OutOfMemoryError: nothing more can be done, or the plan is not ours to make.
@@ -204,7 +206,6 @@ class MemoryPlan:
         except torch.cuda.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # these hold what the failed attempt has allocated
             self.adapted.graphs.clear()
-            rows = max((len(batch.sigma) for batch in batches), default=0)
             change = self._need_less(rows) if self.automatic else ""
             if not change:
                 raise

@@ -138,6 +138,9 @@ def _train(run: TrainingRun, saved: Mapping[str, Any] | None) -> Result:
     else:  # after a refit the held-out captions are not unseen any more: then the first pass stands for it
         add_learned_style(run, first.adapter, learned, held_out)
     run.callbacks.on_activity("report")
+    if candidates and not candidates.failed:
+        with run.sparing_candidates(candidates):
+            candidates.wait()
     facts = run.final_facts(len(held_out), len(trained_on))
     result = Result(adapter, make_report(config, facts, run.progress, adapter, first.losses))
     if problem := nothing_learned(result.report):

@@ -62,8 +62,10 @@ class _Constants(TorchFunctionMode):
 
 def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
     """Return what tells a constant from others; None for any other call."""
-    if func is torch.tensor and isinstance(args[0], list) and len(args[0]) <= _FEW:
-        return tuple(args[0]), kwargs.get("dtype"), kwargs.get("device")
+    if func is torch.tensor and len(args) == 1 and kwargs.keys() <= {"dtype", "device"}:
+        (numbers,) = args
+        if isinstance(numbers, list) and len(numbers) <= _FEW and all(type(number) is int for number in numbers):
+            return tuple(numbers), kwargs.get("dtype"), kwargs.get("device")
     if func is Tensor.to and len(args) == 2 and isinstance(args[1], torch.device) and not kwargs:
         constant, device = args
         if type(constant) is Tensor and constant.device.type == "cpu" != device.type and constant.numel() <= _FEW:

@@ -76,7 +76,7 @@ class StepChoice:
     ) -> None:
         self.store = store
         previews = Path(folder_paths.get_output_directory(), PREVIEWS)
-        self.files = PreviewFiles(previews, name, prompts, protected=self.store.steps)
+        self.files = PreviewFiles(previews, name, prompts, protected=self.store.steps_to_show)
         self._config, self._step = config, step
         self._prompts, self._again = prompts, again
         self.kept: KeptResult | None = None

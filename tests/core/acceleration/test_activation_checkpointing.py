@@ -258,3 +258,19 @@ def test_a_step_whose_captions_do_not_fit_is_drawn_again(monkeypatch: pytest.Mon
     assert calls[5] == calls[6] and len(calls[5]) == 4
     assert found.report.losses == whole.report.losses
     assert found.report.facts.notes.startswith("Out of memory: from now on, gradient checkpointing recomputes every")
+
+
+def test_captions_that_never_fit_are_encoded_for_fewer_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, model = train(with_blocks(), CONFIG), with_blocks()
+    condition = model.conditioning
+
+    def conditioning(indices):
+        if len(indices) > 2 and torch.is_grad_enabled():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return condition(indices)
+
+    monkeypatch.setattr(model, "conditioning", conditioning)
+    monkeypatch.setattr("aclora_core.training.batches.BatchStream.prefetch", lambda stream: ())
+    found = train(model, replace(CONFIG, stop_early=False))
+    torch.testing.assert_close(found.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
+    assert "images go through the model 2 at a time" in found.report.facts.notes

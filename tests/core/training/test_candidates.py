@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from aclora_core.adapter import Adapter, with_dtype
 from aclora_core.config import CheckpointConfig, TrainConfig
+from aclora_core.storage import write_atomically
 from aclora_core.training import CandidateStore, PreviewFiles, Previews, choose, nearest_step, open_candidate_store
 from aclora_core.training.candidates import Candidates, candidate_steps
 from aclora_core.training.compression import USED_RANKS, truncated
@@ -215,6 +218,36 @@ def test_candidates_that_cannot_be_kept_do_not_end_the_training(
     told = "Not all steps could be kept to choose from ([Errno 28] No space left on device); training goes on."
     assert result.report.facts.notes == told and caplog.text.count("Not all steps could be kept") == 1
     assert store.read_result() is None and store.steps() == []
+
+
+def test_a_last_step_that_cannot_be_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_at_the_end(path: Path, chunks: Sequence[bytes]) -> None:
+        if path.name == "step_0000016.safetensors":
+            failing_write()
+        write_atomically(path, chunks)
+
+    monkeypatch.setattr("aclora_core.training.candidate_store.write_atomically", full_at_the_end)
+    store, result = run(tmp_path, PLAIN)
+    assert "Not all steps could be kept to choose from ([Errno 28]" in result.report.facts.notes
+    assert store.read_result() is None and store.steps()
+
+
+def test_a_step_can_be_shown_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = threading.Event()
+
+    def slow(path: Path, chunks: Sequence[bytes]) -> None:
+        assert allowed.wait(20)
+        write_atomically(path, chunks)
+
+    monkeypatch.setattr("aclora_core.training.candidate_store.write_atomically", slow)
+    store = store_of(tmp_path, PLAIN)
+    candidates = Candidates(store, 16)
+    candidates.begin(resumed=False)
+    candidates.keep(4, Adapter({}), Progress(16))
+    assert store.steps_to_show() == {4} and store.steps() == []
+    allowed.set()
+    candidates.wait()
+    assert store.steps_to_show() == {4} == set(store.steps()) and not store.coming
 
 
 def test_damaged_and_missing_files_are_reported(tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ class Planned:
         self.checkpointing = ActivationCheckpointing(network)
         self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB, forward=[SECONDS] * BLOCKS)
         monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
-        self.allocated = 0
+        self.allocated, self.wanted = 0, list[int]()
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.allocated)
         model = SimpleNamespace(
             device=torch.device("cuda"),
             weight_stream=self.stream,
-            free_memory=lambda _: self.free,
+            free_memory=self._free_memory,
             text_encoders={"text.": None} if caption else {},
         )
         self.progress = SimpleNamespace(memory="")
@@ -63,6 +63,10 @@ class Planned:
         )
         stepper = SimpleNamespace(clear_gradients=lambda: None)
         self.plan = MemoryPlan(*[as_any(it) for it in (adapted, stepper, batches, self.progress)], "automatic")
+
+    def _free_memory(self, wanted: int) -> int:
+        self.wanted.append(wanted)
+        return self.free
 
     def _encode(self, size: int) -> None:
         self.allocated += size
@@ -163,6 +167,15 @@ def test_captions_that_are_encoded_before_a_step_leave_less_for_it(monkeypatch: 
     free = learning.free - 2 * 2 * MB  # a step has two micro-batches of one image
     assert learning.step <= free < plain.step
     assert f"of {free / 1e9:.1f} GB free" in learning.progress.memory
+
+
+def test_others_are_asked_for_as_much_as_the_fastest_step_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Planned(monkeypatch, 400, 2, 2, False, caption=2)
+    it.plan.make()
+    assert it.wanted[0] * 0.9 == pytest.approx(it.sizes.peak(1, set()) + 0.9 * 4 * MB, abs=1)
+    it.total = it.wanted[0] + it.on_device  # no more than that
+    it.plan.make()
+    assert not it.checkpointing.recomputed
 
 
 def test_the_time_of_a_step_is_added_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
