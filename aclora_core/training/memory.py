@@ -180,7 +180,7 @@ class MemoryPlan:
         rows: of the micro-batches beside which it is done, which may be split for it.
         """
         while True:
-            with self.out_of_memory_caught(rows):
+            with self.out_of_memory_caught(min(rows, self.stream.rows)):
                 return work()
             self._fall_back()
 

@@ -155,14 +155,23 @@ class TrainingRun:
     def measure(self, trainer: Trainer, measurements: Measurements) -> None:
         """Measure images with the adapter as it would be given now."""
         with self._measuring(), trainer.stepper.evaluation_weights():
-            trainer.memory.retried(lambda: measurements.measure(self.progress.step, self.callbacks.should_stop))
+            self._measure_as_it_is(trainer, measurements, self.progress.step)
         if isinstance(measurements, EarlyStopping):
             self.expect_refit(measurements)
 
     def measure_model(self, trainer: Trainer, measurements: Measurements) -> None:
         """Measure images without the adapter, where that was not done before the first step."""
         with self._measuring(), trainer.adapted.parameters.switched_off():
-            trainer.memory.retried(lambda: measurements.measure(0, self.callbacks.should_stop))
+            self._measure_as_it_is(trainer, measurements, 0)
+
+    def _measure_as_it_is(self, trainer: Trainer, measurements: Measurements, step: int) -> None:
+        """Measure with the weights that the model has now, so many images at a time as fit."""
+
+        def measure() -> None:
+            measurements.images.limit(trainer.stream.rows)
+            measurements.measure(step, self.callbacks.should_stop)
+
+        trainer.memory.retried(measure, trainer.stream.rows)
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:

@@ -67,6 +67,12 @@ class ValidationSet:
                 batches.append(replace(batch, noise=noise, sigma=sigma))
         return batches
 
+    def limit(self, rows: int) -> None:
+        """Measure at most so many images at a time; several processes do not, as their batches must agree."""
+        if rows < self._batch_size and self.processes.size == 1:
+            self._batch_size = rows
+            vars(self).pop("_batches", None)
+
     def _noise(self, indices: Sequence[int], level: int) -> tuple[Tensor, Tensor]:
         """Return the noise of images with one batch key at a level, (n, channels, ...), and its noise levels, (n,)."""
         rows = []

@@ -274,3 +274,25 @@ def test_captions_that_never_fit_are_encoded_for_fewer_images_at_a_time(monkeypa
     found = train(model, replace(CONFIG, stop_early=False))
     torch.testing.assert_close(found.report.losses, whole.report.losses, rtol=1e-5, atol=1e-6)
     assert "images go through the model 2 at a time" in found.report.facts.notes
+
+
+@pytest.mark.parametrize("most", [1, 2, 0])
+def test_measurements_that_do_not_fit_take_fewer_images_at_a_time(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, model = train(with_blocks(), CONFIG), with_blocks()
+    denoise = model.denoise
+
+    def full(noisy: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        if len(noisy) > most and not torch.is_grad_enabled():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return denoise(noisy, sigma, condition)
+
+    monkeypatch.setattr(model, "denoise", full)
+    if not most:
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            train(model, CONFIG)
+        return
+    found = train(model, CONFIG)
+    assert f"images go through the model {most} at a time" in found.report.facts.notes
+    assert len(found.report.fit) == len(whole.report.fit) > 1
+    for (step, loss), (other, expected) in zip(found.report.fit, whole.report.fit, strict=True):
+        assert step == other and loss == pytest.approx(expected, rel=1e-5)
