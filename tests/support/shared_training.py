@@ -284,6 +284,7 @@ def main(folder: Path, cases: Sequence[str]) -> None:
             got = f"{type(error).__name__}: {error}"
         torch.save(got, folder / f"{case}-{processes.rank}.pt")
     sys.stdout.write(json.dumps({"rank": processes.rank, "size": processes.size}) + "\n")
+    torch.distributed.destroy_process_group()  # before Python ends: its threads may not outlive what they use
 
 
 if __name__ == "__main__":
