@@ -127,7 +127,7 @@ def median_step(each: Mapping[int, int], warm_up: int) -> float | None:
     return statistics.median(later) if later else None
 
 
-def told_step(said: Sequence[str]) -> float | None:
+def reported_step(said: Sequence[str]) -> float | None:
     """Return the time of a step that our node says after ten steps, in ms; None where it came to none."""
     found = [re.fullmatch(r"([0-9.]+) (m?s) a step\.", sentence) for sentence in said]
     times = [float(match[1]) * {"ms": 1, "s": 1000}[match[2]] for match in found if match]
@@ -146,7 +146,7 @@ def measured(
     said = log.read_text(encoding="utf-8", errors="replace")
     row.said = re.findall(r"AC-LoRA: (a step takes.*|[0-9.]+ m?s a step\.|Out of memory.*)", said)
     if row.trainer == OURS:
-        row.ms = told_step(row.said)
+        row.ms = reported_step(row.said)
     outcome = row.failure or f"{row.ms} ms"
     print(f"{row.case}, {row.trainer}, {row.free_gib} GiB free: {outcome}", *row.said, sep="\n    ", flush=True)
     return row

@@ -139,7 +139,7 @@ class Run:
 
 def many_runs(run: Run, runs: int, resolution: int, file: str, log: Path) -> list[dict[str, Any]]:
     """Return the probe's report after each training, and what its plan and its troubles were."""
-    rows, told = [], 0
+    rows, reported = [], 0
     for number in range(runs):
         cancelled, text = number % 4 == 3, number % 3 == 1
         previews = number % 5 == 2
@@ -151,8 +151,8 @@ def many_runs(run: Run, runs: int, resolution: int, file: str, log: Path) -> lis
         row |= {"files": len(held["files"]), "temporary": len(held["temporary"]), "networks": len(held["networks"])}
         row |= {"hooks": network["hooks"] + network["own_forwards"]}
         said = SAID.findall(log.read_text(encoding="utf-8", errors="replace"))
-        row |= {"said": said[told:]}
-        told = len(said)
+        row |= {"said": said[reported:]}
+        reported = len(said)
         rows.append(row)
         what = [
             word for word, is_so in (("text encoder", text), ("previews", previews), ("cancelled", cancelled)) if is_so

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.memory import prompts
-from bench.memory.server import OURS, Row, median_step, read, save, table, times_of_steps, told_step
+from bench.memory.server import OURS, Row, median_step, read, save, table, times_of_steps, reported_step
 from bench.step_time.models import CASES
 
 DEFINITIONS = {
@@ -45,13 +45,13 @@ def test_the_time_of_a_step_is_the_median_after_the_warm_up():
     assert median_step(each, 5) is None and median_step({}, 0) is None
 
 
-def test_steps_between_two_that_are_told_have_equal_parts() -> None:
+def test_steps_between_two_that_are_reported_have_equal_parts() -> None:
     assert times_of_steps({1: 10.0, 2: 10.5, 5: 11.1, 6: 12.0}) == {2: 500, 3: 200, 4: 200, 5: 200, 6: 900}
     assert times_of_steps({3: 1.0}) == times_of_steps({}) == {}
 
 
 def test_the_time_of_our_steps_is_what_the_node_says() -> None:
     plan = "a step takes some 1.6 GB of 1.7 GB free, 0 of 88 blocks recomputed, about 76 ms a step."
-    assert told_step([plan, "77 ms a step."]) == 77
-    assert told_step([plan, "2.4 s a step.", "Out of memory: images go through one at a time."]) == 2400
-    assert told_step([plan]) is None
+    assert reported_step([plan, "77 ms a step."]) == 77
+    assert reported_step([plan, "2.4 s a step.", "Out of memory: images go through one at a time."]) == 2400
+    assert reported_step([plan]) is None

@@ -220,7 +220,7 @@ def test_candidates_that_cannot_be_kept_do_not_end_the_training(
     assert store.read_result() is None and store.steps() == []
 
 
-def test_a_last_step_that_cannot_be_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_step_that_cannot_be_kept_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_at_the_end(path: Path, chunks: Sequence[bytes]) -> None:
         if path.name == "step_0000016.safetensors":
             failing_write()
