@@ -3,7 +3,7 @@
 import pytest
 
 from bench.memory import prompts
-from bench.memory.server import OURS, Row, median_step, read, save, table, times_of_steps, reported_step
+from bench.memory.server import OURS, Row, median_step, read, reported_step, save, table, times_of_steps
 from bench.step_time.models import CASES
 
 DEFINITIONS = {
