@@ -32,8 +32,8 @@ __all__ = [
     "fuse_modules",
     "gather_weights",
     "given_plan",
-    "room",
     "is_kept",
     "is_linear",
     "is_plain_convolution",
+    "room",
 ]

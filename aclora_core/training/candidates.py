@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -133,9 +133,10 @@ class Candidates:
         """
         writing, self._writing = self._writing, None
         if writing:
-            wait([writing])
-            self.store.coming = set()
-            writing.result()
+            try:
+                writing.result()
+            finally:
+                self.store.coming = set()
 
 
 def choose(store: CandidateStore, kept: KeptResult, step: int, config: TrainConfig) -> Result:

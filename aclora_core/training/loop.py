@@ -52,7 +52,7 @@ def run_pass(
             break
 
         # One step: the loss and the gradient of its micro-batches, then the optimizer.
-        step = trainer.memory.retried(trainer.stream.next_step, trainer.stream.rows)
+        step = trainer.memory.retried(trainer.stream.next_step)
         restart_due = restarts.is_due(step, progress.step + 1)
         if not step.reports_style:
             restarts.leave_out(progress.step)

@@ -172,15 +172,13 @@ class MemoryPlan:
                 return
             self._fall_back()
 
-    def retried(self, work: Callable[[], Value], rows: int = 0) -> Value:
+    def retried(self, work: Callable[[], Value]) -> Value:
         """Return what work returns that is no step, such as a measurement.
 
-        As long as memory runs out, it is done again in a way that needs less.
-
-        rows: of the micro-batches beside which it is done, which may be split for it.
+        As long as memory runs out, it is done again in a way that needs less, with smaller micro-batches at last.
         """
         while True:
-            with self.out_of_memory_caught(min(rows, self.stream.rows)):
+            with self.out_of_memory_caught(self.stream.rows):
                 return work()
             self._fall_back()
 
@@ -192,7 +190,7 @@ class MemoryPlan:
         self.stepper.clear_gradients()
 
     @contextmanager
-    def out_of_memory_caught(self, rows: int = 0) -> Iterator[None]:
+    def out_of_memory_caught(self, rows: int) -> Iterator[None]:
         """Let what runs out of memory end quietly, where the next attempt needs less.
 
         Args:

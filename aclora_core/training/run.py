@@ -171,7 +171,7 @@ class TrainingRun:
             measurements.images.limit(trainer.stream.rows)
             measurements.measure(step, self.callbacks.should_stop)
 
-        trainer.memory.retried(measure, trainer.stream.rows)
+        trainer.memory.retried(measure)
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:

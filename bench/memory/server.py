@@ -95,7 +95,7 @@ async def follow(address: str, prompt: Prompt, patience: float) -> tuple[dict[in
 
 
 def run(server: Server, prompt: Prompt, row: Row, patience: float) -> None:
-    """Run a prompt, and put the time of its steps or its failure into the row."""
+    """Run a prompt, and put the times of its steps or its failure into the row."""
     began = time.perf_counter()
     try:
         ends, row.failure = asyncio.run(follow(server.address, prompt, patience))
@@ -106,7 +106,6 @@ def run(server: Server, prompt: Prompt, row: Row, patience: float) -> None:
         row.failure = f"the server ended with {server.process.returncode}"
     row.steps = max(ends, default=0)
     row.each = times_of_steps(ends)
-    row.ms = median_step(row.each, _WARM_UP)
 
 
 def times_of_steps(ends: Mapping[int, float]) -> dict[int, int]:
@@ -140,13 +139,12 @@ def measured(
     """Start a server with the row's free memory, run the prompt that make returns for its nodes, and return the row."""
     from bench.memory.ballast import left_free
 
-    log = ROOT / ".runtime" / "logs" / f"bench-memory-server-{os.getpid()}.log"
+    log = ROOT / ".runtime" / "logs" / f"bench-memory-server-{os.getpid()}.log"  # several may run, a GPU each
     with left_free(row.free_gib), Server(host, Path(sys.executable), options, log) as server:
         run(server, make(json.loads(server.get("/object_info"))), row, patience)
     said = log.read_text(encoding="utf-8", errors="replace")
     row.said = re.findall(r"AC-LoRA: (a step takes.*|[0-9.]+ m?s a step\.|Out of memory.*)", said)
-    if row.trainer == OURS:
-        row.ms = reported_step(row.said)
+    row.ms = reported_step(row.said) if row.trainer == OURS else median_step(row.each, _WARM_UP)
     outcome = row.failure or f"{row.ms} ms"
     print(f"{row.case}, {row.trainer}, {row.free_gib} GiB free: {outcome}", *row.said, sep="\n    ", flush=True)
     return row

@@ -174,7 +174,7 @@ def case_named(name: str, miniature: bool, memory: int) -> Case:
 
 def in_fp16(case: Case) -> Case:
     """Return a case with weights in float16, the type that ComfyUI loads files of SD1.5 and SDXL in."""
-    return replace(case, name=f"{case.name}_fp16", title=f"{case.title}, weights in fp16", dtype=torch.float16)
+    return replace(case, title=f"{case.title}, weights in fp16", dtype=torch.float16)
 
 
 def _in_fp8(case: Case) -> Case:

@@ -56,8 +56,13 @@ def prompt(
     ranks = {"mode": "paper", "threshold": "noise floor", "restart_every": 1, "options": ["whole", 0]}
     shown = {"preview_every": 5, "preview_prompts": "a rocket", "preview_guidance": 1.0, "clip": ["base", 1]}
     shown |= {"vae": ["base", 2], "preview_share": 1.0}
-    more = "reader" if text else "shown" if previews else ""
-    whole = {"held_out": 0.0, **({"options": [more, 0]} if more else {})}
+    reader = {"clip": ["base", 1], "text_learning": 0.5}
+    more: dict[str, Any] = {}
+    if text:
+        more = {"more": ("ACLoRATextEncoderOptions", reader)}
+    elif previews:
+        more = {"more": ("ACLoRAPreviewOptions", shown)}
+    whole = {"held_out": 0.0, **({"options": ["more", 0]} if more else {})}
     sampling = {"steps": 4, "cfg": 1.0, "seed": 1, "denoise": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     drawn = {"model": ["train", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     saved = {"lora_model": ["train", 1], "filename": "bench", "precision": "fp16", "overwrite": True}
@@ -74,11 +79,8 @@ def prompt(
         "draw": ("KSampler", sampling | drawn),
         "see": ("VAEDecode", {"samples": ["draw", 0], "vae": ["base", 2]}),
         "look": ("PreviewImage", {"images": ["see", 0]}),
-        "reader": ("ACLoRATextEncoderOptions", {"clip": ["base", 1], "text_learning": 0.5}),
-        "shown": ("ACLoRAPreviewOptions", shown),
+        **more,
     }
-    for unused in {"reader", "shown"} - {more}:
-        del nodes[unused]
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...aclora_core.acceleration import is_linear
 from ...aclora_core.storage import as_parameter, map_components
-from .packed_weights import make_dense
+from .packed_weights import is_plain, make_dense
 from .replaced import replaced_attribute
 
 # ComfyUI's names of formats whose products have no backward pass, or (e5m2 by e5m2) exist on no GPU
@@ -72,8 +72,7 @@ def _alias(tensor: Tensor, keep_class: bool = True) -> Tensor:
     else:
         alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-        own = type(tensor) not in (Tensor, torch.nn.Parameter)
-        if own and keep_class:  # such as that of GGUF files, which knows its own type
+        if keep_class and not is_plain(tensor):  # such as that of GGUF files, which knows its own type
             alias = alias.as_subclass(type(tensor))
             vars(alias).update(vars(tensor))
     return as_parameter(alias) if isinstance(tensor, torch.nn.Parameter) else alias

@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-_PLAIN = Tensor, nn.Parameter
 _FEW = 256  # numbers in a tensor that may be kept as a constant
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is of PyTorch's own class."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def has_class_of_its_own(tensor: Tensor | None) -> bool:
     """Return whether a tensor is of a class that is neither PyTorch's own nor one of ComfyUI's quantised ones."""
-    return tensor is not None and type(tensor) not in _PLAIN and not hasattr(tensor, "__tensor_flatten__")
+    return tensor is not None and not is_plain(tensor) and not hasattr(tensor, "__tensor_flatten__")
 
 
 def make_dense(layer: nn.Module, tensor: Tensor) -> None:

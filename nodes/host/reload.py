@@ -10,10 +10,9 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
-import torch
 from torch import nn
 
-_PLAIN = torch.Tensor, nn.Parameter
+from .packed_weights import is_plain
 
 
 def without_streaming(patcher: Any) -> Any:
@@ -24,12 +23,12 @@ def without_streaming(patcher: Any) -> Any:
             another network of its kind.
     """
     clone = patcher.clone(disable_dynamic=True) if patcher.cached_patcher_init else _plain_copy(patcher)
-    if convert_to_declared(clone.model):
+    if _convert_to_declared(clone.model):
         clone.size = 0  # ComfyUI measures it again
     return clone
 
 
-def convert_to_declared(network: nn.Module) -> bool:
+def _convert_to_declared(network: nn.Module) -> bool:
     """Convert weights to the dtypes that their network is made for, and return whether any was of another.
 
     With its dynamic loader, ComfyUI keeps the weights of linear layers as they are in the file, and converts them when
@@ -39,7 +38,7 @@ def convert_to_declared(network: nn.Module) -> bool:
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             declared = getattr(module, f"{name}_comfy_model_dtype", None)
-            if declared in (None, weight.dtype) or type(weight) not in _PLAIN or type(weight.data) is not torch.Tensor:
+            if declared in (None, weight.dtype) or not is_plain(weight):
                 continue
             if weight.is_floating_point() and declared.is_floating_point:
                 weight.data = weight.data.to(declared)
