@@ -126,11 +126,20 @@ def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:
 def _patcher_for_training(model: Any) -> Any:
     """Return a clone whose weights stay in place, and which computes in a type with enough range for gradients."""
     patcher = without_streaming(model) if model.is_dynamic() else model.clone()
-    base = patcher.model
-    in_float16 = base.get_dtype_inference() == torch.float16
-    if in_float16 and not _prefers_float16(base) and comfy.model_management.should_use_bf16(patcher.load_device):
+    in_float16 = _computing_dtype(patcher) == torch.float16
+    suited = _prefers_float16(patcher.model) or not comfy.model_management.should_use_bf16(patcher.load_device)
+    if in_float16 and not suited:
         patcher.set_model_compute_dtype(torch.bfloat16)
     return patcher
+
+
+def _computing_dtype(patcher: Any) -> torch.dtype:
+    """Return the dtype that a MODEL computes in once it is loaded.
+
+    Its network may have been loaded last for another clone, as by a training, whose dtype is then still in force.
+    """
+    dtype: torch.dtype = patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+    return dtype
 
 
 def _prefers_float16(base: Any) -> bool:
