@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .head_order import KeepHeadOrder
 from .kernels import KernelGroup, Kernels, find_kernels
 
 Forward = Callable[..., Any]
@@ -32,12 +33,15 @@ class FusableModules(NamedTuple):
         residual: residual block, x -> skip(x) + out(in(x) + emb(e)); the sum moves into the norm of `out`.
         block: transformer block of two attentions and a feed-forward network, each behind a norm and added to its
             input; the sums move into the norms.
+        heads: modules that view a layer's output as heads of an attention, and split or join these; they stay in the
+            order in which they are in memory.
     """
 
     geglu: type[nn.Module] | None = None
     transformer: type[nn.Module] | None = None
     residual: type[nn.Module] | None = None
     block: type[nn.Module] | None = None
+    heads: tuple[type[nn.Module], ...] = ()
 
 
 _NOTHING_FUSABLE = FusableModules()
@@ -105,7 +109,9 @@ def _replacements(
         elif type(module) is classes.geglu:
             yield module, "unet", partial(_geglu, module)
         elif type(module) is classes.transformer:
-            yield module, "unet", partial(_channels_last_kept, module.forward)
+            yield module, "unet", partial(_in_mode, _KeepChannelsLast, module.forward)
+        elif type(module) in classes.heads:
+            yield module, "transformer", partial(_in_mode, KeepHeadOrder, module.forward)
 
 
 def _can_norm(module: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
@@ -282,9 +288,9 @@ def _geglu(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
-def _channels_last_kept(own: Forward, kernels: Kernels) -> Forward:
+def _in_mode(mode: type[TorchFunctionMode], own: Forward, kernels: Kernels) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _KeepChannelsLast():
+        with mode():
             return own(*args, **kwargs)
 
     return forward

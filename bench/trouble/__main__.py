@@ -225,6 +225,7 @@ def main() -> None:
         link_pack(base / "custom_nodes")
         shutil.copy(PROBE, base / "custom_nodes" / "probe.py")
         words = ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        words += ["--cache-classic"]  # keeps the last prompt's results only; by default as many as memory allows
         words += [] if cuda else ["--cpu"]
         python, log = Path(sys.executable), base / "server.log"
         server = Server(options.host, python, words, log, environment=COMPARABLE_MEMORY)

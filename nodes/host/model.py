@@ -8,8 +8,10 @@ from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.ldm.qwen_image.model import Attention as QwenAttention
 from torch import Tensor
 
 from ...aclora_core.acceleration import FusableModules, WeightStream, is_linear
@@ -24,6 +26,8 @@ from .tokens import Caption
 # Modules that define the forward of layers without changes of their own.
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
 _PLAIN_CLASSES = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm
+
+_HEADS = DoubleStreamBlock, SingleStreamBlock, QwenAttention  # the first two are Chroma's and Hunyuan's too
 
 MODEL_PREFIX = "diffusion_model."  # in front of every layer's name in ComfyUI's LoRA files
 
@@ -62,7 +66,7 @@ class HostModel:
     limits: MemoryLimits = UNLIMITED  # to the memory that the training may use
     prefix: str = MODEL_PREFIX
 
-    fusable = FusableModules(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock)
+    fusable = FusableModules(GEGLU, SpatialTransformer, ResBlock, BasicTransformerBlock, _HEADS)
 
     @property
     def base(self) -> Any:

@@ -137,6 +137,23 @@ def test_images_stay_channels_last_through_a_transformer(network: Network, calls
         assert x.transpose(2, 3).contiguous().is_contiguous()  # outside it, nothing is changed
 
 
+class JointAttention(nn.Module):
+    """As the host's: the heads of a caption and of an image are joined."""
+
+    def forward(self, caption: Tensor, image: Tensor) -> Tensor:
+        return torch.cat([rows.unflatten(-1, (2, 4)).transpose(1, 2) for rows in (caption, image)], dim=2)
+
+
+def test_heads_stay_in_the_order_in_which_they_are_in_memory(calls: Counter[str]) -> None:
+    network, given = JointAttention(), (torch.randn(2, 3, 8), torch.randn(2, 5, 8))
+    expected = network(*given)
+    with fuse_modules(network, plain, FusableModules(heads=(nn.ReLU, JointAttention))):
+        found = network(*given)
+    torch.testing.assert_close(found, expected)
+    assert expected.is_contiguous() and found.transpose(1, 2).is_contiguous()
+    assert not forwards(network)
+
+
 def test_channels_first_and_other_dtypes_take_the_modules_own_forward(network: Network, calls: Counter[str]) -> None:
     x = torch.randn(2, 8, 5, 6)
     expected = network.leave(x)

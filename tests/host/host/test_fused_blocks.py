@@ -2,6 +2,7 @@
 
 import importlib
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,24 @@ def test_the_blocks_of_a_unet_give_the_same_when_fused(name, pack, monkeypatch):
     assert counted["group_norm silu shift"] == blocks["ResBlock"] > 0
     assert counted["residual_norm"] == counted["geglu"] == transformers > 0
     assert counted["residual_norm residual"] == 2 * transformers and not counted["layer_norm"]
+
+
+@pytest.mark.parametrize("name", ["Flux.1", "Flux.2", "Chroma", "Hunyuan Image 2.1", "Qwen-Image"])
+def test_heads_are_joined_and_split_in_the_order_of_memory(name, pack, monkeypatch):
+    order = importlib.import_module(f"{pack.__name__}.aclora_core.acceleration.head_order")
+    counted = Counter()
+    for kind in (order._Join, order._Split):
+
+        def apply(*tensors, kind=kind):
+            counted[kind.__name__] += 1
+            return kind.apply(*tensors)
+
+        monkeypatch.setattr(order, kind.__name__, SimpleNamespace(apply=apply))
+    family = families.FAMILIES[name]
+    _, blocks = both_ways(pack, monkeypatch, lambda: families.build(family), families.pictures(family))
+    doubles = blocks["DoubleStreamBlock"] + blocks["QwenImageTransformerBlock"]
+    assert counted["_Join"] == 3 * doubles > 0
+    assert counted["_Split"] == 2 * blocks["DoubleStreamBlock"] + blocks["SingleStreamBlock"]
 
 
 def test_flux_gives_the_same_when_fused(pack, monkeypatch):
