@@ -8,26 +8,22 @@ if it keeps some of them (selective_checkpointing.py). Which blocks do is planne
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..storage import map_tensors, tensors_in
 from . import selective_checkpointing
+from .block_measurement import BlockMeasurement, kind_of
 from .inplace import NoInplaceAdd
 from .layers import is_linear
 from .step_plan import ActivationSizes, StepPlan
 
 log = logging.getLogger("aclora")
-
-_CYCLES = 3e9  # of a GPU in a second, at most
-_LONGEST_LAUNCH = 0.1  # seconds; it takes longer only where something is compiled
 
 
 def find_blocks(network: nn.Module) -> list[nn.Module]:
@@ -63,7 +59,7 @@ class ActivationCheckpointing:
         self.required: set[int] = set()
         self.selective: set[int] = set()
         self.no_inplace_add = False
-        self._measured: list[_Measured] | None = None
+        self._measurement: BlockMeasurement | None = None  # while blocks are measured
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -76,8 +72,8 @@ class ActivationCheckpointing:
 
     def _wrapped(self, index: int, compute: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self._measured is not None:
-                return self._measure_block(index, compute, args, kwargs)
+            if self._measurement is not None:
+                return self._measure_block(self._measurement, index, compute, args, kwargs)
             if index in self.recomputed | self.required and torch.is_grad_enabled():
                 return self._checkpointed(compute, args, kwargs, index in self.selective)
             return compute(*args, **kwargs)
@@ -93,17 +89,15 @@ class ActivationCheckpointing:
         how: Any = {"context_fn": selective_checkpointing.contexts} if selective else {}
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **how, **kwargs)
 
-    def _measure_block(self, index: int, compute: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        assert self._measured is not None
-        began = time.perf_counter()
-        _, costly = _saved_bytes(lambda: self._checkpointed(compute, args, kwargs, bool(self.selective)))
-        with _gpu_seconds(time.perf_counter() - began) as seconds:
-            output, everything = _saved_bytes(lambda: compute(*args, **kwargs))
-        before = self._measured[index]  # of an earlier call of the block
-        self._measured[index] = _Measured(
-            before.everything + everything, before.costly + costly, before.seconds + seconds()
+    def _measure_block(
+        self, measurement: BlockMeasurement, index: int, compute: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        return measurement.run(
+            index,
+            kind_of(self.blocks[index], (args, kwargs)),
+            lambda: compute(*args, **kwargs),
+            lambda: self._checkpointed(compute, args, kwargs, bool(self.selective)),
         )
-        return output
 
     def measure(self, loss: Callable[[], Tensor]) -> ActivationSizes:
         """Measure what a step of one row needs. The caller clears the gradients.
@@ -123,17 +117,18 @@ class ActivationCheckpointing:
             torch.cuda.synchronize()
             used = torch.cuda.max_memory_allocated() - tensors
             least = max(used, torch.cuda.max_memory_reserved() - memory)
-            self._measured = [_Measured() for _ in self.blocks]
+            self._measurement = BlockMeasurement(len(self.blocks))
             loss()
+            needs = self._measurement.blocks
             return ActivationSizes(
-                blocks=[block.everything for block in self._measured],
+                blocks=[block.everything for block in needs],
                 least=least,
                 used=used,
-                costly=[block.costly for block in self._measured] if self.selective else [],
-                forward=[block.seconds for block in self._measured],
+                costly=[block.costly for block in needs] if self.selective else [],
+                forward=[block.seconds for block in needs],
             )
         finally:
-            (self.recomputed, self.selective), self._measured = chosen, None
+            (self.recomputed, self.selective), self._measurement = chosen, None
 
     def _step_recomputed(self, loss: Callable[[], Tensor]) -> None:
         """Take a step that recomputes every block, one of each kind selectively if the network allows that."""
@@ -154,14 +149,6 @@ class ActivationCheckpointing:
         return changed
 
 
-class _Measured(NamedTuple):
-    """What a block's forward pass saves for the backward pass, in bytes, and how long it takes."""
-
-    everything: int = 0
-    costly: int = 0  # if it is recomputed selectively
-    seconds: float = 0.0
-
-
 def _works(loss: Callable[[], Tensor]) -> bool:
     """Take a step, and return whether the network allows that operations are watched."""
     try:
@@ -173,30 +160,3 @@ def _works(loss: Callable[[], Tensor]) -> bool:
         traceback.clear_frames(error.__traceback__)  # until then the block that failed watches all operations
         return False
     return True
-
-
-@contextmanager
-def _gpu_seconds(launching: float) -> Iterator[Callable[[], float]]:
-    """Yield a function that returns, afterwards, how long the GPU computed.
-
-    Args:
-        launching: seconds in which all kernels are launched. The GPU begins when they are, as it would wait for the CPU
-            between them otherwise, which it does not in a graph.
-    """
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    if sleep := getattr(torch.cuda, "_sleep", None):  # without it, the time of launching counts where it is longer
-        sleep(int(min(launching, _LONGEST_LAUNCH) * _CYCLES))
-    began.record()
-    yield lambda: began.elapsed_time(ended) / 1000
-    ended.record()
-    ended.synchronize()
-
-
-def _saved_bytes(compute: Callable[[], Any]) -> tuple[Any, int]:
-    """Run a block; return its output, without the activations behind it, and how many bytes they took."""
-    before = torch.cuda.memory_allocated()
-    output = compute()
-    taken = torch.cuda.memory_allocated() - before - sum(tensor.nbytes for tensor in tensors_in(output))
-    # Detached, so that the activations are freed before the next block runs; copied, as networks add to it in place.
-    detached = map_tensors(output, lambda it: it.detach().requires_grad_().clone() if it.is_floating_point() else it)
-    return detached, max(0, taken)
