@@ -139,9 +139,9 @@ class Run:
         return found | {"memory": found["memory"] / 1e6, "gpu": found["gpu"] / 1e6}
 
 
-def many_runs(run: Run, runs: int, resolution: int, file: str, log: Path) -> list[dict[str, Any]]:
-    """Return the probe's report after each training, and what its plan and its troubles were."""
-    rows, reported = [], 0
+def many_runs(run: Run, runs: int, resolution: int, file: str, log: Path) -> Iterator[dict[str, Any]]:
+    """Yield the probe's report after each training, and what its plan and its troubles were."""
+    reported = 0
     for number in range(runs):
         cancelled, text = number % 4 == 3, number % 3 == 1
         previews = number % 5 == 2
@@ -155,12 +155,11 @@ def many_runs(run: Run, runs: int, resolution: int, file: str, log: Path) -> lis
         said = SAID.findall(log.read_text(encoding="utf-8", errors="replace"))
         row |= {"said": said[reported:]}
         reported = len(said)
-        rows.append(row)
         what = [
             word for word, is_so in (("text encoder", text), ("previews", previews), ("cancelled", cancelled)) if is_so
         ]
         print(f"{number + 1:3}", ", ".join(what) or "plain", row, flush=True)
-    return rows
+        yield row
 
 
 def thousand(run: Run, count: int) -> dict[str, Any]:
@@ -216,6 +215,9 @@ def main() -> None:
         parser.error("--checkpoint needs --only-runs: the other measurements always use the tiny base.")
     file = options.checkpoint.name if options.checkpoint else ""
     cuda = has_cuda(Path(sys.executable))
+    limit = f"{options.free:g}_gib_free" if options.free else ""
+    name = "_".join(filter(None, ["trouble", "cuda" if cuda else "", Path(file).stem, limit]))
+    target = ROOT / "bench" / "results" / f"{name}.json"
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
         for part in ("input", "output", "user", "models/loras", "models/checkpoints"):
@@ -230,19 +232,23 @@ def main() -> None:
         python, log = Path(sys.executable), base / "server.log"
         server = Server(options.host, python, words, log, environment=COMPARABLE_MEMORY)
         with left_free(options.free), server:
-            run = Run(server, base)
-            found: dict[str, Any] = {"runs": many_runs(run, options.runs, options.resolution, file, log)}
+            run, rows = Run(server, base), list[dict[str, Any]]()
+            for row in many_runs(run, options.runs, options.resolution, file, log):
+                rows.append(row)
+                save(target, {"runs": rows})
             if not options.only_runs:
-                found |= {"thousand": thousand(run, options.images), "huge": huge(run)}
-    for name in found.keys() - {"runs"}:
-        for which, row in found[name].items():
-            print(name, which, {key: round(value, 2) for key, value in row.items()}, flush=True)
-    limit = f"{options.free:g}_gib_free" if options.free else ""
-    name = "_".join(filter(None, ["trouble", "cuda" if cuda else "", Path(file).stem, limit]))
-    target = ROOT / "bench" / "results" / f"{name}.json"
-    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}  # of what was left out now
-    target.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
+                found = {"thousand": thousand(run, options.images), "huge": huge(run)}
+                save(target, found)
+                for name, parts in found.items():
+                    for which, part in parts.items():
+                        print(name, which, {key: round(value, 2) for key, value in part.items()}, flush=True)
     print(f"written: {target.relative_to(ROOT)}")
+
+
+def save(target: Path, found: dict[str, Any]) -> None:
+    """Write what was found; other parts of the file stay."""
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    target.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
