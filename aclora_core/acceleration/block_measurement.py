@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..storage import map_tensors, tensors_in
+from ..storage import component_tensors, map_tensors, tensors_in
 
 _CYCLES = 3e9  # of a GPU in a second, at most
 _LONGEST_LAUNCH = 0.1  # seconds; it takes longer only where something is compiled
-_ALIKE = 3  # blocks of a kind that are measured; the others need what the last of these needs
+# Of each kind so many blocks are measured. The first may also allocate what is kept from then on.
+_MEASURED_OF_A_KIND = 3
 
 Compute = Callable[[], Any]
 
@@ -47,7 +48,7 @@ class BlockMeasurement:
         self._alike: dict[Hashable, list[BlockNeeds]] = defaultdict(list)
 
     def run(self, index: int, kind: Hashable, compute: Compute, compute_selectively: Compute) -> Any:
-        """Compute a block and measure it, if no more than a few of its kind were measured before.
+        """Compute a block and measure it; it needs what others of its kind do where enough of these were measured.
 
         Args:
             index: of the block.
@@ -59,24 +60,31 @@ class BlockMeasurement:
             The block's output, without the activations behind it.
         """
         alike = self._alike[kind]
-        if len(alike) < _ALIKE:
+        if len(alike) < _MEASURED_OF_A_KIND:
             output, found = _measured(compute, compute_selectively)
             alike.append(found)
         else:
             with torch.no_grad():
                 output = compute()
-            output, found = _without_activations(output), alike[-1]
+            output = _without_activations(output)
+            # A launch that was interrupted made the GPU wait, so the shortest time is the right one.
+            found = alike[-1]._replace(seconds=min(needs.seconds for needs in alike))
         self.blocks[index] = self.blocks[index].plus(found)  # a block may be called several times
         return output
 
 
 def kind_of(block: nn.Module, given: Any) -> Hashable:
-    """Return what tells blocks of different needs apart.
+    """Return what tells blocks of different needs apart: their weights, what they are given, and which layers learn.
 
     given: the block's arguments, nested.
     """
-    weights = tuple((type(weight), weight.size(), weight.dtype) for weight in block.parameters())
-    return type(block), weights, tuple((tensor.size(), tensor.dtype) for tensor in tensors_in(given))
+    parts = [part for weight in block.parameters() for part in component_tensors(weight)]
+    changed = tuple(name for name, part in block.named_modules() if "forward" in vars(part) or part._forward_hooks)
+    return type(block), _facts(parts), _facts(tensors_in(given)), changed, torch.is_grad_enabled()
+
+
+def _facts(tensors: Iterable[Tensor]) -> Hashable:
+    return tuple((type(tensor), tensor.size(), tensor.dtype) for tensor in tensors)
 
 
 def _measured(compute: Compute, compute_selectively: Compute) -> tuple[Any, BlockNeeds]:

@@ -21,6 +21,8 @@ Forward = Callable[..., Any]
 # Attributes that residual blocks and transformer blocks set if they do more than usual.
 _SPECIAL_IN_RESIDUAL = ("updown", "use_scale_shift_norm", "exchange_temb_dims", "use_checkpoint")
 _SPECIAL_IN_BLOCK = ("ff_in", "disable_self_attn", "switch_temporal_ca_to_sa")
+# Options of a transformer that hand heads to functions of others, which may rely on their order in memory
+_GET_HEADS = ("patches", "optimized_attention_override")
 
 
 class FusableModules(NamedTuple):
@@ -34,14 +36,14 @@ class FusableModules(NamedTuple):
         block: transformer block of two attentions and a feed-forward network, each behind a norm and added to its
             input; the sums move into the norms.
         heads: modules that view a layer's output as heads of an attention, and split or join these; they stay in the
-            order in which they are in memory.
+            order in which they are in memory, unless functions of others get them.
     """
 
     geglu: type[nn.Module] | None = None
     transformer: type[nn.Module] | None = None
     residual: type[nn.Module] | None = None
     block: type[nn.Module] | None = None
-    heads: tuple[type[nn.Module], ...] = ()
+    heads: tuple[type[nn.Module] | None, ...] = ()
 
 
 _NOTHING_FUSABLE = FusableModules()
@@ -109,9 +111,9 @@ def _replacements(
         elif type(module) is classes.geglu:
             yield module, "unet", partial(_geglu, module)
         elif type(module) is classes.transformer:
-            yield module, "unet", partial(_in_mode, _KeepChannelsLast, module.forward)
+            yield module, "unet", partial(_channels_last_kept, module.forward)
         elif type(module) in classes.heads:
-            yield module, "transformer", partial(_in_mode, KeepHeadOrder, module.forward)
+            yield module, "transformer", partial(_head_order_kept, module.forward)
 
 
 def _can_norm(module: nn.Module, is_unpatched: Callable[[nn.Module], bool]) -> bool:
@@ -288,9 +290,20 @@ def _geglu(module: Any, kernels: Kernels) -> Forward:
     return forward
 
 
-def _in_mode(mode: type[TorchFunctionMode], own: Forward, kernels: Kernels) -> Forward:
+def _channels_last_kept(own: Forward, kernels: Kernels) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with mode():
+        with _KeepChannelsLast():
+            return own(*args, **kwargs)
+
+    return forward
+
+
+def _head_order_kept(own: Forward, kernels: Kernels) -> Forward:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        options = kwargs.get("transformer_options") or {}
+        if any(options.get(name) for name in _GET_HEADS):
+            return own(*args, **kwargs)
+        with KeepHeadOrder():
             return own(*args, **kwargs)
 
     return forward

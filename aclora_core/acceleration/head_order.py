@@ -16,15 +16,18 @@ _TOKENS = 2  # the axis in (batch, heads, tokens, width)
 
 
 class KeepHeadOrder(TorchFunctionMode):
-    """Join, split and keep heads where they lie token by token in memory; values and gradients are the same."""
+    """Join and split heads where they lie token by token in memory, with the same values and gradients.
+
+    Heads in that order also count as contiguous, so code that flattens them after contiguous() fails in this mode.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.contiguous and len(args) == 1 and not kwargs and _are_heads(args[0]):
             return args[0]
-        if func is torch.cat and _can_join(*args, **kwargs):
+        if func is torch.cat and args and _can_join(*args, **kwargs):
             return _Join.apply(*args[0])
-        if func is Tensor.unbind and _can_split(*args, **kwargs):
+        if func is Tensor.unbind and args and _can_split(*args, **kwargs):
             return _Split.apply(args[0])
         return func(*args, **kwargs)
 
@@ -35,13 +38,10 @@ def _are_heads(x: Tensor) -> bool:
 
 
 def _can_join(tensors: Any, dim: Any = 0, **kwargs: Any) -> bool:
-    """Whether arguments of torch.cat are heads of some tokens each."""
-    return (
-        not kwargs
-        and dim == _TOKENS
-        and all(map(_are_heads, tensors))
-        and len({tensor.dtype for tensor in tensors}) == 1
-    )
+    """Whether arguments of torch.cat are heads of some tokens each, which differ in the number of tokens alone."""
+    if kwargs or dim != _TOKENS or not all(map(_are_heads, tensors)):
+        return False
+    return len({(it.dtype, it.device, it.shape[:_TOKENS], it.shape[3]) for it in tensors}) == 1
 
 
 def _can_split(x: Tensor, dim: int = 0) -> bool:
@@ -49,8 +49,9 @@ def _can_split(x: Tensor, dim: int = 0) -> bool:
     if dim != 0 or x.dim() != 5 or not x.requires_grad:
         return False
     parts, _, heads, _, width = x.shape
-    part, _, head, token, number = x.stride()
-    return number == 1 and head == width and part == heads * width and token >= parts * part
+    part_stride, _, head_stride, token_stride, column_stride = x.stride()
+    heads_are_together = column_stride == 1 and head_stride == width and part_stride == heads * width
+    return heads_are_together and token_stride >= parts * part_stride
 
 
 class _Join(torch.autograd.Function):
@@ -60,7 +61,9 @@ class _Join(torch.autograd.Function):
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
         batch, heads, _, width = parts[0].shape
         ctx.counts = [part.shape[_TOKENS] for part in parts]
-        joined = parts[0].new_empty(batch, sum(ctx.counts), heads, width).transpose(1, _TOKENS)
+        tokens, row = sum(ctx.counts), heads * width
+        # Not a view, which autograd would not let others write to.
+        joined = parts[0].new_empty_strided((batch, heads, tokens, width), (tokens * row, width, row, 1))
         for place, part in zip(joined.split(ctx.counts, _TOKENS), parts, strict=True):
             place.copy_(part)
         return joined

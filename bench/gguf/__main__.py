@@ -174,9 +174,7 @@ class Row:
             return [self.name, self.failure, *[""] * (len(WAYS) + 3)]
         cosines = [f"{self.cosines[way]:.5f}" for way in WAYS]
         moved = " / ".join(f"{share:.2%}" for share in self.moved)
-        redrawn = (
-            "the same" if max(self.redrawn) == 0 else " / ".join(f"{difference:.1e}" for difference in self.redrawn)
-        )
+        redrawn = " / ".join(f"{difference:.1e}" if difference else "the same" for difference in self.redrawn)
         return [self.name, f"{self.losses:.1e}", *cosines, moved, "the same" if self.restored else "CHANGED", redrawn]
 
 

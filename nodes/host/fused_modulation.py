@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...aclora_core.acceleration import find_kernels
+from .network_modules import network_module
 from .replaced import replaced_attribute
 
 _MODULES = (  # of networks, which not every ComfyUI has
@@ -27,7 +27,7 @@ _MODULES = (  # of networks, which not every ComfyUI has
 @contextmanager
 def fused_modulation() -> Iterator[None]:
     """Use the fused modulation kernel in networks that shift, scale and gate their tokens in functions of their own."""
-    flux, stable_diffusion, aura, lumina, qwen_image, kandinsky = map(_module, _MODULES)
+    flux, stable_diffusion, aura, lumina, qwen_image, kandinsky = map(network_module, _MODULES)
     qwen_block = getattr(qwen_image, "QwenImageTransformerBlock", None)
     with (
         replaced_attribute(flux, "apply_mod", partial(_with_modulation, _of_flux)),  # Chroma's and Hunyuan's too
@@ -122,11 +122,3 @@ def _of_kandinsky(normed: Tensor, scale: Tensor, shift: Tensor) -> _Modulation:
 
 def _of_kandinsky_gate(x: Tensor, out: Tensor, gate: Tensor) -> _Modulation:
     return _Modulation(out, gate, x)
-
-
-def _module(name: str) -> Any:
-    """Return a module of ComfyUI's networks; None where this version has none of the name."""
-    try:
-        return importlib.import_module(f"comfy.ldm.{name}")
-    except ImportError:
-        return None

@@ -8,16 +8,15 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from comfy.ldm.qwen_image.model import Attention as QwenAttention
 from torch import Tensor
 
 from ...aclora_core.acceleration import FusableModules, WeightStream, is_linear
 from ...aclora_core.diffusion import Objective
 from .differentiable import unchanged_weight
 from .loading import UNLIMITED, MemoryLimits
+from .network_modules import network_module
 from .packed_weights import is_dense
 from .text_encoder import TEXT_PREFIX as TEXT_PREFIX
 from .text_encoder import TextEncoder
@@ -27,7 +26,13 @@ from .tokens import Caption
 _PLAIN_MODULES = ("comfy.ops", *(f"torch.nn.modules.{name}" for name in ("linear", "conv", "normalization")))
 _PLAIN_CLASSES = torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm
 
-_HEADS = DoubleStreamBlock, SingleStreamBlock, QwenAttention  # the first two are Chroma's and Hunyuan's too
+# Modules that view a layer's output as heads of an attention; Flux's are those of Chroma and Hunyuan too
+_FLUX, _QWEN = network_module("flux.layers"), network_module("qwen_image.model")
+_HEADS = (
+    getattr(_FLUX, "DoubleStreamBlock", None),
+    getattr(_FLUX, "SingleStreamBlock", None),
+    getattr(_QWEN, "Attention", None),
+)
 
 MODEL_PREFIX = "diffusion_model."  # in front of every layer's name in ComfyUI's LoRA files
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -140,7 +141,7 @@ def test_images_stay_channels_last_through_a_transformer(network: Network, calls
 class JointAttention(nn.Module):
     """As the host's: the heads of a caption and of an image are joined."""
 
-    def forward(self, caption: Tensor, image: Tensor) -> Tensor:
+    def forward(self, caption: Tensor, image: Tensor, transformer_options: Any = None) -> Tensor:
         return torch.cat([rows.unflatten(-1, (2, 4)).transpose(1, 2) for rows in (caption, image)], dim=2)
 
 
@@ -148,9 +149,10 @@ def test_heads_stay_in_the_order_in_which_they_are_in_memory(calls: Counter[str]
     network, given = JointAttention(), (torch.randn(2, 3, 8), torch.randn(2, 5, 8))
     expected = network(*given)
     with fuse_modules(network, plain, FusableModules(heads=(nn.ReLU, JointAttention))):
-        found = network(*given)
-    torch.testing.assert_close(found, expected)
-    assert expected.is_contiguous() and found.transpose(1, 2).is_contiguous()
+        found = network(*given, transformer_options={"patches": {}})
+        patched = network(*given, transformer_options={"patches": {"attn1_patch": [print]}})
+    torch.testing.assert_close((found, patched), (expected, expected))
+    assert expected.is_contiguous() and patched.is_contiguous() and found.transpose(1, 2).is_contiguous()
     assert not forwards(network)
 
 

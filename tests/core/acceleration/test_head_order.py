@@ -60,21 +60,64 @@ def test_heads_are_joined_and_split_where_they_lie() -> None:
     assert given == [True]
 
 
-OTHERS = {
+def test_others_may_write_into_joined_heads() -> None:
+    found = []
+    for mode in (nullcontext(), KeepHeadOrder()):
+        caption = heads(5, 1).requires_grad_()
+        with mode:
+            joined = torch.cat((caption, heads(6, 2)), dim=2)
+            joined[:, :, 3:7] *= 2
+        joined.square().sum().backward()
+        found.append((joined, caption.grad))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def other_order() -> Tensor:
+    return heads(5, 1).clone(memory_format=torch.contiguous_format)
+
+
+JOINS = {
     "another axis": lambda: torch.cat((heads(5, 1), heads(5, 2)), dim=1),
-    "another order": lambda: torch.cat((heads(5, 1).clone(memory_format=torch.contiguous_format), heads(6, 2)), 2),
+    "another order": lambda: torch.cat((other_order(), heads(6, 2)), dim=2),
     "another dtype": lambda: torch.cat((heads(5, 1), heads(6, 2).double()), dim=2),
     "one output": lambda: torch.cat((heads(5, 1), heads(6, 2)), 2, out=torch.empty(BATCH, HEADS, 11, WIDTH)),
-    "fewer axes": lambda: torch.stack(heads(5, 1)[0].unbind(0)),
-    "no gradient": lambda: torch.stack(torch.zeros(2, 5, 3, HEADS, WIDTH).permute(2, 0, 3, 1, 4).unbind()),
-    "another part": lambda: torch.stack(heads(5, 1)[None].expand(3, -1, -1, -1, -1).requires_grad_().unbind()),
+    "by name": lambda: torch.cat(tensors=(heads(5, 1), heads(6, 2)), dim=2),
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_all_else_is_left_to_pytorch(name: str) -> None:
-    expected = OTHERS[name]()
+@pytest.mark.parametrize("name", JOINS)
+def test_other_joins_are_left_to_pytorch(name: str) -> None:
+    expected = JOINS[name]()
     with KeepHeadOrder():
-        found = OTHERS[name]()
+        found = JOINS[name]()
     torch.testing.assert_close(found, expected, check_stride=True)
-    assert not any(word in str(found.grad_fn) for word in ("_Join", "_Split"))
+
+
+def test_heads_that_cannot_be_joined_are_an_error_as_before() -> None:
+    with KeepHeadOrder(), pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        torch.cat((heads(5, 1), heads(6, 2)[:1]), dim=2)
+
+
+def parts(*order: int) -> Tensor:
+    """Return (3, BATCH, HEADS, 5, WIDTH), whose parts are together in memory as the order of a token's says."""
+    rows = torch.randn(BATCH, 5, 3, HEADS, WIDTH)
+    return rows.permute(*order)
+
+
+SPLITS = {
+    "another axis": (parts(2, 0, 3, 1, 4).requires_grad_(), 1),
+    "another order": (parts(2, 0, 3, 1, 4).contiguous().requires_grad_(), 0),
+    "parts that share memory": (heads(5, 1)[None].expand(3, -1, -1, -1, -1).requires_grad_(), 0),
+    "fewer axes": (heads(5, 1).requires_grad_(), 0),
+    "no gradient": (parts(2, 0, 3, 1, 4), 0),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_other_splits_are_left_to_pytorch(name: str) -> None:
+    x, dim = SPLITS[name]
+    with KeepHeadOrder():
+        assert "_Split" in parts(2, 0, 3, 1, 4).requires_grad_().unbind()[0].grad_fn.name()
+        found = x.unbind(dim)
+    torch.testing.assert_close(found, x.unbind(dim), check_stride=True)
+    assert "_Split" not in str(found[0].grad_fn)

@@ -191,6 +191,19 @@ def test_float16_weights_are_trained_in_a_dtype_that_suits_the_network(pack, mon
             assert all(frozen.is_unpatched(layer) for layer in layers)  # which may convert their weights
 
 
+def test_a_dtype_that_a_node_has_set_is_kept(pack, monkeypatch):
+    import comfy.model_management
+
+    family = replace(FAMILIES["Flux.1"], dtype=torch.float16)
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: True)
+    model, data = build(family), pictures(family)
+    exact = model.clone()
+    exact.set_model_compute_dtype(torch.float32)
+    for each, wanted in ((exact, torch.float32), (model, torch.bfloat16)) * 2:  # both share a network
+        with pack.nodes.host.training_session(each, *data) as (frozen, images):
+            assert frozen.dtype == wanted
+
+
 def foreign(model, monkeypatch, dynamic):
     """Make a MODEL that cannot be reloaded. dynamic: as on a GPU, where ComfyUI streams weights."""
     model.cached_patcher_init = None

@@ -28,12 +28,15 @@ def without_gpu(monkeypatch):
 
 
 @pytest.fixture
-def gradients(pack, without_gpu):
+def gradients(pack, without_gpu, monkeypatch):
     """Return the gradients of one loss with all blocks kept, recomputed whole, and recomputed in part."""
     training, config = (
         importlib.import_module(f"{pack.__name__}.aclora_core.{name}") for name in ("training", "config")
     )
     progress = importlib.import_module(f"{training.__name__}.progress")
+    # So that blocks are met that are not measured, as others of their kind were; most families here have two of each.
+    blocks = importlib.import_module(f"{pack.__name__}.aclora_core.acceleration.block_measurement")
+    monkeypatch.setattr(blocks, "_MEASURED_OF_A_KIND", 1)
     trainer_of = importlib.import_module(f"{training.__name__}.trainer").Trainer
 
     def found(model, latents, captions):
