@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -95,15 +96,16 @@ def untouched(model):
 
 @contextlib.contextmanager
 def progress(hook):
-    """Call the hook with every progress, as ComfyUI's server does."""
+    """Call the hook with every progress; ComfyUI's server is told of one in a tenth of a second."""
     import comfy.utils
 
-    before = comfy.utils.PROGRESS_BAR_HOOK
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **other: hook(value, total, preview))
-    try:
+    hooked = {
+        "PROGRESS_BAR_HOOK": lambda value, total, preview, **other: hook(value, total, preview),
+        "PROGRESS_THROTTLE_MIN_INTERVAL": 0,
+        "PROGRESS_THROTTLE_MIN_PERCENT": 0,
+    }
+    with patch.multiple(comfy.utils, create=True, **hooked):  # older versions have no throttle
         yield
-    finally:
-        comfy.utils.set_progress_bar_global_hook(before)
 
 
 @pytest.fixture
