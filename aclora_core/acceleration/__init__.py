@@ -7,7 +7,7 @@ from .inplace import InplaceAddLog, NoInplaceAdd
 from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
 from .selective_checkpointing import is_kept
-from .step_plan import ActivationSizes, StepPlan, best_plan, given_plan, room
+from .step_plan import NO_COPIES, ActivationSizes, Copies, StepPlan, best_plan, given_plan, room
 from .weight_streaming import Region, WeightStream, gather_weights
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ActivationSizes",
     "CONVOLUTIONS",
     "ConvParams",
+    "Copies",
     "CudaGraphRunner",
     "FusableModules",
     "InplaceAddLog",
@@ -22,6 +23,7 @@ __all__ = [
     "Kernels",
     "MAX_KEYS",
     "MAX_LAYERS",
+    "NO_COPIES",
     "NoInplaceAdd",
     "Region",
     "StepPlan",

@@ -1,7 +1,7 @@
 """How a step fits into memory in the least time: which blocks are recomputed, and how many rows go through at a time.
 
 Times are those of the GPU, from the forward passes of the blocks. Copies of streamed weights run beside the computing,
-so a pass takes the longer of the two.
+so a pass takes the longer of the two; those from memory that is not pinned do not.
 """
 
 from __future__ import annotations
@@ -47,6 +47,20 @@ class ActivationSizes:
         return self.forward or [1 / len(self.blocks) for _ in self.blocks]
 
 
+class Copies(NamedTuple):
+    """Copies of streamed weights in each pass."""
+
+    seconds: float = 0.0
+    beside: bool = True  # whether they run beside the computing
+
+    def and_computing(self, seconds: float) -> float:
+        """Return the seconds that a pass takes which computes for so many."""
+        return max(seconds, self.seconds) if self.beside else seconds + self.seconds
+
+
+NO_COPIES = Copies()
+
+
 class StepPlan(NamedTuple):
     """A way to run a step."""
 
@@ -59,7 +73,7 @@ class StepPlan(NamedTuple):
 
 
 def best_plan(
-    sizes: ActivationSizes, rows: int, free: int, required: Set[int] = frozenset(), copying: float = 0.0
+    sizes: ActivationSizes, rows: int, free: int, required: Set[int] = frozenset(), copies: Copies = NO_COPIES
 ) -> StepPlan:
     """Choose the blocks to recompute so that a step fits in the free memory and takes the least time.
 
@@ -68,17 +82,17 @@ def best_plan(
         rows: the number of rows of a step. They go through in micro-batches where that is faster, or only they fit.
         free: free memory in bytes.
         required: indices of blocks that have to be recomputed.
-        copying: seconds that copies of streamed weights take in each pass.
+        copies: of streamed weights.
 
     Returns:
         The plan; if none fits, that which needs least.
     """
-    plans = [_plan(sizes, rows, micro_batches, free, required, copying) for micro_batches in range(1, rows + 1)]
+    plans = [_plan(sizes, rows, micro_batches, free, required, copies) for micro_batches in range(1, rows + 1)]
     return min(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.peak))
 
 
 def _plan(
-    sizes: ActivationSizes, rows: int, micro_batches: int, free: int, required: Set[int], copying: float
+    sizes: ActivationSizes, rows: int, micro_batches: int, free: int, required: Set[int], copies: Copies
 ) -> StepPlan:
     """Recompute as few blocks as possible, the largest first, with equal micro-batches.
 
@@ -98,7 +112,7 @@ def _plan(
         if fits():
             break
         selective.remove(index)
-    return given_plan(sizes, rows, rows_each, free, recomputed, selective, copying)
+    return given_plan(sizes, rows, rows_each, free, recomputed, selective, copies)
 
 
 def given_plan(
@@ -108,14 +122,15 @@ def given_plan(
     free: int,
     recomputed: Set[int],
     selective: Set[int] = frozenset(),
-    copying: float = 0.0,
+    copies: Copies = NO_COPIES,
 ) -> StepPlan:
     """Return the plan with these blocks recomputed; arguments as in best_plan, and rows_each of a micro-batch."""
     selective = selective & recomputed
     forward = sum(sizes.times)
     again = sum(sizes.times[index] * (_SELECTIVE if index in selective else 1) for index in recomputed)
     growth = (rows_each + _MICRO_BATCH) / (1 + _MICRO_BATCH)
-    each = max(growth * forward, copying) + max(growth * (_BACKWARD * forward + again), copying)
+    each = copies.and_computing(growth * forward)
+    each += copies.and_computing(growth * (_BACKWARD * forward + again))
     peak = sizes.peak(rows_each, recomputed, selective)
     seconds = math.ceil(rows / rows_each) * each
     return StepPlan(room(peak) <= free, seconds, peak, rows_each, set(recomputed), set(selective))

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from ..acceleration import ActivationSizes, StepPlan, WeightStream, best_plan, given_plan, room
+from ..acceleration import NO_COPIES, ActivationSizes, Copies, StepPlan, WeightStream, best_plan, given_plan, room
 from ..diffusion import Batch
 from ..optim import Stepper
 from .adapted_model import AdaptedModel
@@ -74,11 +74,11 @@ class MemoryPlan:
         if sizes.used > found:  # it has just run, so that free memory is limited by a setting
             raise TooLittleMemoryError(sizes.used - found, self.adapted)
         free = max(0, found - kept)
-        copying = 0.0
+        copies = NO_COPIES
         if stream := model.weight_stream:
-            plan, copying = self._stream_best(stream, sizes, rows, free)
+            plan, copies = self._stream_best(stream, sizes, rows, free)
             free = max(0, (model.free_memory(plan.peak) or 0) - kept)
-        plan = self._planned(sizes, rows, free, checkpointing.required, copying)
+        plan = self._planned(sizes, rows, free, checkpointing.required, copies)
         if self.automatic:
             checkpointing.use(plan)
             self.stream.rows = plan.rows
@@ -104,35 +104,35 @@ class MemoryPlan:
         return each * self.stream.rows * self.stream.config.accumulate
 
     def _planned(
-        self, sizes: ActivationSizes, rows: int, free: int, required: Set[int], copying: float = 0.0
+        self, sizes: ActivationSizes, rows: int, free: int, required: Set[int], copies: Copies = NO_COPIES
     ) -> StepPlan:
         """Return the best plan; that of the setting, if it is not ours to make. Arguments as in best_plan."""
         if self.automatic:
-            return best_plan(sizes, rows, free, required, copying)
+            return best_plan(sizes, rows, free, required, copies)
         recomputed = self.adapted.checkpointing.recomputed | required
-        return given_plan(sizes, rows, rows, free, recomputed, copying=copying)
+        return given_plan(sizes, rows, rows, free, recomputed, copies=copies)
 
     def _stream_best(
         self, stream: WeightStream, sizes: ActivationSizes, rows: int, free: int
-    ) -> tuple[StepPlan, float]:
+    ) -> tuple[StepPlan, Copies]:
         """Stream the blocks with which a step takes the least time; of equal ways that which streams least.
 
         Weights that are kept save copies, and activations that are kept save computing; both need the same memory.
 
         Returns:
-            The plan of the step, and the seconds that the copies take in each pass.
+            The plan of the step, and the copies in each pass.
         """
-        rate = stream.measured_rate()
+        rate, slower = stream.measured_rate(), _BESIDE_COMPUTING if stream.all_pinned else 1.0
         ways = []
         for way in stream.choices():
-            copying = _BESIDE_COMPUTING * way.copied / rate
+            copies = Copies(slower * way.copied / rate, stream.all_pinned)
             required = self.adapted.recomputed_if_streamed(way.indices)
-            ways.append((self._planned(sizes, rows, free - way.more, required, copying), copying, way))
+            ways.append((self._planned(sizes, rows, free - way.more, required, copies), copies, way))
         fitting = [way for way in ways if way[0].fits] or ways[-1:]  # all streamed, if nothing fits
-        plan, copying, best = min(fitting, key=lambda way: way[0].seconds)
+        plan, copies, best = min(fitting, key=lambda way: way[0].seconds)
         stream.stream(best.indices)
         self.adapted.require_recomputing()
-        return plan, copying
+        return plan, copies
 
     def _sentence(self, expected: int, free: int, rows: int) -> str:
         checkpointing, stream = self.adapted.checkpointing, self.adapted.model.weight_stream

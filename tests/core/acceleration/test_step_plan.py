@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from aclora_core.acceleration.step_plan import ActivationSizes, best_plan, given_plan
+from aclora_core.acceleration.step_plan import ActivationSizes, Copies, best_plan, given_plan
 
 SIZES = ActivationSizes([100, 300, 200], 650, 600)
 
@@ -74,7 +74,9 @@ def test_times_follow_the_measured_forward_passes() -> None:
 )
 def test_a_pass_takes_as_long_as_its_copies_at_least(copying: float, seconds: float) -> None:
     sizes = replace(SIZES, forward=[0.1, 0.2, 0.3])
-    assert best_plan(sizes, 1, 10_000, {0, 1, 2}, copying).seconds == pytest.approx(seconds)
+    assert best_plan(sizes, 1, 10_000, {0, 1, 2}, Copies(copying)).seconds == pytest.approx(seconds)
+    alone = best_plan(sizes, 1, 10_000, {0, 1, 2}, Copies(copying, beside=False))
+    assert alone.seconds == pytest.approx(2.04 + 2 * copying)
 
 
 def test_a_network_without_blocks_is_split_by_rows_alone() -> None:

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from aclora_core.acceleration import ActivationCheckpointing, ActivationSizes, WeightStream, best_plan, gather_weights
+from aclora_core.acceleration import (
+    ActivationCheckpointing,
+    ActivationSizes,
+    Copies,
+    WeightStream,
+    best_plan,
+    gather_weights,
+)
 from aclora_core.config import TrainConfig
 from aclora_core.training import memory
 from aclora_core.training.memory import MemoryPlan
@@ -123,21 +130,23 @@ def test_what_is_planned_fits(
 
 @pytest.mark.parametrize("total", range(22, 50, 4))
 @pytest.mark.parametrize("rate", [0.05, 0.4, 10])  # blocks that are copied while one computes
+@pytest.mark.parametrize("pinned", [True, False])
 def test_no_other_number_of_streamed_blocks_takes_less_time(
-    monkeypatch: pytest.MonkeyPatch, total: int, rate: float
+    monkeypatch: pytest.MonkeyPatch, total: int, rate: float, pinned: bool
 ) -> None:
     it = Planned(monkeypatch, total, 2, 3, True)
     assert it.stream
     with it.stream.loaded():
         it._require()
         monkeypatch.setattr(it.stream, "measured_rate", lambda: rate * it.stream.sizes[0] / SECONDS)
+        it.stream.all_pinned = pinned
         it.plan.make()
         chosen, seconds = len(it.stream.streamed), []
         for number in range(BLOCKS + 1):
             it.stream.stream(range(number))
             it._require()
-            copying = 1.1 * number * SECONDS / rate
-            plan = best_plan(it.sizes, 1, it.free, it.checkpointing.required, copying)
+            copies = Copies((1.1 if pinned else 1) * number * SECONDS / rate, pinned)
+            plan = best_plan(it.sizes, 1, it.free, it.checkpointing.required, copies)
             seconds.append(plan.seconds if plan.fits else math.inf)
     assert seconds[chosen] == pytest.approx(min(seconds)) and chosen == min(
         number for number in range(BLOCKS + 1) if seconds[number] == pytest.approx(min(seconds))
@@ -151,6 +160,7 @@ def test_fast_copies_leave_memory_for_activations(monkeypatch: pytest.MonkeyPatc
         assert it.stream
         with it.stream.loaded():
             it._require()
+            it.stream.all_pinned = True
             monkeypatch.setattr(
                 it.stream, "measured_rate", lambda rate=rate, it=it: rate * it.stream.sizes[0] / SECONDS
             )
