@@ -52,25 +52,35 @@ class ValidationSet:
         self.processes = processes
         self.model, self.images, self.indices = model, images, list(indices)
         self._seed, self._batch_size, self._mask_floor = seed, batch_size, mask_floor
+        self._rows = batch_size  # images that go through the model at a time
         self._graphs = graphs or CudaGraphRunner(model.device, enabled=False)
 
     @cached_property
-    def _batches(self) -> list[Batch]:
-        """The images level by level, made when they are first measured; all levels share an image's conditioning."""
+    def _batches(self) -> list[list[Batch]]:
+        """The images level by level, in batches that several processes share, each in parts that fit the model.
+
+        Made when they are first measured; all levels share an image's conditioning.
+        """
         groups = group_by_key(self.indices, self.images.batch_keys, self._batch_size)
         with torch.no_grad():  # else the history of text encoders that learn would live as long as this set
-            first = [make_batch(self.images, it, *self._noise(it, 0), mask_floor=self._mask_floor) for it in groups]
+            first = [[self._first_level(part) for part in _parts(group, self._rows)] for group in groups]
         batches = list(first)
         for level in range(1, len(NOISE_FRACTIONS)):
-            for batch in first:
-                noise, sigma = self._noise(batch.indices, level)
-                batches.append(replace(batch, noise=noise, sigma=sigma))
+            batches += [[self._at_level(part, level) for part in parts] for parts in first]
         return batches
 
+    def _first_level(self, indices: Sequence[int]) -> Batch:
+        return make_batch(self.images, indices, *self._noise(indices, 0), mask_floor=self._mask_floor)
+
+    def _at_level(self, batch: Batch, level: int) -> Batch:
+        noise, sigma = self._noise(batch.indices, level)
+        return replace(batch, noise=noise, sigma=sigma)
+
     def limit(self, rows: int) -> None:
-        """Measure at most so many images at a time; several processes do not, as their batches must agree."""
-        if rows < self._batch_size and self.processes.size == 1:
-            self._batch_size = rows
+        """Send at most so many images through the model at a time. Each of several processes has a limit of its own."""
+        rows = min(rows, self._batch_size)
+        if rows != self._rows:
+            self._rows = rows
             vars(self).pop("_batches", None)
 
     def _noise(self, indices: Sequence[int], level: int) -> tuple[Tensor, Tensor]:
@@ -93,15 +103,23 @@ class ValidationSet:
 
     def iterate_losses(self) -> Iterator[Tensor]:
         """Yield the losses of this process's batches, batch by batch."""
-        for batch in self._batches[self.processes.rank :: self.processes.size]:
-            if self.model.text_encoders:  # they may have learned since
-                with torch.no_grad():
-                    batch = replace(batch, conditioning=self.images.conditioning(batch.indices))
-            yield self._graphs.call(self._batch_losses, batch, batch.key).double().cpu()
+        for parts in self._batches[self.processes.rank :: self.processes.size]:
+            yield torch.cat([self._losses_of(part) for part in parts])
+
+    def _losses_of(self, batch: Batch) -> Tensor:
+        if self.model.text_encoders:  # they may have learned since
+            with torch.no_grad():
+                batch = replace(batch, conditioning=self.images.conditioning(batch.indices))
+        return self._graphs.call(self._batch_losses, batch, batch.key).double().cpu()
 
     def _batch_losses(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             return denoising_losses(self.model, batch)
+
+
+def _parts(indices: Sequence[int], rows: int) -> list[Sequence[int]]:
+    """Split indices into parts of at most so many."""
+    return [indices[start : start + rows] for start in range(0, len(indices), rows)]
 
 
 def mean_denoising_loss(

@@ -4,9 +4,12 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
@@ -88,6 +91,33 @@ def test_conditionings_are_made_once_for_all_levels_and_not_before_the_first_mea
     images.losses()
     images.losses()
     assert asked == [[1, 7], [9], [4]]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_each_of_several_processes_may_send_fewer_images_through_the_model(rows: int) -> None:
+    model, calls = toy(), list[int]()
+    denoise = model.denoise
+
+    def counted(noisy: Tensor, *others: Any) -> Tensor:
+        calls.append(len(noisy))
+        return denoise(noisy, *others)
+
+    model.denoise = counted  # type: ignore[method-assign]
+
+    def own(rank: int, limit: int) -> list[Tensor]:
+        processes: Any = SimpleNamespace(rank=rank, size=2)
+        images = ValidationSet(model, model, [1, 4, 7, 9, 11, 12, 13], 5, 4, processes=processes)
+        images.limit(16)
+        before = list(images.iterate_losses())
+        calls.clear()
+        images.limit(limit)
+        found = list(images.iterate_losses())
+        assert max(calls) == min(limit, len(before[0]))
+        torch.testing.assert_close(found, before)
+        return found
+
+    limited, whole = own(0, rows), own(1, 16)
+    assert [len(it) for it in limited] == [4] * 4 and [len(it) for it in whole] == [3] * 4
 
 
 def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
