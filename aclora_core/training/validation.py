@@ -61,9 +61,10 @@ class ValidationSet:
 
         Made when they are first measured; all levels share an image's conditioning.
         """
-        groups = group_by_key(self.indices, self.images.batch_keys, self._batch_size)
+        keys = self.images.batch_keys
+        groups = group_by_key(self.indices, keys, self._batch_size)
         with torch.no_grad():  # else the history of text encoders that learn would live as long as this set
-            first = [[self._first_level(part) for part in _parts(group, self._rows)] for group in groups]
+            first = [[self._first_level(part) for part in group_by_key(group, keys, self._rows)] for group in groups]
         batches = list(first)
         for level in range(1, len(NOISE_FRACTIONS)):
             batches += [[self._at_level(part, level) for part in parts] for parts in first]
@@ -115,11 +116,6 @@ class ValidationSet:
     def _batch_losses(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             return denoising_losses(self.model, batch)
-
-
-def _parts(indices: Sequence[int], rows: int) -> list[Sequence[int]]:
-    """Split indices into parts of at most so many."""
-    return [indices[start : start + rows] for start in range(0, len(indices), rows)]
 
 
 def mean_denoising_loss(

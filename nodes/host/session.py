@@ -126,9 +126,8 @@ def _text_encoder(clip: Any, conditioning: Sequence[Any]) -> TextEncoder:
 def _patcher_for_training(model: Any) -> Any:
     """Return a clone whose weights stay in place, and which computes in a type with enough range for gradients."""
     patcher = without_streaming(model) if model.is_dynamic() else model.clone()
-    in_float16 = _computing_dtype(patcher) == torch.float16
-    suited = _prefers_float16(patcher.model) or not comfy.model_management.should_use_bf16(patcher.load_device)
-    if in_float16 and not suited:
+    unsuited = _computing_dtype(patcher) == torch.float16 and not _prefers_float16(patcher.model)
+    if unsuited and comfy.model_management.should_use_bf16(patcher.load_device):
         patcher.set_model_compute_dtype(torch.bfloat16)
     return patcher
 

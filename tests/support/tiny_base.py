@@ -96,7 +96,7 @@ def untouched(model):
 
 @contextlib.contextmanager
 def progress(hook):
-    """Call the hook with every progress; ComfyUI's server is told of one in a tenth of a second."""
+    """Call the hook with every progress; ComfyUI's server gets one in a tenth of a second."""
     import comfy.utils
 
     hooked = {

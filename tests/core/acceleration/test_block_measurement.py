@@ -60,7 +60,7 @@ def test_a_few_of_a_kind_are_measured(gpu: SimpleNamespace) -> None:
     ]
 
 
-def test_kinds_are_told_apart() -> None:
+def test_blocks_of_other_needs_are_of_other_kinds() -> None:
     layer, image = nn.Linear(4, 4), torch.ones(2, 4)
     known = kind_of(layer, ((image,), {"caption": image}))
     assert kind_of(nn.Linear(4, 4), ((image + 1,), {"caption": image})) == known
@@ -93,7 +93,7 @@ class Quantised:
         return ["data"], None
 
 
-def test_formats_of_quantised_weights_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_formats_of_quantised_weights_are_other_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     block = nn.Linear(2, 2)
     kinds = []
     for dtype in (torch.float8_e4m3fn, torch.int8):
