@@ -6,6 +6,7 @@ from .fused_modules import FusableModules, fuse_modules
 from .inplace import InplaceAddLog, NoInplaceAdd
 from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
+from .pace import keep_pace, paced
 from .selective_checkpointing import is_kept
 from .step_plan import NO_COPIES, ActivationSizes, Copies, StepPlan, best_plan, given_plan, room
 from .weight_streaming import Region, WeightStream, gather_weights
@@ -37,5 +38,7 @@ __all__ = [
     "is_kept",
     "is_linear",
     "is_plain_convolution",
+    "keep_pace",
+    "paced",
     "room",
 ]

@@ -21,6 +21,7 @@ from . import selective_checkpointing
 from .block_measurement import BlockMeasurement, kind_of
 from .inplace import NoInplaceAdd
 from .layers import is_linear
+from .pace import keep_pace, paced
 from .step_plan import ActivationSizes, StepPlan
 
 log = logging.getLogger("aclora")
@@ -82,6 +83,7 @@ class ActivationCheckpointing:
 
     def _checkpointed(self, compute: Callable[..., Any], args: Any, kwargs: Any, selective: bool) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
+            keep_pace()
             # Recomputation runs in another thread, which does not know the modes of the forward pass.
             with NoInplaceAdd() if self.no_inplace_add else nullcontext():
                 return compute(*args, **kwargs)
@@ -99,11 +101,12 @@ class ActivationCheckpointing:
             lambda: self._checkpointed(compute, args, kwargs, bool(self.selective)),
         )
 
-    def measure(self, loss: Callable[[], Tensor]) -> ActivationSizes:
+    def measure(self, loss: Callable[[], Tensor], in_pace: bool = False) -> ActivationSizes:
         """Measure what a step of one row needs. The caller clears the gradients.
 
         Args:
             loss: computes the loss of one row with gradients enabled, on a CUDA device.
+            in_pace: whether eager steps will be paced (pace.py).
 
         Raises:
             torch.cuda.OutOfMemoryError: one row does not fit, though every block is recomputed.
@@ -113,7 +116,8 @@ class ActivationCheckpointing:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             tensors, memory = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-            self._step_recomputed(loss)
+            with paced(in_pace):
+                self._step_recomputed(loss)
             torch.cuda.synchronize()
             used = torch.cuda.max_memory_allocated() - tensors
             least = max(used, torch.cuda.max_memory_reserved() - memory)

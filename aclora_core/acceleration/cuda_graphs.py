@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..storage import map_tensors, tensors_in
 from .graph_memory import release_graph_memory
+from .pace import paced
 
 log = logging.getLogger("aclora")
 
@@ -90,12 +91,17 @@ class CudaGraphRunner:
         device: where the functions run.
         enabled: whether functions are captured; without it, and on other devices than CUDA, they run eagerly.
         buffers: of streamed weights, if the functions use any.
+
+    Attributes:
+        active: whether functions are captured.
+        in_pace: whether eager runs are paced: weights are streamed because memory is short, and most runs are replays.
     """
 
     def __init__(self, device: torch.device, enabled: bool = True, buffers: Buffers | None = None) -> None:
         self.device = device
         self._buffers = buffers
         self.active = enabled and device.type == "cuda"
+        self.in_pace = self.active and buffers is not None
         self._pool = torch.cuda.graph_pool_handle() if self.active else None
         self._captured: dict[Hashable, _Captured] = {}
 
@@ -120,7 +126,7 @@ class CudaGraphRunner:
             torch.cuda.OutOfMemoryError: there is too little memory for the function or its capture.
         """
         if not self.active:
-            return function(_leaves_on(self.device, argument))
+            return self._eagerly(function, argument)
         key = (function, key)
         if key not in self._captured:
             # In CPU memory, since a step may only just fit into that of the GPU.
@@ -142,7 +148,7 @@ class CudaGraphRunner:
                 self.clear()  # the pool of the other graphs may be what the run before a capture needs
                 return self.call(function, argument, key[1], mutated)
             if not self.active:
-                return function(_leaves_on(self.device, argument))
+                return self._eagerly(function, argument)
         captured = self._captured[key]
         for fixed, given in zip(captured.inputs, tensors_in(argument), strict=True):
             fixed.detach().copy_(given.detach(), non_blocking=True)
@@ -152,6 +158,10 @@ class CudaGraphRunner:
         if self._buffers:
             self._buffers.content = captured.content
         return captured.output
+
+    def _eagerly(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        with paced(self.in_pace):
+            return function(_leaves_on(self.device, argument))
 
     def is_captured(self, function: Callable[[Any], Any], key: Hashable = ()) -> bool:
         """Return whether a call only launches a graph, so that the CPU continues immediately."""
@@ -198,7 +208,8 @@ class CudaGraphRunner:
         fixed = _leaves_on(self.device, argument, copy=True)
         stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream), _sync_raises():  # libraries choose and load their kernels in the first run
+        # Libraries choose and load their kernels in the first run.
+        with torch.cuda.stream(stream), _sync_raises(), paced(self.in_pace):
             output = map_tensors(function(fixed), lambda tensor: torch.empty_like(tensor, requires_grad=False))
         # A failed step may live on in its error, with autograd nodes that would wait for the stream it was on.
         gc.collect()

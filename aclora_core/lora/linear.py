@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..acceleration import find_kernels, is_kept
+from ..acceleration import find_kernels, is_kept, keep_pace
 from .dense_weight import dense_weight
 from .parameters import Factor, LoraLayer
 
@@ -76,6 +76,7 @@ class _AdaptedLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[AdaptedLayer], *factors: Tensor) -> tuple[Tensor, ...]:
         """Return the output with the branch added."""
+        keep_pace()
         rows = x.reshape(-1, x.shape[-1])
         outputs, x_down = _forward(rows, layers)
         ctx.save_for_backward(rows, x_down)
@@ -92,6 +93,7 @@ class _AdaptedLinears(torch.autograd.Function):
         used = [index for index, gradient in enumerate(grad_outputs) if gradient is not None]
         if not used:
             return None, None, *no_factor_grads
+        keep_pace()
         x, x_down = ctx.saved_tensors
         if len(used) < len(grad_outputs):
             x_down = x_down[used]

@@ -65,7 +65,7 @@ class MemoryPlan:
             return
         rows, index = largest_batch(self.stream.indices, self.stream.images, self.stream.rows)
         one_row = self.stream.trial(index)
-        sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0])
+        sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0], self.adapted.graphs.in_pace)
         self.stepper.clear_gradients()
         kept = _LEFT_FREE + self._captions(index)
         found = model.free_memory(kept + room(sizes.peak(rows, set())))  # others make room for the fastest step

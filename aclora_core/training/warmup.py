@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels
+from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels, paced
 from ..config import TrainConfig
 from ..diffusion import Batch
 from ..text import error_reason
@@ -50,7 +50,8 @@ def warm_up(
                 join_shared_inputs()
         _compiled_for.add(network_kind)
     begins("trial step")
-    trial_step(adapted, batch)
+    with paced(adapted.graphs.in_pace):
+        trial_step(adapted, batch)
     join_shared_inputs()
     if config.checkpointing == "automatic":
         checkpointing.recomputed.clear()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pace import keep_pace
 from ._triton import JITFunction
 
 _compile: Callable[..., None] | None = None  # receives the launches while kernels are only compiled
@@ -33,6 +34,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     if _compile is not None:
         _compile(kernel, grid, arguments, options)
         return
+    keep_pace()
     if not isinstance(kernel, JITFunction):  # of Triton's interpreter
         kernel[grid](*arguments, **options)
         return

@@ -48,7 +48,8 @@ class Planned:
         self.total, self.weights = total * MB, sum(4 * parameter.numel() for parameter in network.parameters())
         self.checkpointing = ActivationCheckpointing(network)
         self.sizes = ActivationSizes([activations * MB] * BLOCKS, least * MB, least * MB, forward=[SECONDS] * BLOCKS)
-        monkeypatch.setattr(self.checkpointing, "measure", lambda loss: self.sizes)
+        monkeypatch.setattr(self.checkpointing, "measure", self._measure)
+        self.paced: bool | None = None  # whether the measured step was
         self.allocated, self.wanted = 0, list[int]()
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.allocated)
         model = SimpleNamespace(
@@ -66,7 +67,7 @@ class Planned:
             checkpointing=self.checkpointing,
             require_recomputing=self._require,
             recomputed_if_streamed=set,
-            graphs=SimpleNamespace(active=True),
+            graphs=SimpleNamespace(active=True, in_pace=streamed),
         )
         stepper = SimpleNamespace(clear_gradients=lambda: None)
         self.plan = MemoryPlan(*[as_any(it) for it in (adapted, stepper, batches, self.progress)], "automatic")
@@ -74,6 +75,10 @@ class Planned:
     def _free_memory(self, wanted: int) -> int:
         self.wanted.append(wanted)
         return self.free
+
+    def _measure(self, loss: object, in_pace: bool) -> ActivationSizes:
+        self.paced = in_pace
+        return self.sizes
 
     def _encode(self, size: int) -> None:
         self.allocated += size
@@ -119,7 +124,7 @@ def test_what_is_planned_fits(
                 it.plan.make()
             return
         it.plan.make()
-        assert it.step <= it.free
+        assert it.step <= it.free and it.paced is streamed
         recomputed = it.checkpointing.recomputed | it.checkpointing.required
         assert f"{len(recomputed)} of {BLOCKS} blocks recomputed" in it.progress.memory
         if it.stream and it.stream.streamed:
