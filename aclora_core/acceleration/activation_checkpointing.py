@@ -122,7 +122,8 @@ class ActivationCheckpointing:
             used = torch.cuda.max_memory_allocated() - tensors
             least = max(used, torch.cuda.max_memory_reserved() - memory)
             self._measurement = BlockMeasurement(len(self.blocks))
-            loss()
+            with paced(in_pace):
+                loss()
             needs = self._measurement.blocks
             return ActivationSizes(
                 blocks=[block.everything for block in needs],

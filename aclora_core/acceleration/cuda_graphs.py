@@ -94,7 +94,8 @@ class CudaGraphRunner:
 
     Attributes:
         active: whether functions are captured.
-        in_pace: whether eager runs are paced: weights are streamed because memory is short, and most runs are replays.
+        in_pace: whether eager runs are paced, as memory is short where weights are streamed. Plans count on that, so it
+            stays where a function cannot be captured.
     """
 
     def __init__(self, device: torch.device, enabled: bool = True, buffers: Buffers | None = None) -> None:
@@ -125,10 +126,8 @@ class CudaGraphRunner:
         Raises:
             torch.cuda.OutOfMemoryError: there is too little memory for the function or its capture.
         """
-        if not self.active:
-            return self._eagerly(function, argument)
         key = (function, key)
-        if key not in self._captured:
+        if self.active and key not in self._captured:
             # In CPU memory, since a step may only just fit into that of the GPU.
             backups = [tensor.detach().to("cpu", copy=True) for tensor in mutated]
             ran_out = False
@@ -147,8 +146,9 @@ class CudaGraphRunner:
             if ran_out:  # not while the error is handled, which holds memory of the run that failed
                 self.clear()  # the pool of the other graphs may be what the run before a capture needs
                 return self.call(function, argument, key[1], mutated)
-            if not self.active:
-                return self._eagerly(function, argument)
+        if not self.active:
+            with paced(self.in_pace):
+                return function(_leaves_on(self.device, argument))
         captured = self._captured[key]
         for fixed, given in zip(captured.inputs, tensors_in(argument), strict=True):
             fixed.detach().copy_(given.detach(), non_blocking=True)
@@ -158,10 +158,6 @@ class CudaGraphRunner:
         if self._buffers:
             self._buffers.content = captured.content
         return captured.output
-
-    def _eagerly(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        with paced(self.in_pace):
-            return function(_leaves_on(self.device, argument))
 
     def is_captured(self, function: Callable[[Any], Any], key: Hashable = ()) -> bool:
         """Return whether a call only launches a graph, so that the CPU continues immediately."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..acceleration import ConvParams, find_kernels
+from ..acceleration import ConvParams, find_kernels, keep_pace
 from .linear import AdaptedLayer, adapted_linears
 from .parameters import LoraLayer
 
@@ -100,6 +100,7 @@ class AdaptedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, conv: AdaptedConv) -> Tensor:
         """Return the output with the branch added."""
+        keep_pace()
         weight, bias, branch, params = conv
         x = x.contiguous(memory_format=torch.channels_last)
         down = down.contiguous(memory_format=torch.channels_last)  # no copy: factors are stored so
@@ -119,6 +120,7 @@ class AdaptedConvolution(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the input; those of the factors are added in place."""
+        keep_pace()
         x, x_down, weight, down = ctx.saved_tensors
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
         grad_input = None
@@ -171,6 +173,7 @@ class AdaptedPointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, layer: AdaptedLayer) -> Tensor:
         """Return the output with the branch added."""
+        keep_pace()
         weight, bias, branch = layer
         pixels = x.flatten(2)
         x_down = down.flatten(1) @ pixels
@@ -186,6 +189,7 @@ class AdaptedPointwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the input; those of the factors are added in place."""
+        keep_pace()
         pixels, x_down, weight = ctx.saved_tensors
         branch = ctx.branch
         scale = branch.scale

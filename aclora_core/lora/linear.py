@@ -230,6 +230,7 @@ class LinearBranch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, branch: LoraLayer):  # type: ignore[no-untyped-def]
         """Return the output with the branch added."""
+        keep_pace()
         rows = x.reshape(-1, x.shape[-1]).to(down.dtype)
         x_down = rows @ down.t()
         ctx.save_for_backward(rows, x_down)
@@ -242,6 +243,7 @@ class LinearBranch(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor):  # type: ignore[no-untyped-def]
         """Return the gradient of the input; those of the factors are added in place."""
+        keep_pace()
         x, x_down = ctx.saved_tensors
         branch = ctx.branch
         grad_rows = _rows(grad_output).to(branch.down.compute.dtype)

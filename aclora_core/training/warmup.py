@@ -42,17 +42,17 @@ def warm_up(
         checkpointing.recompute_all()
     kernels = find_kernels(model.device, model.dtype, "lora")
     network_kind = type(model.network), model.dtype, model.device, config.max_rank, config.layers
-    if kernels is not None and network_kind not in _compiled_for:
-        begins("kernels")
-        with compile_in_parallel(model.device, kernels):
-            for _ in range(2):  # first the layers alone, then those that share an input together
-                trial_step(adapted, batch)
-                join_shared_inputs()
-        _compiled_for.add(network_kind)
-    begins("trial step")
     with paced(adapted.graphs.in_pace):
+        if kernels is not None and network_kind not in _compiled_for:
+            begins("kernels")
+            with compile_in_parallel(model.device, kernels):
+                for _ in range(2):  # first the layers alone, then those that share an input together
+                    trial_step(adapted, batch)
+                    join_shared_inputs()
+            _compiled_for.add(network_kind)
+        begins("trial step")
         trial_step(adapted, batch)
-    join_shared_inputs()
+        join_shared_inputs()
     if config.checkpointing == "automatic":
         checkpointing.recomputed.clear()
 

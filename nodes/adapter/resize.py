@@ -58,7 +58,7 @@ class ACLoRAResize(io.ComfyNode):
                     options=["fp16", "bf16", "fp32", AS_IT_IS],
                     default="fp16",
                     tooltip="Number format of the result. Choose the one you will save with: fp16 is right for almost "
-                    "all uses; fp32 doubles the size and is for further training.",
+                    "all uses; fp32 doubles the size, for programs that train a LoRA further.",
                 ),
                 io.Boolean.Input(
                     "dry_run",

@@ -58,8 +58,8 @@ class ACLoRASave(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="fp16",
-                    tooltip="Number format of the file. fp16 is right for almost all uses. fp32 doubles the size and "
-                    "is for further training. bf16 is coarser than fp16, but holds larger numbers.",
+                    tooltip="Number format of the file. fp16 is right for almost all uses. fp32 doubles the size, for "
+                    "programs that train a LoRA further. bf16 is coarser than fp16, but holds larger numbers.",
                 ),
                 io.Boolean.Input(
                     "overwrite",

@@ -52,7 +52,7 @@ class ProgressBar:
         raise_if_cancelled()
 
     def time_left(self, done: int) -> str:
-        """Return the time left at the average speed since the first step, as "9:05 left" in minutes and seconds.
+        """Return the time left at the average speed since the first step, as "9:05 left" or "2 h 05 min left".
 
         The first step is not counted, as much is prepared in it; "" until a few more are done.
 
@@ -66,7 +66,8 @@ class ProgressBar:
         if done - first < _MEASURED_STEPS:
             return ""
         seconds = round((now - began) / (done - first) * (self.total - done))
-        return f"{seconds // 60}:{seconds % 60:02} left"
+        minutes = seconds // 60
+        return f"{minutes // 60} h {minutes % 60:02} min left" if minutes >= 60 else f"{minutes}:{seconds % 60:02} left"
 
 
 def send_text(text: str, node_id: str | None) -> None:

@@ -119,7 +119,9 @@ def find_kernels(device: torch.device, dtype: torch.dtype, group: KernelGroup) -
             return _tested_kernels(device, dtype, group)
     except Exception as problem:  # a compiler, a driver or a library: whatever is wrong, training goes on without
         reason = (str(problem) or type(problem).__name__).split("\n")[0]
-        log.info("AC-LoRA: steps are somewhat slower: the fused %s kernels cannot be used (%s).", group, reason)
+        log.info(
+            "AC-LoRA: steps are slower, up to twice as long: the fused %s kernels cannot be used (%s).", group, reason
+        )
         return None
 
 

@@ -68,7 +68,7 @@ def _inputs() -> list[Any]:
             min=1,
             max=1000,
             tooltip="How many checkpoints are kept; older ones are deleted, except one from which a longer training "
-            "can resume. Each is about five times as large as the LoRA.",
+            "can resume. At rank 32 each takes about 1.6 GB for SDXL, and 2.5 GB for Flux.1.",
         ),
         io.Combo.Input(
             "resume",

@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from aclora_core.acceleration import cuda_graphs
 from aclora_core.acceleration.activation_checkpointing import ActivationCheckpointing
 from aclora_core.acceleration.cuda_graphs import CudaGraphRunner
 from aclora_core.acceleration.kernels import launch
 from aclora_core.acceleration.pace import keep_pace, paced
+from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
 from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
+from aclora_core.training.progress import Progress
+from aclora_core.training.trainer import Trainer
+from tests.support.toy import toy
 
 CPU = torch.device("cpu")
 # Prints how many MB the allocator took at most for tensors that grow, as a CPU far ahead of the GPU frees them.
@@ -86,6 +93,14 @@ def test_pytorchs_own_allocator_needs_no_waiting(
     assert not waits
 
 
+def test_backward_passes_in_another_thread_wait_too(waits: list[None]) -> None:
+    with paced():
+        thread = threading.Thread(target=keep_pace)
+        thread.start()
+        thread.join()
+    assert len(waits) == 1
+
+
 def waits_of_a_step(waits: list[None], recomputed: set[int]) -> tuple[int, int]:
     """Return how often a forward and a backward pass through two blocks of two layers wait."""
     network = Network().requires_grad_(False)
@@ -107,6 +122,60 @@ def test_a_step_waits_in_each_layer_of_both_passes(waits: list[None]) -> None:
 
 def test_a_recomputed_block_waits_before_each_of_its_passes(waits: list[None]) -> None:
     assert waits_of_a_step(waits, {0, 1}) == (4 + 2, 4 + 4 + 2)
+
+
+@pytest.mark.parametrize(("in_pace", "expected"), [(True, (4 + 2) + (4 + 4 + 2)), (False, 0)])
+def test_the_measured_step_is_paced_and_the_timed_blocks_are_not(
+    in_pace: bool, expected: int, waits: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    network = Network().requires_grad_(False)
+    layers = preset_layers(network, "all")
+    weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), CPU)
+    checkpointing = ActivationCheckpointing(network)
+    with injected(layers, weights.layers, lambda module: True), checkpointing.attached():
+        checkpointing.measure(lambda: network(torch.randn(3, 6)).square().sum(), in_pace)
+    assert len(waits) == expected + 1  # one after the step, whatever was wanted
+
+
+@pytest.mark.parametrize("in_pace", [True, False])
+def test_the_trial_step_is_paced(in_pace: bool, waits: list[None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    model = toy()
+    trainer = Trainer(model, model, TrainConfig(max_rank=2), [0], Progress(2), 2)
+    trainer.adapted.graphs.in_pace = in_pace
+    with trainer.ready():
+        assert bool(waits) is in_pace
+
+
+def test_the_run_before_a_capture_is_paced_and_the_capture_is_not(
+    waits: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[bool] = []
+
+    def step(argument: None) -> None:
+        before = len(waits)
+        keep_pace()
+        waited.append(len(waits) > before)
+
+    def without_a_gpu(*_: object, **__: object) -> nullcontext[None]:
+        return nullcontext()
+
+    monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda device: SimpleNamespace(wait_stream=lambda other: None))
+    for name in ("stream", "graph", "current_stream", "empty_cache", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, without_a_gpu)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    graphs = CudaGraphRunner(CPU)
+    graphs.active = graphs.in_pace = True
+    graphs.call(step, None)
+    assert waited == [True, False]
 
 
 def test_kernels_wait_when_they_run_and_not_when_they_are_compiled(

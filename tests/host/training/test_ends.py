@@ -259,6 +259,9 @@ def test_the_node_shows_loss_learning_rate_skipped_steps_and_remaining_time(pack
     assert bar.total == 10
     progress = display.Progress(10, 4, losses=[0.5, 0.5], learning_rate=5e-4)
     assert status.status_text(progress, bar) == "training, loss 0.500, learning rate 0.0005, 2:00 left"
+    clock[0] = 60.0 + 3 * 3700.0
+    assert status.status_text(progress, bar).endswith("6 h 10 min left")
+    clock[0] = 120.0
     progress.fit += [(0, 0.5), (4, 0.17)]
     told = "training, loss 0.500, training images at 34 % of the base model's loss, learning rate 0.0005, 2:00 left"
     assert status.status_text(progress, bar) == told
