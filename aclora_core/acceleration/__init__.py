@@ -6,6 +6,7 @@ from .fused_modules import FusableModules, fuse_modules
 from .inplace import InplaceAddLog, NoInplaceAdd
 from .kernels import MAX_KEYS, MAX_LAYERS, ConvParams, Kernel, Kernels, compile_in_parallel, find_kernels
 from .layers import CONVOLUTIONS, is_linear, is_plain_convolution
+from .out_of_memory import out_of_memory_named
 from .pace import keep_pace, paced
 from .selective_checkpointing import is_kept
 from .step_plan import NO_COPIES, ActivationSizes, Copies, StepPlan, best_plan, given_plan, room
@@ -39,6 +40,7 @@ __all__ = [
     "is_linear",
     "is_plain_convolution",
     "keep_pace",
+    "out_of_memory_named",
     "paced",
     "room",
 ]

@@ -21,6 +21,7 @@ from . import selective_checkpointing
 from .block_measurement import BlockMeasurement, kind_of
 from .inplace import NoInplaceAdd
 from .layers import is_linear
+from .out_of_memory import out_of_memory_named
 from .pace import keep_pace, paced
 from .step_plan import ActivationSizes, StepPlan
 
@@ -157,7 +158,8 @@ class ActivationCheckpointing:
 def _works(loss: Callable[[], Tensor]) -> bool:
     """Take a step, and return whether the network allows that operations are watched."""
     try:
-        loss().backward()
+        with out_of_memory_named():
+            loss().backward()
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a network does then

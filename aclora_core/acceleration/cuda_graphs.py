@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..storage import map_tensors, tensors_in
 from .graph_memory import release_graph_memory
+from .out_of_memory import out_of_memory_named
 from .pace import paced
 
 log = logging.getLogger("aclora")
@@ -147,14 +148,15 @@ class CudaGraphRunner:
                 self.clear()  # the pool of the other graphs may be what the run before a capture needs
                 return self.call(function, argument, key[1], mutated)
         if not self.active:
-            with paced(self.in_pace):
+            with paced(self.in_pace), out_of_memory_named():
                 return function(_leaves_on(self.device, argument))
         captured = self._captured[key]
         for fixed, given in zip(captured.inputs, tensors_in(argument), strict=True):
             fixed.detach().copy_(given.detach(), non_blocking=True)
         if self._buffers:
             self._buffers.rewind()
-        captured.graph.replay()
+        with out_of_memory_named():
+            captured.graph.replay()
         if self._buffers:
             self._buffers.content = captured.content
         return captured.output
@@ -194,7 +196,8 @@ class CudaGraphRunner:
 
     def _capture(self, function: Callable[[Any], Any], argument: Any) -> _Captured:
         try:
-            return self._record(function, argument)
+            with out_of_memory_named():
+                return self._record(function, argument)
         except BaseException:
             if self._buffers:  # copies of a failed capture never come
                 self._buffers.forget()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +113,9 @@ class WeightStream:
     def loaded(self) -> Iterator[None]:
         """Put the model on the device, all blocks streamed; on exit it is in main memory again."""
         with ExitStack() as undo:
-            self.all_pinned = all([_pinned(undo, host) for host in self._hosts]) and self._copies is not None
+            self.all_pinned = (
+                all([_pinned(undo, host, self.device) for host in self._hosts]) and self._copies is not None
+            )
             undo.callback(self._unload)
             inside = {id(part.tensor) for parts in self._parts for part in parts}
             for tensor in _weights(self._model):
@@ -306,7 +308,7 @@ def _parts(region: Region) -> list[_Part]:
     return [_Part(tensor, int(tensor.storage_offset()) * tensor.element_size()) for tensor in _weights(region.block)]
 
 
-def _pinned(undo: ExitStack, memory: Tensor) -> bool:
+def _pinned(undo: ExitStack, memory: Tensor, device: torch.device) -> bool:
     """Pin memory until the stack is closed, and return whether that worked.
 
     It is registered and not allocated as pinned, as PyTorch would round its size up to a power of two.
@@ -315,6 +317,8 @@ def _pinned(undo: ExitStack, memory: Tensor) -> bool:
         return not memory.numel()
     runtime = torch.cuda.cudart()
     if int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) != 0:
+        with suppress(RuntimeError):  # CUDA keeps the error, and PyTorch raises it at its next kernel: this one
+            torch.zeros(1, device=device)
         return False
     undo.callback(runtime.cudaHostUnregister, memory.data_ptr())
     return True

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..acceleration import out_of_memory_named
 from ..config import TrainConfig
 from ..diffusion import (
     Batch,
@@ -87,7 +88,8 @@ class BatchStream:
             return step
         position = self._position()
         try:
-            return self._draw_step()
+            with out_of_memory_named():
+                return self._draw_step()
         except torch.cuda.OutOfMemoryError:
             self.load_state_dict(position)
             raise
@@ -103,8 +105,7 @@ class BatchStream:
         self._position_before_upcoming = self._position()
         self._upcoming = self._draw_step()
         if self.model.device.type == "cuda":
-            pinned = map_tensors(self._upcoming.batches, lambda it: it if it.is_cuda else it.pin_memory())
-            self._upcoming = replace(self._upcoming, batches=pinned)
+            self._upcoming = replace(self._upcoming, batches=map_tensors(self._upcoming.batches, _pinned))
         return self._upcoming.batches
 
     def trial(self, index: int) -> Batch:
@@ -215,6 +216,14 @@ class BatchStream:
         self._upcoming = None
         self._sampler.load_state_dict(state["order"])
         self.generator.set_state(state["generator"])
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """Return a tensor in pinned memory; as it is where no more can be pinned, as copies only take longer then."""
+    try:
+        return tensor if tensor.is_cuda else tensor.pin_memory()
+    except RuntimeError:
+        return tensor
 
 
 def make_batch(

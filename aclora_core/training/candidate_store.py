@@ -98,10 +98,12 @@ class CandidateStore:
         content = {
             "step": step,
             "truncation": {"kind": truncation.kind, "value": truncation.value},
-            "steps": self.steps(),
             "report": result.report.to_json(),
         }
-        self._write(_RESULT, to_state_dict(result.adapter), content)
+        tensors = to_state_dict(result.adapter)
+        self._write(_RESULT, tensors, {**content, "steps": (steps := self.steps())})
+        if steps != self.steps():  # where the result took the place of some
+            self._write(_RESULT, tensors, {**content, "steps": self.steps()})
 
     def read_result(self) -> KeptResult | None:
         """Return what the training returned; None where it is not known.

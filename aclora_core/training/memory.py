@@ -16,7 +16,17 @@ from typing import TypeVar
 
 import torch
 
-from ..acceleration import NO_COPIES, ActivationSizes, Copies, StepPlan, WeightStream, best_plan, given_plan, room
+from ..acceleration import (
+    NO_COPIES,
+    ActivationSizes,
+    Copies,
+    StepPlan,
+    WeightStream,
+    best_plan,
+    given_plan,
+    out_of_memory_named,
+    room,
+)
 from ..diffusion import Batch
 from ..optim import Stepper
 from .adapted_model import AdaptedModel
@@ -65,7 +75,8 @@ class MemoryPlan:
             return
         rows, index = largest_batch(self.stream.indices, self.stream.images, self.stream.rows)
         one_row = self.stream.trial(index)
-        sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0], self.adapted.graphs.in_pace)
+        with out_of_memory_named():
+            sizes = checkpointing.measure(lambda: self.adapted.loss(one_row)[0], self.adapted.graphs.in_pace)
         self.stepper.clear_gradients()
         kept = _LEFT_FREE + self._captions(index)
         found = model.free_memory(kept + room(sizes.peak(rows, set())))  # others make room for the fastest step
@@ -200,7 +211,8 @@ class MemoryPlan:
             torch.cuda.OutOfMemoryError: nothing more can be done, or the plan is not ours to make.
         """
         try:
-            yield
+            with out_of_memory_named():
+                yield
         except torch.cuda.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # these hold what the failed attempt has allocated
             self.adapted.graphs.clear()

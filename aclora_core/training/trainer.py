@@ -108,8 +108,8 @@ class Trainer:
 
     @property
     def images_per_step(self) -> int:
-        """How many images a step takes."""
-        return self.config.batch_size * self.config.accumulate
+        """How many images a step takes, at most."""
+        return min(len(self.stream.indices), self.config.batch_size * self.config.accumulate)
 
     @property
     def diverged(self) -> bool:

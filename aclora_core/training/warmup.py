@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels, paced
+from ..acceleration import InplaceAddLog, compile_in_parallel, find_kernels, out_of_memory_named, paced
 from ..config import TrainConfig
 from ..diffusion import Batch
 from ..text import error_reason
@@ -68,7 +68,8 @@ def trial_step(adapted: AdaptedModel, batch: Batch) -> None:
     try:
         if not _gives_gradients(adapted, batch):
             adapted.checkpointing.no_inplace_add = True
-            adapted.loss(batch)[0].backward()
+            with out_of_memory_named():
+                adapted.loss(batch)[0].backward()
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a network does with inputs that it was not made for
@@ -92,7 +93,7 @@ def _gives_gradients(adapted: AdaptedModel, batch: Batch) -> bool:
     """Return whether a backward pass works. Its error is dropped, as it would keep the hooks of checkpoints alive."""
     inplace_adds = InplaceAddLog()
     try:
-        with inplace_adds:
+        with inplace_adds, out_of_memory_named():
             adapted.loss(batch)[0].backward()
     except torch.cuda.OutOfMemoryError:
         raise

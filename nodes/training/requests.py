@@ -86,24 +86,25 @@ async def answer(kind: str, content: Mapping[str, Any]) -> tuple[int, str]:
     return (200, future.result()) if done else (202, _LATER[kind])
 
 
-def save_step(result: Result, name: str, previews: Sequence[Tensor]) -> str:
-    """Save a step that was asked for into models/loras/aclora, as Save AC-LoRA would; return a sentence for the user.
+def save_now(result: Result, name: str, previews: Sequence[Tensor]) -> str:
+    """Save a step that was asked for, or the end, into models/loras/aclora as Save AC-LoRA would; return a sentence.
 
     Args:
-        result: the adapter of the step and its report.
+        result: the adapter and its report, which says which step was asked for.
         name: of the training.
         previews: the first becomes the image in the model library.
 
     Raises:
         ValueError, OSError: it cannot be saved.
     """
-    step = result.report.facts.chosen_step or 0
-    folder, path = output_path(f"aclora/{name}_step_{step:06}")
+    step = result.report.facts.chosen_step
+    folder, path = output_path(f"aclora/{name}" if step is None else f"aclora/{name}_step_{step:06}")
     path = numbered_path(path)
     thumbnail = thumbnail_url(previews[0][None]) if previews else ""
     write_lora(result.adapter, path, PRECISIONS[_PRECISION], result.report, thumbnail=thumbnail)
     shown = path.relative_to(folder).as_posix()
-    return f"Saved step {step} as {shown} in models/loras, {size_text(path.stat().st_size)}."
+    what = "the LoRA" if step is None else f"step {step}"
+    return f"Saved {what} as {shown} in models/loras, {size_text(path.stat().st_size)}."
 
 
 def _own_id(node_id: str | None) -> str:

@@ -15,7 +15,7 @@ from .. import host
 from .candidates import StepChoice, candidates_folder, training_name
 from .display import LivePreviews, TrainingDisplay
 from .options.options import Options
-from .requests import save_step
+from .requests import save_now
 from .status import STREAMED_INSTEAD
 
 _Done = TypeVar("_Done")
@@ -119,12 +119,16 @@ class Training:
 
     def requests(self, network: host.HostModel, images: host.HostTrainingSet) -> Requests:
         """Return what others may ask of this training while it runs."""
+        return Requests(lambda result: self.saved(result, network, images))
 
-        def save_now(now: Result) -> str:
-            described = replace(now, report=self.described(now.report, network.base_name, images.resolution))
-            return save_step(described, self.name, self.previews.images)
+    def saved(self, result: Result, network: host.HostModel, images: host.HostTrainingSet) -> str:
+        """Save a LoRA of this training into models/loras/aclora and return a sentence for the user.
 
-        return Requests(save_now)
+        Raises:
+            ValueError, OSError: it cannot be saved.
+        """
+        described = replace(result, report=self.described(result.report, network.base_name, images.resolution))
+        return save_now(described, self.name, self.previews.images)
 
     def train(
         self, network: host.HostModel, images: host.HostTrainingSet, choice: StepChoice, requests: Requests

@@ -111,7 +111,13 @@ def _train(task: Task, model: Any, clip: Any, vae: Any, job: Path, line: Any, se
         if processes.is_first:
             drawn = [image.cpu() for image in training.previews.images]
             at = training.previews.drawn_at
-            write_result(Ended(result, key, network.base_name, images.resolution, drawn, at), job)
+            try:
+                write_result(Ended(result, key, network.base_name, images.resolution, drawn, at), job)
+            except OSError as error:
+                kept = training.saved(result, network, images)
+                raise OSError(
+                    f"The training has ended, and its result cannot be handed over: {error}. {kept}"
+                ) from error
 
     training.opened(learn)
     send("result")

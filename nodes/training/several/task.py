@@ -56,13 +56,14 @@ def write_task(task: Task, folder: Path) -> None:
 
     Raises:
         ValueError: it holds what cannot be written.
+        OSError: the disk is full.
     """
     content = {field.name: getattr(task, field.name) for field in fields(task)}
     content["config"] = asdict(task.config)
     content["candidates"] = str(task.candidates)
     content["chosen"] = _plain_options(task.chosen)
     try:
-        torch.save(content, folder / _TASK)
+        _save(content, folder / _TASK)
     except OSError:
         raise
     except Exception as error:  # whatever another pack's node has put beside a caption
@@ -82,10 +83,14 @@ def read_task(folder: Path) -> Task:
 
 
 def write_result(ended: Ended, folder: Path) -> None:
-    """Write the end of a training."""
+    """Write the end of a training.
+
+    Raises:
+        OSError: the disk is full.
+    """
     content = {field.name: getattr(ended, field.name) for field in fields(ended)}
     content["result"] = to_state_dict(ended.result.adapter), ended.result.report.to_json()
-    torch.save(content, folder / _RESULT)
+    _save(content, folder / _RESULT)
 
 
 def read_result(folder: Path) -> Ended:
@@ -93,6 +98,17 @@ def read_result(folder: Path) -> Ended:
     content = torch.load(folder / _RESULT, weights_only=False)
     factors, report = content["result"]
     return Ended(**{**content, "result": Result(from_state_dict(factors), RankReport.from_json(report))})
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Write nested values. PyTorch tells a full disk in words of its own; the error of the file is raised instead."""
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _plain_options(chosen: Options) -> dict[str, Any]:

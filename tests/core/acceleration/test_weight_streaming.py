@@ -1,13 +1,14 @@
 """Streamed weights: equal gradients and outputs, whichever blocks are streamed, and the model as before afterwards."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aclora_core.acceleration import ActivationCheckpointing, WeightStream, gather_weights
+from aclora_core.acceleration import ActivationCheckpointing, WeightStream, gather_weights, weight_streaming
 from aclora_core.lora.injection import injected
 from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
@@ -179,3 +180,30 @@ def test_a_ring_whose_content_is_unknown_is_filled_before_a_graph_is_replayed(ne
         assert stream.content == [0, 1, 2]
         stream.forget()
         assert stream.content == [None, None, None]
+
+
+@pytest.mark.parametrize("answer", [0, 2])
+def test_memory_that_cannot_be_pinned_leaves_no_error_behind(
+    network: Network, answer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA keeps the error of a call that failed, and PyTorch raises it at whatever kernel comes next."""
+    kept: list[str] = []
+    zeros = torch.zeros
+
+    def register(address: int, size: int, flags: int) -> int:
+        kept.extend(["CUDA error: out of memory"] if answer else [])
+        return answer
+
+    def kernel(*size: int, **options: object) -> Tensor:
+        if kept:
+            raise RuntimeError(kept.pop())
+        return zeros(*size)
+
+    runtime = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=lambda address: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch, "zeros", kernel)
+    with ExitStack() as undo:
+        memory = torch.empty(8, dtype=torch.uint8)
+        assert weight_streaming._pinned(undo, memory, torch.device("cuda")) is (answer == 0)
+    assert not kept

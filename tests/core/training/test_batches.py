@@ -133,3 +133,15 @@ def test_batches_of_one_key_hold_tensors_of_the_same_shapes_also_where_some_pict
             shapes = [(tensor.shape, tensor.dtype) for tensor in tensors_in(batch)]
             assert known.setdefault(batch.key, shapes) == shapes and len(shapes) == 7
     assert len(known) >= 2
+
+
+def test_batches_that_cannot_be_pinned_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(tensor: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Tensor, "pin_memory", refuse)
+    model = toy(4)
+    drawing = BatchStream(model, model, CONFIG, range(4), torch.Generator().manual_seed(0))
+    model.device = torch.device("cuda")
+    batches = drawing.prefetch()
+    assert sum(len(batch.sigma) for batch in batches) == 4 and drawing.next_step().batches == list(batches)

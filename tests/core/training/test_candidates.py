@@ -202,6 +202,17 @@ def test_the_bytes_of_all_trainings_are_bounded(tmp_path: Path) -> None:
     assert second.steps() == [3, 4, 5, 6, 7]
 
 
+def test_only_steps_that_are_there_can_be_chosen(tmp_path: Path) -> None:
+    """The file of the result itself may take the place of a step."""
+    result = train(toy(16), PLAIN)
+    size = write_steps(CandidateStore(tmp_path / "one", "a"), result, 1)
+    store = CandidateStore(tmp_path / "all", "a", max_bytes=5 * size)
+    write_steps(store, result, 5)
+    store.write_result(result, 5, USED_RANKS)
+    kept = store.read_result()
+    assert kept is not None and kept.steps == store.steps() and len(kept.steps) < 5
+
+
 def write_steps(store: CandidateStore, result: Result, count: int) -> int:
     """Keep the adapter as steps 1 to `count`, and return the bytes of all files."""
     for step in range(1, count + 1):

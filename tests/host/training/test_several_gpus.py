@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from dataclasses import replace
@@ -11,6 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.support import tiny_base as tiny
+
+# Fixtures: the tiny base and two images.
+parts, pictures = tiny.parts, tiny.pictures
 
 PROMPT: dict[str, Any] = {
     "load": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "base.safetensors"}},
@@ -255,3 +261,34 @@ def test_processes_that_do_not_find_each_other_are_given_up(
     monkeypatch.setattr(several.server, "_START_PATIENCE", -1.0)
     with pytest.raises(several.server.WorkersError, match="The 2 processes did not find each other within"):
         follow(pack, several, FakeGroup([(0, ("joined",))]))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the file /dev/full of Linux")
+def test_a_full_disk_is_told_as_one(pack: ModuleType, several: Any, options: Any, tmp_path: Path) -> None:
+    (tmp_path / "task.pt").symlink_to("/dev/full")
+    task = a_task(pack, several, options, [[[torch.ones(1, 5, 6), {}]]])
+    with pytest.raises(OSError, match="No space left on device"):
+        several.task.write_task(task, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the file /dev/full of Linux")
+def test_a_result_that_cannot_be_handed_over_is_saved(
+    pack: ModuleType, several: Any, options: Any, parts: Any, pictures: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import folder_paths
+
+    part = importlib.import_module(f"{several.__name__}.part")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
+    (tmp_path / "result.pt").symlink_to("/dev/full")
+    latents, conditioning = pictures
+    config = pack.aclora_core.config.TrainConfig(steps=2, batch_size=2, max_rank=4)
+    chosen = type(options)()
+    task = several.task.Task({}, {}, latents, conditioning, config, chosen, 0, tmp_path / "kept", "a", True)
+    line = SimpleNamespace(attach=lambda handle: None, send=lambda *message: None)
+    with (
+        torch.inference_mode(),
+        pytest.raises(OSError, match="cannot be handed over: .*No space left.* Saved the LoRA"),
+    ):
+        part._train(task, parts[0], None, None, tmp_path, line, line.send)
+    (file,) = (tmp_path / "loras" / "aclora").iterdir()
+    assert file.suffix == ".safetensors" and "step" not in file.name
