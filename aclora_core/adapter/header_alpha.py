@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -86,10 +87,16 @@ def _peft_alpha(settings: Mapping[str, Any], name: str) -> float | None:
 
 
 def _ends_in(name: str, pattern: str) -> bool:
+    compiled = _compiled(pattern)
+    return compiled is not None and compiled.fullmatch(name) is not None
+
+
+@functools.lru_cache(4096)  # a file may have one for each layer, and Python's own cache holds 512
+def _compiled(pattern: str) -> re.Pattern[str] | None:
     try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
+        return re.compile(rf"(.*\.)?({pattern})")
     except re.error:
-        return False
+        return None
 
 
 def _number(value: object) -> float | None:

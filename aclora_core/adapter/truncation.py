@@ -181,10 +181,10 @@ def truncate_to_ranks(
 
 
 def total_energy_kept(stats: Mapping[str, TruncationStats]) -> float:
-    """Return the share of all layers' Σ σ² that a truncation keeps; 1 if there is no energy."""
+    """Return the share of all layers' Σ σ² that a truncation keeps, at most 1; 1 if there is no energy."""
     before = sum(layer.energy_before for layer in stats.values())
     kept = sum(layer.energy_before * layer.energy_kept for layer in stats.values())
-    return kept / before if before > 0.0 else 1.0
+    return min(1.0, kept / before) if before > 0.0 else 1.0  # rounded, the quotient may be a little more
 
 
 def _leading_factors(source: SvdLayer, rank: int) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ def truncation_rows(name: str, before: Adapter, after: Adapter, stats: Mapping[s
         stats: of each layer, as from truncate_to_ranks.
     """
     kept = total_energy_kept(stats)
-    error = math.sqrt(max(0.0, 1.0 - kept))
+    error = math.sqrt(1.0 - kept)
     return [
         ("truncated", name),
         ("ranks", f"{_rank_range(_ranks(before))} -> {_rank_range(_ranks(after))}"),

@@ -195,10 +195,11 @@ class StepChoice:
 
 
 def training_name(conditioning: Sequence[Any]) -> str:
-    """Return a training's name for files: that of its dataset's folder, where every system can write it."""
+    """Return a training's name for files: that of its dataset's folder, where every system can write it with a step."""
     name = host.dataset_name(conditioning)
     try:
-        check_name(name, name, f"output/{PREVIEWS}")
+        for used in (name, f"{name}_step_000000"):
+            check_name(name, used, f"output/{PREVIEWS}")
     except ValueError:
         return _UNNAMED
     return name

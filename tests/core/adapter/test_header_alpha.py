@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
+from aclora_core.adapter import header_alpha
 from aclora_core.adapter.lora_file import from_state_dict
 
 NAME = "diffusion_model.blocks.0.attn.to_q"
@@ -95,3 +97,13 @@ def test_a_dora_without_an_alpha_gets_that_of_the_header():
     state = {f"{NAME}.lora_B.weight": torch.ones(6, 4), f"{NAME}.lora_A.weight": torch.ones(4, 5)}
     adapter = from_state_dict({**state, f"{NAME}.dora_scale": torch.ones(6, 1)}, peft(lora_alpha=1))
     assert adapter.extra[f"{NAME}.alpha"].item() == 1.0
+
+
+def test_each_pattern_of_a_header_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT may write a pattern for each layer, more than Python's own cache holds, and tries all of them on each."""
+    compiled: list[str] = []
+    compile_one = re.compile
+    monkeypatch.setattr(re, "compile", lambda pattern: (compiled.append(pattern), compile_one(pattern))[1])
+    settings = {"alpha_pattern": {f"once.{layer}": layer + 1 for layer in range(600)}, "lora_alpha": 0.5}
+    found = [header_alpha._peft_alpha(settings, f"diffusion_model.once.{layer}") for layer in (599, 598, 600)]
+    assert found == [600, 599, 0.5] and len(compiled) == len(set(compiled)) == 600

@@ -156,6 +156,10 @@ def test_the_table_describes_the_whole_and_each_layer():
     assert "Size of the file: 2.00 kB -> 1.50 kB (75%)." in text
     assert "Sum of ranks: 24 -> 4" in text and f"{kept:.2%}" in text and f"{math.sqrt(1 - kept):.1%}" in text
     assert [line.split()[1:3] for line in text.splitlines() if line.startswith("diffusion_model")] == [["6", "1"]] * 4
+    rounded_up = {name: replace(layer, energy_kept=1.0 + 2e-16) for name, layer in stats.items()}
+    assert "Kept of all layers' energy: 100.00%. Error of the whole change: 0.0%" in truncation_table(
+        rounded_up, (2, 1)
+    )
     assert truncation_table({}, (0, 0)) == "There is no plain LoRA layer to truncate."
 
 

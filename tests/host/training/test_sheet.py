@@ -142,7 +142,7 @@ def test_another_training_of_the_same_dataset_gets_the_next_folder(pack, parts, 
     assert all(path.read_bytes() == content for path, content in files.items())
 
 
-@pytest.mark.parametrize("name", ["", "con", "a:b", "../up", "x" * 300])
+@pytest.mark.parametrize("name", ["", "con", "a:b", "../up", "x" * 300, "x" * 190])
 def test_a_dataset_without_a_name_for_files_gets_a_plain_one(pack, name):
     assert pack.nodes.training.candidates.training_name([[[None, {"aclora_dataset": name}]]]) == "training"
 
