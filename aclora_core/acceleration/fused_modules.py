@@ -36,7 +36,7 @@ class FusableModules(NamedTuple):
         block: transformer block of two attentions and a feed-forward network, each behind a norm and added to its
             input; the sums move into the norms.
         heads: modules that view a layer's output as heads of an attention, and split or join these; they stay in the
-            order in which they are in memory, unless functions of others get them.
+            order in which they are in memory, unless a patch of another pack receives them.
     """
 
     geglu: type[nn.Module] | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-_WIDER = 2  # so many times as wide as its output is the input of a layer whose output is kept
+_WIDER = 2  # a layer's output is kept if its input is at least this many times as wide
 
 _running = threading.local()  # .selective: whether such a block runs in this thread; it is recomputed in another
 

@@ -20,8 +20,8 @@ from ..acceleration import find_kernels, is_kept, keep_pace
 from .dense_weight import dense_weight
 from .parameters import Factor, LoraLayer
 
-# So many times as wide as its input is an output that takes longer to change than to write: the branch is written
-# first, and the product, which takes long in any case, is added to it (bench/README.md).
+# If a layer's output is more than this many times as wide as its input, the branch is written first and the product is
+# added to it, as changing so wide an output takes longer than writing it (bench/README.md).
 _WIDE = 4
 
 

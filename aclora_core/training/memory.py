@@ -40,7 +40,7 @@ Value = TypeVar("Value")
 
 # Bytes: the run before a capture and the graph itself do not fit into each other's memory exactly.
 _LEFT_FREE = 500 * 10**6
-_BESIDE_COMPUTING = 1.1  # so many times as long take copies that run beside the computing (bench/README.md)
+_BESIDE_COMPUTING = 1.1  # copies take this many times as long while something is computed (bench/README.md)
 _TIMED = 10  # steps until the time of a step is known
 
 

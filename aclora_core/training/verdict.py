@@ -1,7 +1,7 @@
 """Whether a training has taught its adapter anything, from what was measured while it ran.
 
-Held-out images tell it where there are some, else the training images at fixed noise. Where neither was measured again
-after the start, the loss of the steps does.
+Held-out images decide where there are some, else the training images at fixed noise. If neither was measured after step
+0, the loss of the last steps decides.
 """
 
 from __future__ import annotations

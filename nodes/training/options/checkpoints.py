@@ -50,7 +50,7 @@ def _inputs() -> list[Any]:
     return [
         io.Int.Input(
             "checkpoint_every",
-            default=50,
+            default=CheckpointConfig.every,
             min=1,
             max=100_000,
             tooltip="Steps between two checkpoints. A smaller number loses fewer steps in a crash, but writes more "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import TrainConfig
+from ....aclora_core.config import Measure, RestartMode, Threshold, TrainConfig
 from .options import Options, options_schema, settings_output
 
 
@@ -34,7 +34,7 @@ def _restarts() -> list[Any]:
     return [
         io.Combo.Input(
             "mode",
-            options=["paper", "product", "product_redraw", "off"],
+            options=list(get_args(RestartMode)),
             default="paper",  # connecting this node means that restarts are wanted
             tooltip="How a restart replaces noise. paper: in each of a layer's two matrices, as published. product: "
             "noise in their product is removed. product_redraw: it is replaced by new random values. off: no "
@@ -71,7 +71,7 @@ def _thresholds() -> list[Any]:
     return [
         io.Combo.Input(
             "threshold",
-            options=["dynamic", "fixed", "noise floor", "scheduled"],
+            options=list(get_args(Threshold)),
             default=TrainConfig.threshold,
             tooltip="How a restart tells signal (what was learned) from noise. dynamic: by the loss, as published. "
             "fixed: a fixed fraction. noise floor: what stands out from a random matrix; it keeps less, and images "
@@ -104,7 +104,7 @@ def _thresholds() -> list[Any]:
         ),
         io.Combo.Input(
             "measure",
-            options=["energy", "sum"],
+            options=list(get_args(Measure)),
             default=TrainConfig.measure,
             tooltip="What the threshold is a fraction of: the sum of the squared singular values (energy) or of the "
             "singular values (sum). sum counts less as noise.",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ....aclora_core.config import TrainConfig
+from ....aclora_core.config import Checkpointing, TrainConfig
 from ... import host
 from ..several.count import CHOICES, process_count
 from .options import Options, options_schema, settings_output
@@ -40,7 +40,7 @@ def _inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "checkpointing",
-            options=["automatic", "all", "off"],
+            options=list(get_args(Checkpointing)),
             default=TrainConfig.checkpointing,
             tooltip="Gradient checkpointing: saves memory by computing blocks of the model again in the backward "
             "pass, which takes about a third more time. automatic: as many blocks as a step needs to fit, then fewer "
