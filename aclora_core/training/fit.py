@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from ..adapter import fit_share
+from ..diffusion import TrainingSet
 from ..text import percent_text
-from .validation import Measurements
+from .validation import Measurements, different_images
 
 LEVEL = 0.18  # share of the model's own loss at which a training ends
 MIN_STEPS = 560  # before that a few images would end it before their style is there
@@ -42,7 +43,8 @@ class FitStopping(Measurements):
         return fit_share(self.history)
 
 
-def measured_images(indices: Sequence[int], seed: int) -> list[int]:
-    """Return the indices of the training images to measure, drawn by the seed."""
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(indices[position] for position in order[:MAX_IMAGES])
+def measured_images(images: TrainingSet, indices: Sequence[int], seed: int) -> list[int]:
+    """Return the indices of the training images to measure, each a different image, drawn by the seed."""
+    different = [copies[0] for copies in different_images(images, indices)]
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(different[position] for position in order[:MAX_IMAGES])

@@ -25,6 +25,7 @@ from ..storage import tensors_in, to_device
 from .adapted_model import AdaptedModel
 from .run import TrainingRun
 from .sampler import group_by_key, style_indices
+from .validation import different_images
 
 log = logging.getLogger("aclora")
 
@@ -72,9 +73,11 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
         run.callbacks.on_step(run.progress)
         adapted = AdaptedModel(run.model, run.config, torch.Generator())
         adapted.parameters.load(adapter.layers)
-        passes = _STEP_COST * run.progress.done * run.config.batch_size * run.config.accumulate
+        images_per_step = min(len(learned), run.config.batch_size * run.config.accumulate)
+        passes = _STEP_COST * run.progress.done * images_per_step
         drawn = _repeated(unseen, _drawings(passes))
-        shown = _spread(style_indices(run.images, learned), MAX_LEARNED)
+        different = different_images(run.images, style_indices(run.images, learned))
+        shown = _spread([copies[0] for copies in different], MAX_LEARNED)
         with adapted.injected():
             found = measure(adapted, run.images, drawn, shown, run.rows, run.callbacks.should_stop, run.processes)
         if found is not None:
@@ -251,8 +254,8 @@ def compare(drawn: Sequence[Tensor], base: Sequence[Tensor], learned: Sequence[T
 
     Copies: a drawing is taken for a copy of a training image where the distance of their means and standard deviations
     is below half of that between neighbouring training images (the median distance of one to its nearest). This sees
-    whole images that come back, moved or mirrored too; not a single figure in a new image, and nothing where the
-    training images are copies of each other.
+    whole images that come back, moved or mirrored too, and not a single figure in a new image. With fewer than three
+    training images, or where half of them are copies of each other, nobody can tell.
 
     Args:
         drawn: features of each drawing, (positions, width).
@@ -270,7 +273,8 @@ def compare(drawn: Sequence[Tensor], base: Sequence[Tensor], learned: Sequence[T
     if not math.isfinite(before + now + content):
         raise ValueError("the network's features are not finite")
     style = 1 - now / before if before > 0 else 0.0
-    copies = _copied_share(ours, theirs) - _copied_share(own, theirs) if len(learned) > 2 else None
+    near = COPY_DISTANCE * _neighbour_distance(theirs) if len(learned) > 2 else 0.0
+    copies = _copied_share(ours, theirs, near) - _copied_share(own, theirs, near) if near > 0 else None
     return LearnedStyle(prompts, max(-1.0, min(1.0, style)), content / len(drawn), copies)
 
 
@@ -279,10 +283,14 @@ def _statistics(features: Tensor) -> Tensor:
     return torch.cat([features.mean(0), features.std(0)])
 
 
-def _copied_share(drawn: Tensor, learned: Tensor) -> float:
-    """Return the share of drawings that lie far nearer to a training image than those lie to each other."""
-    among = torch.cdist(learned, learned).fill_diagonal_(math.inf).amin(1)
-    return float((torch.cdist(drawn, learned).amin(1) < COPY_DISTANCE * among.median()).float().mean())
+def _neighbour_distance(learned: Tensor) -> float:
+    """Return the median distance of a training image to its nearest."""
+    return float(torch.cdist(learned, learned).fill_diagonal_(math.inf).amin(1).median())
+
+
+def _copied_share(drawn: Tensor, learned: Tensor, near: float) -> float:
+    """Return the share of drawings that lie nearer than this to a training image."""
+    return float((torch.cdist(drawn, learned).amin(1) < near).float().mean())
 
 
 def _drawings(passes: float) -> int:

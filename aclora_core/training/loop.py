@@ -86,6 +86,12 @@ def run_pass(
             break
         if run.store and progress.step % run.store.settings.every == 0:
             save_checkpoint(run, trainer, measurements, first)
+    _end_pass(run, trainer, measurements, first)
+
+
+def _end_pass(run: TrainingRun, trainer: Trainer, measurements: Measurements | None, first: FirstPass | None) -> None:
+    """Save the end of a pass and keep it to choose from, with the weights of its last good step. Raises as run_pass."""
+    progress = run.progress
     if progress.step and not progress.last_finite_step and not run.stopped:
         steps_taken = count_noun(progress.step, "step")
         what = f"Nothing was learned: in {steps_taken} the loss or its gradient was never a finite number"
@@ -94,7 +100,7 @@ def run_pass(
         run.end_diverged(trainer, measurements)
     elif not trainer.diverged:
         save_checkpoint(run, trainer, measurements, first)
-    stepper.keep_evaluation_weights()
+    trainer.stepper.keep_evaluation_weights()
     run.keep_candidate(trainer, progress.last_finite_step)
 
 

@@ -206,7 +206,7 @@ class TrainingRun:
         else:
             history[:] = [measured for measured in history if measured[0] < step]
         with self._measuring(), trainer.stepper.evaluation_weights():
-            measurements.measure(step, self.callbacks.should_stop)
+            self._measure_as_it_is(trainer, measurements, step)
 
     @contextmanager
     def spare(self, what: str, kept: str) -> Iterator[None]:

@@ -187,7 +187,7 @@ def _fitted(run: TrainingRun, adapter: Adapter) -> FirstPass:
 
 
 def _fit_stopping(run: TrainingRun, trainer: Trainer, learned: list[int]) -> FitStopping:
-    indices = measured_images(style_indices(run.images, learned), run.config.seed)
+    indices = measured_images(run.images, style_indices(run.images, learned), run.config.seed)
     fit = FitStopping(_at_fixed_noise(run, trainer, indices), trainer.images_per_step, run.unit)
     run.progress.fit = fit.history
     return fit

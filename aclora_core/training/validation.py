@@ -111,7 +111,7 @@ class ValidationSet:
         if self.model.text_encoders:  # they may have learned since
             with torch.no_grad():
                 batch = replace(batch, conditioning=self.images.conditioning(batch.indices))
-        return self._graphs.call(self._batch_losses, batch, batch.key).double().cpu()
+        return self._graphs.call(self._batch_losses, batch, batch.key).cpu().double()  # there, as MPS has no float64
 
     def _batch_losses(self, batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -133,19 +133,24 @@ def hold_out(images: TrainingSet, indices: Sequence[int], fraction: float, seed:
     """
     if fraction == 0:
         return list(indices), []
-    copies: dict[bytes, list[int]] = {}
-    for index in style_indices(images, indices):
-        content = images.latents[index].contiguous().cpu().view(torch.uint8).numpy().tobytes()
-        copies.setdefault(hashlib.blake2b(content).digest(), []).append(index)
-    if len(copies) < MIN_IMAGES:
+    different = different_images(images, style_indices(images, indices))
+    if len(different) < MIN_IMAGES:
         return list(indices), []
-    count = min(max(1, round(fraction * len(copies))), MAX_HELD_OUT, len(copies) - 1)
-    order = torch.randperm(len(copies), generator=torch.Generator().manual_seed(seed)).tolist()
-    different = list(copies.values())
+    count = min(max(1, round(fraction * len(different))), MAX_HELD_OUT, len(different) - 1)
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = [different[position] for position in order[:count]]
     held_out = sorted(group[0] for group in chosen)
     excluded = {index for group in chosen for index in group}
     return [index for index in indices if index not in excluded], held_out
+
+
+def different_images(images: TrainingSet, indices: Sequence[int]) -> list[list[int]]:
+    """Return a list for each different image, of its index and those of its copies, which have an equal latent."""
+    copies: dict[bytes, list[int]] = {}
+    for index in indices:
+        content = images.latents[index].contiguous().cpu().view(torch.uint8).numpy().tobytes()
+        copies.setdefault(hashlib.blake2b(content).digest(), []).append(index)
+    return list(copies.values())
 
 
 class Measurements:

@@ -11,6 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...aclora_core.acceleration import out_of_memory_named
 from ...aclora_core.dataset import at_latent_size, is_black
 from ...aclora_core.storage import map_tensors, to_device
 from ...aclora_core.text import error_reason
@@ -37,8 +38,8 @@ def prepare_inputs(
     Raises:
         ValueError: the model cannot use a caption.
     """
-    scaled = [base.process_latent_in(latent["samples"].clone().float().cpu()) for latent in latents]
     # Repeated images and shared captions have the same tensors; each is prepared once.
+    scaled = _scaled_latents(base, latents)
     known: dict[tuple[int, tuple[int, ...]], dict[str, Any]] = {}
     conditions = []
     with torch.no_grad():
@@ -55,11 +56,21 @@ def prepare_inputs(
     return scaled, conditions, batch_keys, lengths
 
 
+def _scaled_latents(base: Any, latents: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """Return the latents as the network takes them; those with the same tensor share one here too."""
+    known: dict[int, Tensor] = {}
+    for samples in (latent["samples"] for latent in latents):
+        if id(samples) not in known:
+            known[id(samples)] = base.process_latent_in(samples.clone().float().cpu())
+    return [known[id(latent["samples"])] for latent in latents]
+
+
 @contextmanager
 def _caption_named(number: int) -> Iterator[None]:
     """Name the caption in whatever a model raises that cannot use it. Raises ValueError in its place."""
     try:
-        yield
+        with out_of_memory_named():
+            yield
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:

@@ -354,6 +354,22 @@ def test_a_changed_caption_is_another_picture() -> None:
     assert again == before and differences(again, before) == []
 
 
+def test_repeats_are_summed_once_to_the_same_fingerprint() -> None:
+    """Three images with two variants each, all of them twice; the last one of all is an image of its own."""
+    latents = [*toy(3).latents, *[-x for x in toy(3).latents]] * 2
+    latents[11] = latents[11].bfloat16().float()
+    variants = {index: [index, index + 3] for index in (0, 1, 2, 6, 7, 8)}
+    model = toy(12, latents=latents, variants=variants, masks={3: torch.ones(1, 1, 1, 1), 9: torch.ones(1, 1, 1, 1)})
+    model.without_caption = dict.fromkeys(range(12), 0)
+    config = replace(QUICK, caption_dropout=0.1)
+    found = training_fingerprint(model, model, config, list(variants)).pictures
+    alone = [training_fingerprint(model, model, config, [index]).pictures for index in variants]
+    assert found == [image for images in alone for image in images] and len(found) == 12
+    assert [found[place + 6][0] is found[place][0] for place in range(6)] == [True] * 5 + [False]
+    assert found[7][2] is found[1][2]  # masks
+    assert len({id(image[-1]) for image in found}) == 1  # the empty caption, of which each is a new tensor
+
+
 def test_a_setting_from_a_later_version_counts_as_its_default() -> None:
     now = training_fingerprint(toy(4), toy(4), QUICK, range(4))
     early = Fingerprint({k: v for k, v in now.settings.items() if k != "alpha"}, now.pictures, now.model)

@@ -13,6 +13,7 @@ import torch
 
 from aclora_core.adapter import fit_share
 from aclora_core.config import CheckpointConfig, TrainConfig
+from aclora_core.diffusion import Batch
 from aclora_core.training.checkpoint import CheckpointStore
 from aclora_core.training.fit import LEVEL, MAX_IMAGES, MIN_STEPS, FitStopping, measured_images
 from aclora_core.training.progress import Result
@@ -76,11 +77,20 @@ def test_it_says_what_is_left() -> None:
 
 
 def test_the_measured_images_are_a_few_drawn_by_the_seed() -> None:
-    indices = list(range(10, 50))
-    choices = [measured_images(indices, seed) for seed in range(6)]
+    model, indices = toy(50), list(range(10, 50))
+    choices = [measured_images(model, indices, seed) for seed in range(6)]
     assert all(len(set(it)) == MAX_IMAGES and set(it) <= set(indices) and it == sorted(it) for it in choices)
-    assert len(set(map(tuple, choices))) == 6 and measured_images(indices, 3) == choices[3]
-    assert measured_images([4, 7, 9], 0) == [4, 7, 9]
+    assert len(set(map(tuple, choices))) == 6 and measured_images(model, indices, 3) == choices[3]
+    assert measured_images(model, [4, 7, 9], 0) == [4, 7, 9]
+
+
+def test_repeats_of_an_image_are_measured_once() -> None:
+    pictures = toy(10).latents
+    model = toy(40, latents=[picture for picture in pictures for _ in range(4)])
+    train(model, replace(CONFIG, steps=4))
+    measured = {index for call in model.measured for index in call}
+    assert len(measured) == len({index // 4 for index in measured}) == MAX_IMAGES
+    assert measured == {4 * index for index in measured_images(toy(10), range(10), CONFIG.seed)}  # as without repeats
 
 
 def test_regularisation_images_and_further_variants_are_not_measured() -> None:
@@ -90,7 +100,7 @@ def test_regularisation_images_and_further_variants_are_not_measured() -> None:
     model = toy(24, variants=variants, regularisation=dict.fromkeys(range(20, 24), 1.0))
     train(model, replace(CONFIG, steps=4))
     measured = {index for call in model.measured for index in call}
-    assert measured == set(measured_images(range(0, 20, 2), CONFIG.seed)) and len(measured) == 8
+    assert measured == set(measured_images(model, range(0, 20, 2), CONFIG.seed)) and len(measured) == 8
     learned = {index for call in model.learned for index in call}
     assert learned & set(range(20, 24)) and learned & set(range(1, 20, 2))  # they are there to be learned from
 
@@ -122,8 +132,8 @@ def test_a_training_ends_where_it_fits_its_images(whole: Result) -> None:
 def test_the_measurements_are_those_of_the_given_adapter(whole: Result) -> None:
     """At the last step against the loss of a model with the adapter in its weights; the first is the model's own."""
     layer = whole.adapter.layers["toy.attn"]
-    indices = measured_images(range(48), CONFIG.seed)
     own = toy()
+    indices = measured_images(own, range(48), CONFIG.seed)
     unlearned = ValidationSet(own, own, indices, CONFIG.seed).losses().mean()
     merged = toy(error=own.error - layer.scale * layer.lora_up @ layer.lora_down)
     left = ValidationSet(merged, merged, indices, CONFIG.seed).losses().mean()
@@ -247,3 +257,24 @@ def test_a_model_that_is_right_about_its_images_is_trained_to_the_end() -> None:
     model: Toy = toy(error=torch.zeros(16, 16))
     report = train(model, replace(CONFIG, steps=500)).report
     assert report.fit[0][1] == 0.0 and len(report.losses) == 500 and "training images" not in training_summary(report)
+
+
+def test_the_last_good_weights_are_measured_with_fewer_images_at_a_time_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loss becomes NaN; nothing of the adapter that is restored then may be lost for want of memory."""
+    model = toy(8, spoil_step=lambda call: call > 12)
+    rows: list[int] = []
+    losses_of = ValidationSet._losses_of
+
+    def full(images: ValidationSet, batch: Batch) -> torch.Tensor:
+        if len(model.learned) > 12:
+            rows.append(len(batch.sigma))
+            if len(batch.sigma) > 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return losses_of(images, batch)
+
+    monkeypatch.setattr(ValidationSet, "_losses_of", full)
+    result = train(model, TrainConfig(steps=60, batch_size=4, max_rank=2, layers="attention"))
+    assert "loss has not been a finite number" in result.report.facts.notes
+    assert "images go through the model 2 at a time" in result.report.facts.notes and min(rows) == 2

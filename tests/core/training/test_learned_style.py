@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aclora_core.config import TrainConfig
 from aclora_core.diffusion import Objective, SimpleModel, SimpleTrainingSet
-from aclora_core.training import train
+from aclora_core.training import learned_style, train
 from aclora_core.training.adapted_model import AdaptedModel
 from aclora_core.training.learned_style import compare, image_tokens, measure
 from tests.support.toy import FLOW
@@ -99,6 +99,32 @@ def test_drawings_that_repeat_training_images_are_copies() -> None:
     assert compare(copied, base, learned, 3).copies == pytest.approx(2 / 3)
     assert compare(copied, copied, learned, 3).copies == 0  # so does the model alone
     assert compare(copied, base, learned[:2], 3).copies is None
+
+
+def test_nobody_can_tell_copies_of_images_that_are_copies_of_each_other() -> None:
+    first, second, third, base, new = torch.randn(5, 64, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    assert compare([first, new], [base, base], [first, first, second, third], 2).copies is None
+    assert compare([first, new], [base, base], [first, first, second, second, third, new], 2).copies is None
+    assert compare([first, new], [base, base], [first, first, second, third, 2 * base], 2).copies == 1 / 2
+
+
+@pytest.mark.parametrize(("different", "repeats"), [(6, 1), (6, 3), (20, 1), (20, 2)])
+def test_repeats_of_an_image_are_compared_once(monkeypatch: pytest.MonkeyPatch, different: int, repeats: int) -> None:
+    """Up to 16 different images, evenly spread; the first of them is for regularisation."""
+    asked: list[list[int]] = []
+    monkeypatch.setattr(learned_style, "measure", lambda *given: asked.append(given[3]))
+    latents = [*noise(different).repeat_interleave(repeats, 0).split(1), torch.zeros(1, WIDTH, 4, 4)]
+    captions, regularisation = [torch.zeros(1, WIDTH)] * len(latents), dict.fromkeys(range(repeats), 1.0)
+    prompts = [len(latents) - 1]
+    pictures = SimpleTrainingSet(latents, captions, regularisation=regularisation, prompts=prompts)
+    train(drawing_model(), pictures, CONFIG)
+    count = min(different - 1, 16)
+    assert asked == [[repeats * (1 + number * (different - 1) // count) for number in range(count)]]
+
+
+def test_too_few_different_images_tell_no_copies_however_often_they_repeat() -> None:
+    facts = train(drawing_model(), images(noise(2).repeat_interleave(5, 0)), CONFIG).report.facts
+    assert facts.unseen_prompts == 3 and facts.copied_share is None and not facts.notes
 
 
 def test_new_images_of_the_style_are_no_copies() -> None:

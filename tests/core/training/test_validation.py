@@ -18,7 +18,14 @@ from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
-from aclora_core.training.validation import EarlyStopping, ValidationSet, hold_out, mean_denoising_loss
+from aclora_core.training.trainer import Trainer
+from aclora_core.training.validation import (
+    EarlyStopping,
+    ValidationSet,
+    different_images,
+    hold_out,
+    mean_denoising_loss,
+)
 from tests.support.toy import FLOW, HELD_OUT, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,6 +69,13 @@ def test_copies_of_a_picture_stay_on_one_side() -> None:
     assert len(aside) == 3 and len(learned) == 21  # the other copies of a held-out picture teach nothing
     assert {number // 3 for number in learned}.isdisjoint(number // 3 for number in aside)
     assert hold_out(model, range(21), 0.3, seed=0)[1] == []  # seven different pictures are too few
+
+
+def test_different_pictures_come_in_order_with_their_copies() -> None:
+    model = toy(5)
+    model.latents = [*model.latents, model.latents[1], model.latents[3].clone()]
+    assert different_images(model, range(7)) == [[0], [1, 5], [2], [3, 6], [4]]
+    assert different_images(model, [6, 2, 3]) == [[6, 3], [2]]
 
 
 def test_only_the_named_pictures_are_split() -> None:
@@ -147,6 +161,24 @@ def test_measurements_come_so_rarely_that_they_cost_little() -> None:
     """Twelve rows forwards take as long as 1.2 steps of four rows, of which thirty lie between two measurements."""
     assert watched([]).interval == 30 and watched([], batch_size=1).interval == 120
     assert [step for step in range(1, 76) if watched([]).is_due(step, 75)] == [30, 60, 75]
+
+
+@pytest.mark.parametrize(("images", "batch_size", "expected"), [(3, 64, 3), (8, 4, 4), (1, 4, 1)])
+def test_a_step_takes_no_more_images_than_there_are(images: int, batch_size: int, expected: int) -> None:
+    """Measurements would come too often otherwise, as a step would seem to cost more than it does."""
+    model, config = toy(images), TrainConfig(batch_size=batch_size, max_rank=2)
+    assert Trainer(model, model, config, range(images), Progress(2), 2).images_per_step == expected
+
+
+def test_losses_are_read_before_they_become_float64_which_mps_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    model = toy(2)
+    images = ValidationSet(model, model, range(2), 0)
+    on_device = SimpleNamespace(double=refuse, cpu=lambda: torch.ones(2))
+    monkeypatch.setattr(images._graphs, "call", lambda *_: on_device)
+    assert images.losses().dtype == torch.float64
 
 
 def test_the_best_step_is_kept_and_found_again() -> None:

@@ -39,6 +39,19 @@ def test_a_mirrored_image_has_the_latent_of_its_mirrored_pixels(calls: Calls, fo
     assert not np.allclose(mirrored.numpy(), latents[0]["samples"].numpy(), atol=1e-2)
 
 
+def test_repeats_and_captions_of_an_image_share_its_latent_in_a_training(calls: Calls, folder: Path) -> None:
+    (folder / "0.txt").write_text("ink, a, b, c")
+    draw(folder / "2_more" / "3.png", 3)
+    latents, conditioning = calls.run(flip=True, shuffles=2).result
+    model = calls.pack.nodes.tiny_base.ACLoRATinyBase.execute().result[0]
+    session = calls.pack.nodes.host.training_session(model, latents, conditioning, unconditional=conditioning[0])
+    with torch.inference_mode(), session as (_, images):
+        assert len(images.latents) == 2 * len(latents) > 16
+        assert len({each.data_ptr() for each in images.latents}) == 8  # four images, each mirrored too
+        for latent, scaled in zip(latents * 2, images.latents, strict=True):
+            assert torch.equal(scaled, images.base.process_latent_in(latent["samples"].clone()))
+
+
 def test_only_new_variants_are_encoded(calls: Calls, folder: Path) -> None:
     assert calls.encoded() == (3, 2)
     assert calls.encoded(flip=True) == (3, 0)
