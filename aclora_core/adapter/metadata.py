@@ -10,9 +10,9 @@ from datetime import datetime, timezone
 from io import BytesIO
 from itertools import accumulate
 
-from PIL import Image
 from torch import Tensor
 
+from ..storage import to_pil
 from ..text import count_noun
 from .adapter import Adapter
 from .base_models import base_model_names
@@ -227,9 +227,7 @@ def thumbnail_url(image: Tensor, side: int = 256) -> str:
     if image.ndim not in (3, 4) or image.numel() == 0:
         raise ValueError(f"it is not an image, but has the shape {' × '.join(map(str, image.shape))}")
     pixels = image[0] if image.ndim == 4 else image
-    colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
-    array = (colors.detach().cpu().float().nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
-    thumbnail = Image.fromarray(array)
+    thumbnail = to_pil(pixels)
     thumbnail.thumbnail((side, side))
     buffer = BytesIO()
     thumbnail.save(buffer, "JPEG", quality=85)

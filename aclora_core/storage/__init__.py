@@ -1,4 +1,4 @@
-"""Safetensors files written atomically, content hashes, and tensors in nested values."""
+"""Safetensors files written atomically, content hashes, tensors in nested values, and tensors as images."""
 
 from .data_hash import data_sha256
 from .hashing import UnhashableError, content_hash, weights_hash
@@ -13,6 +13,7 @@ from .nested import (
     to_device,
 )
 from .partial_files import clear_partial_files, reserved
+from .pictures import to_pil
 from .safetensors_file import (
     SAFETENSORS_SUFFIXES,
     read_safetensors,
@@ -39,6 +40,7 @@ __all__ = [
     "take_tensors",
     "tensors_in",
     "to_device",
+    "to_pil",
     "weights_hash",
     "write_advice",
     "write_atomically",

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..storage import clear_partial_files, write_atomically
+from ..storage import clear_partial_files, to_pil, write_atomically
 
 MOST = 24  # sets of a training that stay
 READ_SIDE = 256  # pixels at most of the images that are read again, which are for a sheet
@@ -139,7 +139,7 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _png(images: Sequence[Tensor], facts: dict[str, Any]) -> bytes:
-    pictures = [Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()) for image in images]
+    pictures = [to_pil(image) for image in images]
     strip = Image.new("RGB", (sum(each.width for each in pictures), max(each.height for each in pictures)))
     left = 0
     for each in pictures:

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from ...aclora_core.dataset import (
     MAX_RESOLUTION,
     MIN_RESOLUTION,
@@ -27,6 +24,7 @@ from ...aclora_core.dataset import (
     read_header,
     save_caption,
 )
+from ...aclora_core.storage import to_pil
 from ...aclora_core.text import count_noun, name_list
 from .. import host
 from .caption_messages import repeat_remarks
@@ -80,7 +78,7 @@ def thumbnail(query: Mapping[str, Any]) -> bytes:
     scale = min(1.0, _SIDE / max(width, height))
     pixels = load_image(image, (round(width * scale), round(height * scale)))
     file = io.BytesIO()
-    Image.fromarray(np.asarray(pixels.mul(255).round().byte())).save(file, "WEBP", quality=85, method=0)
+    to_pil(pixels).save(file, "WEBP", quality=85, method=0)
     return file.getvalue()
 
 

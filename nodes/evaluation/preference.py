@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...aclora_core.evaluation import Row, scores_row
+from ...aclora_core.storage import to_pil
 from .. import host
 
 Scorer = Callable[[str, Image.Image], float]
@@ -51,7 +52,7 @@ def _row(
         found = []
         for prompt, image in zip(prompts, images, strict=True):
             host.raise_if_cancelled()
-            found.append(score(prompt, _to_pil(image)))
+            found.append(score(prompt, to_pil(image)))
             advance(1)
         return torch.tensor(found, dtype=torch.float64)
 
@@ -67,10 +68,6 @@ def _image_reward(package: Any) -> Scorer:
 def _hps(package: Any) -> Scorer:
     """HPS v2.1 (Wu et al. 2023, arXiv 2306.09341)."""
     return lambda prompt, image: float(np.asarray(package.score([image], prompt, hps_version="v2.1")).reshape(-1)[0])
-
-
-def _to_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray((image * 255).round().to(torch.uint8).numpy())
 
 
 _MODELS: dict[str, tuple[str, Callable[[Any], Scorer]]] = {

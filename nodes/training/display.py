@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...aclora_core.adapter import RankReport
 from ...aclora_core.inspection import contact_sheet, to_batch, training_picture
+from ...aclora_core.storage import to_pil
 from ...aclora_core.text import error_reason
 from ...aclora_core.training import Activity, PreviewFiles, Previews, Progress
 from .. import host
@@ -95,6 +96,7 @@ class TrainingDisplay:
     ) -> None:
         self.bar, self.previews, self.say, self.dark = bar, previews, say, dark
         self._last_chart = -math.inf  # when it was drawn, in seconds
+        self._warned = False
 
     def __call__(self, progress: Progress) -> None:
         """Show the state of the training, with a picture if the last one is old enough or the training ends."""
@@ -103,7 +105,7 @@ class TrainingDisplay:
         image = None
         if is_last or time.monotonic() - self._last_chart > _CHART_INTERVAL:
             planned = progress.total - progress.done + len(progress.losses)
-            image = self._picture(progress, planned)
+            image = self._drawn(lambda: self._picture(progress, planned))
             self._last_chart = time.monotonic()
         self.bar.show(progress.done, status_text(progress, self.bar), image)
 
@@ -111,11 +113,12 @@ class TrainingDisplay:
         """Show what the model draws without the style, until the first chart.
 
         Args:
-            images: each (height, width, 3), in 0 to 1; none shows nothing.
+            images: each (height, width, channels), in 0 to 1; none shows nothing.
         """
-        if images:
-            sheet = contact_sheet(images, ["without the style"] * len(images), dark=self.dark)
-            image = Image.fromarray((sheet * 255).round().byte().numpy())
+        if not images:
+            return
+        captions = ["without the style"] * len(images)
+        if image := self._drawn(lambda: to_pil(contact_sheet(images, captions, dark=self.dark))):
             self.bar.show(0, "Drawn without the style, before the training", image)
 
     def begins(self, activity: Activity) -> None:
@@ -137,7 +140,10 @@ class TrainingDisplay:
         Returns:
             What the node shows, and "" or a sentence that says why it shows nothing.
         """
-        picture = self._picture(report, steps, summary)
+        try:
+            picture = self._picture(report, steps, summary)
+        except Exception as error:  # as in _drawn
+            return self._without_picture("drawn", error)
         self.bar.show(self.bar.done, image=picture)
         pixels = to_batch([picture])
         try:
@@ -145,9 +151,22 @@ class TrainingDisplay:
                 return ui.ImageSaveHelper.get_save_images_ui(pixels, PICTURE_PREFIX, cls).as_dict(), ""
             return ui.PreviewImage(pixels, cls=cls).as_dict(), ""
         except OSError as error:  # a full disk must not cost the training
-            problem = f"The picture of the training could not be saved ({error_reason(error)})."
-            log.warning("AC-LoRA: %s", problem)
-            return {}, problem
+            return self._without_picture("saved", error)
+
+    def _without_picture(self, what: str, error: Exception) -> tuple[dict[str, Any], str]:
+        problem = f"The picture of the training could not be {what} ({error_reason(error)})."
+        log.warning("AC-LoRA: %s", problem)
+        return {}, problem
+
+    def _drawn(self, draw: Callable[[], Image.Image]) -> Image.Image | None:
+        """Return what is drawn, or None where that fails: a training is worth more. The first failure is logged."""
+        try:
+            return draw()
+        except Exception:  # whatever matplotlib or Pillow raises; ComfyUI's interrupt is none
+            if not self._warned:
+                log.warning("AC-LoRA: pictures on the node could not be drawn; training goes on.", exc_info=True)
+            self._warned = True
+            return None
 
     def _picture(self, trajectory: RankReport | Progress, steps: int, summary: str = "") -> Image.Image:
         images = self.previews.images

@@ -9,11 +9,10 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
-from PIL import Image
 from torch import Tensor
 
 from ...aclora_core.inspection import SheetRow, step_sheet
-from ...aclora_core.storage import write_atomically
+from ...aclora_core.storage import to_pil, write_atomically
 from ...aclora_core.training import KeptResult, PreviewSet, nearest_step
 
 FILE = "sheet.png"  # in the folder of the training's previews
@@ -43,7 +42,7 @@ def saved_sheet(sheet: Tensor, folder: Path) -> dict[str, Any]:
         OSError: it cannot be written.
     """
     file = streams.BytesIO()
-    Image.fromarray((sheet * 255).round().byte().numpy()).save(file, "PNG", compress_level=4)
+    to_pil(sheet).save(file, "PNG", compress_level=4)
     write_atomically(folder / FILE, [file.getvalue()])
     subfolder = folder.relative_to(folder_paths.get_output_directory()).as_posix()
     return ui.SavedImages([ui.SavedResult(FILE, subfolder, io.FolderType.output)]).as_dict()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from ...storage import to_pil
 from .canvas import theme
+from .labels import shorten, wrap, write
 
 COLUMNS = 4  # at most
 CELL_SIZE = 192  # pixels of a cell in a full row; a node shows the sheet at about half its size
@@ -20,8 +21,6 @@ LINE_HEIGHT = 20  # pixels
 _CAPTION_LINES, _NOTE_LINES = 2, 2  # at most
 _WIDTH = GAP + COLUMNS * (CELL_SIZE + GAP)
 _NOTE_INK = {False: "#8a4b08", True: "#f0b060"}  # light, dark
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def contact_sheet(
@@ -34,7 +33,7 @@ def contact_sheet(
     """Draw images in rows, with two lines of caption under each; fewer than four in a row fill the width.
 
     Args:
-        images: (height, width, 3), floating point, 0 to 1.
+        images: (height, width, channels) with 1 to 4 channels, floating point, 0 to 1.
         captions: one for each image.
         columns: images in a row, at most four.
         notes: one for each image, below its caption, or none at all.
@@ -49,10 +48,10 @@ def contact_sheet(
     if len(images) != len(captions):
         given = f"{len(images)} and {len(captions)}"
         raise ValueError(f"A contact sheet needs a caption for each image: {given} given.")
-    font, colours = label_font(), theme(dark)
+    colours = theme(dark)
     columns = min(columns, max(1, len(images)))
     cell = cell_side(columns)
-    own_notes = [shorten(wrap(note, cell, font), _NOTE_LINES) for note in notes or [""] * len(images)]
+    own_notes = [shorten(wrap(note, cell, FONT_SIZE), _NOTE_LINES) for note in notes or [""] * len(images)]
     row_height = cell + GAP + (_CAPTION_LINES + max(map(len, own_notes), default=0)) * LINE_HEIGHT
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (_WIDTH, GAP + rows * row_height + GAP), colours.background)
@@ -63,10 +62,10 @@ def contact_sheet(
         small = thumbnail(image, cell)
         sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline=colours.grid)
-        written = shorten(wrap(caption, cell, font), _CAPTION_LINES)
+        written = shorten(wrap(caption, cell, FONT_SIZE), _CAPTION_LINES)
         lines = [(line, colours.ink) for line in written] + [(line, _NOTE_INK[dark]) for line in note]
         for number, (line, ink) in enumerate(lines):
-            draw.text((left, top + cell + 2 + number * LINE_HEIGHT), line, fill=ink, font=font)
+            write(draw, (left, top + cell + 2 + number * LINE_HEIGHT), line, ink, FONT_SIZE)
     return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255.0)
 
 
@@ -81,37 +80,5 @@ def cell_side(columns: int) -> int:
 
 
 def thumbnail(image: Tensor, side: int) -> Image.Image:
-    """Return an image, (height, width, 3) in 0 to 1, scaled to fit into a square."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return ImageOps.contain(Image.fromarray(pixels), (side, side), Image.Resampling.LANCZOS)
-
-
-def label_font(size: int = FONT_SIZE) -> Font:
-    """Load DejaVu from matplotlib, which has Greek, Cyrillic and more, unlike Pillow's own font. size: in pixels."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), size) if path.is_file() else ImageFont.load_default(size)
-
-
-def wrap(text: str, width: int, font: Font) -> list[str]:
-    """Split a text at spaces into lines that fit; a word that is too wide is broken."""
-    lines: list[str] = []
-    line = ""
-    for word in text.split():
-        longer = f"{line} {word}" if line else word
-        if font.getlength(longer) <= width:
-            line = longer
-            continue
-        lines += [line] if line else []
-        while font.getlength(word) > width:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
-            lines.append(word[:fits])
-            word = word[fits:]
-        line = word
-    return lines + [line] if line else lines
-
-
-def shorten(lines: list[str], count: int) -> list[str]:
-    """Return the first lines; the last one ends in "…" if some are missing."""
-    return lines if len(lines) <= count else [*lines[: count - 1], lines[count - 1][:-2] + "…"]
+    """Return an image, (height, width, channels) in 0 to 1, scaled to fit into a square."""
+    return ImageOps.contain(to_pil(image), (side, side), Image.Resampling.LANCZOS)

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .canvas import theme
-from .contact_sheet import GAP, LINE_HEIGHT, label_font, shorten, thumbnail, wrap
+from .contact_sheet import FONT_SIZE, GAP, LINE_HEIGHT, thumbnail
+from .labels import shorten, wrap, write
 
 _LABEL_WIDTH = 136  # pixels, of the column on the left of each block
 _CELL_SIZES = 128, 256  # smallest and largest side of a cell
@@ -52,7 +53,7 @@ def step_sheet(rows: Sequence[SheetRow], prompts: Sequence[str], dark: bool = Fa
     if not sides:
         raise ValueError("A sheet of steps needs images, and there are none.")
     cell = min(max(_CELL_SIZES[0], *sides), _CELL_SIZES[1])
-    captions = [shorten(wrap(prompt, cell, label_font()), _CAPTION_LINES) for prompt in prompts]
+    captions = [shorten(wrap(prompt, cell, FONT_SIZE), _CAPTION_LINES) for prompt in prompts]
     top = GAP + max(map(len, captions)) * LINE_HEIGHT + GAP // 2
     width = _LABEL_WIDTH + len(prompts) * (cell + GAP)
     blocks = max(1, round((len(rows) * (cell + GAP) / width) ** 0.5))  # so that the sheet is not much taller than wide
@@ -76,8 +77,7 @@ def _draw_row(sheet: Image.Image, row: SheetRow, box: tuple[int, int, int, int],
     frame = _MARK[dark] if row.strong else colours.grid
     if row.strong:
         draw.rectangle((start, top - GAP // 2, end, bottom - GAP // 2 - 1), fill=_MARKED_BACKGROUND[dark])
-    font = label_font()
-    label, remark = (wrap(text, _LABEL_WIDTH - 2 * GAP, font) for text in (row.label, row.remark))
+    label, remark = (list(wrap(text, _LABEL_WIDTH - 2 * GAP, FONT_SIZE)) for text in (row.label, row.remark))
     _write(draw, (start + GAP, top), label, colours.ink if row.remark else colours.faint)
     _write(draw, (start + GAP, top + len(label) * LINE_HEIGHT), remark, _MARK[dark])
     if not row.images:
@@ -92,4 +92,4 @@ def _draw_row(sheet: Image.Image, row: SheetRow, box: tuple[int, int, int, int],
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], ink: str) -> None:
     left, top = place
     for number, line in enumerate(lines):
-        draw.text((left, top + number * LINE_HEIGHT), line, fill=ink, font=label_font())
+        write(draw, (left, top + number * LINE_HEIGHT), line, ink, FONT_SIZE)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...adapter import Restart
 from .canvas import Theme, theme
-from .contact_sheet import label_font, shorten, thumbnail, wrap
+from .contact_sheet import thumbnail
+from .labels import shorten, wrap, write
 from .training import training_chart
 
 # A node of ComfyUI is some 400 wide, so it shows the picture at half its size: letters are twice as large for it.
@@ -86,8 +87,7 @@ def training_picture(
 
 
 def _text(text: str, colours: Theme, gap: int = _GAP) -> Image.Image:
-    font = label_font(FONT_SIZE)
-    lines = shorten(wrap(text, WIDTH - 2 * _MARGIN, font), _TEXT_LINES)
+    lines = shorten(wrap(text, WIDTH - 2 * _MARGIN, FONT_SIZE), _TEXT_LINES)
     part = Image.new("RGB", (WIDTH, 2 * gap + len(lines) * _LINE_HEIGHT), colours.background)
     _write(part, (_MARGIN, gap), lines, colours)
     return part
@@ -99,8 +99,7 @@ def _images(images: Sequence[Tensor], captions: Sequence[str], colours: Theme) -
     columns = -(-len(images) // rows)
     cell = (WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns
     cell = min(cell, WIDTH // 2)
-    font = label_font(FONT_SIZE)
-    texts = [shorten(wrap(caption, cell, font), _CAPTION_LINES) for caption in captions]
+    texts = [shorten(wrap(caption, cell, FONT_SIZE), _CAPTION_LINES) for caption in captions]
     row_height = cell + max(map(len, texts)) * _LINE_HEIGHT + _GAP
     part = Image.new("RGB", (WIDTH, rows * row_height + _GAP), colours.background)
     for index, (image, lines) in enumerate(zip(images, texts, strict=True)):
@@ -116,4 +115,4 @@ def _write(part: Image.Image, place: tuple[int, int], lines: Sequence[str], colo
     left, top = place
     draw = ImageDraw.Draw(part)
     for number, line in enumerate(lines):
-        draw.text((left, top + number * _LINE_HEIGHT), line, fill=colours.ink, font=label_font(FONT_SIZE))
+        write(draw, (left, top + number * _LINE_HEIGHT), line, colours.ink, FONT_SIZE)

@@ -41,6 +41,14 @@ def said(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
+@pytest.fixture
+def shown(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that come with the progress bar, in order."""
+    texts: list[str] = []
+    monkeypatch.setattr(pack.nodes.host.progress, "send_text", lambda text, node_id: texts.append(text))
+    return texts
+
+
 def test_the_node_says_what_it_does_before_the_first_step_and_after_the_last(
     pack: ModuleType, model: Any, pictures: Any, said: list[str]
 ) -> None:
@@ -103,6 +111,70 @@ def test_a_full_disk_costs_the_picture_and_not_the_training(
     result = run_node(pack, model, *pictures, SHORT)
     assert result.ui["images"] == [] and "The picture of the training could not be saved (" in result.ui["text"][0]
     assert any(tensor.any() for key, tensor in result.result[1].items() if "lora_up" in key)
+
+
+def test_images_without_the_style_may_be_grey_or_transparent(
+    pack: ModuleType, model: Any, pictures: Any, shown: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn: list[Any] = []
+    before = [torch.rand(2, 8, 8, 1), torch.rand(1, 8, 16, 4), torch.full((1, 8, 8, 3), torch.nan)]
+    with tiny.progress(lambda value, total, preview: drawn.append(preview)):
+        run_node(pack, model, *pictures, {**SHORT, "seed": 31}, before)
+    assert "Drawn without the style, before the training" in shown and drawn[0][1].height > 200
+    assert not caplog.messages or "could not be drawn" not in caplog.text
+
+
+def test_what_cannot_be_shown_before_a_training_does_not_end_it(
+    pack: ModuleType,
+    model: Any,
+    pictures: Any,
+    shown: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room for a sheet")
+
+    monkeypatch.setattr(pack.nodes.training.display, "contact_sheet", fail)
+    result = run_node(pack, model, *pictures, {**SHORT, "seed": 32}, [torch.rand(1, 8, 8, 3)])
+    assert len(result.result[2]["loss"]) == 2 and "Drawn without the style, before the training" not in shown
+    assert caplog.text.count("pictures on the node could not be drawn") == 1 and len(result.ui["images"]) == 1
+
+
+def test_a_chart_that_cannot_be_drawn_does_not_end_a_training(
+    pack: ModuleType,
+    model: Any,
+    pictures: Any,
+    shown: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr(pack.nodes.training.display, "_CHART_INTERVAL", -1.0)  # one for each step
+    monkeypatch.setattr(pack.nodes.training.display, "training_picture", fail)
+    bars: list[int] = []
+    with tiny.progress(lambda value, total, preview: bars.append(value)):
+        result = run_node(pack, model, *pictures, {**SHORT, "steps": 4, "seed": 33})
+    assert len(result.result[2]["loss"]) == 4 and bars == [1, 2, 3, 4]
+    assert len([text for text in shown if text.startswith("training, loss")]) == 4
+    assert caplog.text.count("pictures on the node could not be drawn") == 1
+    told = "The picture of the training could not be drawn (no room for a picture)."
+    assert result.ui["images"] == [] and told in result.ui["text"][0]
+
+
+def test_comfyuis_interrupt_passes_through_a_chart(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy.model_management import InterruptProcessingException
+
+    def interrupted(*_: object) -> None:
+        raise InterruptProcessingException
+
+    display = pack.nodes.training.display
+    monkeypatch.setattr(display, "training_picture", interrupted)
+    show = display.TrainingDisplay(pack.nodes.host.ProgressBar(2), display.LivePreviews(None), lambda text: None)
+    with pytest.raises(InterruptProcessingException):
+        show(display.Progress(2, 1, losses=[0.5]))
 
 
 @pytest.mark.parametrize(

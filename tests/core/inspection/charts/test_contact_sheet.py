@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import ImageFont
 
 from aclora_core.inspection.charts.contact_sheet import (
     CELL_SIZE,
@@ -23,6 +24,14 @@ def test_the_sheet_shows_each_image_in_its_cell() -> None:
     middle = GAP + CELL_SIZE // 2
     torch.testing.assert_close(sheet[middle, middle], torch.zeros(3))
     torch.testing.assert_close(sheet[middle, middle + CELL_SIZE + GAP], BLUE)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_an_image_of_any_number_of_channels_is_shown_and_what_is_not_finite_is_black(channels: int) -> None:
+    image = torch.ones(CELL_SIZE, CELL_SIZE, channels)
+    image[: CELL_SIZE // 2] = torch.nan
+    sheet = contact_sheet([image] * 4, ["a"] * 4)
+    assert sheet[GAP + 20, GAP + 20].max() == 0 and sheet[GAP + CELL_SIZE - 20, GAP + 20].min() == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -64,6 +73,21 @@ def test_notes_stand_below_the_captions_and_make_room_for_themselves() -> None:
 def test_a_word_wider_than_its_cell_is_broken() -> None:
     sheet = contact_sheet([torch.ones(64, 64, 3)], ["w" * 500])
     assert sheet[:, -GAP:].min() == 1
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_no_more_of_a_long_caption_is_measured_than_is_shown(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    real = ImageFont.FreeTypeFont.getlength
+
+    def getlength(font: ImageFont.FreeTypeFont, text: str) -> float:
+        measured.append(len(text))
+        return real(font, text)
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", getlength)
+    caption = "一只黑猫坐在窗台上" * 223  # some 2000 characters without a space
+    contact_sheet([torch.ones(8, 8, 3)] * columns, [caption] * columns)
+    assert len(measured) < 50 * columns and sum(measured) < 10_000
 
 
 def test_missing_captions_are_an_error() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFont
 
 from aclora_core.adapter import RankReport
 from aclora_core.inspection.charts.canvas import DARK, LIGHT
@@ -46,6 +46,13 @@ def test_eight_images_stand_in_two_rows_of_four() -> None:
     filled = shares(picture, (255, 0, 0)) > 0.9
     assert int(np.diff(filled.astype(int)).clip(0).sum()) == 2
     assert training_picture(REPORT, 10, [RED.expand(8, 8, 3)], ["a"]).height < picture.height + WIDTH // 4
+
+
+def test_the_font_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"captions": ["a cat"], "title": "Drawn at step 3", "summary": "It learned nothing."}
+    first = training_picture(REPORT, 10, [RED.expand(8, 8, 3)], **words)
+    monkeypatch.setattr(ImageFont, "truetype", None)
+    assert training_picture(REPORT, 10, [RED.expand(8, 8, 3)], **words).tobytes() == first.tobytes()
 
 
 def test_a_long_summary_is_cut_and_a_missing_caption_refused() -> None:
