@@ -1,4 +1,4 @@
-"""Out of memory on a GPU, in every form in which it is told.
+"""Out of memory on a GPU, in every form in which it is reported.
 
 PyTorch's allocator raises torch.cuda.OutOfMemoryError. Where a library or the driver itself finds no memory, for its
 workspace, a kernel that is loaded when it first runs, or a graph, there is only the text of a RuntimeError.

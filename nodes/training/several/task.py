@@ -101,7 +101,7 @@ def read_result(folder: Path) -> Ended:
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    """Write nested values. PyTorch tells a full disk in words of its own; the error of the file is raised instead."""
+    """Write nested values. PyTorch reports a full disk in words of its own; the error of the file is raised instead."""
     try:
         with path.open("wb") as file:
             torch.save(content, file)

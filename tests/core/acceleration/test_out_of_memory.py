@@ -1,4 +1,4 @@
-"""Out of memory is one error, whoever tells it, and nothing else is taken for it."""
+"""Out of memory is one error, whoever reports it, and nothing else is taken for it."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def test_processes_that_do_not_find_each_other_are_given_up(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the file /dev/full of Linux")
-def test_a_full_disk_is_told_as_one(pack: ModuleType, several: Any, options: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_one(pack: ModuleType, several: Any, options: Any, tmp_path: Path) -> None:
     (tmp_path / "task.pt").symlink_to("/dev/full")
     task = a_task(pack, several, options, [[[torch.ones(1, 5, 6), {}]]])
     with pytest.raises(OSError, match="No space left on device"):
