@@ -50,7 +50,7 @@ class Bench:
 
     def __init__(self, pack: Any) -> None:
         self.pack = pack
-        self.validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
+        self.fixed_noise = importlib.import_module(f"{pack.__name__}.aclora_core.training.fixed_noise")
         self.model, clip, vae = pack.nodes.tiny_base.ACLoRATinyBase.execute().result
         dataset = pack.nodes.dataset.node.ACLoRADataset
         self.images = dataset.execute(vae=vae, clip=clip, **quickstart_settings()["dataset"]).result
@@ -59,7 +59,7 @@ class Bench:
 
     def loss(self, session: Session) -> float:
         """Return the denoising loss of the model as it is now, over all images."""
-        return self.validation.mean_denoising_loss(session.network, session.images, range(len(self.images[0])), seed=0)
+        return self.fixed_noise.mean_denoising_loss(session.network, session.images, range(len(self.images[0])), seed=0)
 
     def run(self, rank: int, alpha: float, marks: Sequence[int]) -> dict[str, Any]:
         """Train once; return the share of the base's loss that is gone at each mark, and ‖ΔW‖ over all layers."""

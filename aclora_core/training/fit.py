@@ -15,7 +15,8 @@ import torch
 from ..adapter import fit_share
 from ..diffusion import TrainingSet
 from ..text import percent_text
-from .validation import Measurements, different_images
+from .held_out import different_images
+from .measurements import Measurements
 
 LEVEL = 0.18  # share of the model's own loss at which a training ends
 MIN_STEPS = 560  # before that a few images would end it before their style is there
@@ -25,7 +26,7 @@ MAX_IMAGES = 8  # that are measured
 class FitStopping(Measurements):
     """Measures training images now and then, and says when the adapter fits them well enough."""
 
-    def should_stop(self) -> bool:
+    def ends_training(self) -> bool:
         """Return whether the loss has fallen to its level, since a restart too."""
         if self.share is None:
             return False

@@ -23,9 +23,9 @@ from ..diffusion import TrainingSet, draw_latents
 from ..distributed import ALONE, Processes
 from ..storage import tensors_in, to_device
 from .adapted_model import AdaptedModel
+from .held_out import different_images
 from .run import TrainingRun
 from .sampler import group_by_key, style_indices
-from .validation import different_images
 
 log = logging.getLogger("aclora")
 

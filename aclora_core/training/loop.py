@@ -12,10 +12,10 @@ from ..text import count_noun
 from .answers import answer_requests
 from .batches import BatchStream
 from .first_pass import FirstPass
+from .measurements import Measurements
 from .resume import save_checkpoint
 from .run import TrainingRun
 from .trainer import Trainer
-from .validation import Measurements
 from .verdict import OUT_OF_RANGE
 
 log = logging.getLogger("aclora")
@@ -47,7 +47,7 @@ def run_pass(
         run.keep_candidate(trainer, 0)
     run.callbacks.on_activity("first step")
     while progress.step < steps:
-        if measurements and run.config.stop_early and measurements.should_stop():
+        if measurements and run.config.stop_early and measurements.ends_training():
             log.info("AC-LoRA: stopped at step %d: %s.", progress.step, measurements.reason)
             break
 

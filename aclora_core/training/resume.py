@@ -10,10 +10,11 @@ from typing import Any
 
 from ..adapter import TrainingFacts
 from .checkpoint import restoring
+from .early_stopping import EarlyStopping
 from .first_pass import FirstPass
+from .measurements import Measurements
 from .run import TrainingRun
 from .trainer import Trainer
-from .validation import EarlyStopping, Measurements
 
 log = logging.getLogger("aclora")
 
@@ -82,7 +83,7 @@ def resume_pass(
     if measurements and progress.restarts:
         measurements.last_restart = progress.restarts[-1].step
     asks_for_more = state["planned"] < run.config.steps
-    if asks_for_more and measurements and run.config.stop_early and measurements.should_stop():
+    if asks_for_more and measurements and run.config.stop_early and measurements.ends_training():
         raise ValueError(
             f"This training had stopped by itself at step {progress.step}: {measurements.reason}. It would stop again "
             "at once. To continue nevertheless, switch stop_early off."

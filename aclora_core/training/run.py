@@ -19,13 +19,14 @@ from ..text import error_reason
 from .activity import OnActivity, ignore
 from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError
+from .early_stopping import EarlyStopping
+from .measurements import Measurements
 from .previews import Previews
 from .progress import Progress
 from .requests import Requests
 from .sampler import steps_per_epoch, style_indices
 from .skipped_images import SkippedImages
 from .trainer import Trainer
-from .validation import EarlyStopping, Measurements
 
 log = logging.getLogger("aclora")
 

@@ -20,9 +20,12 @@ from .candidates import Candidates
 from .checkpoint import CheckpointStore, DamagedCheckpointError, restoring
 from .checks import check_inputs
 from .compression import USED_RANKS, WHOLE, smallest_truncation, truncated, used_ranks_facts
+from .early_stopping import EarlyStopping
 from .fingerprint import training_fingerprint
 from .first_pass import FirstPass
 from .fit import FitStopping, measured_images
+from .fixed_noise import FixedNoiseImages
+from .held_out import MIN_IMAGES, hold_out
 from .learned_style import add_learned_style
 from .loop import run_pass
 from .previews import Previews
@@ -33,7 +36,6 @@ from .resume import restore_facts, resume_pass
 from .run import Callbacks, TrainingRun
 from .sampler import captioned_indices, style_indices
 from .trainer import Trainer
-from .validation import MIN_IMAGES, EarlyStopping, ValidationSet, hold_out
 from .verdict import nothing_learned
 
 log = logging.getLogger("aclora")
@@ -200,9 +202,9 @@ def _early_stopping(run: TrainingRun, trainer: Trainer, held_out: list[int]) -> 
     return early_stopping
 
 
-def _at_fixed_noise(run: TrainingRun, trainer: Trainer, indices: list[int]) -> ValidationSet:
+def _at_fixed_noise(run: TrainingRun, trainer: Trainer, indices: list[int]) -> FixedNoiseImages:
     config = run.config
-    return ValidationSet(
+    return FixedNoiseImages(
         run.model,
         run.images,
         indices,

@@ -33,7 +33,7 @@ class StopCandidates:
 
     def __init__(self, studio: Studio, learned: Sequence[int], held_out: Sequence[int]) -> None:
         self.studio, self.learned, self.held_out = studio, list(learned), list(held_out)
-        losses = studio.core("training.validation").ValidationSet
+        losses = studio.core("training.fixed_noise").FixedNoiseImages
         network, images = studio.session.network, studio.session.images
         self._held_out_loss = losses(network, images, self.held_out, _LOSS_SEED, 64)
         self._training_loss = losses(network, images, self.learned, _LOSS_SEED, 64)

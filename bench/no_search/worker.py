@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, pack: ModuleType, session: Session, indices: dict[str, tuple[range, range]]) -> None:
         self.pack, self.session, self.indices = pack, session, indices
         core = f"{pack.__name__}.aclora_core"
-        names = ("adapter", "lora", "lora.targets", "training.validation")
+        names = ("adapter", "lora", "lora.targets", "training.fixed_noise")
         self.core: dict[str, Any] = {name: importlib.import_module(f"{core}.{name}") for name in names}
         network = session.network
         self.layers = self.core["lora.targets"].preset_layers(network.network, "all", network.prefix)
@@ -93,7 +93,7 @@ class Bench:
     def verdict(self, style: str) -> float:
         """Return the model's denoising loss on the test images of a style."""
         if style not in self._verdicts:
-            validation_set = self.core["training.validation"].ValidationSet
+            validation_set = self.core["training.fixed_noise"].FixedNoiseImages
             self._verdicts[style] = validation_set(
                 self.session.network, self.session.images, self.indices[style][1], _SEED, _BATCH
             )

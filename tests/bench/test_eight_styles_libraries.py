@@ -16,7 +16,7 @@ from aclora_core.config import TrainConfig
 from aclora_core.diffusion import SimpleModel, SimpleTrainingSet
 from aclora_core.lora.targets import preset_layers
 from aclora_core.training import train
-from aclora_core.training.validation import ValidationSet
+from aclora_core.training.fixed_noise import FixedNoiseImages
 from bench.eight_styles import t_lora
 from bench.eight_styles.libraries import METHODS, LibraryResult, train_library
 from bench.training_session import training_session
@@ -79,7 +79,7 @@ def layers_of(network: Any) -> dict[str, nn.Module]:
 
 def validation(network: Any, images: Any, indices: Sequence[int] = range(IMAGES)) -> Callable[[], float]:
     """Return the loss on fixed noise, as a function to call whenever it is wanted."""
-    held = ValidationSet(network, images, indices, 7, IMAGES)
+    held = FixedNoiseImages(network, images, indices, 7, IMAGES)
     return lambda: float(held.losses().mean())
 
 

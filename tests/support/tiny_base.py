@@ -124,8 +124,8 @@ def open_training(pack, model, latents, conditioning):
 def denoising_loss(pack, model, latents, captions):
     """Return the loss at fixed noise and noise levels, with the model's patches applied."""
     with torch.inference_mode(), open_training(pack, model, latents, captions) as (frozen, images):
-        validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
-        return validation.mean_denoising_loss(frozen, images, range(len(latents)), 5)
+        fixed_noise = importlib.import_module(f"{pack.__name__}.aclora_core.training.fixed_noise")
+        return fixed_noise.mean_denoising_loss(frozen, images, range(len(latents)), 5)
 
 
 def answer(frozen, images, noisy, sigma, numbers):

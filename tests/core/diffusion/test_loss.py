@@ -14,7 +14,7 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.dataset.masks import at_latent_size, is_black
 from aclora_core.diffusion.loss import denoising_losses, position_weights
 from aclora_core.training.batches import BatchStream, stack_position_weights
-from aclora_core.training.validation import ValidationSet
+from aclora_core.training.fixed_noise import FixedNoiseImages
 from tests.support.toy import FLOW, WIDTH, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,7 +118,7 @@ def test_masks_of_pure_white_and_a_floor_of_one_change_nothing() -> None:
 
 def test_the_held_out_loss_is_weighed_in_the_same_way() -> None:
     model = square_toy(4, masks={1: LEFT})
-    half = ValidationSet(model, model, [1], 0, mask_floor=0.0).losses()
-    assert torch.equal(half, torch.zeros(4).double()) and ValidationSet(model, model, [0], 0).losses().all()
-    whole = ValidationSet(square_toy(4), square_toy(4), [1], 0).losses()
-    torch.testing.assert_close(ValidationSet(model, model, [1], 0, mask_floor=0.5).losses(), whole * 0.5 / 0.75)
+    half = FixedNoiseImages(model, model, [1], 0, mask_floor=0.0).losses()
+    assert torch.equal(half, torch.zeros(4).double()) and FixedNoiseImages(model, model, [0], 0).losses().all()
+    whole = FixedNoiseImages(square_toy(4), square_toy(4), [1], 0).losses()
+    torch.testing.assert_close(FixedNoiseImages(model, model, [1], 0, mask_floor=0.5).losses(), whole * 0.5 / 0.75)

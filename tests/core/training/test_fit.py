@@ -16,9 +16,9 @@ from aclora_core.config import CheckpointConfig, TrainConfig
 from aclora_core.diffusion import Batch
 from aclora_core.training.checkpoint import CheckpointStore
 from aclora_core.training.fit import LEVEL, MAX_IMAGES, MIN_STEPS, FitStopping, measured_images
+from aclora_core.training.fixed_noise import FixedNoiseImages
 from aclora_core.training.progress import Result
 from aclora_core.training.summary import training_summary
-from aclora_core.training.validation import ValidationSet
 from tests.support.toy import Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ CONFIG = TrainConfig(
 
 def stopping(history: list[tuple[int, float]], last_restart: int = 0) -> FitStopping:
     model = toy(3)
-    fit = FitStopping(ValidationSet(model, model, range(3), 0), 4, 1.0)
+    fit = FitStopping(FixedNoiseImages(model, model, range(3), 0), 4, 1.0)
     fit.history[:] = history
     fit.last_restart = last_restart
     return fit
@@ -62,12 +62,12 @@ def stopping(history: list[tuple[int, float]], last_restart: int = 0) -> FitStop
     ],
 )
 def test_it_stops_at_its_level_and_not_too_early(history: list[tuple[int, float]], stops: bool) -> None:
-    assert stopping(history).should_stop() is stops
+    assert stopping(history).ends_training() is stops
 
 
 @pytest.mark.parametrize(("last_restart", "stops"), [(440, True), (441, False), (719, False)])
 def test_it_does_not_stop_soon_after_a_restart(last_restart: int, stops: bool) -> None:
-    assert stopping([(0, 1.0), (720, 0.1)], last_restart).should_stop() is stops
+    assert stopping([(0, 1.0), (720, 0.1)], last_restart).ends_training() is stops
 
 
 def test_it_says_what_is_left() -> None:
@@ -134,9 +134,9 @@ def test_the_measurements_are_those_of_the_given_adapter(whole: Result) -> None:
     layer = whole.adapter.layers["toy.attn"]
     own = toy()
     indices = measured_images(own, range(48), CONFIG.seed)
-    unlearned = ValidationSet(own, own, indices, CONFIG.seed).losses().mean()
+    unlearned = FixedNoiseImages(own, own, indices, CONFIG.seed).losses().mean()
     merged = toy(error=own.error - layer.scale * layer.lora_up @ layer.lora_down)
-    left = ValidationSet(merged, merged, indices, CONFIG.seed).losses().mean()
+    left = FixedNoiseImages(merged, merged, indices, CONFIG.seed).losses().mean()
     assert fit_share(whole.report.fit) == pytest.approx(float(left / unlearned), rel=1e-3)
 
 
@@ -265,16 +265,16 @@ def test_the_last_good_weights_are_measured_with_fewer_images_at_a_time_where_me
     """The loss becomes NaN; nothing of the adapter that is restored then may be lost for want of memory."""
     model = toy(8, spoil_step=lambda call: call > 12)
     rows: list[int] = []
-    losses_of = ValidationSet._losses_of
+    losses_of = FixedNoiseImages._losses_of
 
-    def full(images: ValidationSet, batch: Batch) -> torch.Tensor:
+    def full(images: FixedNoiseImages, batch: Batch) -> torch.Tensor:
         if len(model.learned) > 12:
             rows.append(len(batch.sigma))
             if len(batch.sigma) > 2:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return losses_of(images, batch)
 
-    monkeypatch.setattr(ValidationSet, "_losses_of", full)
+    monkeypatch.setattr(FixedNoiseImages, "_losses_of", full)
     result = train(model, TrainConfig(steps=60, batch_size=4, max_rank=2, layers="attention"))
     assert "loss has not been a finite number" in result.report.facts.notes
     assert "images go through the model 2 at a time" in result.report.facts.notes and min(rows) == 2

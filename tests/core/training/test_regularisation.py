@@ -11,9 +11,9 @@ import torch
 from aclora_core.config.checkpoints import CheckpointConfig
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.training.batches import BatchStream
+from aclora_core.training.held_out import hold_out
 from aclora_core.training.sampler import style_indices
 from aclora_core.training.summary import training_summary
-from aclora_core.training.validation import hold_out
 from tests.support.toy import FLOW, WIDTH, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

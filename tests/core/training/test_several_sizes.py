@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aclora_core.config.checkpoints import CheckpointConfig
-from aclora_core.training.validation import hold_out
+from aclora_core.training.held_out import hold_out
 from tests.support.toy import FLOW, HELD_OUT, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

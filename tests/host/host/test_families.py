@@ -94,8 +94,8 @@ def has_graph(value: Any) -> bool:
 def denoising_loss(pack, model, latents, captions) -> float:
     """Return the loss at fixed noise and noise levels, with the model's patches applied."""
     with torch.inference_mode(), pack.nodes.host.training_session(model, latents, captions) as (frozen, images):
-        validation = importlib.import_module(f"{pack.__name__}.aclora_core.training.validation")
-        return validation.mean_denoising_loss(frozen, images, range(len(latents)), 5)
+        fixed_noise = importlib.import_module(f"{pack.__name__}.aclora_core.training.fixed_noise")
+        return fixed_noise.mean_denoising_loss(frozen, images, range(len(latents)), 5)
 
 
 def first_step(model, family: Family, conditioning) -> torch.Tensor:

@@ -135,7 +135,7 @@ def test_validation_uses_the_current_text_encoder(pack, parts, pictures):
     with pack.nodes.host.training_session(parts[0], latents, captions, parts[1]) as (model, images):
         trainer = core.training.trainer.Trainer(model, images, config, [0], core.training.progress.Progress(1), 1)
         with trainer.ready():
-            held = core.training.validation.ValidationSet(model, images, [1], 0)
+            held = core.training.fixed_noise.FixedNoiseImages(model, images, [1], 0)
             kept = [tensor for batch in held._batches for tensor in core.storage.nested.tensors_in(batch)]
             assert kept and not any(tensor.requires_grad for tensor in kept)  # no graph stays in memory
             before = held.losses()

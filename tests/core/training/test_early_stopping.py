@@ -16,16 +16,12 @@ from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
 from aclora_core.lora.parameters import LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
+from aclora_core.training.early_stopping import EarlyStopping
+from aclora_core.training.fixed_noise import FixedNoiseImages, mean_denoising_loss
+from aclora_core.training.held_out import different_images, hold_out
 from aclora_core.training.progress import Progress, Result
 from aclora_core.training.summary import training_summary
 from aclora_core.training.trainer import Trainer
-from aclora_core.training.validation import (
-    EarlyStopping,
-    ValidationSet,
-    different_images,
-    hold_out,
-    mean_denoising_loss,
-)
 from tests.support.toy import FLOW, HELD_OUT, Toy, toy, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,12 +81,12 @@ def test_only_the_named_pictures_are_split() -> None:
 
 def test_a_measurement_is_the_same_again_and_in_other_batches() -> None:
     model = toy(12, objective=FLOW, batch_keys=["wide", "tall"] * 6)
-    found = [ValidationSet(model, model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
+    found = [FixedNoiseImages(model, model, [1, 4, 7, 9], 5, size).losses() for size in (1, 2, 16)]
     assert found[0].shape == (16,) and found[0].dtype == torch.float64
     for other in found[1:]:
         assert sorted(found[0].tolist()) == pytest.approx(sorted(other.tolist()), rel=1e-5)
-    assert torch.equal(found[0], ValidationSet(model, model, [1, 4, 7, 9], 5, 1).losses())
-    assert not torch.equal(found[0], ValidationSet(model, model, [1, 4, 7, 9], 6, 1).losses())
+    assert torch.equal(found[0], FixedNoiseImages(model, model, [1, 4, 7, 9], 5, 1).losses())
+    assert not torch.equal(found[0], FixedNoiseImages(model, model, [1, 4, 7, 9], 6, 1).losses())
     assert mean_denoising_loss(model, model, [1, 4, 7, 9], 5) == pytest.approx(float(found[0].mean()), rel=1e-5)
 
 
@@ -100,7 +96,7 @@ def test_conditionings_are_made_once_for_all_levels_and_not_before_the_first_mea
     model, asked = toy(12, objective=FLOW, batch_keys=["wide", "tall"] * 6), list[list[int]]()
     conditioning = model.conditioning
     monkeypatch.setattr(model, "conditioning", lambda indices: (asked.append(list(indices)), conditioning(indices))[1])
-    images = ValidationSet(model, model, [1, 4, 7, 9], 5, 2)
+    images = FixedNoiseImages(model, model, [1, 4, 7, 9], 5, 2)
     assert not asked
     images.losses()
     images.losses()
@@ -120,7 +116,7 @@ def test_each_of_several_processes_may_send_fewer_images_through_the_model(rows:
 
     def own(rank: int, limit: int) -> list[Tensor]:
         processes: Any = SimpleNamespace(rank=rank, size=2)
-        images = ValidationSet(model, model, [1, 4, 7, 9, 11, 12, 13], 5, 4, processes=processes)
+        images = FixedNoiseImages(model, model, [1, 4, 7, 9, 11, 12, 13], 5, 4, processes=processes)
         images.limit(16)
         before = list(images.iterate_losses())
         calls.clear()
@@ -142,7 +138,7 @@ def test_a_measurement_neither_learns_nor_draws_random_numbers() -> None:
     expected = torch.rand(1)
     torch.manual_seed(1)
     with injected(layers, weights.layers, model.is_unpatched):
-        ValidationSet(model, model, range(12), 0).losses()
+        FixedNoiseImages(model, model, range(12), 0).losses()
     assert torch.equal(torch.rand(1), expected) and not weights.gradient.any()
 
 
@@ -152,7 +148,7 @@ def watched(losses: list[float], batch_size: int = 4) -> EarlyStopping:
     weights = make_parameters(
         preset_layers(model.network, "all"), LoraSpec(1, 1.0), torch.Generator().manual_seed(0), model.device
     )
-    held_out = ValidationSet(model, model, range(3), 0)
+    held_out = FixedNoiseImages(model, model, range(3), 0)
     held_out.iterate_losses = lambda: iter([torch.tensor([losses.pop(0)])])  # type: ignore[method-assign]
     return EarlyStopping(held_out, weights, batch_size, 1.0)
 
@@ -175,7 +171,7 @@ def test_losses_are_read_before_they_become_float64_which_mps_lacks(monkeypatch:
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
     model = toy(2)
-    images = ValidationSet(model, model, range(2), 0)
+    images = FixedNoiseImages(model, model, range(2), 0)
     on_device = SimpleNamespace(double=refuse, cpu=lambda: torch.ones(2))
     monkeypatch.setattr(images._graphs, "call", lambda *_: on_device)
     assert images.losses().dtype == torch.float64
@@ -215,11 +211,11 @@ def test_training_has_passed_the_best_after_three_measurements_or_half_its_steps
     passed = []
     for step in range(0, 300, 30):
         validation.measure(step)
-        passed.append(validation.should_stop())
+        passed.append(validation.ends_training())
     assert passed.index(True) == 4  # step 30 was best; 60, 90 and 120 were not
     late = watched([1.0] + [1 - step / 1000 for step in range(30, 330, 30)] + [0.9] * 20)
     steps = iter(range(0, 900, 30))
-    while not late.should_stop():
+    while not late.ends_training():
         late.measure(step := next(steps))
     assert late.best_step == 300 and step == 450
 
