@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..storage import map_tensors, tensors_in
 from .graph_memory import release_graph_memory
-from .out_of_memory import out_of_memory_named
+from .out_of_memory import is_out_of_memory, out_of_memory_named
 from .pace import paced
 
 log = logging.getLogger("aclora")
@@ -176,7 +176,7 @@ class CudaGraphRunner:
         """
         if self.device.type != "cuda":
             return result.tolist
-        copied, done = torch.empty_like(result, device="cpu", pin_memory=True), torch.cuda.Event()
+        copied, done = _in_main_memory(result), torch.cuda.Event()
         copied.copy_(result, non_blocking=True)
         done.record(torch.cuda.current_stream(self.device))
 
@@ -233,14 +233,22 @@ class CudaGraphRunner:
             torch._C._cuda_endAllocateToPool(self.device.index or 0, self._pool)  # type: ignore[arg-type]
         while error.__context__ is not None:
             error = error.__context__
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise error
+        if is_out_of_memory(error):
+            raise torch.cuda.OutOfMemoryError(str(error)) from error
         self.active = False
         self.clear()
         log.info(
             "AC-LoRA: steps are slower: this model cannot be captured as a CUDA graph (%s).",
             str(error).split("\n")[0],
         )
+
+
+def _in_main_memory(result: Tensor) -> Tensor:
+    """Return an empty tensor like a result, pinned if that is possible; into others the GPU copies at once."""
+    try:
+        return torch.empty_like(result, device="cpu", pin_memory=True)
+    except RuntimeError:
+        return torch.empty_like(result, device="cpu")
 
 
 def _copy_nested(source: Any, target: Any) -> None:

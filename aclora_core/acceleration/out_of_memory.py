@@ -16,6 +16,13 @@ import torch
 _TEXTS = ("out of memory", "_STATUS_ALLOC_FAILED")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a GPU has no memory left."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
 @contextmanager
 def out_of_memory_named() -> Iterator[None]:
     """Raise torch.cuda.OutOfMemoryError wherever the block runs out of memory, and everything else as it is."""
@@ -24,7 +31,7 @@ def out_of_memory_named() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if not any(text in str(error) for text in _TEXTS):
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # as the cause it would keep what the block has allocated
         raise torch.cuda.OutOfMemoryError(str(error)) from error

@@ -13,6 +13,7 @@ _WHAT_HELPS = (
     "Close other programs that use the GPU, use smaller images (resolution on Load AC-LoRA Dataset), choose "
     "'attention' for layers, or lower max_rank."
 )
+_WHAT_HELPS_WITH_BLOCKS = " With checkpointing (AC-LoRA Speed Options) at 'automatic' a step needs less."
 _WHAT_HELPS_WITH_WEIGHTS = " A smaller file of the model, in fp8 or GGUF, leaves more room too."
 
 
@@ -23,16 +24,24 @@ class TooLittleMemoryError(ValueError):
         whole: whether all weights were on the GPU, so that streaming them would leave more memory.
     """
 
-    def __init__(self, missing: int, adapted: AdaptedModel) -> None:
-        """Tell how many bytes are missing, 0 if unknown, and what helps."""
+    def __init__(self, missing: int, adapted: AdaptedModel, recomputed: bool = True) -> None:
+        """Tell what is missing and what helps.
+
+        Args:
+            missing: bytes; 0 if unknown.
+            adapted: the model and its adapter.
+            recomputed: whether every block was recomputed.
+        """
         self.whole = adapted.model.weight_stream is None
-        how = "with every block recomputed" + ("" if self.whole else " and all weights streamed")
+        ways = ["every block recomputed"] * recomputed + ["all weights streamed"] * (not self.whole)
+        how = f", with {' and '.join(ways)}" if ways else ""
         amount = (
             f"at least {missing / 1e9:.1f} GB are missing" if missing > 0 else "the memory ran out in the trial step"
         )
-        more = _WHAT_HELPS_WITH_WEIGHTS if self.whole else ""
+        more = "" if recomputed else _WHAT_HELPS_WITH_BLOCKS
+        more += _WHAT_HELPS_WITH_WEIGHTS if self.whole else ""
         super().__init__(
-            f"There is too little GPU memory to train on one image at a time, {how}: {amount}. {_WHAT_HELPS}{more}"
+            f"There is too little GPU memory to train on one image at a time{how}: {amount}. {_WHAT_HELPS}{more}"
         )
 
 

@@ -84,7 +84,8 @@ class Trainer:
                 begins("memory")
                 self.memory.make()
             except torch.cuda.OutOfMemoryError as error:
-                raise TooLittleMemoryError(bytes_missing(error), self.adapted) from error
+                recomputed = self.config.checkpointing != "off"
+                raise TooLittleMemoryError(bytes_missing(error), self.adapted, recomputed) from error
             yield
 
     @contextmanager

@@ -37,7 +37,7 @@ def warm_up(
         begins: called before kernels are compiled, and before the pass.
     """
     model, checkpointing = adapted.model, adapted.checkpointing
-    on_gpu = model.device.type == "cuda"
+    on_gpu = model.device.type != "cpu"
     if config.checkpointing == "all" or (config.checkpointing == "automatic" and on_gpu):
         checkpointing.recompute_all()
     kernels = find_kernels(model.device, model.dtype, "lora")

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....aclora_core.training import RequestKind, Requests
+from ....aclora_core.training import RequestKind, Requests, Result
 from ... import host
 from ..requests import ENDED
 from ..status import activity_text
@@ -114,7 +114,7 @@ def _train(task: Task, model: Any, clip: Any, vae: Any, job: Path, line: Any, se
             try:
                 write_result(Ended(result, key, network.base_name, images.resolution, drawn, at), job)
             except OSError as error:
-                kept = training.saved(result, network, images)
+                kept = _saved_instead(training, result, network, images)
                 raise OSError(
                     f"The training has ended, and its result cannot be handed over: {error}. {kept}"
                 ) from error
@@ -122,6 +122,14 @@ def _train(task: Task, model: Any, clip: Any, vae: Any, job: Path, line: Any, se
     training.opened(learn)
     send("result")
     line.send("finished")
+
+
+def _saved_instead(training: Training, result: Result, network: host.HostModel, images: host.HostTrainingSet) -> str:
+    """Save the LoRA where it is not lost, and return a sentence on it; another full disk has a sentence too."""
+    try:
+        return training.saved(result, network, images)
+    except (ValueError, OSError) as error:
+        return f"It cannot be saved in models/loras either ({error}). Free some space and run again."
 
 
 def _handle(message: tuple[Any, ...], requests: Requests, send: Callable[..., None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,3 +108,36 @@ def test_a_step_repeated_with_less_memory_counts_once(captures, what: str) -> No
     torch.testing.assert_close(pressed.report.losses, calm.report.losses, rtol=1e-4, atol=1e-6)
     up, expected = (result.adapter.layers["toy.attn"].lora_up for result in (pressed, calm))
     torch.testing.assert_close(up, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_result_is_read_where_no_more_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update is launched by then: an error would repeat the step, which would count twice."""
+    empty_like, event = torch.empty_like, SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
+
+    def refuse(tensor: Tensor, **options: Any) -> Tensor:
+        if options.get("pin_memory"):
+            raise RuntimeError("CUDA error: out of memory")
+        return empty_like(tensor, **options)
+
+    monkeypatch.setattr(torch, "empty_like", refuse)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    graphs = CudaGraphRunner(CPU)
+    graphs.device = torch.device("cuda")
+    assert graphs.async_read(torch.tensor([3.0, 4.0]))() == [3.0, 4.0]
+
+
+def test_a_capture_that_finds_no_memory_is_known_by_its_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch ends the failed capture with another error, which hides that of the driver."""
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None, raising=False)
+    graphs = CudaGraphRunner(CPU)
+    graphs.active = True
+    try:
+        try:
+            raise RuntimeError("CUDA error: out of memory")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            graphs._disable(error)
+    assert graphs.active
