@@ -170,7 +170,7 @@ def _model_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Ite
 def _known_sums(tensor: Tensor, signs: dict[int, Tensor], known: dict[str, list[float]]) -> list[float]:
     """Return the sums of a tensor, computed once for equal tensors, as those of an image's repeats.
 
-    A conditioning is a new tensor whenever it is asked for, so tensors are told apart by their content.
+    A conditioning is a new tensor whenever it is asked for, so its content tells whether it is known.
     """
     key = content_hash(tensor)
     if key not in known:

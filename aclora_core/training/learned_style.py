@@ -25,7 +25,7 @@ from ..storage import tensors_in, to_device
 from .adapted_model import AdaptedModel
 from .held_out import different_images
 from .run import TrainingRun
-from .sampler import group_by_key, style_indices
+from .sampler import group_by_key, images_per_step, style_indices
 
 log = logging.getLogger("aclora")
 
@@ -73,8 +73,8 @@ def add_learned_style(run: TrainingRun, adapter: Adapter, learned: Sequence[int]
         run.callbacks.on_step(run.progress)
         adapted = AdaptedModel(run.model, run.config, torch.Generator())
         adapted.parameters.load(adapter.layers)
-        images_per_step = min(len(learned), run.config.batch_size * run.config.accumulate)
-        passes = _STEP_COST * run.progress.done * images_per_step
+        taken = images_per_step(len(learned), run.config.batch_size, run.config.accumulate)
+        passes = _STEP_COST * run.progress.done * taken
         drawn = _repeated(unseen, _drawings(passes))
         different = different_images(run.images, style_indices(run.images, learned))
         shown = _spread([copies[0] for copies in different], MAX_LEARNED)

@@ -16,6 +16,11 @@ def steps_per_epoch(images: int, batch_size: int, accumulate: int = 1) -> int:
     return math.ceil(images / (batch_size * accumulate))
 
 
+def images_per_step(images: int, batch_size: int, accumulate: int = 1) -> int:
+    """Return how many images a step takes, at most."""
+    return min(images, batch_size * accumulate)
+
+
 def style_indices(images: TrainingSet, indices: Iterable[int]) -> list[int]:
     """Return the indices of images that show the style; the others are regularisation images."""
     return [index for index in indices if index not in images.regularisation]

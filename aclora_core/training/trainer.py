@@ -18,6 +18,7 @@ from .batches import BatchStream
 from .memory import MemoryPlan
 from .progress import Progress
 from .restarts import Restarts
+from .sampler import images_per_step
 from .too_little_memory import TooLittleMemoryError, bytes_missing
 from .verdict import OUT_OF_RANGE
 from .warmup import warm_up
@@ -110,7 +111,7 @@ class Trainer:
     @property
     def images_per_step(self) -> int:
         """How many images a step takes, at most."""
-        return min(len(self.stream.indices), self.config.batch_size * self.config.accumulate)
+        return images_per_step(len(self.stream.indices), self.config.batch_size, self.config.accumulate)
 
     @property
     def diverged(self) -> bool:

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -21,11 +21,12 @@ from aclora_core.acceleration.kernels import launch
 from aclora_core.acceleration.pace import keep_pace, paced
 from aclora_core.config.train_config import TrainConfig
 from aclora_core.lora.injection import injected
-from aclora_core.lora.parameters import LoraSpec, make_parameters
+from aclora_core.lora.parameters import FlatParameters, LoraSpec, make_parameters
 from aclora_core.lora.targets import preset_layers
 from aclora_core.training.progress import Progress
 from aclora_core.training.trainer import Trainer
 from tests.support.toy import toy
+from tests.support.without_gpu import replace_cuda_measurements
 
 CPU = torch.device("cpu")
 # Prints how many MB the allocator took at most for tensors that grow, as a CPU far ahead of the GPU frees them.
@@ -67,6 +68,16 @@ class Network(nn.Module):
         return x
 
 
+@contextmanager
+def adapted(network: Network) -> Iterator[tuple[ActivationCheckpointing, FlatParameters]]:
+    """Put an adapter on a network whose blocks can be recomputed."""
+    layers = preset_layers(network.requires_grad_(False), "all")
+    weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), CPU)
+    checkpointing = ActivationCheckpointing(network)
+    with injected(layers, weights.layers, lambda module: True), checkpointing.attached():
+        yield checkpointing, weights
+
+
 def test_the_cpu_waits_only_within_the_context(waits: list[None]) -> None:
     keep_pace()
     with paced(False):
@@ -103,12 +114,8 @@ def test_backward_passes_in_another_thread_wait_too(waits: list[None]) -> None:
 
 def waits_of_a_step(waits: list[None], recomputed: set[int]) -> tuple[int, int]:
     """Return how often a forward and a backward pass through two blocks of two layers wait."""
-    network = Network().requires_grad_(False)
-    layers = preset_layers(network, "all")
-    weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), CPU)
-    checkpointing = ActivationCheckpointing(network)
-    checkpointing.recomputed = recomputed
-    with injected(layers, weights.layers, lambda module: True), checkpointing.attached(), paced():
+    with adapted(network := Network()) as (checkpointing, weights), paced():
+        checkpointing.recomputed = recomputed
         loss = network(torch.randn(3, 6)).square().sum()
         forward = len(waits)
         loss.backward()
@@ -128,18 +135,8 @@ def test_a_recomputed_block_waits_before_each_of_its_passes(waits: list[None]) -
 def test_the_measured_step_is_paced_and_the_timed_blocks_are_not(
     in_pace: bool, expected: int, waits: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("empty_cache", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
-        monkeypatch.setattr(torch.cuda, name, lambda: 0)
-    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
-    network = Network().requires_grad_(False)
-    layers = preset_layers(network, "all")
-    weights = make_parameters(layers, LoraSpec(2, 2.0), torch.Generator().manual_seed(1), CPU)
-    checkpointing = ActivationCheckpointing(network)
-    with injected(layers, weights.layers, lambda module: True), checkpointing.attached():
+    replace_cuda_measurements(monkeypatch)
+    with adapted(network := Network()) as (checkpointing, _):
         checkpointing.measure(lambda: network(torch.randn(3, 6)).square().sum(), in_pace)
     assert len(waits) == expected + 1  # one after the step, whatever was wanted
 

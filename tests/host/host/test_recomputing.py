@@ -4,7 +4,6 @@ PyTorch's functions for CUDA memory and time are replaced, since the numbers do 
 """
 
 import importlib
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,18 +12,13 @@ from tests.support import quantised
 from tests.support.families import FAMILIES, build, pictures
 from tests.support.tiny_base import parts  # noqa: F401
 from tests.support.tiny_base import pictures as tiny_pictures  # noqa: F401
+from tests.support.without_gpu import replace_cuda_measurements
 
 
 @pytest.fixture
 def without_gpu(monkeypatch):
-    def event(**_):
-        return SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda other: 1.0)
-
-    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize", "_sleep"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
-        monkeypatch.setattr(torch.cuda, name, lambda: 0)
-    monkeypatch.setattr(torch.cuda, "Event", event)
+    replace_cuda_measurements(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
 
 
 @pytest.fixture
